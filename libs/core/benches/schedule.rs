@@ -1,0 +1,151 @@
+//! What a schedule costs: `cargo bench -p carillon-core --bench schedule`. The numbers and the bounds they must keep are
+//! in `docs/schedules.md`; the comparison with the `cron` crate is the ground of `docs/decisions/0002-cron-crate.md`.
+//!
+//! Memory is measured as the growth of the process while it parses two hundred thousand schedules and keeps them, so the
+//! allocator's own overhead is in the figure.
+
+use std::hint::black_box;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use carillon_core::schedule::{DstGap, Timetable, TimetableSpec};
+use chrono::{DateTime, TimeZone, Utc};
+use criterion::{Criterion, criterion_group, criterion_main};
+use uuid::Uuid;
+
+/// What most jobs have.
+const ORDINARY: &[(&str, &str)] = &[
+    ("* * * * *", "UTC"),
+    ("*/15 * * * *", "America/New_York"),
+    ("0 2 * * *", "Europe/Berlin"),
+    ("30 9 * * MON-FRI", "Asia/Kolkata"),
+    ("0 0 1 * *", "Australia/Lord_Howe"),
+    ("*/10 * * * * *", "UTC"),
+];
+
+/// What searches longest: few days, far apart, or far from where the search begins.
+const WORST: &[(&str, &str)] = &[
+    ("0 0 */28 2 1#5", "UTC"),
+    ("0 0 29 2 *", "America/New_York"),
+    ("0 0 12 29 2 ? 2396", "Europe/Berlin"),
+    ("0 30 2 ? 3 0L 1970,2399", "Europe/Berlin"),
+    ("30 2 * 3 0L", "Europe/Berlin"),
+    ("59 59 23 L-30 * 6#5 2399", "Africa/Casablanca"),
+];
+
+fn start() -> DateTime<Utc> {
+    Utc.with_ymd_and_hms(2026, 11, 24, 15, 0, 1).unwrap()
+}
+
+fn parse(expression: &str, zone: &str) -> Timetable {
+    Timetable::parse(&TimetableSpec::cron(expression, zone), Uuid::nil()).unwrap()
+}
+
+fn next(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("next, ordinary");
+    for (expression, zone) in ORDINARY {
+        let timetable = parse(expression, zone);
+        group.bench_function(format!("{expression} {zone}"), |b| b.iter(|| timetable.next_after(black_box(start()))));
+    }
+    group.finish();
+    let mut group = criterion.benchmark_group("next, worst");
+    for (expression, zone) in WORST {
+        let mut spec = TimetableSpec::cron(*expression, *zone);
+        spec.dst_gap = Some(DstGap::Skip);
+        // The last of these never fires again once Berlin has summer time, and is found not to.
+        let timetable = Timetable::parse(&spec, Uuid::nil()).unwrap();
+        for from in [start(), Utc.with_ymd_and_hms(1980, 6, 1, 0, 0, 0).unwrap()] {
+            let name = format!("{expression} {zone} from {}", from.format("%Y"));
+            group.bench_function(name, |b| b.iter(|| timetable.next_after(black_box(from))));
+        }
+    }
+    group.finish();
+    let every_second = parse("* * * * * *", "Europe/Berlin");
+    let yearly = parse("@yearly", "Europe/Berlin");
+    let mut group = criterion.benchmark_group("last of a year");
+    for (name, timetable) in [("every second", every_second), ("yearly", yearly)] {
+        let from = start() - chrono::TimeDelta::days(365);
+        group.bench_function(name, |b| b.iter(|| timetable.last_at_or_before(black_box(start()), from)));
+    }
+    group.finish();
+}
+
+fn parsing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("parse");
+    let long = format!("{} * * * *", ["0-59/7"; 140].join(","));
+    let texts = ["0 2 * * *", "*/15 9-17 * * MON-FRI", "H H * * *", "0 0 12 L-3,15W,LW * 5L,1#3 2026-2030", &long];
+    for text in texts {
+        let spec = TimetableSpec::cron(text, "Europe/Berlin");
+        let name = if text.len() < 50 { text.to_owned() } else { format!("{} bytes", text.len()) };
+        group.bench_function(name, |b| b.iter(|| Timetable::parse(black_box(&spec), Uuid::nil())));
+    }
+    // What the mending of a bad text may cost: a full answer of mistakes, and a search that ends nowhere.
+    let bad = format!("{} * * * *", ["99"; 340].join(","));
+    for (name, text) in [("1 KiB of mistakes", bad.as_str()), ("never fires", "0 0 30 2 *")] {
+        let spec = TimetableSpec::cron(text, "Europe/Berlin");
+        group.bench_function(name, |b| b.iter(|| Timetable::parse(black_box(&spec), Uuid::nil()).unwrap_err()));
+    }
+    let mut always_in_the_gap = TimetableSpec::cron("0 30 2 ? 3 0L 1990-2399", "Europe/Berlin");
+    always_in_the_gap.dst_gap = Some(DstGap::Skip);
+    group.bench_function("only in gaps", |b| b.iter(|| Timetable::parse(black_box(&always_in_the_gap), Uuid::nil())));
+    group.finish();
+}
+
+/// The `cron` crate on the same texts, as far as it reads them.
+fn cron_crate(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("cron crate");
+    for text in ["0 * * * * *", "0 0 2 * * *", "0 */15 9-17 * * Mon-Fri", "0 0 0 29 2 *"] {
+        group.bench_function(format!("parse {text}"), |b| b.iter(|| cron::Schedule::from_str(black_box(text))));
+        let schedule = cron::Schedule::from_str(text).unwrap();
+        group.bench_function(format!("next {text}"), |b| b.iter(|| schedule.after(black_box(&start())).next()));
+    }
+    group.finish();
+}
+
+fn memory(_: &mut Criterion) {
+    const COUNT: usize = 200_000;
+    let expressions = ["0 2 * * *", "*/15 * * * *", "30 9 * * MON-FRI", "5,35 8-18 1-7 * *", "H H * * *"];
+    let spec = |i: usize| TimetableSpec::cron(expressions[i % expressions.len()], "Europe/Berlin");
+    let ours = grown_by(COUNT, |i| Timetable::parse(&spec(i), Uuid::from_u128(i as u128)).unwrap());
+    println!("memory: {ours} bytes a parsed five-field schedule");
+    let theirs = grown_by(COUNT / 10, |i| {
+        let text = expressions[i % 4];
+        cron::Schedule::from_str(&format!("0 {}", text.replace("MON", "Mon"))).unwrap()
+    });
+    println!("memory: {theirs} bytes the same in the cron crate");
+}
+
+fn grown_by<T>(count: usize, make: impl Fn(usize) -> T) -> usize {
+    let mut kept = Vec::with_capacity(count);
+    kept.extend((0..100).map(&make));
+    let before = resident_bytes();
+    kept.extend((100..count).map(&make));
+    let after = resident_bytes();
+    let (vector, kept) = (count * size_of::<T>(), black_box(kept));
+    drop(kept);
+    // The vector itself is counted with its elements: its pages are first touched as it fills.
+    let _ = vector;
+    (after - before) / (count - 100)
+}
+
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4_096
+}
+
+/// The first use of a zone in a process makes its table; not in any figure above.
+fn first_use_of_a_zone(_: &mut Criterion) {
+    let begun = Instant::now();
+    let zones = ["Africa/Tunis", "America/Chicago", "Asia/Tokyo", "Europe/Lisbon", "Pacific/Auckland"];
+    for zone in zones {
+        parse("0 2 * * *", zone);
+    }
+    println!("first use of a zone: {:?}", begun.elapsed() / 5);
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(20);
+    targets = first_use_of_a_zone, memory, next, parsing, cron_crate
+}
+criterion_main!(benches);

@@ -1,0 +1,51 @@
+//! What kind of failure something is, for whoever must answer for it at an edge.
+
+use std::fmt;
+
+/// The closed list of failures that a client can be told of. One table in the gateway maps it to gRPC codes, and from
+/// there to HTTP; nothing else decides on codes. New kinds are a change of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The request itself is wrong, whatever the state of the system.
+    InvalidArgument,
+    /// No such job or execution.
+    NotFound,
+    /// The same idempotency key was used for another request.
+    AlreadyExists,
+    /// The request is right, but not in the state the thing is in.
+    FailedPrecondition,
+    /// Somebody else changed it meanwhile; try again.
+    Conflict,
+    /// A limit is reached.
+    Exhausted,
+    /// Who are you?
+    Unauthenticated,
+    /// You may not.
+    Forbidden,
+    /// Postgres or Redis cannot be reached; try again later.
+    Unavailable,
+    /// Ours to mend.
+    Internal,
+}
+
+/// One wrong field of a request: which, and the rule it breaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldViolation {
+    /// Path of the field in the request, such as `schedule` or `exclusions[1].from`.
+    pub field: String,
+    /// The rule, readable alone: `must be 1 to 200 characters long, is 0`.
+    pub rule: String,
+}
+
+impl FieldViolation {
+    /// A violation of `rule` by `field`.
+    pub fn new(field: impl Into<String>, rule: impl Into<String>) -> Self {
+        Self { field: field.into(), rule: rule.into() }
+    }
+}
+
+impl fmt::Display for FieldViolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.rule)
+    }
+}

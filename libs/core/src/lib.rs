@@ -1,0 +1,16 @@
+//! The decisions of Carillon, as pure functions and plain types: when a job fires, what state follows which, who may
+//! take what. Nothing in here knows a clock, a socket, a database or an async runtime: `now` is always an argument.
+//! The effects live in `carillon-store` (Postgres) and `carillon-stream` (Redis); the services put both together.
+
+pub mod agenda;
+pub mod error;
+pub mod execution;
+pub mod ids;
+pub mod job;
+pub mod limits;
+pub mod line;
+pub mod misfire;
+pub mod read_plan;
+pub mod retry;
+pub mod schedule;
+pub mod take;

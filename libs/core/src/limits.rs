@@ -1,0 +1,44 @@
+//! The bounds on what a client controls, and the defaults of what it leaves open.
+
+/// Bytes of JSON text in one payload (a setting of the gateway; this is its default).
+pub const PAYLOAD_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of a payload that travel inside a stream entry; a larger one is fetched by the executor, once a read batch.
+pub const PAYLOAD_BYTES_IN_ENTRY: usize = 4 * 1024;
+/// Bytes of JSON text that a handler may return; more fails the attempt with that reason.
+pub const RESULT_BYTES_MAX: usize = 256 * 1024;
+/// Characters of an error text that are kept.
+pub const ERROR_CHARS_MAX: usize = 8 * 1024;
+/// Log lines kept of one attempt; the last one says how many were dropped.
+pub const LOG_LINES_MAX: usize = 1_000;
+/// Characters of one log line that are kept.
+pub const LOG_LINE_CHARS_MAX: usize = 4 * 1024;
+
+/// Characters of a job's name.
+pub const NAME_CHARS_MAX: usize = 200;
+/// Characters of a job's description.
+pub const DESCRIPTION_CHARS_MAX: usize = 4_000;
+/// Characters of a handler name, a queue name, a tag, an idempotency key, `created_by`, `platform_id`.
+pub const WORD_CHARS_MAX: usize = 200;
+/// Tags of one job.
+pub const TAGS_MAX: usize = 50;
+/// Rows of one page of a listing.
+pub const PAGE_SIZE_MAX: u32 = 1_000;
+/// Rows of a page when the client does not say.
+pub const PAGE_SIZE_DEFAULT: u32 = 50;
+/// How far `offset` may skip: beyond it a listing costs more than it is worth.
+pub const OFFSET_MAX: u32 = 100_000;
+
+/// Retries after the first attempt, when the client does not say.
+pub const MAX_RETRIES_DEFAULT: u32 = 3;
+/// Retries after the first attempt, at most.
+pub const MAX_RETRIES_MAX: u32 = 100;
+/// Delay before the first retry, when the client does not say.
+pub const RETRY_DELAY_MS_DEFAULT: u32 = 60_000;
+/// Delay before the first retry, at most (a day).
+pub const RETRY_DELAY_MS_MAX: u32 = 24 * 60 * 60 * 1_000;
+/// Time an attempt may take, when the client does not say.
+pub const TIMEOUT_MS_DEFAULT: u32 = 300_000;
+/// Time an attempt may take, at most (a week).
+pub const TIMEOUT_MS_MAX: u32 = 7 * 24 * 60 * 60 * 1_000;
+/// Executions of one job open at once, at most.
+pub const CONCURRENCY_MAX: u32 = 10_000;

@@ -1,0 +1,324 @@
+//! A timetable in plain English, for people who check before they create: `at 02:00 every day, Europe/Berlin`.
+//!
+//! The words are made from the parsed form and never from the text, so they say what will happen, not what was meant:
+//! whoever wrote `0 0 1 * MON` reads "on day 1 of the month or on Monday". For the same reason an `H` shows the value it
+//! chose. Long lists are cut: the preview's instants are the exact answer.
+
+use super::civil;
+use super::cron::{ALL_60, ALL_DAYS, ALL_HOURS, ALL_MONTHS, ALL_WEEKDAYS, CronLine, Extra, Flags, bits};
+use super::exclusion::{Excluded, What};
+use super::interval::interval_text;
+use super::spec::{DstGap, DstOverlap};
+use super::timetable::{Inner, Source, Timetable, instant, utc};
+
+/// Most values of a list that are written out.
+const SHOWN_MAX: usize = 8;
+/// Most times of day that are written out before minutes and hours are told apart.
+const TIMES_MAX: u32 = 6;
+
+const MONTHS: [&str; 13] = [
+    "",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+const ORDINALS: [&str; 5] = ["1st", "2nd", "3rd", "4th", "5th"];
+
+pub(crate) fn timetable(timetable: &Timetable) -> String {
+    let inner = &*timetable.0;
+    if inner.sources.is_empty() {
+        return "never by time".to_owned();
+    }
+    let mut text = inner.sources.iter().map(source).collect::<Vec<_>>().join("; and ");
+    if inner.sources.iter().any(|source| matches!(source, Source::Line(_))) {
+        text.push_str(", ");
+        text.push_str(inner.zone.name());
+    }
+    bounds(inner, &mut text);
+    exclusions(inner, &mut text);
+    changes_of_clocks(inner, &mut text);
+    text
+}
+
+fn source(source: &Source) -> String {
+    match source {
+        Source::Line(one) => line(one),
+        Source::Every { interval, anchor } => {
+            let from = instant(*anchor).map(utc).unwrap_or_default();
+            format!("every {} from {from}", interval_text(interval.unsigned_abs()))
+        }
+        Source::Once(at) => format!("once at {}", instant(*at).map(utc).unwrap_or_default()),
+    }
+}
+
+fn bounds(inner: &Inner, text: &mut String) {
+    if let Some(start) = (inner.start != i64::MIN).then(|| instant(inner.start)).flatten() {
+        text.push_str(&format!(", not before {}", utc(start)));
+    }
+    if let Some(end) = (inner.end != i64::MAX).then(|| instant(inner.end)).flatten() {
+        text.push_str(&format!(", not after {}", utc(end)));
+    }
+}
+
+fn exclusions(inner: &Inner, text: &mut String) {
+    for (index, exclusion) in inner.exclusions.iter().take(SHOWN_MAX).enumerate() {
+        text.push_str(if index == 0 { ", except " } else { " and " });
+        text.push_str(&excluded(exclusion));
+        if exclusion.zone.name() != inner.zone.name() {
+            text.push_str(&format!(" ({})", exclusion.zone.name()));
+        }
+    }
+    if let Some(more) = inner.exclusions.len().checked_sub(SHOWN_MAX + 1) {
+        text.push_str(&format!(" and {} more exclusions", more + 1));
+    }
+}
+
+fn excluded(exclusion: &Excluded) -> String {
+    match &exclusion.what {
+        What::Days { from, to } if from == to => format!("on {}", date(*from)),
+        What::Days { from, to } => format!("from {} to {}", date(*from), date(*to)),
+        What::Pattern(pattern) if pattern.minutes == ALL_60 && pattern.hours == ALL_HOURS => {
+            dates(pattern).unwrap_or_else(|| "always".to_owned())
+        }
+        What::Pattern(pattern) => line(pattern),
+    }
+}
+
+fn date(days: i64) -> String {
+    let (year, month, day) = civil::civil_from_days(days);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+fn changes_of_clocks(inner: &Inner, text: &mut String) {
+    match inner.rule.gap {
+        None => {}
+        Some(DstGap::RunAfter) => text.push_str(", times that clocks skip fire after the gap"),
+        Some(DstGap::Skip) => text.push_str(", times that clocks skip do not fire"),
+    }
+    match inner.rule.overlap {
+        None => {}
+        Some(DstOverlap::First) => text.push_str(", times that occur twice fire at the first pass"),
+        Some(DstOverlap::Last) => text.push_str(", times that occur twice fire at the last pass"),
+        Some(DstOverlap::Both) => text.push_str(", times that occur twice fire at both passes"),
+    }
+}
+
+fn line(line: &CronLine) -> String {
+    let (mut text, at_times) = times(line);
+    match dates(line) {
+        Some(dates) => {
+            text.push(' ');
+            text.push_str(&dates);
+        }
+        None if at_times => text.push_str(" every day"),
+        None => {}
+    }
+    if line.flags.has(Flags::HASHED) {
+        text.push_str(" (H chose for this job)");
+    }
+    text
+}
+
+/// The time of day, and whether it is one that wants "every day" behind it.
+fn times(line: &CronLine) -> (String, bool) {
+    let (seconds, minutes, hours) = (line.seconds, line.minutes, u64::from(line.hours));
+    let count = seconds.count_ones() * minutes.count_ones() * hours.count_ones();
+    if count <= TIMES_MAX {
+        return (format!("at {}", times_of_day(line)), true);
+    }
+    let all_minutes = minutes == ALL_60;
+    let all_hours = line.hours == ALL_HOURS;
+    let second = match seconds {
+        1 => None,
+        ALL_60 => Some("every second".to_owned()),
+        _ => Some(match every(seconds, 60) {
+            Some(step) => format!("every {step} seconds"),
+            None => format!("at second{} {}", plural(seconds), numbers(seconds)),
+        }),
+    };
+    let minute = match every(minutes, 60) {
+        _ if all_minutes && second.is_some() => None,
+        _ if all_minutes => Some("every minute".to_owned()),
+        Some(step) => Some(format!("every {step} minutes")),
+        None if all_hours && minutes == 1 && second.is_none() => return ("every hour, on the hour".to_owned(), false),
+        None => Some(format!("at minute{} {}", plural(minutes), numbers(minutes))),
+    };
+    let hour = if all_hours {
+        minute.as_ref().is_some_and(|text| text.starts_with("at")).then(|| "of every hour".to_owned())
+    } else if let Some(step) = every(hours, 24) {
+        Some(format!("of every {} hour from midnight", ordinal(step)))
+    } else if let Some((from, to)) = run(hours) {
+        let last = 63 - minutes.leading_zeros();
+        Some(format!("from {from:02}:{:02} to {to:02}:{last:02}", minutes.trailing_zeros()))
+    } else {
+        Some(format!("of the hour{} {}", plural(hours), numbers(hours)))
+    };
+    let parts: Vec<String> = [second, minute, hour].into_iter().flatten().collect();
+    (parts.join(" "), false)
+}
+
+fn times_of_day(line: &CronLine) -> String {
+    let mut times = Vec::new();
+    for hour in bits(line.hours) {
+        for minute in bits(line.minutes) {
+            for second in bits(line.seconds) {
+                times.push(if line.seconds == 1 {
+                    format!("{hour:02}:{minute:02}")
+                } else {
+                    format!("{hour:02}:{minute:02}:{second:02}")
+                });
+            }
+        }
+    }
+    list(&times)
+}
+
+/// Which days; `None` for every day.
+fn dates(line: &CronLine) -> Option<String> {
+    let extra = line.extra.as_deref();
+    let day = days_of_month(line, extra);
+    let weekday = weekdays(line, extra);
+    let mut parts = Vec::new();
+    let both_must = line.flags.has(Flags::DAY_STAR) || line.flags.has(Flags::WEEKDAY_STAR);
+    match (day, weekday) {
+        (None, None) => {}
+        // Either of two suffices and one always holds.
+        (None, Some(_)) | (Some(_), None) if !both_must => {}
+        (Some(one), None) | (None, Some(one)) => parts.push(one),
+        (Some(day), Some(weekday)) if both_must => {
+            parts.push(format!("{day} where that falls {weekday}"));
+        }
+        (Some(day), Some(weekday)) => parts.push(format!("{day} or {weekday}")),
+    }
+    if line.months != ALL_MONTHS {
+        let names: Vec<String> = bits(line.months).map(|month| MONTHS[month as usize].to_owned()).collect();
+        let words = match run(u64::from(line.months)) {
+            Some((from, to)) if to - from > 1 => format!("from {} to {}", MONTHS[from], MONTHS[to]),
+            _ => format!("in {}", list(&names)),
+        };
+        if parts.is_empty() {
+            parts.push("every day".to_owned());
+        }
+        parts.push(words);
+    }
+    if let Some(years) = extra.and_then(|extra| extra.years.as_ref()) {
+        let years: Vec<i32> = years.iter().collect();
+        if parts.is_empty() {
+            parts.push("every day".to_owned());
+        }
+        parts.push(match (years.first(), years.last()) {
+            (Some(first), Some(last)) if years.len() > 2 && last.abs_diff(*first) as usize == years.len() - 1 => {
+                format!("from {first} to {last}")
+            }
+            _ => format!("in {}", list(&years.iter().map(i32::to_string).collect::<Vec<_>>())),
+        });
+    }
+    (!parts.is_empty()).then(|| parts.join(" "))
+}
+
+/// `None`: the field allows every day.
+fn days_of_month(line: &CronLine, extra: Option<&Extra>) -> Option<String> {
+    if line.days == ALL_DAYS {
+        return None;
+    }
+    let mut parts = Vec::new();
+    if line.days != 0 {
+        parts.push(format!("on day{} {} of the month", plural(line.days), numbers(u64::from(line.days))));
+    }
+    if let Some(extra) = extra {
+        for before in bits(extra.from_last) {
+            parts.push(match before {
+                0 => "on the last day of the month".to_owned(),
+                1 => "on the day before the last of the month".to_owned(),
+                _ => format!("{before} days before the last of the month"),
+            });
+        }
+        for day in bits(extra.nearest) {
+            parts.push(format!("on the working day nearest to day {day}"));
+        }
+        if extra.last_workday {
+            parts.push("on the last working day of the month".to_owned());
+        }
+    }
+    Some(list(&parts))
+}
+
+/// `None`: the field allows every weekday.
+fn weekdays(line: &CronLine, extra: Option<&Extra>) -> Option<String> {
+    if line.weekdays == ALL_WEEKDAYS {
+        return None;
+    }
+    let mut parts = Vec::new();
+    if line.weekdays != 0 {
+        let names: Vec<String> = bits(line.weekdays).map(|day| WEEKDAYS[day as usize].to_owned()).collect();
+        parts.push(match run(u64::from(line.weekdays)) {
+            Some((from, to)) if to - from > 1 => format!("on {} to {}", WEEKDAYS[from], WEEKDAYS[to]),
+            _ => format!("on {}", list(&names)),
+        });
+    }
+    if let Some(extra) = extra {
+        for (ordinal, days) in ORDINALS.iter().zip(extra.nth_weekdays) {
+            for day in bits(days) {
+                parts.push(format!("on the {ordinal} {} of the month", WEEKDAYS[day as usize]));
+            }
+        }
+        for day in bits(extra.last_weekdays) {
+            parts.push(format!("on the last {} of the month", WEEKDAYS[day as usize]));
+        }
+    }
+    Some(list(&parts))
+}
+
+/// `n` if the set is 0, n, 2n, … and evenly fills the field, with n more than one.
+fn every(set: u64, size: u32) -> Option<u32> {
+    let step = (set & !1).trailing_zeros();
+    (2..size).contains(&step).then_some(())?;
+    let filled = (0..size).step_by(step as usize).fold(0_u64, |set, value| set | 1 << value);
+    (size.is_multiple_of(step) && set == filled).then_some(step)
+}
+
+/// First and last value if the set is one unbroken run of at least two.
+fn run(set: u64) -> Option<(usize, usize)> {
+    let from = set.trailing_zeros();
+    let length = (set.checked_shr(from)?).trailing_ones();
+    (length > 1 && length == set.count_ones()).then_some((from as usize, (from + length - 1) as usize))
+}
+
+fn plural(set: impl Into<u64>) -> &'static str {
+    if set.into().count_ones() == 1 { "" } else { "s" }
+}
+
+fn ordinal(number: u32) -> String {
+    match number {
+        2 => "2nd".to_owned(),
+        3 => "3rd".to_owned(),
+        _ => format!("{number}th"),
+    }
+}
+
+fn numbers(set: u64) -> String {
+    match run(set) {
+        Some((from, to)) if to - from > 1 => format!("{from} to {to}"),
+        _ => list(&bits(set).map(|value| value.to_string()).collect::<Vec<_>>()),
+    }
+}
+
+/// `a, b and c`; a long list is cut.
+fn list(items: &[String]) -> String {
+    match items {
+        [] => String::new(),
+        [one] => one.clone(),
+        [head @ .., last] if items.len() <= SHOWN_MAX => format!("{} and {last}", head.join(", ")),
+        _ => format!("{} and {} more", items[..SHOWN_MAX - 1].join(", "), items.len() - SHOWN_MAX + 1),
+    }
+}

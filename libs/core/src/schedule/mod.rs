@@ -1,0 +1,30 @@
+//! When a job fires: cron lines, intervals and single instants, in time zones, across changes of the clocks.
+//!
+//! An author writes a [`TimetableSpec`]; [`Timetable::parse`] checks it, reporting every mistake at once, and everything
+//! above asks the [`Timetable`] for instants. All of it is pure: no clock is read, and the time zone database is looked
+//! into in one file, `zone.rs`, once per zone and process. The rules are in `docs/schedules.md`, each with an example
+//! that a test runs.
+//!
+//! From text to instant: [`cron_parse`] reads text into the bits of [`cron`], which searches civil time; [`resolve`]
+//! places civil time in a zone and applies the rules for gaps and overlaps; [`timetable`] unites, excludes and bounds.
+//! [`civil`] is the calendar, [`describe`] the English, [`preview`] what a person sees beforehand.
+
+mod civil;
+mod cron;
+mod cron_parse;
+mod describe;
+mod error;
+mod exclusion;
+mod interval;
+mod preview;
+mod resolve;
+mod spec;
+mod timetable;
+mod zone;
+
+pub use error::ScheduleError;
+pub use interval::parse_interval;
+pub use preview::{PREVIEW_MAX, PreviewFire, preview};
+pub use spec::{DstGap, DstOverlap, Exclusion, Spec, TimetableSpec};
+pub use timetable::{CANDIDATES_MAX, EXCLUSIONS_MAX, SPECS_MAX, Timetable};
+pub use zone::{check_timezone, database_description};

@@ -1,0 +1,343 @@
+//! A parsed timetable: the one pure answer to "when does this job fire?".
+//!
+//! What it promises: the instants are a fixed set, given by the spec and the job's id alone. [`Timetable::next_after`]
+//! and [`Timetable::between`] read that set in order from any point, so stepping from any instant and iterating from the
+//! start give the same sequence; an instant that two specs share is in it once; all are exact to the millisecond and
+//! strictly later than the one before. Nothing is remembered between calls and nothing is looked up: a search works on
+//! the parsed form alone.
+//!
+//! Bounds: a search ends with the year 2399 or after [`CANDIDATES_MAX`] excluded candidates in a row. A timetable that
+//! has no instant at all within these bounds is refused when it is parsed.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::civil;
+use super::cron::CronLine;
+use super::cron_parse::{self, Parsed};
+use super::error::{ERRORS_MAX, ScheduleError};
+use super::exclusion::{Excluded, What};
+use super::interval;
+use super::resolve::{self, DstRule};
+use super::spec::{Exclusion, Spec, TimetableSpec};
+use super::zone::Zone;
+
+/// Most specs of one timetable.
+pub const SPECS_MAX: usize = 100;
+/// Most exclusions of one timetable: some decades of public holidays.
+pub const EXCLUSIONS_MAX: usize = 1_000;
+/// How many excluded stretches in a row a search passes before it gives up. A stretch is at least a minute, mostly a day
+/// or more; so this is two years of every other minute, or for ever in whole days.
+pub const CANDIDATES_MAX: u32 = 1_000_000;
+/// The same while parsing, where nobody has vouched for the timetable yet.
+const CANDIDATES_MAX_PARSING: u32 = 100_000;
+
+/// Parsed and immutable; a clone is a pointer.
+#[derive(Clone, Debug)]
+pub struct Timetable(pub(crate) Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) sources: Box<[Source]>,
+    pub(crate) zone: Arc<Zone>,
+    /// Milliseconds, both included.
+    pub(crate) start: i64,
+    pub(crate) end: i64,
+    pub(crate) rule: DstRule,
+    pub(crate) exclusions: Box<[Excluded]>,
+}
+
+/// One parsed spec. Times in milliseconds.
+#[derive(Debug)]
+pub(crate) enum Source {
+    Line(CronLine),
+    Every { interval: i64, anchor: i64 },
+    Once(i64),
+}
+
+impl Timetable {
+    /// Checks and compiles a spec. `job_id` is what `H` is chosen by. On failure every mistake is listed, up to a bound.
+    ///
+    /// A spec without specs is the timetable of a job that never fires by time and is accepted; a spec that has some and
+    /// still no instant is refused. Whether its instants are past is not judged here: see [`Timetable::check_fires_after`].
+    pub fn parse(spec: &TimetableSpec, job_id: Uuid) -> Result<Timetable, Vec<ScheduleError>> {
+        let mut errors = Vec::new();
+        let zone = Zone::get(&spec.timezone).map_err(|error| errors.push(error)).ok();
+        let sources = parse_specs(spec, job_id, &mut errors);
+        let exclusions = parse_exclusions(spec, zone.as_ref(), &mut errors);
+        let start = spec.start.map_or(i64::MIN, ceil_ms);
+        let end = spec.end.map_or(i64::MAX, |at| at.timestamp_millis());
+        if let (Some(from), Some(to)) = (spec.start, spec.end)
+            && from > to
+        {
+            errors.push(ScheduleError::new(
+                "end_date",
+                format!("end_date: {} is before start_date {}", utc(to), utc(from)),
+            ));
+        }
+        let (true, Some(zone)) = (errors.is_empty(), zone) else {
+            errors.truncate(ERRORS_MAX);
+            return Err(errors);
+        };
+        let rule = DstRule { gap: spec.dst_gap, overlap: spec.dst_overlap };
+        let timetable = Timetable(Arc::new(Inner { sources, zone, start, end, rule, exclusions }));
+        timetable.refuse_if_empty(spec)?;
+        Ok(timetable)
+    }
+
+    /// The first instant strictly later than `after`.
+    pub fn next_after(&self, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        self.0.next_from(after.timestamp_millis().checked_add(1)?, CANDIDATES_MAX).and_then(instant)
+    }
+
+    /// The instants from `from` to `to`, both included, each computed when it is asked for.
+    pub fn between(&self, from: DateTime<Utc>, to: DateTime<Utc>) -> impl Iterator<Item = DateTime<Utc>> + '_ {
+        let (mut from, to) = (Some(ceil_ms(from)), to.timestamp_millis());
+        std::iter::from_fn(move || {
+            let at = from.and_then(|from| self.0.next_from(from, CANDIDATES_MAX)).filter(|at| *at <= to);
+            from = at.and_then(|at| at.checked_add(1));
+            at.and_then(instant)
+        })
+    }
+
+    /// The latest instant from `not_before` to `at`, both included.
+    ///
+    /// Costs some ten searches for a dense timetable and some forty for a sparse one, whatever the distance: windows that
+    /// double in length go back from `at` until one holds an instant, and that one is halved until the last is found.
+    pub fn last_at_or_before(&self, at: DateTime<Utc>, not_before: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let (latest, earliest) = (at.timestamp_millis(), ceil_ms(not_before));
+        let from = |ms| self.0.next_from(ms, CANDIDATES_MAX).filter(|at| *at <= latest);
+        let mut window: i64 = 1_000;
+        // `found` is an instant; nothing lies from `bound` on.
+        let (mut found, mut bound) = loop {
+            let begin = latest.saturating_sub(window).max(earliest);
+            if let Some(at) = from(begin) {
+                break (at, latest + 1);
+            }
+            if begin <= earliest {
+                return None;
+            }
+            window = window.saturating_mul(2);
+        };
+        while found + 1 < bound {
+            let middle = found + (bound - found) / 2;
+            match from(middle) {
+                Some(at) => found = at,
+                None => bound = middle,
+            }
+        }
+        instant(found)
+    }
+
+    /// Refuses a timetable all of whose instants are past: `now` is the caller's clock. One without specs passes.
+    pub fn check_fires_after(&self, now: DateTime<Utc>) -> Result<(), ScheduleError> {
+        if self.0.sources.is_empty() || self.next_after(now).is_some() {
+            return Ok(());
+        }
+        let last = self.last_at_or_before(now, DateTime::UNIX_EPOCH);
+        let last = last.map(|at| format!("; its last was {}", utc(at))).unwrap_or_default();
+        Err(ScheduleError::new("schedule", format!("schedule: has no fire after {}{last}", utc(now))))
+    }
+
+    /// The zone's name, as the time zone database spells it.
+    pub fn timezone(&self) -> &str {
+        self.0.zone.name()
+    }
+
+    /// The timetable in plain English: `at 02:00 every day, Europe/Berlin`.
+    pub fn describe(&self) -> String {
+        super::describe::timetable(self)
+    }
+
+    fn refuse_if_empty(&self, spec: &TimetableSpec) -> Result<(), Vec<ScheduleError>> {
+        let inner = &*self.0;
+        let mut errors = Vec::new();
+        for (index, source) in inner.sources.iter().enumerate() {
+            if let Source::Line(line) = source
+                && resolve::next_from(line, &inner.zone, inner.rule, i64::MIN).is_none()
+            {
+                let why = if line.has_a_day() {
+                    "all its times fall into hours that changes of the clocks skip".to_owned()
+                } else {
+                    format!(
+                        "no day of the years {}-{} fits its day of month, month, weekday and year",
+                        civil::YEARS.start(),
+                        civil::YEARS.end()
+                    )
+                };
+                errors.push(mistake_in_spec(spec, index, format!("schedule: can never fire: {why}")));
+            }
+        }
+        if !errors.is_empty() {
+            errors.truncate(ERRORS_MAX);
+            return Err(errors);
+        }
+        if inner.sources.is_empty() || inner.next_from(i64::MIN, CANDIDATES_MAX_PARSING).is_some() {
+            return Ok(());
+        }
+        let field = if inner.exclusions.is_empty() { "end_date" } else { "exclusions" };
+        let why = match (spec.start.is_some() || spec.end.is_some(), inner.exclusions.is_empty()) {
+            (true, true) => "none of its instants lies between start_date and end_date",
+            (true, false) => "the exclusions leave nothing between start_date and end_date",
+            (false, _) => "the exclusions leave nothing of it",
+        };
+        Err(vec![ScheduleError::new(field, format!("schedule: can never fire: {why}"))])
+    }
+}
+
+impl Inner {
+    /// The first instant at or after `from`, in milliseconds.
+    pub(crate) fn next_from(&self, from: i64, candidates: u32) -> Option<i64> {
+        let mut from = from.max(self.start);
+        for _ in 0..candidates {
+            let at = self.next_of_union(from).filter(|at| *at <= self.end)?;
+            match self.excluded_until(at) {
+                None => return Some(at),
+                Some(until) => from = until,
+            }
+        }
+        None
+    }
+
+    fn next_of_union(&self, from: i64) -> Option<i64> {
+        let mut first: Option<i64> = None;
+        for source in &self.sources {
+            if let Some(at) = self.next_of(source, from)
+                && first.is_none_or(|first| at < first)
+            {
+                first = Some(at);
+            }
+        }
+        first
+    }
+
+    pub(crate) fn next_of(&self, source: &Source, from: i64) -> Option<i64> {
+        match source {
+            Source::Line(line) => {
+                let second = from.div_euclid(1_000) + i64::from(from.rem_euclid(1_000) != 0);
+                resolve::next_from(line, &self.zone, self.rule, second)?.checked_mul(1_000)
+            }
+            Source::Every { interval, anchor } => interval::next_from(*interval, *anchor, from),
+            Source::Once(at) => (*at >= from).then_some(*at),
+        }
+    }
+
+    fn excluded_until(&self, at: i64) -> Option<i64> {
+        let second = at.div_euclid(1_000);
+        let until = self.exclusions.iter().filter_map(|exclusion| exclusion.until(second)).max()?;
+        until.checked_mul(1_000)
+    }
+}
+
+fn parse_specs(spec: &TimetableSpec, job_id: Uuid, errors: &mut Vec<ScheduleError>) -> Box<[Source]> {
+    if spec.specs.len() > SPECS_MAX {
+        let message = format!("schedules: at most {SPECS_MAX} are allowed, {} were given", spec.specs.len());
+        errors.push(ScheduleError::new("schedules", message));
+        return Box::new([]);
+    }
+    let mut sources = Vec::with_capacity(spec.specs.len());
+    for (index, one) in spec.specs.iter().enumerate() {
+        match one {
+            Spec::Cron(text) => match cron_parse::parse(text, || hash_of(job_id)) {
+                Ok(Parsed::Line(line)) => sources.push(Source::Line(line)),
+                Ok(Parsed::Every(ms)) => {
+                    let anchor = spec.start.map_or(0, ceil_ms);
+                    sources.push(Source::Every { interval: ms.cast_signed(), anchor });
+                }
+                Err(messages) => {
+                    errors.extend(messages.into_iter().map(|message| mistake_in_spec(spec, index, message)));
+                }
+            },
+            Spec::Every { interval_ms, anchor } => match interval::check_interval(*interval_ms) {
+                Ok(()) => {
+                    let (interval, anchor) = (interval_ms.cast_signed(), anchor.timestamp_millis());
+                    sources.push(Source::Every { interval, anchor });
+                }
+                Err(message) => errors.push(ScheduleError::new("interval", message)),
+            },
+            Spec::Once(at) => sources.push(Source::Once(at.timestamp_millis())),
+        }
+    }
+    sources.into_boxed_slice()
+}
+
+fn parse_exclusions(
+    spec: &TimetableSpec,
+    default_zone: Option<&Arc<Zone>>,
+    errors: &mut Vec<ScheduleError>,
+) -> Box<[Excluded]> {
+    if spec.exclusions.len() > EXCLUSIONS_MAX {
+        let message = format!("exclusions: at most {EXCLUSIONS_MAX} are allowed, {} were given", spec.exclusions.len());
+        errors.push(ScheduleError::new("exclusions", message));
+        return Box::new([]);
+    }
+    let mut parsed = Vec::with_capacity(spec.exclusions.len());
+    for (index, exclusion) in spec.exclusions.iter().enumerate() {
+        let field = format!("exclusions[{index}]");
+        let (Exclusion::Dates { timezone, .. } | Exclusion::Cron { timezone, .. }) = exclusion;
+        let zone = match timezone {
+            None => default_zone.cloned(),
+            Some(name) => Zone::get(name).map_err(|error| errors.push(ScheduleError::new(&field, error.message))).ok(),
+        };
+        match parse_exclusion(exclusion) {
+            Ok(what) => parsed.extend(zone.map(|zone| Excluded { zone, what })),
+            Err(messages) => errors.extend(messages.into_iter().map(|message| ScheduleError::new(&field, message))),
+        }
+    }
+    parsed.into_boxed_slice()
+}
+
+fn parse_exclusion(exclusion: &Exclusion) -> Result<What, Vec<String>> {
+    match exclusion {
+        Exclusion::Dates { from, to, .. } if from > to => Err(vec![format!("exclusion: {to} is before {from}")]),
+        Exclusion::Dates { from, to, .. } => {
+            let day = |date: &chrono::NaiveDate| date.signed_duration_since(chrono::NaiveDate::default()).num_days();
+            Ok(What::Days { from: day(from), to: day(to) })
+        }
+        Exclusion::Cron { expression, .. } => {
+            // Seconds and years are left to the schedule: an exclusion is a pattern of whole minutes.
+            let fields = expression.split_whitespace().count();
+            if fields != 5 {
+                return Err(vec![format!("exclusion: {fields} fields found; a pattern of minutes has five")]);
+            }
+            match cron_parse::parse(expression, || [0; 32])? {
+                Parsed::Line(line) if line.flags.has(super::cron::Flags::HASHED) => {
+                    Err(vec!["exclusion: H is for schedules only".to_owned()])
+                }
+                Parsed::Line(line) => Ok(What::Pattern(line)),
+                Parsed::Every(_) => Err(vec!["exclusion: an interval cannot be excluded".to_owned()]),
+            }
+        }
+    }
+}
+
+/// A mistake in one spec, under the name its author knows it by: the lone one is `schedule`.
+fn mistake_in_spec(spec: &TimetableSpec, index: usize, message: String) -> ScheduleError {
+    let field = if spec.specs.len() == 1 { "schedule".to_owned() } else { format!("schedules[{index}]") };
+    ScheduleError::new(field, message)
+}
+
+/// Where `H` takes its values from. Fixed for ever: another hash would move every job that uses `H`.
+fn hash_of(job_id: Uuid) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(b"cron H");
+    hash.update(job_id.as_bytes());
+    hash.finalize().into()
+}
+
+/// The first whole millisecond at or after `at`.
+pub(crate) fn ceil_ms(at: DateTime<Utc>) -> i64 {
+    let ms = at.timestamp_millis();
+    if at.timestamp_subsec_nanos() % 1_000_000 == 0 { ms } else { ms.saturating_add(1) }
+}
+
+pub(crate) fn instant(ms: i64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_millis(ms)
+}
+
+pub(crate) fn utc(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)
+}

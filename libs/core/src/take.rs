@@ -1,0 +1,187 @@
+//! R13, the decision of check-and-take: what to do about a doubtful entry, from what Postgres shows of its execution.
+//!
+//! Pure: the executor reads the rows of a batch in one SELECT, asks here for each, and writes what comes out in one UPDATE
+//! that compares every value seen, so that two deciders cannot both win.
+
+use uuid::Uuid;
+
+use crate::execution::Status;
+
+/// What Postgres shows of an execution.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its state.
+    pub status: Status,
+    /// R0.
+    pub claim: i64,
+    /// R0.
+    pub take: i32,
+    /// How many workers were lost while they ran this attempt.
+    pub lost: i16,
+    /// Who runs it, where it is RUNNING.
+    pub worker: Option<Uuid>,
+    /// That worker has a row, has not ended and was seen within the lease.
+    pub worker_live: bool,
+    /// That worker handed back (R18): its loss counts as nobody's fault.
+    pub worker_ended: bool,
+    /// R17.
+    pub cancel_requested: bool,
+    /// R23.
+    pub withdrawn: bool,
+}
+
+/// What the decider knows of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Decider {
+    /// Its incarnation.
+    pub me: Uuid,
+    /// Long enough since the entry came (W, by R13) for every healthy executor to have written RUNNING.
+    pub waited: bool,
+    /// Its own contact with Postgres was unbroken for a lease: it may judge others not live (R15).
+    pub may_judge: bool,
+    /// An execution whose workers died this often is poison.
+    pub lost_max: i16,
+}
+
+/// What to do about the entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The attempt is recorded, or unknown: acknowledge (R12).
+    Over,
+    /// Somebody alive runs it: leave it pending, forget it.
+    Leave,
+    /// Too early to say: ask again later.
+    Wait,
+    /// Take it, then do as `then` says.
+    Take {
+        /// The holder died: its loss counts.
+        count_lost: bool,
+        /// What follows.
+        then: Then,
+    },
+}
+
+/// What follows a take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Start the handler (at its instant).
+    Start,
+    /// Record it CANCELLED: that was asked for.
+    Cancel,
+    /// Record it SKIPPED: it was withdrawn before its instant.
+    Skip,
+    /// Record it FAILED: it killed too many workers.
+    Fail,
+}
+
+/// Decides about an entry that carries `claim`. `row` is `None` where Postgres knows no such execution.
+pub fn decide(row: Option<&Seen>, claim: i64, decider: Decider) -> Verdict {
+    let Some(row) = row else { return Verdict::Over };
+    if row.claim != claim || row.status.is_final() || row.status == Status::Retrying {
+        return Verdict::Over;
+    }
+    let mut count_lost = false;
+    if row.status == Status::Running {
+        let mine = row.worker == Some(decider.me);
+        if !mine && row.worker_live {
+            return Verdict::Leave;
+        }
+        if !mine && !row.worker_ended && !decider.may_judge {
+            return Verdict::Wait;
+        }
+        count_lost = !mine && !row.worker_ended;
+    } else if !decider.waited {
+        return Verdict::Wait;
+    }
+    let lost = row.lost + i16::from(count_lost);
+    let then = if row.withdrawn && row.status == Status::Queued {
+        Then::Skip
+    } else if row.cancel_requested {
+        Then::Cancel
+    } else if lost >= decider.lost_max {
+        Then::Fail
+    } else {
+        Then::Start
+    };
+    Verdict::Take { count_lost, then }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: Uuid = Uuid::from_u128(1);
+    const OTHER: Uuid = Uuid::from_u128(2);
+    const DECIDER: Decider = Decider { me: ME, waited: true, may_judge: true, lost_max: 5 };
+
+    fn queued() -> Seen {
+        Seen {
+            status: Status::Queued,
+            claim: 7,
+            take: 0,
+            lost: 0,
+            worker: None,
+            worker_live: false,
+            worker_ended: false,
+            cancel_requested: false,
+            withdrawn: false,
+        }
+    }
+
+    fn running(worker: Uuid, worker_live: bool) -> Seen {
+        Seen { status: Status::Running, worker: Some(worker), worker_live, ..queued() }
+    }
+
+    const START: Verdict = Verdict::Take { count_lost: false, then: Then::Start };
+
+    #[test]
+    fn what_is_recorded_or_unknown_is_over() {
+        assert_eq!(decide(None, 7, DECIDER), Verdict::Over);
+        for status in Status::ALL.iter().filter(|status| status.is_final() || **status == Status::Retrying) {
+            assert_eq!(decide(Some(&Seen { status: *status, ..queued() }), 7, DECIDER), Verdict::Over);
+        }
+        assert_eq!(decide(Some(&queued()), 8, DECIDER), Verdict::Over, "another claim of the same execution");
+    }
+
+    /// H6, H8: a QUEUED row may be run by a healthy executor that has not written RUNNING yet.
+    #[test]
+    fn a_queued_one_is_not_taken_before_every_healthy_executor_had_time_to_write() {
+        assert_eq!(decide(Some(&queued()), 7, Decider { waited: false, ..DECIDER }), Verdict::Wait);
+        assert_eq!(decide(Some(&queued()), 7, DECIDER), START);
+    }
+
+    #[test]
+    fn a_running_one_is_left_to_its_live_worker_and_taken_from_a_dead_one() {
+        assert_eq!(decide(Some(&running(OTHER, true)), 7, DECIDER), Verdict::Leave);
+        let dead = running(OTHER, false);
+        assert_eq!(decide(Some(&dead), 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Start });
+        assert_eq!(decide(Some(&dead), 7, Decider { may_judge: false, ..DECIDER }), Verdict::Wait);
+    }
+
+    #[test]
+    fn what_an_ended_worker_handed_back_is_taken_at_once_and_counts_as_nobodys_fault() {
+        let handed_back = Seen { worker_ended: true, ..running(OTHER, false) };
+        assert_eq!(decide(Some(&handed_back), 7, Decider { may_judge: false, ..DECIDER }), START);
+    }
+
+    #[test]
+    fn ones_own_that_is_not_in_hand_is_taken() {
+        assert_eq!(decide(Some(&running(ME, true)), 7, DECIDER), START);
+    }
+
+    #[test]
+    fn poison_fails_at_last() {
+        let row = Seen { lost: 4, ..running(OTHER, false) };
+        assert_eq!(decide(Some(&row), 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Fail });
+    }
+
+    #[test]
+    fn a_cancel_beats_a_start_and_what_was_withdrawn_in_time_is_skipped() {
+        let cancelled = Seen { cancel_requested: true, ..queued() };
+        assert_eq!(decide(Some(&cancelled), 7, DECIDER), Verdict::Take { count_lost: false, then: Then::Cancel });
+        let withdrawn = Seen { withdrawn: true, ..cancelled.clone() };
+        assert_eq!(decide(Some(&withdrawn), 7, DECIDER), Verdict::Take { count_lost: false, then: Then::Skip });
+        let started = Seen { withdrawn: true, cancel_requested: true, ..running(OTHER, false) };
+        assert_eq!(decide(Some(&started), 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Cancel });
+    }
+}

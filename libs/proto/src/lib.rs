@@ -1,0 +1,11 @@
+//! The wire contract of Carillon: types, clients and servers generated from `proto/`, and the descriptor set that routes,
+//! JSON and documents are derived from.
+
+/// The package `carillon.v1`.
+pub mod v1 {
+    #![allow(clippy::all, clippy::too_many_lines, unreachable_pub, reason = "generated")]
+    tonic::include_proto!("carillon.v1");
+}
+
+/// The compiled protos with all imports, options (`google.api.http`) and comments, as a `google.protobuf.FileDescriptorSet`.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/carillon_descriptor.bin"));

@@ -1,0 +1,94 @@
+//! What can go wrong with Postgres, sorted by who can do something about it.
+
+use carillon_core::error::Kind;
+
+/// Why a statement did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Postgres cannot be reached, is starting or stopping, has no connection left, or is read-only: try again later.
+    #[error("postgres is unavailable")]
+    Unavailable(#[source] sqlx::Error),
+    /// A deadlock or serialization failure: nothing was written, the same may be run again at once.
+    #[error("postgres refused a concurrent change")]
+    Conflict(#[source] sqlx::Error),
+    /// A value that Postgres cannot hold (class 22), such as a NUL in a text.
+    #[error("postgres cannot hold a value")]
+    Data(#[source] sqlx::Error),
+    /// No such job or execution.
+    #[error("no {what} with the id {id}")]
+    NotFound {
+        /// `job` or `execution`.
+        what: &'static str,
+        /// The id that was asked for.
+        id: uuid::Uuid,
+    },
+    /// Right request, wrong state; the text is for the client.
+    #[error("{0}")]
+    FailedPrecondition(String),
+    /// The idempotency key was used for another request.
+    #[error("the request_id \"{key}\" was used for a different request")]
+    KeyReused {
+        /// The key.
+        key: String,
+    },
+    /// A defect of ours, or of the schema.
+    #[error("statement failed")]
+    Internal(#[source] sqlx::Error),
+    /// A row that this version cannot read.
+    #[error("stored {what} cannot be read: {why}")]
+    Unreadable {
+        /// Which column or document.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// The result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// Its kind at an edge.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Unavailable(_) => Kind::Unavailable,
+            Self::Conflict(_) => Kind::Conflict,
+            Self::NotFound { .. } => Kind::NotFound,
+            Self::FailedPrecondition(_) => Kind::FailedPrecondition,
+            Self::KeyReused { .. } => Kind::AlreadyExists,
+            Self::Data(_) | Self::Internal(_) | Self::Unreadable { .. } => Kind::Internal,
+        }
+    }
+
+    /// Whether Postgres, not the request, is the cause: what was sent may or may not have been done.
+    pub const fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let Some(database) = error.as_database_error() else {
+            return match error {
+                sqlx::Error::Io(_)
+                | sqlx::Error::Tls(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed
+                | sqlx::Error::WorkerCrashed
+                | sqlx::Error::Protocol(_) => Self::Unavailable(error),
+                _ => Self::Internal(error),
+            };
+        };
+        let code = database.code().unwrap_or_default().into_owned();
+        match code.get(..2).unwrap_or_default() {
+            // 08 connection, 53 resources (slots, memory, disk), 57 operator intervention, 58 system error.
+            "08" | "53" | "57" | "58" => Self::Unavailable(error),
+            // 40001 serialization failure, 40P01 deadlock, 55P03 lock not available.
+            "40" | "55" => Self::Conflict(error),
+            "22" => Self::Data(error),
+            // 25006: a read-only transaction, as on a standby that was not promoted yet; 25P03: idle too long in one.
+            "25" => Self::Unavailable(error),
+            _ => Self::Internal(error),
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! What a request's idempotency key led to. The key is written by the very statement that makes the thing it names, so
+//! that a thing without its key, or a key without its thing, cannot exist; whoever loses the race for a key finds the
+//! winner's thing here.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::{Error, Result, Store};
+
+/// The key of one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Within which the key is unique: what is made, for whom.
+    pub scope: String,
+    /// As the client chose it.
+    pub key: String,
+    /// SHA-256 of the request: one key with two different requests is refused, not answered wrongly.
+    pub fingerprint: Vec<u8>,
+}
+
+/// What is known before something is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beginning {
+    /// The database's clock.
+    pub now: DateTime<Utc>,
+    /// What the key led to before.
+    pub known: Option<Uuid>,
+}
+
+/// Reads the database's clock and what `key` led to, in one round trip.
+///
+/// # Errors
+/// [`Error::KeyReused`] if the key was used for another request; or if Postgres is unavailable.
+pub async fn begin(store: &Store, key: Option<&Key>) -> Result<Beginning> {
+    let (now, known): (DateTime<Utc>, Option<(Vec<u8>, Uuid)>) = match key {
+        None => (sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&store.pool).await?, None),
+        Some(key) => {
+            let row: (DateTime<Utc>, Option<Vec<u8>>, Option<Uuid>) = sqlx::query_as(
+                "SELECT clock_timestamp(), k.fingerprint, k.resource_id
+                 FROM (VALUES (1)) AS one LEFT JOIN idempotency_keys k ON k.scope = $1 AND k.key = $2",
+            )
+            .bind(&key.scope)
+            .bind(&key.key)
+            .fetch_one(&store.pool)
+            .await?;
+            (row.0, row.1.zip(row.2))
+        }
+    };
+    match (key, known) {
+        (Some(key), Some((fingerprint, _))) if fingerprint != key.fingerprint => {
+            Err(Error::KeyReused { key: key.key.clone() })
+        }
+        (_, known) => Ok(Beginning { now, known: known.map(|(_, id)| id) }),
+    }
+}

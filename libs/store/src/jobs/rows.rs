@@ -1,0 +1,246 @@
+//! A job as it is written and as it is read.
+
+use carillon_core::job::{HandlerType, JobStatus, JobType, Priority};
+use carillon_core::schedule::TimetableSpec;
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use crate::{Error, Result};
+
+/// What an author decides about a job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Definition {
+    /// What people call it.
+    pub name: String,
+    /// What it is for.
+    pub description: String,
+    /// What makes it fire.
+    pub job_type: JobType,
+    /// The schedule as written.
+    pub schedule: String,
+    /// IANA time zone of the schedule.
+    pub timezone: String,
+    /// No fire before.
+    pub start_date: Option<DateTime<Utc>>,
+    /// No fire after.
+    pub end_date: Option<DateTime<Utc>>,
+    /// Executions after which it is COMPLETED.
+    pub max_executions: Option<i64>,
+    /// The code to run.
+    pub handler_name: String,
+    /// Where it runs.
+    pub handler_type: HandlerType,
+    /// Its parameters, a JSON object.
+    pub payload: Value,
+    /// The line of work that its executions wait in.
+    pub queue: String,
+    /// Which of several due fires goes first.
+    pub priority: Priority,
+    /// Attempts after the first one failed.
+    pub max_retries: i32,
+    /// Delay before the first retry.
+    pub retry_delay_ms: i32,
+    /// Time for one attempt.
+    pub timeout_ms: i32,
+    /// Open executions at once; 0 = no bound.
+    pub concurrency: i32,
+    /// Whether a fire starts although an earlier execution is open.
+    pub allow_overlap: bool,
+    /// Labels.
+    pub tags: Vec<String>,
+    /// Anything worth keeping, a JSON object.
+    pub metadata: Value,
+    /// The tenant; none for a global job.
+    pub platform_id: Option<String>,
+    /// Who created it.
+    pub created_by: String,
+}
+
+/// A job to be created.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewJob {
+    /// Its id (`carillon_core::ids::job_created`).
+    pub id: Uuid,
+    /// What its author decided.
+    pub definition: Definition,
+    /// What `definition.schedule` means.
+    pub timetable: TimetableSpec,
+    /// The first instant to fire at, if there is one.
+    pub fire_at: Option<DateTime<Utc>>,
+    /// The database's clock as of which `fire_at` was worked out.
+    pub created_at: DateTime<Utc>,
+}
+
+/// A job and its statistics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// Its id.
+    pub id: Uuid,
+    /// What its author decided.
+    pub definition: Definition,
+    /// Whether it fires.
+    pub status: JobStatus,
+    /// Raised by every change of definition or status.
+    pub revision: i64,
+    /// The next instant it fires at.
+    pub next_run: Option<DateTime<Utc>>,
+    /// Start of its latest finished execution.
+    pub last_run: Option<DateTime<Utc>>,
+    /// Executions opened so far.
+    pub executions_count: i64,
+    /// Those that succeeded.
+    pub success_count: i64,
+    /// Those that ended FAILED or TIMEOUT.
+    pub failure_count: i64,
+    /// Sum of the durations of both.
+    pub total_duration_ms: i64,
+    /// When it was created.
+    pub created_at: DateTime<Utc>,
+    /// When definition or status last changed.
+    pub updated_at: DateTime<Utc>,
+    /// When it was paused.
+    pub paused_at: Option<DateTime<Utc>>,
+    /// When it became COMPLETED.
+    pub completed_at: Option<DateTime<Utc>>,
+    /// When it was deleted.
+    pub cancelled_at: Option<DateTime<Utc>>,
+}
+
+impl Job {
+    /// Mean duration of the executions that succeeded or failed; 0 if there are none.
+    pub fn avg_duration_ms(&self) -> i64 {
+        let ended = self.success_count.saturating_add(self.failure_count);
+        if ended > 0 { self.total_duration_ms / ended } else { 0 }
+    }
+}
+
+/// What [`JobRow`] is read from; a `WHERE` follows. Three primary keys, no aggregate.
+pub(super) const SELECT_JOB: &str = "
+    SELECT j.id, j.name, j.description, j.type, j.status, j.revision, j.schedule, j.timezone, j.start_date, j.end_date,
+           j.max_executions, j.handler_name, j.handler_type, j.payload, j.queue, j.priority, j.max_retries,
+           j.retry_delay_ms, j.timeout_ms, j.concurrency, j.allow_overlap, j.tags, j.metadata, j.platform_id,
+           j.created_by, j.created_at, j.updated_at, j.paused_at, j.completed_at, j.cancelled_at,
+           t.fire_at AS next_run, COALESCE(t.claimed_count, 0) AS executions_count, s.last_run_at AS last_run,
+           COALESCE(s.success_count, 0) AS success_count, COALESCE(s.failure_count, 0) AS failure_count,
+           COALESCE(s.total_duration_ms, 0) AS total_duration_ms
+    FROM jobs j LEFT JOIN job_timers t ON t.job_id = j.id LEFT JOIN job_stats s ON s.job_id = j.id";
+
+#[derive(sqlx::FromRow)]
+pub(super) struct JobRow {
+    id: Uuid,
+    name: String,
+    description: String,
+    r#type: String,
+    status: String,
+    revision: i64,
+    schedule: String,
+    timezone: String,
+    start_date: Option<DateTime<Utc>>,
+    end_date: Option<DateTime<Utc>>,
+    max_executions: Option<i64>,
+    handler_name: String,
+    handler_type: String,
+    payload: Json<Value>,
+    queue: String,
+    priority: i16,
+    max_retries: i32,
+    retry_delay_ms: i32,
+    timeout_ms: i32,
+    concurrency: i32,
+    allow_overlap: bool,
+    tags: Vec<String>,
+    metadata: Json<Value>,
+    platform_id: Option<String>,
+    created_by: String,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+    paused_at: Option<DateTime<Utc>>,
+    completed_at: Option<DateTime<Utc>>,
+    cancelled_at: Option<DateTime<Utc>>,
+    next_run: Option<DateTime<Utc>>,
+    executions_count: i64,
+    last_run: Option<DateTime<Utc>>,
+    success_count: i64,
+    failure_count: i64,
+    total_duration_ms: i64,
+}
+
+impl TryFrom<JobRow> for Job {
+    type Error = Error;
+
+    fn try_from(row: JobRow) -> Result<Self> {
+        Ok(Self {
+            id: row.id,
+            definition: Definition {
+                name: row.name,
+                description: row.description,
+                job_type: word("jobs.type", &row.r#type)?,
+                schedule: row.schedule,
+                timezone: row.timezone,
+                start_date: row.start_date,
+                end_date: row.end_date,
+                max_executions: row.max_executions,
+                handler_name: row.handler_name,
+                handler_type: word("jobs.handler_type", &row.handler_type)?,
+                payload: row.payload.0,
+                queue: row.queue,
+                priority: Priority::from_rank(row.priority),
+                max_retries: row.max_retries,
+                retry_delay_ms: row.retry_delay_ms,
+                timeout_ms: row.timeout_ms,
+                concurrency: row.concurrency,
+                allow_overlap: row.allow_overlap,
+                tags: row.tags,
+                metadata: row.metadata.0,
+                platform_id: row.platform_id,
+                created_by: row.created_by,
+            },
+            status: word("jobs.status", &row.status)?,
+            revision: row.revision,
+            next_run: row.next_run,
+            last_run: row.last_run,
+            executions_count: row.executions_count,
+            success_count: row.success_count,
+            failure_count: row.failure_count,
+            total_duration_ms: row.total_duration_ms,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+            paused_at: row.paused_at,
+            completed_at: row.completed_at,
+            cancelled_at: row.cancelled_at,
+        })
+    }
+}
+
+impl NewJob {
+    /// What it is once it is written, so that creating needs no reading.
+    pub(super) fn into_job(self) -> Job {
+        Job {
+            id: self.id,
+            definition: self.definition,
+            status: JobStatus::Active,
+            revision: 1,
+            next_run: self.fire_at,
+            last_run: None,
+            executions_count: 0,
+            success_count: 0,
+            failure_count: 0,
+            total_duration_ms: 0,
+            created_at: self.created_at,
+            updated_at: self.created_at,
+            paused_at: None,
+            completed_at: None,
+            cancelled_at: None,
+        }
+    }
+}
+
+/// Reads a word that only this program writes.
+pub(crate) fn word<T: std::str::FromStr<Err = carillon_core::job::UnknownWord>>(
+    what: &'static str,
+    text: &str,
+) -> Result<T> {
+    text.parse().map_err(|error: carillon_core::job::UnknownWord| Error::Unreadable { what, why: error.to_string() })
+}

@@ -1,0 +1,185 @@
+//! The database session that holds a shard's advisory lock (R2), and the numbers drawn on it (R1).
+//!
+//! All that only a leader may write is a method of [`LeaderSession`] and exists nowhere else, so a claim outside of the
+//! lock's session does not compile. Lose the session and its transaction cannot commit (promise 5): that, not the lock, is
+//! the fence.
+//!
+//! The session is one plain connection that is never reconnected: any error on it means that the lock may be gone, and the
+//! caller drops it and stands by. If this process freezes or its machine is cut off, the server ends the silent session
+//! after [`SILENCE_MAX`], by `idle_session_timeout` and TCP's own timers, and a standby gets the lock.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use sqlx::{Connection, PgConnection, Row};
+
+use crate::clock::DbClock;
+use crate::{Error, Result, StoreOptions};
+
+/// R2: after this long without a statement the server ends the session. The leader says something each second.
+pub const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// How long one statement on the session may take before the session counts as lost.
+const STATEMENT_MAX: Duration = Duration::from_secs(10);
+
+/// First half of the advisory lock's key; the second is the shard.
+const LOCK_SPACE: i32 = 0x0CA_2111;
+
+/// A session that may or may not become the leader's.
+#[derive(Debug)]
+pub struct Candidate {
+    connection: PgConnection,
+    shard: i16,
+}
+
+/// The session of the leader.
+#[derive(Debug)]
+pub struct LeaderSession {
+    pub(crate) connection: PgConnection,
+    pub(crate) shard: i16,
+    previous: i64,
+    clock: DbClock,
+    since: Instant,
+}
+
+impl Candidate {
+    /// Connects and sets the session's timers.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; [`Error::FailedPrecondition`] when a transaction pooler stands in between, on which neither
+    /// the timers nor the lock would stay with this session.
+    pub async fn connect(options: &StoreOptions, shard: i16) -> Result<Self> {
+        let connect_options = StoreOptions { nested_loops_only: true, ..options.clone() }.connect_options()?;
+        let mut connection = bounded(PgConnection::connect_with(&connect_options)).await?;
+        let silence = format!("{}ms", SILENCE_MAX.as_millis());
+        for (name, value) in [
+            ("idle_session_timeout", silence.as_str()),
+            ("idle_in_transaction_session_timeout", silence.as_str()),
+            ("tcp_keepalives_idle", "1"),
+            ("tcp_keepalives_interval", "1"),
+            ("tcp_keepalives_count", "2"),
+            ("tcp_user_timeout", silence.as_str()),
+        ] {
+            let set = sqlx::query("SELECT set_config($1, $2, false)").bind(name).bind(value);
+            bounded(set.execute(&mut connection)).await?;
+        }
+        let mut candidate = Self { connection, shard };
+        candidate.refuse_pooler(&silence).await?;
+        Ok(candidate)
+    }
+
+    /// Tries to get the lock. On any error drop the candidate: a try that failed here may have succeeded on the server.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn try_lead(mut self) -> Result<Result<LeaderSession, Self>> {
+        let sent = Instant::now();
+        let row = bounded(
+            sqlx::query("SELECT pg_try_advisory_lock($1, $2) AS mine, clock_timestamp() AS now")
+                .bind(LOCK_SPACE)
+                .bind(i32::from(self.shard))
+                .fetch_one(&mut self.connection),
+        )
+        .await?;
+        if !row.try_get::<bool, _>("mine")? {
+            return Ok(Err(self));
+        }
+        let clock = DbClock::from_round_trip(sent, Instant::now(), row.try_get("now")?);
+        let newest: Option<i64> =
+            bounded(sqlx::query_scalar("SELECT max(number) FROM dispatch_batches WHERE shard = $1").bind(self.shard).fetch_one(&mut self.connection)).await?;
+        Ok(Ok(LeaderSession {
+            connection: self.connection,
+            shard: self.shard,
+            previous: newest.unwrap_or(0),
+            clock,
+            since: Instant::now(),
+        }))
+    }
+
+    /// A transaction pooler hands each statement to whatever server session is free: settings do not stay.
+    async fn refuse_pooler(&mut self, silence: &str) -> Result<()> {
+        let mut first = None;
+        for _ in 0..3 {
+            let row = bounded(
+                sqlx::query("SELECT pg_backend_pid() AS pid, current_setting('idle_session_timeout')::interval = $1::text::interval AS kept")
+                    .bind(silence)
+                    .fetch_one(&mut self.connection),
+            )
+            .await?;
+            let pid: i32 = row.try_get("pid")?;
+            if !row.try_get::<bool, _>("kept")? || *first.get_or_insert(pid) != pid {
+                return Err(Error::FailedPrecondition(
+                    "the dispatcher must reach postgres directly: a pooler in transaction mode stands in between, on which \
+                     the leader's lock would not stay with its session"
+                        .into(),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LeaderSession {
+    /// R1: counts on from `other` too (what Redis remembers), so that no number is used twice even after Postgres lost
+    /// commits.
+    pub fn count_on_from(&mut self, other: i64) {
+        self.previous = self.previous.max(other);
+    }
+
+    /// R1: draws the next number, `greatest(previous + 1, ms of the database clock)`, on this session: if the lock is lost,
+    /// this fails.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: the session is lost.
+    pub async fn draw_number(&mut self) -> Result<i64> {
+        let now = self.say_something().await?;
+        Ok(self.number_at(now))
+    }
+
+    /// R2: each second. Also measures the database's clock.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: the session is lost.
+    pub async fn say_something(&mut self) -> Result<DateTime<Utc>> {
+        let sent = Instant::now();
+        let now: DateTime<Utc> =
+            bounded(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut self.connection)).await?;
+        self.clock = self.clock.or_better(DbClock::from_round_trip(sent, Instant::now(), now));
+        Ok(now)
+    }
+
+    /// The database's clock.
+    pub const fn clock(&self) -> DbClock {
+        self.clock
+    }
+
+    /// The shard that is led.
+    pub const fn shard(&self) -> i16 {
+        self.shard
+    }
+
+    /// For how long this session has led: only after a lease may it judge a worker not live (R15).
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// Gives the lock back at once.
+    pub async fn resign(self) {
+        // If the goodbye fails the server ends the session by itself.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.connection.close()).await;
+    }
+
+    pub(crate) fn number_at(&mut self, now: DateTime<Utc>) -> i64 {
+        self.previous = (self.previous + 1).max(now.timestamp_millis());
+        self.previous
+    }
+}
+
+/// Runs a statement of the session within [`STATEMENT_MAX`]: a server that does not answer has lost the session for us.
+pub(crate) async fn bounded<T>(statement: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(STATEMENT_MAX, statement).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(Error::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))),
+    }
+}

@@ -1,0 +1,30 @@
+//! Postgres: every statement that Carillon runs stands in this crate, as a function named resource first, verb second.
+//!
+//! The API's side: [`jobs`], [`executions`], [`triggers`]. The data path's side: [`leader_session`] (the advisory lock and
+//! all that may only be written under it), [`recorder`] (finishing executions), [`takes`], [`workers`]. Upkeep:
+//! [`migrate`], [`partitions`].
+//!
+//! It knows the words of `carillon-core` and nothing of Redis, of the wire or of how a process is run. There is no trait
+//! to stand in for it: the promises *are* Postgres semantics, and tests run against a real one.
+
+pub mod claim;
+pub mod clock;
+pub mod definitions;
+pub mod error;
+pub mod executions;
+pub mod idempotency;
+pub mod jobs;
+pub mod leader_session;
+pub mod migrate;
+pub mod open_entries;
+pub mod page;
+pub mod partitions;
+pub mod pool;
+pub mod recorder;
+pub mod takes;
+pub mod triggers;
+pub mod upcoming;
+pub mod workers;
+
+pub use error::{Error, Result};
+pub use pool::{Store, StoreOptions};

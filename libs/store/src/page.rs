@@ -1,0 +1,66 @@
+//! Pages of a listing, bounded in rows and in bytes: a thousand rows of a quarter megabyte each must neither fill this
+//! process's memory nor exceed what a gRPC client accepts (4 MiB).
+
+use futures_util::{Stream, StreamExt};
+use sqlx::postgres::PgRow;
+use sqlx::{Row, ValueRef};
+
+use crate::Result;
+
+/// Bytes of column values after which a page ends early. JSON grows when it becomes `google.protobuf.Struct`, so this
+/// leaves room below 4 MiB.
+pub const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Which part of a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Rows at most.
+    pub limit: u32,
+    /// Rows to skip.
+    pub offset: u32,
+}
+
+impl Slice {
+    /// One row more than asked for tells whether more follow.
+    pub(crate) fn limit_and_one(self) -> i64 {
+        i64::from(self.limit) + 1
+    }
+}
+
+/// A part of a listing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page<T> {
+    /// In the listing's order.
+    pub items: Vec<T>,
+    /// Whether more follow.
+    pub has_more: bool,
+}
+
+/// Reads rows until the page is full.
+pub(crate) async fn collect<T>(
+    mut rows: impl Stream<Item = sqlx::Result<PgRow>> + Unpin,
+    slice: Slice,
+    read: impl Fn(&PgRow) -> Result<T>,
+) -> Result<Page<T>> {
+    let limit = usize::try_from(slice.limit).unwrap_or(usize::MAX);
+    let mut page = Page { items: Vec::new(), has_more: false };
+    let mut bytes = 0;
+    while let Some(row) = rows.next().await {
+        let row = row?;
+        bytes += row_bytes(&row);
+        if page.items.len() == limit || (bytes > PAGE_BYTES_MAX && !page.items.is_empty()) {
+            page.has_more = true;
+            break;
+        }
+        page.items.push(read(&row)?);
+    }
+    Ok(page)
+}
+
+fn row_bytes(row: &PgRow) -> usize {
+    (0..row.len())
+        .filter_map(|column| row.try_get_raw(column).ok())
+        .filter(|value| !value.is_null())
+        .map(|value| value.as_bytes().map_or(0, <[u8]>::len))
+        .sum()
+}

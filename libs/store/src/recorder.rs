@@ -1,0 +1,363 @@
+//! What executors write about executions: RUNNING (R10) and the end of an attempt (R11), a batch at a time.
+//!
+//! Every final state is written here or by the cancel of something that was never published (R17); statistics, logs and
+//! retries hang on what the UPDATE returned and on nothing else, so that running the same batch again adds nothing (H17).
+//! An outcome that is not known (connection cut at COMMIT) or a deadlock is therefore answered by running it again.
+
+use chrono::{DateTime, Utc};
+use carillon_core::execution::Status;
+use sqlx::{Connection, PgConnection, Row};
+use uuid::Uuid;
+
+use crate::{Error, Result, Store};
+
+/// An execution that is in hand: what every guard compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The execution.
+    pub execution: Uuid,
+    /// R0: as the entry says.
+    pub claim: i64,
+    /// R0: 0 for an ordinary one, else as it was taken.
+    pub take: i32,
+}
+
+/// A handler that outlived a flush.
+#[derive(Clone, Copy, Debug)]
+pub struct Started {
+    /// Which.
+    pub held: Held,
+    /// When its handler started, by the database's clock.
+    pub started_at: DateTime<Utc>,
+}
+
+/// One log line of a handler.
+#[derive(Clone, Debug)]
+pub struct LogLine {
+    /// By the database's clock.
+    pub timestamp: DateTime<Utc>,
+    /// DEBUG, INFO, WARN or ERROR.
+    pub level: &'static str,
+    /// What it says.
+    pub message: String,
+}
+
+/// The end of an attempt.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Which.
+    pub held: Held,
+    /// Which attempt.
+    pub attempt: i16,
+    /// What follows, not yet knowing of a requested cancel.
+    pub status: Status,
+    /// When its handler started; `None` if it never did.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it ended, by the database's clock.
+    pub ended_at: DateTime<Utc>,
+    /// Where the status is RETRYING: when the next attempt is due.
+    pub next_retry_at: Option<DateTime<Utc>>,
+    /// Queue and priority rank, for the line that a retry waits in.
+    pub queue: String,
+    /// Rank of the priority.
+    pub priority: i16,
+    /// JSON text.
+    pub result: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Where it failed.
+    pub error_stack: Option<String>,
+    /// Why it was ended otherwise.
+    pub reason: Option<String>,
+    /// What the handler said.
+    pub logs: Vec<LogLine>,
+}
+
+/// R10 to R12: what became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Written, and this is what follows. Acknowledge.
+    Recorded(Status),
+    /// Final, retrying, claimed anew, or unknown to the database. Acknowledge.
+    Over {
+        /// The database has no such execution.
+        unknown: bool,
+    },
+    /// Somebody else has it. Acknowledge nothing.
+    Lost,
+    /// R10: RUNNING is written.
+    Running {
+        /// A cancel was requested meanwhile: stop the handler.
+        cancel_requested: bool,
+    },
+}
+
+/// R10.
+const EXECUTIONS_MARK_RUNNING: &str = "
+UPDATE job_executions e SET status = 'RUNNING', worker_id = $1, started_at = i.started_at
+FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::timestamptz[]) AS i(id, claim, take, started_at)
+WHERE e.id = i.id AND e.id BETWEEN $6 AND $7 AND e.claim = i.claim AND e.take = i.take AND e.status = 'QUEUED'
+RETURNING e.id, e.cancel_requested";
+
+/// R11. One statement: the rows, the statistics, the retries, the log lines. Expected plan: nested loops from the batch into
+/// the primary keys (the pool of these connections allows nothing else); the bounds on `id` prune the partitions.
+const EXECUTIONS_FINISH: &str = "
+WITH input AS (
+    SELECT * FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::text[], $6::timestamptz[], $7::timestamptz[],
+                         $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::smallint[])
+      AS i(id, claim, take, status, started_at, ended_at, next_retry_at, result, error, error_stack, reason, queue, priority)
+), finished AS (
+    UPDATE job_executions e
+    SET status = CASE WHEN e.cancel_requested AND i.status IN ('RETRYING', 'FAILED', 'TIMEOUT') THEN 'CANCELLED' ELSE i.status END,
+        started_at = COALESCE(i.started_at, e.started_at),
+        completed_at = CASE WHEN i.status <> 'RETRYING' OR e.cancel_requested THEN i.ended_at END,
+        next_retry_at = CASE WHEN i.status = 'RETRYING' THEN i.next_retry_at ELSE e.next_retry_at END,
+        duration_ms = CASE WHEN i.started_at IS NOT NULL THEN (EXTRACT(EPOCH FROM i.ended_at - i.started_at) * 1000)::bigint END,
+        worker_id = $1,
+        result = i.result::jsonb, error = i.error, error_stack = i.error_stack,
+        reason = COALESCE(i.reason, e.reason)
+    FROM input i
+    WHERE e.id = i.id AND e.id BETWEEN $15 AND $16 AND e.claim = i.claim AND e.take = i.take
+      AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND e.worker_id = $1)
+    RETURNING e.id, e.job_id, e.claim, e.status, e.completed_at, e.duration_ms, i.next_retry_at, i.queue, i.priority
+), stats AS (
+    UPDATE job_stats s
+    SET finished_count = s.finished_count + f.finished,
+        success_count = s.success_count + f.succeeded,
+        failure_count = s.failure_count + f.failed,
+        total_duration_ms = s.total_duration_ms + f.duration_ms,
+        last_duration_ms = COALESCE(f.last_duration_ms, s.last_duration_ms),
+        last_run_at = GREATEST(s.last_run_at, f.last_run_at),
+        last_success_id = GREATEST(s.last_success_id, f.last_success_id)
+    FROM (
+        SELECT job_id, count(*) AS finished,
+               count(*) FILTER (WHERE status = 'SUCCESS') AS succeeded,
+               count(*) FILTER (WHERE status IN ('FAILED', 'TIMEOUT')) AS failed,
+               COALESCE(sum(duration_ms), 0)::bigint AS duration_ms,
+               max(duration_ms) AS last_duration_ms,
+               max(completed_at) AS last_run_at,
+               max(id::text) FILTER (WHERE status = 'SUCCESS')::uuid AS last_success_id
+        FROM finished WHERE status <> 'RETRYING' GROUP BY job_id ORDER BY job_id
+    ) f
+    WHERE s.job_id = f.job_id
+), retries AS (
+    INSERT INTO execution_retries (execution_id, job_id, claim, due_at, queue, priority)
+    SELECT id, job_id, claim, next_retry_at, queue, priority FROM finished WHERE status = 'RETRYING'
+    ON CONFLICT (execution_id) DO UPDATE SET claim = EXCLUDED.claim, due_at = EXCLUDED.due_at
+), logs AS (
+    INSERT INTO job_execution_logs (execution_id, attempt, line, timestamp, level, message)
+    SELECT l.id, l.attempt, l.line, l.timestamp, l.level, l.message
+    FROM UNNEST($17::uuid[], $18::smallint[], $19::int[], $20::timestamptz[], $21::text[], $22::text[])
+         AS l(id, attempt, line, timestamp, level, message)
+    WHERE cardinality($17::uuid[]) > 0 AND l.id IN (SELECT id FROM finished)
+    ON CONFLICT DO NOTHING
+)
+SELECT id, status FROM finished";
+
+/// For what a guarded UPDATE did not return.
+const EXECUTIONS_LOOK: &str = "
+SELECT e.id, e.claim, e.status, e.worker_id FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id";
+
+/// A job whose timetable has ended is complete once nothing of it is open. Runs after the finish, in the same transaction,
+/// so that of two executors that finish the last two the later one sees both.
+const JOBS_COMPLETE: &str = "
+UPDATE jobs j SET status = 'COMPLETED', completed_at = now(), updated_at = now()
+FROM job_timers t, job_stats s
+WHERE j.id = ANY ($1) AND t.job_id = j.id AND s.job_id = j.id AND j.status = 'ACTIVE'
+  AND t.exhausted AND t.fire_at IS NULL AND t.claimed_count = s.finished_count";
+
+impl Store {
+    /// R10 and R11: one flush of `worker`, one transaction. `ended_jobs` are those whose last fire is among the finished.
+    /// Answers a verdict for each, first of `started`, then of `finished`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Conflict`]: run the same again. [`Error::Data`]: one of them holds something that
+    /// Postgres cannot hold.
+    pub async fn record(
+        &self,
+        worker: Uuid,
+        started: &[Started],
+        finished: &[Finished],
+        ended_jobs: &[Uuid],
+    ) -> Result<(Vec<Verdict>, Vec<Verdict>)> {
+        let mut connection = self.pool.acquire().await?;
+        if started.is_empty() && ended_jobs.is_empty() {
+            // A single statement is a transaction of its own: one round trip.
+            let finished = finish_on_conn(&mut connection, worker, finished).await?;
+            return Ok((Vec::new(), finished));
+        }
+        let mut transaction = connection.begin().await?;
+        let started = mark_running_on_conn(&mut transaction, worker, started).await?;
+        let finished = finish_on_conn(&mut transaction, worker, finished).await?;
+        if !ended_jobs.is_empty() {
+            complete_on_conn(&mut transaction, ended_jobs).await?;
+        }
+        transaction.commit().await?;
+        Ok((started, finished))
+    }
+
+    /// Marks those of `jobs` COMPLETED whose timetable has ended and of which nothing is open. Answers how many.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn jobs_complete(&self, jobs: &[Uuid]) -> Result<u64> {
+        let mut connection = self.pool.acquire().await?;
+        complete_on_conn(&mut connection, jobs).await
+    }
+
+    /// The active jobs whose timetable has ended: a last fire that was skipped leaves nobody to complete its job.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn jobs_ending(&self) -> Result<Vec<Uuid>> {
+        let statement = "SELECT j.id FROM jobs j JOIN job_timers t ON t.job_id = j.id \
+                         WHERE j.status = 'ACTIVE' AND t.exhausted AND t.fire_at IS NULL LIMIT 10000";
+        Ok(sqlx::query_scalar(statement).fetch_all(&self.pool).await?)
+    }
+}
+
+async fn complete_on_conn(connection: &mut PgConnection, jobs: &[Uuid]) -> Result<u64> {
+    let mut jobs = jobs.to_vec();
+    jobs.sort_unstable();
+    jobs.dedup();
+    Ok(sqlx::query(JOBS_COMPLETE).bind(jobs).execute(connection).await?.rows_affected())
+}
+
+async fn mark_running_on_conn(connection: &mut PgConnection, worker: Uuid, started: &[Started]) -> Result<Vec<Verdict>> {
+    if started.is_empty() {
+        return Ok(Vec::new());
+    }
+    let held: Vec<Held> = started.iter().map(|started| started.held).collect();
+    let (first, last) = bounds(&held);
+    let rows = sqlx::query(EXECUTIONS_MARK_RUNNING)
+        .bind(worker)
+        .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
+        .bind(held.iter().map(|held| held.claim).collect::<Vec<_>>())
+        .bind(held.iter().map(|held| held.take).collect::<Vec<_>>())
+        .bind(started.iter().map(|started| started.started_at).collect::<Vec<_>>())
+        .bind(first)
+        .bind(last)
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut written = std::collections::HashMap::new();
+    for row in rows {
+        let cancel_requested = row.try_get("cancel_requested")?;
+        written.insert(row.try_get::<Uuid, _>("id")?, Verdict::Running { cancel_requested });
+    }
+    judge_on_conn(connection, worker, &held, written).await
+}
+
+async fn finish_on_conn(connection: &mut PgConnection, worker: Uuid, finished: &[Finished]) -> Result<Vec<Verdict>> {
+    if finished.is_empty() {
+        return Ok(Vec::new());
+    }
+    let held: Vec<Held> = finished.iter().map(|finished| finished.held).collect();
+    let (first, last) = bounds(&held);
+    let logs = LogColumns::of(finished);
+    let rows = sqlx::query(EXECUTIONS_FINISH)
+        .bind(worker)
+        .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
+        .bind(held.iter().map(|held| held.claim).collect::<Vec<_>>())
+        .bind(held.iter().map(|held| held.take).collect::<Vec<_>>())
+        .bind(finished.iter().map(|finished| finished.status.as_str()).collect::<Vec<_>>())
+        .bind(finished.iter().map(|finished| finished.started_at).collect::<Vec<_>>())
+        .bind(finished.iter().map(|finished| finished.ended_at).collect::<Vec<_>>())
+        .bind(finished.iter().map(|finished| finished.next_retry_at).collect::<Vec<_>>())
+        .bind(finished.iter().map(|finished| finished.result.as_deref()).collect::<Vec<_>>())
+        .bind(finished.iter().map(|finished| finished.error.as_deref()).collect::<Vec<_>>())
+        .bind(finished.iter().map(|finished| finished.error_stack.as_deref()).collect::<Vec<_>>())
+        .bind(finished.iter().map(|finished| finished.reason.as_deref()).collect::<Vec<_>>())
+        .bind(finished.iter().map(|finished| finished.queue.as_str()).collect::<Vec<_>>())
+        .bind(finished.iter().map(|finished| finished.priority).collect::<Vec<_>>())
+        .bind(first)
+        .bind(last)
+        .bind(logs.ids)
+        .bind(logs.attempts)
+        .bind(logs.lines)
+        .bind(logs.timestamps)
+        .bind(logs.levels)
+        .bind(logs.messages)
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut written = std::collections::HashMap::with_capacity(rows.len());
+    for row in rows {
+        let status = read_status(row.try_get("status")?)?;
+        written.insert(row.try_get::<Uuid, _>("id")?, Verdict::Recorded(status));
+    }
+    judge_on_conn(connection, worker, &held, written).await
+}
+
+/// R11: for the rows that a guarded UPDATE did not return, one SELECT says why.
+async fn judge_on_conn(
+    connection: &mut PgConnection,
+    worker: Uuid,
+    held: &[Held],
+    written: std::collections::HashMap<Uuid, Verdict>,
+) -> Result<Vec<Verdict>> {
+    let refused: Vec<Uuid> =
+        held.iter().map(|held| held.execution).filter(|execution| !written.contains_key(execution)).collect();
+    let mut seen = std::collections::HashMap::new();
+    if !refused.is_empty() {
+        for row in sqlx::query(EXECUTIONS_LOOK).bind(&refused).fetch_all(connection).await? {
+            let status = read_status(row.try_get("status")?)?;
+            let claim: Option<i64> = row.try_get("claim")?;
+            let worker_id: Option<Uuid> = row.try_get("worker_id")?;
+            seen.insert(row.try_get::<Uuid, _>("id")?, (claim, status, worker_id));
+        }
+    }
+    let verdicts = held.iter().map(|held| match (written.get(&held.execution), seen.get(&held.execution)) {
+        (Some(verdict), _) => *verdict,
+        (None, None) => Verdict::Over { unknown: true },
+        (None, Some((claim, status, worker_id))) => {
+            if *claim != Some(held.claim) || status.is_final() || *status == Status::Retrying {
+                Verdict::Over { unknown: false }
+            } else if *status == Status::Running && *worker_id == Some(worker) {
+                // Already marked by a flush whose outcome was not known.
+                Verdict::Running { cancel_requested: false }
+            } else {
+                Verdict::Lost
+            }
+        }
+    });
+    Ok(verdicts.collect())
+}
+
+pub(crate) fn read_status(text: &str) -> Result<Status> {
+    text.parse().map_err(|error: carillon_core::job::UnknownWord| Error::Unreadable {
+        what: "status of an execution",
+        why: error.to_string(),
+    })
+}
+
+/// The smallest and greatest id: with them the planner's executor prunes partitions before it opens them.
+fn bounds(held: &[Held]) -> (Uuid, Uuid) {
+    let ids = held.iter().map(|held| held.execution);
+    (ids.clone().min().unwrap_or(Uuid::nil()), ids.max().unwrap_or(Uuid::max()))
+}
+
+#[derive(Default)]
+struct LogColumns<'a> {
+    ids: Vec<Uuid>,
+    attempts: Vec<i16>,
+    lines: Vec<i32>,
+    timestamps: Vec<DateTime<Utc>>,
+    levels: Vec<&'a str>,
+    messages: Vec<&'a str>,
+}
+
+impl<'a> LogColumns<'a> {
+    fn of(finished: &'a [Finished]) -> Self {
+        let mut columns = Self::default();
+        for finished in finished {
+            for (line, log) in (1..).zip(&finished.logs) {
+                columns.ids.push(finished.held.execution);
+                columns.attempts.push(finished.attempt);
+                columns.lines.push(line);
+                columns.timestamps.push(log.timestamp);
+                columns.levels.push(log.level);
+                columns.messages.push(&log.message);
+            }
+        }
+        columns
+    }
+}

@@ -1,0 +1,93 @@
+//! Fires asked for by hand. A trigger only leaves a due fire behind: what is published, the leader alone creates (R5).
+
+use carillon_core::ids;
+use carillon_core::job::JobStatus;
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use crate::executions::{self, Execution};
+use crate::idempotency::{self, Key};
+use crate::jobs::rows::word;
+use crate::{Error, Result, Store};
+
+/// A fire asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewTrigger {
+    /// The job to fire.
+    pub job_id: Uuid,
+    /// In place of the job's own payload.
+    pub payload: Option<Value>,
+    /// W3C trace context of the request.
+    pub traceparent: Option<String>,
+    /// Who asks.
+    pub created_by: String,
+}
+
+/// `FOR SHARE` makes a trigger and a deletion of the same job wait for each other: without it a trigger could slip in after
+/// the deletion looked for triggers, and would then fire a deleted job.
+const INSERT_TRIGGER: &str = "
+    WITH job AS (
+        SELECT j.id, j.status, j.priority, t.shard
+        FROM jobs j JOIN job_timers t ON t.job_id = j.id WHERE j.id = $1 FOR SHARE OF j
+    ), key AS (
+        INSERT INTO idempotency_keys (scope, key, fingerprint, resource_id)
+        SELECT $7::text, $8::text, $9::bytea, $2::uuid FROM job WHERE status <> 'CANCELLED' AND $8::text IS NOT NULL
+        ON CONFLICT DO NOTHING RETURNING resource_id
+    ), trigger AS (
+        INSERT INTO job_triggers (execution_id, job_id, shard, fire_at, priority, payload, traceparent, created_by)
+        SELECT $2::uuid, id, shard, $3, priority, $4, $5, $6 FROM job
+        WHERE status <> 'CANCELLED' AND ($8::text IS NULL OR EXISTS (SELECT FROM key))
+        RETURNING execution_id
+    )
+    SELECT (SELECT status FROM job), EXISTS (SELECT FROM trigger)";
+
+/// Leaves a due fire of the job; answers with its execution.
+///
+/// # Errors
+/// [`Error::NotFound`] for an unknown job; [`Error::FailedPrecondition`] for a deleted one; [`Error::KeyReused`]; or if
+/// Postgres is unavailable.
+pub async fn create(store: &Store, new: &NewTrigger, key: Option<&Key>) -> Result<Execution> {
+    let beginning = idempotency::begin(store, key).await?;
+    if let Some(known) = beginning.known {
+        return executions::get(store, known).await;
+    }
+    let seed = key.map_or_else(|| Uuid::new_v4().to_string(), |key| key.key.clone());
+    let execution = ids::execution_for_trigger(new.job_id, &seed, beginning.now);
+    let (status, inserted) = insert(store, new, key, execution, beginning.now).await?;
+    let status: JobStatus = match status {
+        Some(status) => word("jobs.status", &status)?,
+        None => return Err(Error::NotFound { what: "job", id: new.job_id }),
+    };
+    if status == JobStatus::Cancelled {
+        return Err(Error::FailedPrecondition("a job that is CANCELLED cannot be triggered: it was deleted".to_owned()));
+    }
+    if inserted {
+        return executions::get(store, execution).await;
+    }
+    // Somebody else took the key in between.
+    let known = idempotency::begin(store, key).await?.known;
+    executions::get(store, known.unwrap_or(execution)).await
+}
+
+async fn insert(
+    store: &Store,
+    new: &NewTrigger,
+    key: Option<&Key>,
+    execution: Uuid,
+    now: DateTime<Utc>,
+) -> Result<(Option<String>, bool)> {
+    Ok(sqlx::query_as(INSERT_TRIGGER)
+        .bind(new.job_id)
+        .bind(execution)
+        .bind(now)
+        .bind(new.payload.as_ref().map(Json))
+        .bind(&new.traceparent)
+        .bind(&new.created_by)
+        .bind(key.map(|key| &key.scope))
+        .bind(key.map(|key| &key.key))
+        .bind(key.map(|key| &key.fingerprint))
+        .fetch_one(&store.pool)
+        .await?)
+}

@@ -1,0 +1,151 @@
+//! The incarnations of executors: that they live (R14), that they ended (R18), and what becomes of what a broken connection
+//! left in doubt (R21).
+//!
+//! The beat serves correctness: it is the second witness, beside Redis' idle clock, without which nothing that says RUNNING
+//! is taken from anybody.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use sqlx::{Connection, Row};
+use uuid::Uuid;
+
+use crate::clock::DbClock;
+use crate::recorder::Held;
+use crate::{Result, Store};
+
+/// One incarnation of an executor.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// A new one for each incarnation.
+    pub id: Uuid,
+    /// Its name in the consumer groups: pod and boot.
+    pub consumer: String,
+    /// The queues it serves.
+    pub queues: Vec<String>,
+    /// Executions that it holds at once.
+    pub slots: i32,
+}
+
+const WORKER_INSERT: &str = "INSERT INTO workers (id, consumer, queues, slots) VALUES ($1, $2, $3, $4)";
+
+/// R21: what the incarnation `$2` had started becomes the new one's; each guarded.
+const EXECUTIONS_REASSERT: &str = "
+UPDATE job_executions e SET worker_id = $1, status = 'RUNNING', started_at = h.started_at
+FROM UNNEST($3::uuid[], $4::bigint[], $5::int[], $6::timestamptz[]) AS h(id, claim, take, started_at)
+WHERE e.id = h.id AND e.claim = h.claim AND e.take = h.take
+  AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND e.worker_id = $2)
+RETURNING e.id";
+
+impl Store {
+    /// Begins an incarnation.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn worker_begin(&self, worker: &Worker) -> Result<()> {
+        sqlx::query(WORKER_INSERT)
+            .bind(worker.id)
+            .bind(&worker.consumer)
+            .bind(&worker.queues)
+            .bind(worker.slots)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// R14: the beat. Answers the database's clock, or `None` if this incarnation is no longer known or has ended: then R21.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn worker_beat(&self, worker: Uuid) -> Result<Option<DbClock>> {
+        let mut connection = self.pool.acquire().await?;
+        let statement = "UPDATE workers SET seen_at = now() WHERE id = $1 AND NOT ended RETURNING id";
+        let known = sqlx::query(statement).bind(worker).fetch_optional(&mut *connection).await?;
+        if known.is_none() {
+            return Ok(None);
+        }
+        // Asked for by itself: the UPDATE waits for the disk, which would blur the measurement.
+        let sent = Instant::now();
+        let now: DateTime<Utc> =
+            sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut *connection).await?;
+        Ok(Some(DbClock::from_round_trip(sent, Instant::now(), now)))
+    }
+
+    /// R21: a new incarnation takes the place of `old`, with every handler that it has started in hand. Answers the
+    /// executions that are its own now; the handlers of the others are to be stopped.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: try again with another new incarnation.
+    pub async fn worker_succeed(
+        &self,
+        old: Uuid,
+        new: &Worker,
+        started: &[(Held, DateTime<Utc>)],
+    ) -> Result<Vec<Uuid>> {
+        let mut connection = self.pool.acquire().await?;
+        let mut transaction = connection.begin().await?;
+        sqlx::query(WORKER_INSERT)
+            .bind(new.id)
+            .bind(&new.consumer)
+            .bind(&new.queues)
+            .bind(new.slots)
+            .execute(&mut *transaction)
+            .await?;
+        let rows = sqlx::query(EXECUTIONS_REASSERT)
+            .bind(new.id)
+            .bind(old)
+            .bind(started.iter().map(|(held, _)| held.execution).collect::<Vec<_>>())
+            .bind(started.iter().map(|(held, _)| held.claim).collect::<Vec<_>>())
+            .bind(started.iter().map(|(held, _)| held.take).collect::<Vec<_>>())
+            .bind(started.iter().map(|(_, at)| *at).collect::<Vec<_>>())
+            .fetch_all(&mut *transaction)
+            .await?;
+        sqlx::query("UPDATE workers SET ended = true WHERE id = $1").bind(old).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
+    }
+
+    /// R18: ends an incarnation; whatever it still holds is free at once.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: it is free after the lease.
+    pub async fn worker_end(&self, worker: Uuid) -> Result<()> {
+        sqlx::query("UPDATE workers SET ended = true WHERE id = $1").bind(worker).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// R15: consumers that hold nothing rightly any more: every incarnation of theirs has ended, or was not seen within
+    /// `silence`. Each with whether all have ended.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn consumers_gone(&self, silence: Duration) -> Result<Vec<(String, bool)>> {
+        let rows = sqlx::query(
+            "SELECT consumer, bool_and(ended) AS ended FROM workers GROUP BY consumer \
+             HAVING bool_and(ended OR seen_at < now() - $1::interval) LIMIT 1000",
+        )
+        .bind(silence)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(|row| Ok((row.try_get("consumer")?, row.try_get("ended")?))).collect()
+    }
+
+    /// R15: whether each of these consumers has a live incarnation.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn consumers_live(&self, consumers: &[String], lease: Duration) -> Result<Vec<String>> {
+        let statement = "SELECT DISTINCT consumer FROM workers \
+                         WHERE consumer = ANY ($1) AND NOT ended AND seen_at > now() - $2::interval";
+        Ok(sqlx::query_scalar(statement).bind(consumers).bind(lease).fetch_all(&self.pool).await?)
+    }
+
+    /// Forgets incarnations that ended, or were not seen, `older_than` ago. Answers how many.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn workers_forget(&self, older_than: Duration) -> Result<u64> {
+        let statement = "DELETE FROM workers WHERE seen_at < now() - $1::interval";
+        Ok(sqlx::query(statement).bind(older_than).execute(&self.pool).await?.rows_affected())
+    }
+}

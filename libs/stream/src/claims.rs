@@ -1,0 +1,171 @@
+//! Whose an entry is: acknowledging (R12), renewing (R14), and taking over what another has left (R15).
+
+use std::time::Duration;
+
+use carillon_core::line::Line;
+use fred::interfaces::{ClientLike, StreamsInterface, TransactionInterface};
+use fred::prelude::Value;
+use fred::types::{ClusterHash, CustomCommand};
+
+use crate::entry::EntryId;
+use crate::keys::GROUP;
+use crate::reader::{Item, Received, SetAside, parse_item};
+use crate::scripts::{FORGET, RENEW};
+use crate::{Redis, Result, reply};
+
+/// An entry that somebody holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Its id.
+    pub id: EntryId,
+    /// Who read it last.
+    pub consumer: String,
+    /// Since that read or its last renewal.
+    pub idle: Duration,
+}
+
+/// What a take-over brought.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// The entries, now pending under the caller.
+    pub entries: Vec<Received>,
+    /// What could not be read.
+    pub set_aside: Vec<SetAside>,
+}
+
+impl Redis {
+    /// R12: acknowledges and deletes entries in one MULTI, so that no acknowledged entry stays behind (H10). Only for what is
+    /// recorded or over.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: they stay pending, and are found over when they are looked at next.
+    pub async fn acknowledge(&self, line: &Line, ids: &[EntryId]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let key = self.keys.stream(line);
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        let multi = self.client.multi();
+        let _: Value = multi.xack(key.as_str(), GROUP, ids.clone()).await?;
+        let _: Value = multi.xdel(key.as_str(), ids).await?;
+        let _: Value = multi.exec(true).await?;
+        Ok(())
+    }
+
+    /// R14: renews those of `ids` that are still pending under `consumer`. Saves work, is not for correctness.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn renew(&self, line: &Line, consumer: &str, ids: &[EntryId]) -> Result<i64> {
+        // Lua unpacks at most some thousands of values at once.
+        const AT_ONCE: usize = 1_000;
+        let mut renewed = 0;
+        for some in ids.chunks(AT_ONCE) {
+            let mut args: Vec<Value> = vec![consumer.into()];
+            args.extend(some.iter().map(|id| Value::from(id.to_string())));
+            renewed += reply::integer(&RENEW.run(&self.client, vec![self.keys.stream(line)], args).await?)?;
+        }
+        Ok(renewed)
+    }
+
+    /// R15: entries of `line` that nobody renewed for `idle`, behind `after`, `count` at most.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoGroup`], [`crate::Error::Unavailable`].
+    pub async fn pending_idle(
+        &self,
+        line: &Line,
+        idle: Duration,
+        after: Option<EntryId>,
+        count: usize,
+    ) -> Result<Vec<Pending>> {
+        let idle = i64::try_from(idle.as_millis()).unwrap_or(i64::MAX);
+        self.pending(line, vec!["IDLE".into(), Value::Integer(idle)], after, count, None).await
+    }
+
+    /// R15: entries of `line` that `consumer` holds, behind `after`, `count` at most.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoGroup`], [`crate::Error::Unavailable`].
+    pub async fn pending_of(
+        &self,
+        line: &Line,
+        consumer: &str,
+        after: Option<EntryId>,
+        count: usize,
+    ) -> Result<Vec<Pending>> {
+        self.pending(line, Vec::new(), after, count, Some(consumer)).await
+    }
+
+    /// R15: takes over those of `ids` that have been idle for `min_idle`. `line_index` is noted on what comes back.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoGroup`], [`crate::Error::Unavailable`].
+    pub async fn claim(
+        &self,
+        line: &Line,
+        line_index: usize,
+        consumer: &str,
+        min_idle: Duration,
+        ids: &[EntryId],
+    ) -> Result<Claimed> {
+        if ids.is_empty() {
+            return Ok(Claimed::default());
+        }
+        let min_idle = i64::try_from(min_idle.as_millis()).unwrap_or(i64::MAX);
+        let mut args: Vec<Value> =
+            vec![self.keys.stream(line).into(), GROUP.into(), consumer.into(), Value::Integer(min_idle)];
+        args.extend(ids.iter().map(|id| Value::from(id.to_string())));
+        let command = CustomCommand::new_static("XCLAIM", ClusterHash::FirstKey, false);
+        let mut claimed = Claimed::default();
+        for item in reply::array(self.client.custom(command, args).await?)? {
+            if matches!(item, Value::Null) {
+                continue;
+            }
+            match parse_item(line_index, item)? {
+                Item::Entry(received) => claimed.entries.push(*received),
+                Item::SetAside(aside) => claimed.set_aside.push(aside),
+                Item::Deleted => {}
+            }
+        }
+        Ok(claimed)
+    }
+
+    /// Forgets `consumer` in the group of `line` if it holds nothing any more. Answers whether it is forgotten.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoGroup`], [`crate::Error::Unavailable`].
+    pub async fn forget_consumer(&self, line: &Line, consumer: &str) -> Result<bool> {
+        let answer = FORGET.run(&self.client, vec![self.keys.stream(line)], vec![consumer.into()]).await?;
+        Ok(reply::integer(&answer)? == 1)
+    }
+
+    async fn pending(
+        &self,
+        line: &Line,
+        filter: Vec<Value>,
+        after: Option<EntryId>,
+        count: usize,
+        consumer: Option<&str>,
+    ) -> Result<Vec<Pending>> {
+        let mut args: Vec<Value> = vec![self.keys.stream(line).into(), GROUP.into()];
+        args.extend(filter);
+        args.push(after.map_or_else(|| "-".to_owned(), |id| format!("({id}")).into());
+        args.push("+".into());
+        args.push(Value::Integer(i64::try_from(count).unwrap_or(i64::MAX)));
+        args.extend(consumer.map(Value::from));
+        let command = CustomCommand::new_static("XPENDING", ClusterHash::FirstKey, false);
+        let mut pending = Vec::new();
+        for item in reply::array(self.client.custom(command, args).await?)? {
+            let mut item = reply::array(item)?.into_iter();
+            let id = reply::text(&reply::next(&mut item)?)?;
+            let consumer = reply::text(&reply::next(&mut item)?)?;
+            let idle = reply::integer(&reply::next(&mut item)?)?;
+            // An id that is not ours was set aside by whoever read it.
+            if let Ok(id) = id.parse() {
+                pending.push(Pending { id, consumer, idle: Duration::from_millis(u64::try_from(idle).unwrap_or(0)) });
+            }
+        }
+        Ok(pending)
+    }
+}

@@ -1,0 +1,73 @@
+//! Every name in Redis. All keys of a shard share one hash tag, so that a script may touch them together on a cluster.
+
+use carillon_core::line::Line;
+
+/// The consumer group of every stream.
+pub const GROUP: &str = "executors";
+
+/// The names of one shard of one installation.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    tag: String,
+}
+
+impl Keys {
+    /// `namespace` keeps installations that share a Redis apart.
+    pub fn new(namespace: &str, shard: i16) -> Self {
+        Self { tag: format!("{{{namespace}:{shard}}}") }
+    }
+
+    /// R0: hash {server, last, doubt, certified_at, term, challenge}.
+    pub fn ctl(&self) -> String {
+        format!("{}:ctl", self.tag)
+    }
+
+    /// The stream of a line. `v1` is the form of its entries.
+    pub fn stream(&self, line: &Line) -> String {
+        format!("{}:v1:{}:{}", self.tag, line.queue, line.priority)
+    }
+
+    /// Set of the keys of all streams ever created in this shard, for R4: a certificate must be newer than all of them.
+    pub fn streams(&self) -> String {
+        format!("{}:streams", self.tag)
+    }
+
+    /// R17: set of the ids of executions whose cancel was requested and that may still be in a stream.
+    pub fn cancelled(&self) -> String {
+        format!("{}:cancelled", self.tag)
+    }
+
+    /// Channel: something may be due earlier than the leader knows, or has to be looked at.
+    pub fn wake_channel(&self) -> String {
+        format!("{}:wake", self.tag)
+    }
+
+    /// Channel: ids of jobs that were paused, changed or deleted (R23).
+    pub fn jobs_channel(&self) -> String {
+        format!("{}:jobs", self.tag)
+    }
+
+    /// Channel: ids of executions whose cancel was requested (R17).
+    pub fn cancel_channel(&self) -> String {
+        format!("{}:cancel", self.tag)
+    }
+
+    /// Channel: an executor has ended (R18); the others take what it handed back.
+    pub fn ended_channel(&self) -> String {
+        format!("{}:ended", self.tag)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carillon_core::job::Priority;
+
+    /// Golden: old and new binaries must mean the same keys.
+    #[test]
+    fn names_are_fixed() {
+        let keys = Keys::new("carillon", 0);
+        assert_eq!(keys.ctl(), "{carillon:0}:ctl");
+        assert_eq!(keys.stream(&Line::new("default", Priority::High)), "{carillon:0}:v1:default:HIGH");
+    }
+}

@@ -1,0 +1,197 @@
+//! What the leader says to Redis: that it leads (R3), that this Redis may be trusted (R4), what is to run (R6), and which
+//! entries it asks after (R19).
+
+use carillon_core::line::Line;
+use fred::prelude::Value;
+
+use crate::entry::EntryId;
+use crate::scripts::{ANNOUNCE, CERTIFY, MISSING, PUBLISH, STATE};
+use crate::{Error, Redis, Result, reply};
+
+/// R3: what Redis answers to a leader that announces itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Announced {
+    /// Another leader announced a later term.
+    Stale,
+    /// This Redis carries a certificate that fits it.
+    Certified(Standing),
+    /// It does not (or the caller asked): the challenge is set, a certificate has to answer it.
+    Challenged(Standing),
+}
+
+/// What Redis remembers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Number of the last batch appended.
+    pub last: i64,
+    /// Entries up to this number are doubtful.
+    pub doubt: i64,
+    /// Replication id of the server that answered.
+    pub replid: String,
+}
+
+/// R4: what becomes of a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certified {
+    /// Written.
+    Done,
+    /// Another leader announced a later term.
+    Stale,
+    /// Another server, or another challenge: announce again.
+    Refused,
+    /// The number is not greater than what the streams hold: draw one above this.
+    Low(i64),
+}
+
+/// R6: what becomes of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// Appended; the lengths of the touched streams, in the order of `lines`.
+    Done(Vec<u64>),
+    /// Appended before, or overtaken and never to be appended.
+    Passed,
+    /// This Redis carries no certificate that fits it.
+    Uncertified,
+    /// Another leader announced a later term.
+    Stale,
+    /// This leader has not announced its term to this Redis.
+    Unannounced,
+    /// A foreign entry with a greater id stands in a stream.
+    Behind,
+}
+
+/// The one-second look of R3, and the lengths of the streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// The certificate fits this server.
+    pub certified: bool,
+    /// The term that was announced last.
+    pub term: i64,
+    /// Entries in each stream, in the order of the lines asked for.
+    pub lengths: Vec<u64>,
+}
+
+/// One entry of a batch to be published.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Index of its line in the `lines` of the call.
+    pub line: usize,
+    /// Its place in the batch.
+    pub seq: i32,
+    /// The entry, encoded.
+    pub text: String,
+}
+
+impl Redis {
+    /// R3. `challenge` is a fresh random value; `force` asks to be challenged although certified.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn announce(&self, term: i64, challenge: &str, force: bool) -> Result<Announced> {
+        let args = vec![term.to_string().into(), challenge.into(), if force { "1" } else { "0" }.into()];
+        let mut answer = reply::array(ANNOUNCE.run(&self.client, vec![self.keys.ctl()], args).await?)?.into_iter();
+        let verdict = reply::text(&reply::next(&mut answer)?)?;
+        if verdict == "STALE" {
+            return Ok(Announced::Stale);
+        }
+        let standing = Standing {
+            last: reply::integer(&reply::next(&mut answer)?)?,
+            doubt: reply::integer(&reply::next(&mut answer)?)?,
+            replid: reply::text(&reply::next(&mut answer)?)?,
+        };
+        match verdict.as_str() {
+            "CERTIFIED" => Ok(Announced::Certified(standing)),
+            "CHALLENGE" => Ok(Announced::Challenged(standing)),
+            other => Err(Error::Unexpected(format!("announce answered {other}"))),
+        }
+    }
+
+    /// R4. Creates the missing streams of `lines`, and the missing groups of all streams. Only this creates a group on a
+    /// stream that exists.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn certify(
+        &self,
+        number: i64,
+        term: i64,
+        replid: &str,
+        challenge: &str,
+        lines: &[Line],
+    ) -> Result<Certified> {
+        let mut keys = vec![self.keys.ctl(), self.keys.streams()];
+        keys.extend(lines.iter().map(|line| self.keys.stream(line)));
+        let args = vec![number.to_string().into(), term.to_string().into(), replid.into(), challenge.into()];
+        let mut answer = reply::array(CERTIFY.run(&self.client, keys, args).await?)?.into_iter();
+        match reply::text(&reply::next(&mut answer)?)?.as_str() {
+            "OK" => Ok(Certified::Done),
+            "STALE" => Ok(Certified::Stale),
+            "REFUSED" => Ok(Certified::Refused),
+            "LOW" => Ok(Certified::Low(reply::integer(&reply::next(&mut answer)?)?)),
+            other => Err(Error::Unexpected(format!("certify answered {other}"))),
+        }
+    }
+
+    /// R6. May be sent any number of times, by anyone, at any time.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: it may or may not have been appended, send it again. [`Error::OutOfMemory`]: it was not.
+    pub async fn publish(&self, number: i64, term: i64, lines: &[Line], entries: Vec<Outgoing>) -> Result<Published> {
+        let mut keys = vec![self.keys.ctl(), self.keys.streams()];
+        keys.extend(lines.iter().map(|line| self.keys.stream(line)));
+        let mut args: Vec<Value> = Vec::with_capacity(2 + 3 * entries.len());
+        args.push(number.to_string().into());
+        args.push(term.to_string().into());
+        for entry in entries {
+            args.push(Value::Integer(i64::try_from(entry.line + 1).unwrap_or(i64::MAX)));
+            args.push(Value::Integer(i64::from(entry.seq)));
+            args.push(entry.text.into());
+        }
+        let mut answer = reply::array(PUBLISH.run(&self.client, keys, args).await?)?.into_iter();
+        match reply::text(&reply::next(&mut answer)?)?.as_str() {
+            "OK" => Ok(Published::Done(lengths(answer)?)),
+            "PASSED" => Ok(Published::Passed),
+            "UNCERTIFIED" => Ok(Published::Uncertified),
+            "STALE" => Ok(Published::Stale),
+            "UNANNOUNCED" => Ok(Published::Unannounced),
+            "BEHIND" => Ok(Published::Behind),
+            other => Err(Error::Unexpected(format!("publish answered {other}"))),
+        }
+    }
+
+    /// Whether the certificate and the term are still this leader's, and how long the streams of `lines` are.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn state(&self, lines: &[Line]) -> Result<State> {
+        let mut keys = vec![self.keys.ctl()];
+        keys.extend(lines.iter().map(|line| self.keys.stream(line)));
+        let mut answer = reply::array(STATE.run(&self.client, keys, Vec::new()).await?)?.into_iter();
+        let certified = reply::integer(&reply::next(&mut answer)?)? == 1;
+        let term = reply::integer(&reply::next(&mut answer)?)?;
+        Ok(State { certified, term, lengths: lengths(answer)? })
+    }
+
+    /// R19: which of these entries the streams do not hold (their positions in `entries`). Asks for each very entry.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn missing(&self, lines: &[Line], entries: &[(usize, EntryId)]) -> Result<Vec<usize>> {
+        let keys = lines.iter().map(|line| self.keys.stream(line)).collect();
+        let mut args: Vec<Value> = Vec::with_capacity(2 * entries.len());
+        for (line, id) in entries {
+            args.push(Value::Integer(i64::try_from(line + 1).unwrap_or(i64::MAX)));
+            args.push(id.to_string().into());
+        }
+        let answer = reply::array(MISSING.run(&self.client, keys, args).await?)?;
+        let positions = answer.iter().map(|position| {
+            let position = usize::try_from(reply::integer(position)?).unwrap_or(0);
+            position.checked_sub(1).ok_or_else(|| Error::Unexpected("a position before the first".into()))
+        });
+        positions.collect()
+    }
+}
+
+fn lengths(answer: impl Iterator<Item = Value>) -> Result<Vec<u64>> {
+    answer.map(|length| Ok(u64::try_from(reply::integer(&length)?).unwrap_or(0))).collect()
+}

@@ -1,0 +1,23 @@
+//! Redis: every key, script, channel and stream entry of Carillon, and the only crate that knows the client library.
+//!
+//! [`leader`] is what a dispatcher says (announce, certify, publish, ask what is held), [`reader`] and [`claims`] what an
+//! executor says (read, acknowledge, renew, take over), [`notices`] the pub/sub hints between the services. All scripts are
+//! in `scripts.rs`, all names in [`keys`], the form of an entry in [`entry`].
+//!
+//! Redis is transport: it may forget everything at any moment, and nothing in here is trusted beyond what the certificate
+//! of PROTOCOL.md (R3, R4) says. The crate decides nothing about executions; it knows no SQL and no wire format.
+
+pub mod claims;
+pub mod client;
+pub mod entry;
+pub mod error;
+pub mod keys;
+pub mod leader;
+pub mod notices;
+pub mod reader;
+mod reply;
+mod scripts;
+
+pub use client::{Redis, RedisOptions};
+pub use entry::{Entry, EntryId};
+pub use error::{Error, Result};

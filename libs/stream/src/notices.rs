@@ -1,0 +1,180 @@
+//! Hints between the services over pub/sub. A hint may be lost, doubled or late: whoever hears one looks at the database,
+//! and looks there now and then without one too.
+
+use fred::clients::SubscriberClient;
+use fred::interfaces::{ClientLike, EventInterface, PubsubInterface, SetsInterface};
+use fred::types::Message;
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+use crate::{Redis, Result};
+
+/// What a process wants to hear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// For the leader: something may be due earlier than it knows, or is to be looked at.
+    Wake,
+    /// For executors: a job was paused, changed or deleted (R23).
+    JobChanged,
+    /// For executors: a cancel was requested (R17).
+    Cancel,
+    /// For executors and the leader: an executor has ended (R18).
+    Ended,
+}
+
+/// What was heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Look at what is due.
+    Wake,
+    /// This job was paused, changed or deleted.
+    JobChanged(Uuid),
+    /// The cancel of this execution was requested.
+    Cancel(Uuid),
+    /// An executor has ended.
+    Ended,
+    /// The connection was gone, or too slow: anything may have been missed.
+    Missed,
+}
+
+/// A subscription: a connection of its own that subscribes again after each reconnect.
+#[derive(Debug)]
+pub struct Notices {
+    subscriber: SubscriberClient,
+    messages: broadcast::Receiver<Message>,
+    reconnects: broadcast::Receiver<fred::types::config::Server>,
+    redis: Redis,
+}
+
+impl Notices {
+    /// Hears the next notice.
+    pub async fn next(&mut self) -> Notice {
+        loop {
+            tokio::select! {
+                message = self.messages.recv() => match message {
+                    Ok(message) => if let Some(notice) = self.parse(&message) { return notice },
+                    Err(broadcast::error::RecvError::Lagged(_)) => return Notice::Missed,
+                    // The client is gone with the process.
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+                },
+                reconnect = self.reconnects.recv() => match reconnect {
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return Notice::Missed,
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+                },
+            }
+        }
+    }
+
+    /// Closes the subscription's connection.
+    pub async fn close(self) {
+        // The process ends: whether the server heard of it makes no difference.
+        let _ = self.subscriber.quit().await;
+    }
+
+    fn parse(&self, message: &Message) -> Option<Notice> {
+        let keys = &self.redis.keys;
+        let channel: &str = &message.channel;
+        let id = || message.value.as_str().and_then(|text| text.parse().ok());
+        if channel == keys.wake_channel() {
+            Some(Notice::Wake)
+        } else if channel == keys.ended_channel() {
+            Some(Notice::Ended)
+        } else if channel == keys.jobs_channel() {
+            id().map(Notice::JobChanged)
+        } else if channel == keys.cancel_channel() {
+            id().map(Notice::Cancel)
+        } else {
+            None
+        }
+    }
+}
+
+impl Redis {
+    /// Subscribes to `topics`. An unreachable Redis is no error: the subscription stands once it is there, and says
+    /// [`Notice::Missed`].
+    ///
+    /// # Errors
+    /// If the connection cannot be set up.
+    pub fn subscribe(&self, topics: &[Topic]) -> Result<Notices> {
+        let subscriber = self.own_subscriber()?;
+        let messages = subscriber.message_rx();
+        let reconnects = subscriber.reconnect_rx();
+        let channels: Vec<String> = topics.iter().map(|topic| self.channel(*topic)).collect();
+        subscriber.manage_subscriptions();
+        let subscribing = subscriber.clone();
+        tokio::spawn(async move {
+            // Fails only when Redis is away for longer than the command's time-out.
+            while subscribing.subscribe(channels.clone()).await.is_err() {
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            }
+        });
+        Ok(Notices { subscriber, messages, reconnects, redis: self.clone() })
+    }
+
+    /// Tells the leader to look at what is due.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: nobody heard it; the leader's slow poll finds it.
+    pub async fn wake(&self) -> Result<()> {
+        self.tell(Topic::Wake, "look").await
+    }
+
+    /// R23: tells executors that `job` was paused, changed or deleted.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn tell_job_changed(&self, job: Uuid) -> Result<()> {
+        self.tell(Topic::JobChanged, &job.to_string()).await
+    }
+
+    /// R17: remembers that the cancel of `executions` was requested (after COMMIT), and tells executors.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn tell_cancelled(&self, executions: &[Uuid]) -> Result<()> {
+        if executions.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<String> = executions.iter().map(ToString::to_string).collect();
+        let _: i64 = self.client.sadd(self.keys.cancelled(), ids.clone()).await?;
+        for id in ids {
+            self.tell(Topic::Cancel, &id).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets cancels that have taken effect.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: they stay, and cost a little memory.
+    pub async fn forget_cancelled(&self, executions: &[Uuid]) -> Result<()> {
+        if executions.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<String> = executions.iter().map(ToString::to_string).collect();
+        let _: i64 = self.client.srem(self.keys.cancelled(), ids).await?;
+        Ok(())
+    }
+
+    /// R18: tells the others that an executor has ended.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn tell_ended(&self) -> Result<()> {
+        self.tell(Topic::Ended, "ended").await
+    }
+
+    async fn tell(&self, topic: Topic, what: &str) -> Result<()> {
+        let _: i64 = self.client.publish(self.channel(topic), what).await?;
+        Ok(())
+    }
+
+    fn channel(&self, topic: Topic) -> String {
+        match topic {
+            Topic::Wake => self.keys.wake_channel(),
+            Topic::JobChanged => self.keys.jobs_channel(),
+            Topic::Cancel => self.keys.cancel_channel(),
+            Topic::Ended => self.keys.ended_channel(),
+        }
+    }
+}

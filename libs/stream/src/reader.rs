@@ -1,0 +1,264 @@
+//! R8: reading. One connection per reading loop; a read is never cancelled in mid-flight, since its reply would be lost
+//! while the entries are already ours (they would be found again among our own pending entries, but late).
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use carillon_core::line::Line;
+use carillon_core::read_plan::Plan;
+use fred::interfaces::{ClientLike, SetsInterface, StreamsInterface};
+use fred::prelude::{Client, Value};
+use fred::types::{ClusterHash, CustomCommand};
+use uuid::Uuid;
+
+use crate::entry::{EntryId, UnreadableEntry};
+use crate::keys::GROUP;
+use crate::scripts::{LOOK, NOGROUP};
+use crate::{Entry, Error, Redis, Result, reply};
+
+/// One entry as it was read.
+#[derive(Debug)]
+pub struct Received {
+    /// Index of its line in the reader's lines.
+    pub line: usize,
+    /// Its id in the stream.
+    pub id: EntryId,
+    /// What it says.
+    pub entry: Entry,
+}
+
+/// An entry that this program cannot read: it is left pending, reported and not spun on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetAside {
+    /// Index of its line in the reader's lines.
+    pub line: usize,
+    /// Its id, as text: it may not be one of ours.
+    pub id: String,
+    /// Why it cannot be read.
+    pub why: UnreadableEntry,
+}
+
+/// What this Redis says of itself, read behind the entries in the same pipeline.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// The certificate fits this server.
+    pub certified: bool,
+    /// Entries up to this number are doubtful.
+    pub doubt: i64,
+    /// How old the certificate is.
+    pub certificate_age: Duration,
+    /// Those executions, of the ones read, whose cancel was requested.
+    pub cancelled: HashSet<Uuid>,
+}
+
+/// What one read brought.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// The entries, by line in the order asked for.
+    pub entries: Vec<Received>,
+    /// What could not be read.
+    pub set_aside: Vec<SetAside>,
+    /// How many entries each line gave, readable or not.
+    pub counts: Vec<usize>,
+    /// What Redis says of itself.
+    pub look: Look,
+}
+
+/// A reading loop's connection.
+#[derive(Debug)]
+pub struct Reader {
+    redis: Redis,
+    client: Client,
+    consumer: String,
+    streams: Vec<String>,
+    block: Duration,
+}
+
+impl Reader {
+    /// A reader of `lines` under the name `consumer`, which waits at most `block` for something to come.
+    ///
+    /// # Errors
+    /// If the connection cannot be set up (an unreachable Redis is no error here).
+    pub fn new(redis: &Redis, consumer: impl Into<String>, lines: &[Line], block: Duration) -> Result<Self> {
+        Ok(Self {
+            client: redis.own_connection(block + Duration::from_secs(5))?,
+            streams: lines.iter().map(|line| redis.keys.stream(line)).collect(),
+            redis: redis.clone(),
+            consumer: consumer.into(),
+            block,
+        })
+    }
+
+    /// Reads new entries as `plan` says, and looks at Redis behind them.
+    ///
+    /// # Errors
+    /// [`Error::NoGroup`]: call [`Reader::create_missing`]. [`Error::Unavailable`]: whatever the read took is among our own
+    /// pending entries.
+    pub async fn read(&self, plan: &Plan) -> Result<Read> {
+        let sha = LOOK.sha(&self.client).await?;
+        let pipeline = self.client.pipeline();
+        match plan {
+            Plan::Drain(shares) => {
+                for (line, share) in shares.iter().enumerate().filter(|(_, share)| **share > 0) {
+                    let _: Value = pipeline
+                        .xreadgroup(GROUP, self.consumer.as_str(), Some(*share as u64), None, false, self.streams[line].as_str(), ">")
+                        .await?;
+                }
+            }
+            Plan::Wait(each) => {
+                let block = u64::try_from(self.block.as_millis()).unwrap_or(u64::MAX);
+                let newest = vec![">"; self.streams.len()];
+                let _: Value = pipeline
+                    .xreadgroup(GROUP, self.consumer.as_str(), Some(*each as u64), Some(block), false, self.streams.clone(), newest)
+                    .await?;
+            }
+        }
+        let mut args: Vec<Value> = vec![sha.into(), Value::Integer(2)];
+        args.extend(self.look_keys().into_iter().map(Value::from));
+        // The client has no EVALSHA for pipelines; the key to route by is the third argument.
+        let evalsha = CustomCommand::new_static("EVALSHA", ClusterHash::Offset(2), false);
+        let _: Value = pipeline.custom(evalsha, args).await?;
+        let mut answers = pipeline.try_all::<Value>().await;
+        let look = answers.pop();
+        let mut read = Read { counts: vec![0; self.streams.len()], ..Read::default() };
+        let mut failure = None;
+        for answer in answers {
+            match answer {
+                Ok(streams) => self.collect(streams, &mut read)?,
+                Err(error) => failure = Some(Error::from(error)),
+            }
+        }
+        // What was read is ours, so it is returned even if another line's stream is missing; the next read says so again.
+        if let Some(error) = failure
+            && read.entries.is_empty()
+        {
+            return Err(error);
+        }
+        read.look = match look {
+            Some(Ok(look)) => self.parse_look(look, &read.entries).await?,
+            _ => self.look(&read.entries).await?,
+        };
+        Ok(read)
+    }
+
+    /// Looks at Redis by itself: for what is held, and for what did not come by a read.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn look(&self, entries: &[Received]) -> Result<Look> {
+        let answer = LOOK.run(&self.client, self.look_keys(), Vec::new()).await?;
+        self.parse_look(answer, entries).await
+    }
+
+    /// Our own pending entries of one line, `count` of them behind `after`: at start, after a reconnect, and each lease/4.
+    ///
+    /// # Errors
+    /// [`Error::NoGroup`], [`Error::Unavailable`].
+    pub async fn own_pending(&self, line: usize, after: Option<EntryId>, count: usize) -> Result<Read> {
+        let after = after.map_or_else(|| "0".to_owned(), |id| id.to_string());
+        let answer: Value = self
+            .client
+            .xreadgroup(GROUP, self.consumer.as_str(), Some(count as u64), None, false, self.streams[line].as_str(), after)
+            .await?;
+        let mut read = Read { counts: vec![0; self.streams.len()], ..Read::default() };
+        self.collect(answer, &mut read)?;
+        Ok(read)
+    }
+
+    /// R22: creates the streams that are missing; where a group is missing on a stream that exists, takes the certificate
+    /// away instead. Answers how many groups were missing.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn create_missing(&self) -> Result<i64> {
+        let mut keys = vec![self.redis.keys.ctl(), self.redis.keys.streams()];
+        keys.extend(self.streams.iter().cloned());
+        reply::integer(&NOGROUP.run(&self.client, keys, Vec::new()).await?)
+    }
+
+    /// A receiver that hears of each new connection of this reader: what it held before must be looked at again (R8).
+    pub fn reconnects(&self) -> tokio::sync::broadcast::Receiver<fred::types::config::Server> {
+        use fred::interfaces::EventInterface;
+        self.client.reconnect_rx()
+    }
+
+    fn look_keys(&self) -> Vec<String> {
+        vec![self.redis.keys.ctl(), self.redis.keys.cancelled()]
+    }
+
+    async fn parse_look(&self, answer: Value, entries: &[Received]) -> Result<Look> {
+        let mut answer = reply::array(answer)?.into_iter();
+        let certified = reply::integer(&reply::next(&mut answer)?)? == 1;
+        let doubt = reply::integer(&reply::next(&mut answer)?)?;
+        let age = reply::integer(&reply::next(&mut answer)?)?;
+        let mut cancelled = HashSet::new();
+        match reply::next(&mut answer)? {
+            Value::Array(members) => {
+                for member in members {
+                    if let Ok(id) = reply::text(&member)?.parse() {
+                        cancelled.insert(id);
+                    }
+                }
+            }
+            _ if entries.is_empty() => {}
+            _ => {
+                let ids: Vec<String> = entries.iter().map(|received| received.entry.execution.to_string()).collect();
+                let answers: Vec<i64> = self.client.smismember(self.redis.keys.cancelled(), ids).await?;
+                let hits = entries.iter().zip(answers).filter(|(_, hit)| *hit == 1);
+                cancelled.extend(hits.map(|(received, _)| received.entry.execution));
+            }
+        }
+        let certificate_age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
+        Ok(Look { certified, doubt, certificate_age, cancelled })
+    }
+
+    fn collect(&self, answer: Value, read: &mut Read) -> Result<()> {
+        for stream in reply::array(answer)? {
+            let mut stream = reply::array(stream)?.into_iter();
+            let key = reply::text(&reply::next(&mut stream)?)?;
+            let Some(line) = self.streams.iter().position(|known| *known == key) else { continue };
+            for item in reply::array(reply::next(&mut stream)?)? {
+                read.counts[line] += 1;
+                match parse_item(line, item)? {
+                    Item::Entry(received) => read.entries.push(*received),
+                    Item::SetAside(aside) => read.set_aside.push(aside),
+                    Item::Deleted => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) enum Item {
+    Entry(Box<Received>),
+    SetAside(SetAside),
+    /// Pending, but no longer in the stream.
+    Deleted,
+}
+
+/// Takes `[id, [field, value, …]]` apart.
+pub(crate) fn parse_item(line: usize, item: Value) -> Result<Item> {
+    let mut item = reply::array(item)?.into_iter();
+    let id = reply::text(&reply::next(&mut item)?)?;
+    let fields = match reply::next(&mut item)? {
+        Value::Null => return Ok(Item::Deleted),
+        fields => reply::array(fields)?,
+    };
+    let mut text: Option<Bytes> = None;
+    let mut fields = fields.into_iter();
+    while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
+        if reply::text(&name)? == crate::entry::FIELD {
+            text = Some(reply::bytes(value)?);
+        }
+    }
+    let read = match text {
+        Some(text) => Entry::decode(&text),
+        None => Err(UnreadableEntry::Malformed("it has no field e".into())),
+    };
+    match (id.parse::<EntryId>(), read) {
+        (Ok(id), Ok(entry)) => Ok(Item::Entry(Box::new(Received { line, id, entry }))),
+        (_, Err(why)) | (Err(why), _) => Ok(Item::SetAside(SetAside { line, id, why })),
+    }
+}

@@ -1,0 +1,190 @@
+//! Every Lua script, each named for the rule of PROTOCOL.md that it is. What they lean on (a script can read the
+//! replication id, Redis refuses an id not greater than the last, emptied streams remember theirs) is tested in
+//! `tests/facts.rs`.
+
+use std::sync::OnceLock;
+
+use fred::interfaces::LuaInterface;
+use fred::prelude::{Client, Value};
+
+use crate::{Error, Result};
+
+/// A script and the name under which the server keeps it, once that is known.
+pub(crate) struct Script {
+    text: &'static str,
+    sha: OnceLock<String>,
+}
+
+impl Script {
+    const fn new(text: &'static str) -> Self {
+        Self { text, sha: OnceLock::new() }
+    }
+
+    /// The name under which servers keep it (the same on each: a hash of the text), loading it if that is not known yet.
+    pub(crate) async fn sha(&self, client: &Client) -> Result<String> {
+        if let Some(sha) = self.sha.get() {
+            return Ok(sha.clone());
+        }
+        self.load(client).await
+    }
+
+    /// Loads it into the server's cache, which a restart or a failover empties.
+    pub(crate) async fn load(&self, client: &Client) -> Result<String> {
+        let sha: String = client.script_load(self.text).await?;
+        Ok(self.sha.get_or_init(|| sha).clone())
+    }
+
+    /// Runs it, loading it if the server has lost it.
+    pub(crate) async fn run(&self, client: &Client, keys: Vec<String>, args: Vec<Value>) -> Result<Value> {
+        let sha = self.sha(client).await?;
+        let first: Result<Value, Error> =
+            client.evalsha(sha.as_str(), keys.clone(), args.clone()).await.map_err(Error::from);
+        match first {
+            Err(Error::NoScript(_)) => {
+                let sha = self.load(client).await?;
+                Ok(client.evalsha(sha.as_str(), keys, args).await?)
+            }
+            other => other,
+        }
+    }
+}
+
+/// R3. KEYS: ctl. ARGV: term, fresh random value, 1 to be challenged although certified.
+pub(crate) static ANNOUNCE: Script = Script::new(
+    r"
+local c = redis.call('HMGET', KEYS[1], 'server', 'last', 'doubt', 'term')
+local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+if c[4] and tonumber(c[4]) > tonumber(ARGV[1]) then return {'STALE'} end
+redis.call('HSET', KEYS[1], 'term', ARGV[1])
+local certified = c[1] == id and ARGV[3] ~= '1'
+if not certified then redis.call('HSET', KEYS[1], 'challenge', ARGV[2]) end
+return {certified and 'CERTIFIED' or 'CHALLENGE', c[2] or '0', c[3] or '0', id}",
+);
+
+/// R4. KEYS: ctl, set of streams, streams. ARGV: number, term, replid and challenge as answered by R3.
+pub(crate) static CERTIFY: Script = Script::new(
+    r"
+local c = redis.call('HMGET', KEYS[1], 'last', 'term', 'challenge')
+local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+local n = tonumber(ARGV[1])
+if c[2] and tonumber(c[2]) > tonumber(ARGV[2]) then return {'STALE'} end
+if ARGV[3] ~= id or ARGV[4] ~= c[3] then return {'REFUSED'} end
+for k = 3, #KEYS do redis.call('SADD', KEYS[2], KEYS[k]) end
+local streams = redis.call('SMEMBERS', KEYS[2])
+local top = tonumber(c[1] or '0')
+for _, key in ipairs(streams) do if redis.call('EXISTS', key) == 1 then
+  local i = redis.call('XINFO', 'STREAM', key)
+  for j = 1, #i, 2 do if i[j] == 'last-generated-id' then top = math.max(top, tonumber(string.match(i[j + 1], '%d+'))) end end
+end end
+if n <= top then return {'LOW', string.format('%d', top)} end
+for _, key in ipairs(streams) do redis.pcall('XGROUP', 'CREATE', key, 'executors', '0', 'MKSTREAM') end
+local t = redis.call('TIME')
+redis.call('HSET', KEYS[1], 'server', id, 'last', ARGV[1], 'doubt', ARGV[1], 'term', ARGV[2],
+  'certified_at', string.format('%d', t[1] * 1000 + math.floor(t[2] / 1000)))
+redis.call('HDEL', KEYS[1], 'challenge')
+return {'OK'}",
+);
+
+/// R6. KEYS: ctl, set of streams, touched streams. ARGV: number, term, then per entry: index of its stream, seq, text.
+/// Answers OK with the length of each touched stream.
+pub(crate) static PUBLISH: Script = Script::new(
+    r"
+local c = redis.call('HMGET', KEYS[1], 'server', 'last', 'term')
+local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+if c[1] ~= id then return {'UNCERTIFIED'} end
+local n, term, told = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(c[3] or '0')
+if told > term then return {'STALE'} end
+if told < term then return {'UNANNOUNCED'} end
+if n <= tonumber(c[2] or '0') then return {'PASSED'} end
+for k = 3, #KEYS do
+  if redis.call('EXISTS', KEYS[k]) == 1 then
+    local i = redis.call('XINFO', 'STREAM', KEYS[k])
+    for j = 1, #i, 2 do if i[j] == 'last-generated-id' and tonumber(string.match(i[j + 1], '%d+')) >= n then return {'BEHIND', i[j + 1]} end end
+  end
+end
+for k = 3, #KEYS do
+  if redis.call('EXISTS', KEYS[k]) == 0 then
+    redis.call('XGROUP', 'CREATE', KEYS[k], 'executors', '0', 'MKSTREAM')
+    redis.call('SADD', KEYS[2], KEYS[k])
+  end
+end
+for a = 3, #ARGV, 3 do redis.call('XADD', KEYS[2 + tonumber(ARGV[a])], ARGV[1] .. '-' .. ARGV[a + 1], 'e', ARGV[a + 2]) end
+redis.call('HSET', KEYS[1], 'last', ARGV[1])
+local answer = {'OK'}
+for k = 3, #KEYS do answer[#answer + 1] = redis.call('XLEN', KEYS[k]) end
+return answer",
+);
+
+/// What a certificate looks like to its leader (the one-second tick of R3). KEYS: ctl, streams.
+/// Answers whether certified, the term, and the length of each stream.
+pub(crate) static STATE: Script = Script::new(
+    r"
+local c = redis.call('HMGET', KEYS[1], 'server', 'term')
+local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+local answer = {c[1] == id and 1 or 0, c[2] or '0'}
+for k = 2, #KEYS do answer[#answer + 1] = redis.call('XLEN', KEYS[k]) end
+return answer",
+);
+
+/// R8. KEYS: ctl, cancelled. Answers whether certified, doubt, the certificate's age in ms, and the cancelled set, or
+/// its size where it has more than 64 members.
+pub(crate) static LOOK: Script = Script::new(
+    r"
+local c = redis.call('HMGET', KEYS[1], 'server', 'doubt', 'certified_at')
+local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+local t = redis.call('TIME')
+local age = t[1] * 1000 + math.floor(t[2] / 1000) - tonumber(c[3] or '0')
+local size = redis.call('SCARD', KEYS[2])
+return {c[1] == id and 1 or 0, c[2] or '0', string.format('%d', age), size > 64 and size or redis.call('SMEMBERS', KEYS[2])}",
+);
+
+/// R22. KEYS: ctl, set of streams, streams. A missing stream is created with its group from 0 (nothing old can be in it); a
+/// missing group on a stream that exists takes the certificate away, so that the leader certifies anew.
+pub(crate) static NOGROUP: Script = Script::new(
+    r"
+local lost = 0
+for k = 3, #KEYS do
+  if redis.call('EXISTS', KEYS[k]) == 0 then
+    redis.call('XGROUP', 'CREATE', KEYS[k], 'executors', '0', 'MKSTREAM')
+    redis.call('SADD', KEYS[2], KEYS[k])
+  else
+    local groups, found = redis.call('XINFO', 'GROUPS', KEYS[k]), false
+    for _, g in ipairs(groups) do for j = 1, #g, 2 do if g[j] == 'name' and g[j + 1] == 'executors' then found = true end end end
+    if not found then lost = lost + 1 end
+  end
+end
+if lost > 0 then redis.call('HDEL', KEYS[1], 'server') end
+return lost",
+);
+
+/// R14. KEYS: stream. ARGV: consumer, ids. Renews the idle clock of those entries that are still pending under the consumer.
+pub(crate) static RENEW: Script = Script::new(
+    r"
+local mine = {}
+for a = 2, #ARGV do
+  local p = redis.call('XPENDING', KEYS[1], 'executors', ARGV[a], ARGV[a], 1)
+  if p[1] and p[1][2] == ARGV[1] then mine[#mine + 1] = ARGV[a] end
+end
+if #mine == 0 then return 0 end
+mine[#mine + 1] = 'JUSTID'
+redis.call('XCLAIM', KEYS[1], 'executors', ARGV[1], 0, unpack(mine))
+return #mine - 1",
+);
+
+/// R19. KEYS: streams. ARGV: pairs of (index of the stream, id). Answers the positions (from 1) of those not held.
+pub(crate) static MISSING: Script = Script::new(
+    r"
+local missing = {}
+for a = 1, #ARGV, 2 do
+  if #redis.call('XRANGE', KEYS[tonumber(ARGV[a])], ARGV[a + 1], ARGV[a + 1]) == 0 then missing[#missing + 1] = (a + 1) / 2 end
+end
+return missing",
+);
+
+/// KEYS: stream. ARGV: consumer. Forgets a consumer that holds nothing any more.
+pub(crate) static FORGET: Script = Script::new(
+    r"
+if #redis.call('XPENDING', KEYS[1], 'executors', '-', '+', 1, ARGV[1]) > 0 then return 0 end
+redis.call('XGROUP', 'DELCONSUMER', KEYS[1], 'executors', ARGV[1])
+return 1",
+);

@@ -1,0 +1,203 @@
+//! The judge. From what Postgres records, what handlers wrote into their journal and what is left in Redis, it says which
+//! promise was broken. Pure over [`History`]; [`History::load`] reads one.
+//!
+//! What it needs to be told: which fires were expected, which triggers were answered, and which workers the test lost
+//! (killed, froze, cut off) when. Only a lost worker excuses a second start or an overlap, and only for what it had started
+//! before it was lost or while it was.
+
+mod check;
+mod load;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::fmt;
+
+use carillon_core::execution::Status;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::journal;
+
+/// All that is known of a run.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// Jobs with their counters.
+    pub jobs: Vec<Job>,
+    /// All executions.
+    pub executions: Vec<Execution>,
+    /// What handlers did.
+    pub journal: Vec<journal::Line>,
+    /// What is left in the streams.
+    pub streams: Vec<Stream>,
+    /// Batches that were not settled.
+    pub unsettled: Vec<i64>,
+    /// Rows of `execution_retries`.
+    pub retries_waiting: Vec<Uuid>,
+    /// Rows of `job_triggers`: ids of executions that were asked for and not claimed.
+    pub triggers_waiting: Vec<Uuid>,
+    /// Jobs whose timer is due and not claimed.
+    pub overdue: Vec<Uuid>,
+    /// Told by the test: instants for which a job must have exactly one execution.
+    pub expected: Vec<(Uuid, DateTime<Utc>)>,
+    /// Told by the test: executions that a trigger call returned.
+    pub triggered: HashSet<Uuid>,
+    /// Told by the test: workers that it lost.
+    pub lost_workers: Vec<LostWorker>,
+}
+
+/// A job as far as it is judged.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name, for messages.
+    pub name: String,
+    /// Whether executions of it may run at once.
+    pub allow_overlap: bool,
+    /// `job_timers.claimed_count`.
+    pub claimed_count: i64,
+    /// `job_stats.finished_count`.
+    pub finished_count: i64,
+    /// `job_stats.success_count`.
+    pub success_count: i64,
+}
+
+/// An execution as far as it is judged.
+#[derive(Clone, Debug)]
+pub struct Execution {
+    /// Its id.
+    pub id: Uuid,
+    /// Whose it is.
+    pub job: Uuid,
+    /// Its instant.
+    pub scheduled_at: DateTime<Utc>,
+    /// Where it stands.
+    pub status: Status,
+    /// The current attempt.
+    pub attempt: u32,
+    /// How often the current attempt was taken over (R13).
+    pub take: u32,
+    /// Whether it was ever published. One born SKIPPED was not, and counts nowhere.
+    pub claimed: bool,
+    /// The recorded start.
+    pub started_at: Option<DateTime<Utc>>,
+    /// The recorded end.
+    pub completed_at: Option<DateTime<Utc>>,
+}
+
+/// What is left in a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stream {
+    /// Its key.
+    pub key: String,
+    /// Entries.
+    pub length: i64,
+    /// Of those, delivered and not acknowledged.
+    pub pending: i64,
+}
+
+/// A worker that the test killed, froze or cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostWorker {
+    /// Its process.
+    pub pid: i32,
+    /// Since when.
+    pub from: DateTime<Utc>,
+    /// Until when it was frozen or cut off; none: it is dead, or still so.
+    pub until: Option<DateTime<Utc>>,
+}
+
+impl LostWorker {
+    /// One that is lost as of now.
+    pub fn from_now(pid: i32) -> Self {
+        Self { pid, from: Utc::now(), until: None }
+    }
+
+    /// The same, back as of now.
+    #[must_use]
+    pub fn back(mut self) -> Self {
+        self.until = Some(Utc::now());
+        self
+    }
+}
+
+/// A broken promise. Its text names what one needs to look it up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// A fire was due, or a trigger was answered, and there is no execution.
+    Lost(String),
+    /// An execution did not reach a final state.
+    NotFinal(String),
+    /// A fire has two executions.
+    DoubledFire(String),
+    /// A handler was started again although nobody was lost.
+    DoubledStart(String),
+    /// A handler ran to its end twice although nobody was lost.
+    DoubledEnd(String),
+    /// More starts of an attempt than one and its takes.
+    TooManyStarts(String),
+    /// Handlers of a job without overlap ran at once.
+    Overlapped(String),
+    /// A handler started before its instant.
+    Early(String),
+    /// Something ran of which there is no record, or SUCCESS is recorded of what did not run.
+    Unrecorded(String),
+    /// The counters of a job do not agree with its executions.
+    Miscounted(String),
+    /// Something is left in Redis or in the working tables after all was done.
+    LeftBehind(String),
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, what) = match self {
+            Self::Lost(what) => ("lost", what),
+            Self::NotFinal(what) => ("not final", what),
+            Self::DoubledFire(what) => ("doubled fire", what),
+            Self::DoubledStart(what) => ("started twice", what),
+            Self::DoubledEnd(what) => ("ran to its end twice", what),
+            Self::TooManyStarts(what) => ("too many starts", what),
+            Self::Overlapped(what) => ("overlapped", what),
+            Self::Early(what) => ("started early", what),
+            Self::Unrecorded(what) => ("unrecorded", what),
+            Self::Miscounted(what) => ("miscounted", what),
+            Self::LeftBehind(what) => ("left behind", what),
+        };
+        write!(f, "{kind}: {what}")
+    }
+}
+
+impl History {
+    /// This history, in which `job` must have exactly one execution for `at`.
+    pub fn expect_fire(&mut self, job: Uuid, at: DateTime<Utc>) {
+        self.expected.push((job, at));
+    }
+
+    /// This history, in which a call returned `execution` for a trigger.
+    pub fn expect_triggered(&mut self, execution: Uuid) {
+        self.triggered.insert(execution);
+    }
+
+    /// How many executions stand in `status`.
+    pub fn count(&self, status: Status) -> usize {
+        self.executions.iter().filter(|execution| execution.status == status).count()
+    }
+
+    /// Panics with all violations, if there are any.
+    ///
+    /// # Panics
+    /// If a promise was broken.
+    pub fn assert_kept(&self) {
+        let violations = self.violations();
+        let shown: Vec<String> = violations.iter().take(50).map(ToString::to_string).collect();
+        assert!(
+            violations.is_empty(),
+            "{} violations in {} executions, {} journal lines:\n{}",
+            violations.len(),
+            self.executions.len(),
+            self.journal.len(),
+            shown.join("\n")
+        );
+    }
+}

@@ -1,0 +1,242 @@
+//! Postgres for tests: one server per test process, one database per test, copied from a migrated template. A database
+//! rather than a schema, since advisory locks are per database: two tests must not share a leader.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result};
+use carillon_servers::{Home, PostgresServer, StopMode, free_port};
+use chrono::{Days, NaiveTime, Utc};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use tokio::sync::OnceCell;
+
+/// Generous: tests run side by side, each with several pools and whole clusters.
+const CONNECTIONS_MAX: &str = "400";
+/// What a database is copied from.
+const TEMPLATE: &str = "carillon_template";
+/// Nothing here must survive a power cut; the commits still reach the log in order, so a kill -9 loses nothing.
+const FAST: [(&str, &str); 7] = [
+    ("max_connections", CONNECTIONS_MAX),
+    ("fsync", "off"),
+    ("full_page_writes", "off"),
+    ("synchronous_commit", "on"),
+    ("shared_buffers", "64MB"),
+    ("max_wal_size", "2GB"),
+    ("max_locks_per_transaction", "128"),
+];
+
+static SHARED: OnceCell<Shared> = OnceCell::const_new();
+static NEXT_NAME: AtomicU32 = AtomicU32::new(1);
+
+/// The server of this test process. Never dropped: the watcher of its home ends it with the process.
+struct Shared {
+    url: String,
+    _server: Mutex<PostgresServer>,
+}
+
+/// A database of one test.
+#[derive(Clone, Debug)]
+pub struct Database {
+    url: String,
+    admin_url: String,
+    name: String,
+}
+
+impl Database {
+    /// A migrated one on the server that all tests of this process share.
+    ///
+    /// # Errors
+    /// If Postgres is not installed or does not start.
+    pub async fn new() -> Result<Self> {
+        Self::on(&shared().await?.url, Some(TEMPLATE)).await
+    }
+
+    /// An empty one, without a schema.
+    ///
+    /// # Errors
+    /// If Postgres is not installed or does not start.
+    pub async fn empty() -> Result<Self> {
+        Self::on(&shared().await?.url, None).await
+    }
+
+    async fn on(admin_url: &str, template: Option<&str>) -> Result<Self> {
+        let name = format!("test_{}", NEXT_NAME.fetch_add(1, Ordering::Relaxed));
+        let mut admin = PgConnection::connect(admin_url).await.context("cannot reach the Postgres of the tests")?;
+        let template = template.map(|template| format!(" TEMPLATE {template}")).unwrap_or_default();
+        run(&mut admin, format!("CREATE DATABASE {name}{template}")).await?;
+        admin.close().await?;
+        Ok(Self { url: with_database(admin_url, &name), admin_url: admin_url.to_owned(), name })
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its URL through another port, such as that of a [`crate::Proxy`].
+    pub fn url_through(&self, port: u16) -> String {
+        with_port(&self.url, port)
+    }
+
+    /// The port of its server.
+    ///
+    /// # Errors
+    /// If the URL has none.
+    pub fn port(&self) -> Result<u16> {
+        let place = self.url.split('@').nth(1).and_then(|rest| rest.split('/').next());
+        let port = place.and_then(|place| place.rsplit_once(':')).map(|(_, port)| port);
+        port.and_then(|port| port.parse().ok()).with_context(|| format!("{} has no port", self.url))
+    }
+
+    /// A small pool for a test's own statements. It belongs to the runtime of the test that asks.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub async fn pool(&self) -> Result<PgPool> {
+        let pool = PgPoolOptions::new().max_connections(4).connect(&self.url).await;
+        pool.with_context(|| format!("cannot connect to {}", self.url))
+    }
+
+    /// Ends the sessions of this database whose `application_name` matches a LIKE pattern, as an administrator would.
+    /// Returns how many.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub async fn terminate_backends(&self, application_name_like: &str) -> Result<i64> {
+        let mut admin = PgConnection::connect(&self.admin_url).await?;
+        let ended: i64 = sqlx::query_scalar(
+            "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
+             WHERE datname = $1 AND application_name LIKE $2 AND pid <> pg_backend_pid()",
+        )
+        .bind(&self.name)
+        .bind(application_name_like)
+        .fetch_one(&mut admin)
+        .await?;
+        admin.close().await?;
+        Ok(ended)
+    }
+}
+
+/// A server of one's own with one migrated database.
+#[derive(Debug)]
+pub struct Postgres {
+    server: Mutex<PostgresServer>,
+    database: Database,
+}
+
+impl Postgres {
+    /// Starts one; `settings` override the configuration (`("fsync", "on")`).
+    ///
+    /// # Errors
+    /// If Postgres is not installed or does not start.
+    pub async fn start(settings: &[(&str, &str)]) -> Result<Self> {
+        let server = start_server(settings.to_vec()).await?;
+        let admin_url = server.url("postgres");
+        let database = Database::on(&admin_url, None).await?;
+        migrate(database.url()).await?;
+        Ok(Self { server: Mutex::new(server), database })
+    }
+
+    /// Its database.
+    pub const fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Stops it and waits for its end.
+    pub fn stop(&self, mode: StopMode) {
+        self.server().stop(mode);
+    }
+
+    /// Starts it again, on the same port, with its data.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start_again(&self) -> Result<()> {
+        self.server().start()
+    }
+
+    /// Its process id while it runs: to freeze it, or to read what it has used.
+    pub fn pid(&self) -> Option<i32> {
+        self.server().process().map(|process| process.pid())
+    }
+
+    fn server(&self) -> MutexGuard<'_, PostgresServer> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn shared() -> Result<&'static Shared> {
+    SHARED
+        .get_or_try_init(|| async {
+            let server = start_server(Vec::new()).await?;
+            let url = server.url("postgres");
+            let mut admin = PgConnection::connect(&url).await?;
+            run(&mut admin, format!("CREATE DATABASE {TEMPLATE}")).await?;
+            migrate(&with_database(&url, TEMPLATE)).await?;
+            // Nobody may be connected to what is copied, not even a curious test.
+            run(&mut admin, format!("ALTER DATABASE {TEMPLATE} ALLOW_CONNECTIONS false IS_TEMPLATE true")).await?;
+            admin.close().await?;
+            Ok(Shared { url, _server: Mutex::new(server) })
+        })
+        .await
+}
+
+/// On a thread for blocking work: making a data directory takes a second.
+async fn start_server(settings: Vec<(&str, &str)>) -> Result<PostgresServer> {
+    let own: Vec<(String, String)> = settings.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    let started = tokio::task::spawn_blocking(move || {
+        let mut settings = FAST.to_vec();
+        settings.extend(own.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        let home = Home::temporary()?;
+        let mut server = PostgresServer::new(&home, "postgres", free_port()?, &settings)?;
+        server.start()?;
+        Ok(server)
+    });
+    started.await?
+}
+
+/// As `carillon migrate` does it, from the same files: schema, then the partitions of the days around today.
+async fn migrate(url: &str) -> Result<()> {
+    let pool = PgPoolOptions::new().max_connections(1).connect(url).await?;
+    sqlx::migrate!("../../migrations").run(&pool).await.context("cannot migrate")?;
+    let today = Utc::now().date_naive();
+    for (back, ahead) in [(1, 0), (0, 0), (0, 1), (0, 2)] {
+        let day = today - Days::new(back) + Days::new(ahead);
+        let bounds = [day, day + Days::new(1)];
+        let [from, to] = bounds.map(|day| carillon_core::ids::first_at(day.and_time(NaiveTime::MIN).and_utc()));
+        for table in ["job_executions", "job_execution_logs"] {
+            sqlx::query("SELECT carillon_make_partition($1, $2, $3, $4)")
+                .bind(table)
+                .bind(format!("{table}_{}", day.format("%Y_%m_%d")))
+                .bind(from)
+                .bind(to)
+                .execute(&pool)
+                .await?;
+        }
+    }
+    pool.close().await;
+    Ok(())
+}
+
+async fn run(connection: &mut PgConnection, statement: String) -> Result<()> {
+    let context = format!("cannot run {statement}");
+    // Made of our own names only: statements about databases take no parameters.
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.context(context)?;
+    Ok(())
+}
+
+fn with_database(url: &str, name: &str) -> String {
+    url.rsplit_once('/').map_or_else(|| url.to_owned(), |(server, _)| format!("{server}/{name}"))
+}
+
+fn with_port(url: &str, port: u16) -> String {
+    let Some((server, database)) = url.rsplit_once('/') else { return url.to_owned() };
+    let Some((host, _)) = server.rsplit_once(':') else { return url.to_owned() };
+    format!("{host}:{port}/{database}")
+}

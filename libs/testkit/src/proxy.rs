@@ -1,0 +1,228 @@
+//! A TCP line that a test can spoil: cut with a reset, silence (packets vanish, nobody is told), slow down, heal.
+//!
+//! Silence is made by no longer reading: bytes wait in the kernel's buffers and flow on when the line heals, as they would
+//! be sent again after a real partition. It runs on a thread of its own, so that a test may block its runtime.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use carillon_servers::free_port;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Line {
+    state: State,
+    /// Added to each chunk, in each direction.
+    delay: Duration,
+    /// Connections of an older generation are reset.
+    generation: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    Silent,
+    Refusing,
+    Closed,
+}
+
+/// A line from a port of its own to `target`.
+#[derive(Debug)]
+pub struct Proxy {
+    port: u16,
+    line: watch::Sender<Line>,
+}
+
+impl Proxy {
+    /// A healthy line to a port of this machine.
+    ///
+    /// # Errors
+    /// If no port is free.
+    pub fn to(target: u16) -> Result<Self> {
+        let port = free_port()?;
+        let open = Line { state: State::Open, delay: Duration::ZERO, generation: 0 };
+        let (line, seen) = watch::channel(open);
+        let (ready, is_ready) = mpsc::channel();
+        let run = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async move {
+                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+                let _ = ready.send(());
+                accept(listener, target, seen).await;
+                Ok(())
+            })
+        };
+        std::thread::Builder::new()
+            .name("proxy".into())
+            .spawn(move || {
+                let outcome: std::io::Result<()> = run();
+                if let Err(error) = outcome {
+                    eprintln!("a proxy of the tests failed: {error}");
+                }
+            })
+            .context("cannot start a thread")?;
+        is_ready.recv().context("the proxy did not start")?;
+        Ok(Self { port, line })
+    }
+
+    /// Where clients connect.
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Resets every connection, and each new one until [`Proxy::heal`].
+    pub fn cut(&self) {
+        self.change(|line| {
+            line.state = State::Refusing;
+            line.generation += 1;
+        });
+    }
+
+    /// Resets every connection; new ones are welcome.
+    pub fn reset_connections(&self) {
+        self.change(|line| line.generation += 1);
+    }
+
+    /// Nothing gets through any more in either direction, and nobody is told.
+    pub fn silence(&self) {
+        self.change(|line| line.state = State::Silent);
+    }
+
+    /// Delays each chunk of bytes, in each direction.
+    pub fn delay(&self, delay: Duration) {
+        self.change(|line| line.delay = delay);
+    }
+
+    /// Healthy again.
+    pub fn heal(&self) {
+        self.change(|line| {
+            line.state = State::Open;
+            line.delay = Duration::ZERO;
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Line)) {
+        self.line.send_modify(change);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.change(|line| {
+            line.state = State::Closed;
+            line.generation += 1;
+        });
+    }
+}
+
+async fn accept(listener: TcpListener, target: u16, mut line: watch::Receiver<Line>) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            closed = line.wait_for(|line| line.state == State::Closed) => {
+                drop(closed);
+                return;
+            }
+        };
+        if let Ok((client, _)) = accepted {
+            tokio::spawn(carry(client, target, line.clone()));
+        }
+    }
+}
+
+async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Line>) {
+    let generation = line.borrow().generation;
+    // In silence the other side is not even reached.
+    if line.wait_for(|line| line.state != State::Silent).await.is_err() || line.borrow().state == State::Refusing {
+        return reset(&client);
+    }
+    let mut server = match TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, target))).await {
+        Ok(server) if line.borrow().generation == generation => server,
+        _ => return reset(&client),
+    };
+    let _ = client.set_nodelay(true);
+    let _ = server.set_nodelay(true);
+    let was_cut = {
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        let both = async {
+            tokio::join!(pump(from_client, to_server, line.clone()), pump(from_server, to_client, line.clone()))
+        };
+        let mut line = line.clone();
+        tokio::select! {
+            _ = both => false,
+            _ = line.wait_for(|line| line.generation != generation) => true,
+        }
+    };
+    if was_cut {
+        reset(&client);
+        reset(&server);
+    }
+}
+
+/// Carries one direction to its end.
+async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: watch::Receiver<Line>) {
+    let mut bytes = vec![0; 64 * 1024];
+    loop {
+        let Ok(count) = from.read(&mut bytes).await else { return };
+        let delay = line.borrow().delay;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        if line.wait_for(|line| line.state != State::Silent).await.is_err() {
+            return;
+        }
+        if count == 0 {
+            let _ = to.shutdown().await;
+            return;
+        }
+        if to.write_all(&bytes[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Lets the close that follows be a reset instead of an orderly end.
+fn reset(stream: &TcpStream) {
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Redis;
+    use crate::resp::RespClient;
+
+    #[tokio::test]
+    async fn a_line_can_be_silenced_cut_and_healed() {
+        let redis = Redis::start().await.unwrap();
+        let proxy = Proxy::to(redis.port()).unwrap();
+        let mut client = RespClient::connect(proxy.port()).unwrap();
+        assert_eq!(client.command(&["PING"]).unwrap().text(), Some("PONG"));
+
+        proxy.silence();
+        let (answer, answered) = mpsc::channel();
+        std::thread::spawn(move || {
+            let outcome = client.command(&["PING"]).map(|reply| reply.text().map(str::to_owned));
+            let _ = answer.send(outcome);
+            client
+        });
+        assert!(answered.recv_timeout(Duration::from_millis(100)).is_err(), "nothing gets through");
+        proxy.heal();
+        let reply = answered.recv_timeout(Duration::from_secs(5)).unwrap().unwrap();
+        assert_eq!(reply.as_deref(), Some("PONG"), "and nothing is lost");
+
+        let mut client = RespClient::connect(proxy.port()).unwrap();
+        client.command(&["PING"]).unwrap();
+        proxy.cut();
+        assert!(client.command(&["PING"]).is_err());
+        assert!(RespClient::connect(proxy.port()).and_then(|mut client| client.command(&["PING"])).is_err());
+        proxy.heal();
+        RespClient::connect(proxy.port()).unwrap().command(&["PING"]).unwrap();
+    }
+}

@@ -1,0 +1,107 @@
+-- What is to run, and when. A job is wide and rarely written; what each fire touches is kept apart from it, so that a
+-- fire never rewrites a wide row with many indexes: `job_timers` is moved by the claim, `job_stats` by the recorder.
+
+CREATE TABLE jobs (
+    id             uuid PRIMARY KEY,
+    name           text NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
+    description    text NOT NULL DEFAULT '',
+    type           text NOT NULL CHECK (type IN ('CRON', 'ONE_TIME', 'RECURRING', 'EVENT')),
+    status         text NOT NULL CHECK (status IN ('ACTIVE', 'PAUSED', 'COMPLETED', 'CANCELLED')),
+    -- Raised by every change of the definition, so that a cached copy is known to be stale.
+    revision       bigint NOT NULL DEFAULT 1,
+    -- As the author wrote it; `timetable` is what it means (carillon_core::schedule::TimetableSpec).
+    schedule       text NOT NULL DEFAULT '',
+    timezone       text NOT NULL DEFAULT 'UTC',
+    timetable      jsonb NOT NULL,
+    start_date     timestamptz,
+    end_date       timestamptz,
+    max_executions bigint CHECK (max_executions > 0),
+    handler_name   text NOT NULL,
+    handler_type   text NOT NULL DEFAULT 'FUNCTION' CHECK (handler_type IN ('FUNCTION', 'AGENT', 'WORKFLOW', 'HTTP')),
+    payload        jsonb NOT NULL DEFAULT '{}',
+    queue          text NOT NULL DEFAULT 'default',
+    priority       smallint NOT NULL DEFAULT 1 CHECK (priority BETWEEN 0 AND 3),
+    max_retries    int NOT NULL DEFAULT 3 CHECK (max_retries >= 0),
+    retry_delay_ms int NOT NULL DEFAULT 60000 CHECK (retry_delay_ms >= 0),
+    timeout_ms     int NOT NULL DEFAULT 300000 CHECK (timeout_ms > 0),
+    -- Open executions allowed at once; 0 = no bound (only with allow_overlap).
+    concurrency    int NOT NULL DEFAULT 1 CHECK (concurrency >= 0),
+    allow_overlap  boolean NOT NULL DEFAULT false,
+    tags           text[] NOT NULL DEFAULT '{}',
+    metadata       jsonb NOT NULL DEFAULT '{}',
+    platform_id    text,
+    created_by     text NOT NULL DEFAULT '',
+    created_at     timestamptz NOT NULL DEFAULT now(),
+    updated_at     timestamptz NOT NULL DEFAULT now(),
+    paused_at      timestamptz,
+    -- Where the timer stood when the job was paused: what was missed by the time it is resumed begins here.
+    held_at        timestamptz,
+    completed_at   timestamptz,
+    cancelled_at   timestamptz,
+    CHECK ((status = 'PAUSED') = (paused_at IS NOT NULL)),
+    CHECK ((status = 'COMPLETED') <= (completed_at IS NOT NULL)),
+    CHECK ((status = 'CANCELLED') <= (cancelled_at IS NOT NULL)),
+    CHECK (allow_overlap OR concurrency = 1)
+);
+-- Ids are time-ordered (UUID version 7), so these serve "newest first" without a column of their own.
+CREATE INDEX jobs_by_status ON jobs (status, id);
+CREATE INDEX jobs_by_type ON jobs (type, id);
+
+-- One narrow, hot row a job; it lives as long as its job (PROTOCOL R20), so that claimed_count is never born again.
+CREATE TABLE job_timers (
+    job_id        uuid PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
+    shard         smallint NOT NULL DEFAULT 0,
+    -- The next instant to fire; NULL when nothing is to come (paused, exhausted, event job).
+    fire_at       timestamptz,
+    -- Queue and priority of the job: together the line it waits in (a stream each in Redis).
+    queue         text NOT NULL,
+    priority      smallint NOT NULL,
+    revision      bigint NOT NULL DEFAULT 1,
+    -- The timetable has no instant left: the job is COMPLETED once nothing of it is open.
+    exhausted     boolean NOT NULL DEFAULT false,
+    -- Executions ever opened. Minus job_stats.finished_count = how many are open now.
+    claimed_count bigint NOT NULL DEFAULT 0
+) WITH (fillfactor = 70);
+-- The leader claims line by line, each as far as its stream has room: a line that nobody serves holds up no other.
+CREATE INDEX job_timers_due ON job_timers (shard, queue, priority, fire_at) WHERE fire_at IS NOT NULL;
+
+-- Written by the recorder alone, from what its own UPDATE returned.
+CREATE TABLE job_stats (
+    job_id            uuid PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
+    finished_count    bigint NOT NULL DEFAULT 0,
+    success_count     bigint NOT NULL DEFAULT 0,
+    failure_count     bigint NOT NULL DEFAULT 0,
+    total_duration_ms bigint NOT NULL DEFAULT 0,
+    last_duration_ms  bigint,
+    last_run_at       timestamptz,
+    last_success_id   uuid
+) WITH (fillfactor = 50);
+
+-- A fire asked for by hand, until the leader claims it (only the leader creates what is published).
+CREATE TABLE job_triggers (
+    execution_id uuid PRIMARY KEY,
+    job_id       uuid NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    shard        smallint NOT NULL DEFAULT 0,
+    fire_at      timestamptz NOT NULL,
+    queue        text NOT NULL,
+    priority     smallint NOT NULL,
+    -- NULL: the job's own payload.
+    payload      jsonb,
+    traceparent  text,
+    created_by   text NOT NULL DEFAULT '',
+    created_at   timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX job_triggers_due ON job_triggers (shard, queue, priority, fire_at);
+CREATE INDEX job_triggers_by_job ON job_triggers (job_id);
+
+-- What a request_id led to: the same key answers with the same thing. `fingerprint` = SHA-256 of the request, so that
+-- one key with two different requests is refused instead of answered wrongly.
+CREATE TABLE idempotency_keys (
+    scope       text NOT NULL,
+    key         text NOT NULL CHECK (length(key) BETWEEN 1 AND 200),
+    fingerprint bytea NOT NULL,
+    resource_id uuid NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (scope, key)
+);
+CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);

@@ -1,0 +1,79 @@
+//! What the services work on: Postgres for the truth, Redis for word of it.
+//!
+//! Every question to Postgres has a time limit: a server that hangs, or a network that swallows packets, is answered with
+//! UNAVAILABLE like one that is away, instead of holding requests until all are held. Word to Redis is best effort: it goes
+//! out after the commit and before the answer (a pause that was answered should have reached the executors), but a Redis
+//! that is away delays an answer by at most [`WORD_TIMEOUT`] and never fails a request: dispatcher and executors look at
+//! Postgres by themselves.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use carillon_store::Store;
+use carillon_stream::Redis;
+use tonic::Status;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::error_response::{of_store, unavailable};
+
+const WORD_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The neighbours of the gateway, and what it may ask of them.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    store: Store,
+    redis: Redis,
+    statement_timeout: Duration,
+    pub(crate) payload_bytes_max: usize,
+    /// Whether the last word to Redis failed, so that an outage is logged once.
+    redis_is_away: AtomicBool,
+}
+
+impl Backend {
+    pub(crate) fn new(store: Store, redis: Redis, statement_timeout: Duration, payload_bytes_max: usize) -> Self {
+        Self { store, redis, statement_timeout, payload_bytes_max, redis_is_away: AtomicBool::new(false) }
+    }
+
+    pub(crate) const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Waits for Postgres within the limit. What was cut off may or may not have been done, as with any lost answer.
+    pub(crate) async fn ask<T>(&self, work: impl Future<Output = carillon_store::Result<T>>) -> Result<T, Status> {
+        match tokio::time::timeout(self.statement_timeout, work).await {
+            Ok(outcome) => outcome.map_err(|error| of_store(&error)),
+            Err(_) => Err(unavailable("Postgres did not answer in time: try again")),
+        }
+    }
+
+    /// Something may be due earlier than the leader knows.
+    pub(crate) async fn wake(&self) {
+        self.tell("wake", self.redis.wake()).await;
+    }
+
+    /// R23: a job was paused, changed or deleted.
+    pub(crate) async fn tell_job_changed(&self, job: Uuid) {
+        self.tell("job changed", self.redis.tell_job_changed(job)).await;
+    }
+
+    /// R17: the cancel of these executions was requested.
+    pub(crate) async fn tell_cancelled(&self, executions: &[Uuid]) {
+        self.tell("cancelled", self.redis.tell_cancelled(executions)).await;
+    }
+
+    async fn tell(&self, what: &str, word: impl Future<Output = carillon_stream::Result<()>>) {
+        let failure = match tokio::time::timeout(WORD_TIMEOUT, word).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("no answer within {WORD_TIMEOUT:?}")),
+        };
+        let was_away = self.redis_is_away.swap(failure.is_some(), Ordering::Relaxed);
+        match failure {
+            Some(why) if !was_away => warn!("could not tell the others ({what}), they will find out by polling: {why}"),
+            None if was_away => info!("the others hear from this gateway again"),
+            Some(_) | None => {}
+        }
+    }
+}

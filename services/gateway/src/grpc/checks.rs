@@ -1,0 +1,221 @@
+//! Checks the fields of a request and collects all that is wrong, so that a client mends everything in one go. What the JSON
+//! side could not read comes first; a field that is wrong already is not reported a second time as missing.
+//!
+//! Each check returns a value in any case: the neutral one where the field is wrong. It is never used, since
+//! [`Checks::finish`] refuses the request.
+
+use carillon_core::error::FieldViolation;
+use carillon_core::schedule::ScheduleError;
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use prost_types::{Struct, Timestamp};
+use serde_json::Value;
+use tonic::{Request, Status};
+use uuid::Uuid;
+
+use crate::error_response::invalid;
+use crate::json::KnownMistakes;
+use crate::values;
+
+/// What is wrong with a request so far.
+#[derive(Debug, Default)]
+pub(crate) struct Checks(Vec<FieldViolation>);
+
+impl Checks {
+    /// Begins with what the JSON side found.
+    pub(crate) fn of<T>(request: &Request<T>) -> Self {
+        let known = request.extensions().get::<KnownMistakes>();
+        Self(known.map(|known| known.0.to_vec()).unwrap_or_default())
+    }
+
+    /// Reports `rule` against `field`, unless the field, or something inside of it, is wrong already.
+    pub(crate) fn refuse(&mut self, field: &str, rule: impl Into<String>) {
+        let known = |violation: &FieldViolation| {
+            violation.field.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        if !self.0.iter().any(known) {
+            self.0.push(FieldViolation::new(field, rule));
+        }
+    }
+
+    /// Reports `rule` against `field` unless `holds`.
+    pub(crate) fn that(&mut self, holds: bool, field: &str, rule: impl Into<String>) {
+        if !holds {
+            self.refuse(field, rule);
+        }
+    }
+
+    /// Reports mistakes in a timetable.
+    pub(crate) fn schedule(&mut self, errors: Vec<ScheduleError>) {
+        for error in errors {
+            // Not `refuse`: several mistakes of one expression are all worth knowing.
+            let violation = FieldViolation::new(error.field, error.message);
+            if !self.0.contains(&violation) {
+                self.0.push(violation);
+            }
+        }
+    }
+
+    /// Whether nothing is wrong so far.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Refuses the request if anything is wrong.
+    pub(crate) fn finish(self) -> Result<(), Status> {
+        if self.0.is_empty() { Ok(()) } else { Err(invalid(&self.0)) }
+    }
+
+    /// A text of `least` to `most` characters that Postgres can hold.
+    pub(crate) fn text(&mut self, field: &str, text: &str, least: usize, most: usize) -> String {
+        let length = text.chars().count();
+        if length == 0 && least > 0 {
+            self.refuse(field, "must be given");
+        } else if length < least || length > most {
+            self.refuse(field, format!("must be {least} to {most} characters long, is {length}"));
+        } else if least > 0 && text.trim().is_empty() {
+            self.refuse(field, "must not be blank");
+        }
+        self.that(!text.contains('\0'), field, "must not contain the character NUL");
+        text.to_owned()
+    }
+
+    /// A name made of the characters a-z, 0-9, `_`, `.`, `-`.
+    pub(crate) fn plain_word(&mut self, field: &str, text: &str, most: usize) -> String {
+        let plain = !text.is_empty() && text.len() <= most && text.bytes().all(is_plain);
+        self.that(plain, field, format!("must be 1 to {most} characters of a-z, 0-9, _ . -, is {}", found(text)));
+        text.to_owned()
+    }
+
+    /// A name of the form `group:verb`.
+    pub(crate) fn handler_name(&mut self, field: &str, text: &str, most: usize) -> String {
+        let parts = || text.split(':');
+        if text.is_empty() {
+            self.refuse(field, "must be given");
+        } else if text.len() > most
+            || parts().count() < 2
+            || !parts().all(|part| !part.is_empty() && part.bytes().all(is_plain))
+        {
+            let rule = format!(
+                "must be group:verb, at most {most} characters, each part of a-z, 0-9, _ . -, is {}",
+                found(text)
+            );
+            self.refuse(field, rule);
+        }
+        text.to_owned()
+    }
+
+    /// A UUID.
+    pub(crate) fn id(&mut self, field: &str, text: &str) -> Uuid {
+        let read = Some(text).filter(|text| text.len() == 36).and_then(|text| Uuid::try_parse(text).ok());
+        read.unwrap_or_else(|| {
+            self.refuse(field, format!("must be a UUID, is {}", found(text)));
+            Uuid::nil()
+        })
+    }
+
+    /// A number from `least` to `most`.
+    pub(crate) fn number(&mut self, field: &str, number: u32, least: u32, most: u32) -> u32 {
+        self.that((least..=most).contains(&number), field, format!("must be {least} to {most}, is {number}"));
+        number
+    }
+
+    /// An instant, cut off to the millisecond.
+    pub(crate) fn instant(&mut self, field: &str, timestamp: Option<Timestamp>) -> Option<DateTime<Utc>> {
+        // Years 1 to 9999.
+        const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+        let timestamp = timestamp?;
+        let nanos = u32::try_from(timestamp.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
+        let at = nanos
+            .filter(|_| SECONDS.contains(&timestamp.seconds))
+            .and_then(|nanos| DateTime::from_timestamp(timestamp.seconds, nanos));
+        self.that(at.is_some(), field, "must be an instant of the years 1 to 9999");
+        at.map(|at| at.duration_trunc(TimeDelta::milliseconds(1)).unwrap_or(at))
+    }
+
+    /// A JSON object of at most `bytes_max` bytes of text; `{}` if not given.
+    pub(crate) fn document(&mut self, field: &str, document: Option<Struct>, bytes_max: usize) -> Value {
+        let json = match document.map(values::from_struct) {
+            None => return Value::Object(serde_json::Map::new()),
+            Some(Ok(json)) => json,
+            Some(Err(rule)) => {
+                self.refuse(field, rule);
+                return Value::Null;
+            }
+        };
+        let bytes = json.to_string().len();
+        self.that(bytes <= bytes_max, field, format!("must be at most {bytes_max} bytes of JSON, is {bytes}"));
+        json
+    }
+}
+
+const fn is_plain(byte: u8) -> bool {
+    matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-')
+}
+
+/// What was found, short enough to be quoted.
+fn found(text: &str) -> String {
+    crate::json::quoted(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(check: impl FnOnce(&mut Checks)) -> Vec<String> {
+        let mut checks = Checks::default();
+        check(&mut checks);
+        checks.0.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn handler_names_are_group_and_verb() {
+        for name in ["cleanup:old_traces", "a:b", "kb:reindex:full", "x-1.y:z"] {
+            assert!(rules(|checks| drop(checks.handler_name("handler_name", name, 200))).is_empty(), "{name}");
+        }
+        for name in ["", "cleanup", "a:", ":b", "a::b", "A:b", "a b:c", "ä:b", "a:b\0", &format!("a:{}", "b".repeat(200))] {
+            assert_eq!(rules(|checks| drop(checks.handler_name("handler_name", name, 200))).len(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn ids_are_uuids_in_their_usual_form() {
+        let mut checks = Checks::default();
+        assert_eq!(checks.id("id", "01a3185c-5000-8a28-b6b7-19d8e4ba20a5").get_version_num(), 8);
+        assert!(checks.is_clean());
+        for id in ["", "7", "01a3185c50008a28b6b719d8e4ba20a5", "{01a3185c-5000-8a28-b6b7-19d8e4ba20a5}", "\u{0}"] {
+            assert_eq!(rules(|checks| drop(checks.id("id", id))).len(), 1, "{id}");
+        }
+    }
+
+    #[test]
+    fn instants_are_cut_to_the_millisecond_downwards() {
+        let mut checks = Checks::default();
+        let at = checks.instant("from", Some(Timestamp { seconds: 1, nanos: 2_999_999 })).unwrap();
+        assert_eq!(at.timestamp_subsec_nanos(), 2_000_000);
+        let before = checks.instant("from", Some(Timestamp { seconds: -2, nanos: 999_999_999 })).unwrap();
+        assert_eq!((before.timestamp(), before.timestamp_subsec_millis()), (-2, 999));
+        assert!(checks.is_clean());
+        for (seconds, nanos) in [(i64::MAX, 0), (0, -1), (0, 1_000_000_000), (i64::MIN, 0)] {
+            assert_eq!(rules(|checks| drop(checks.instant("from", Some(Timestamp { seconds, nanos })))).len(), 1);
+        }
+    }
+
+    #[test]
+    fn texts_are_bounded_in_characters_and_hold_no_nul() {
+        assert_eq!(rules(|checks| drop(checks.text("name", "", 1, 5))), ["name: must be given"]);
+        assert_eq!(rules(|checks| drop(checks.text("name", "äöüßéx", 1, 5))), ["name: must be 1 to 5 characters long, is 6"]);
+        assert!(rules(|checks| drop(checks.text("name", "äöüßé", 1, 5))).is_empty());
+        assert_eq!(rules(|checks| drop(checks.text("name", "  ", 1, 5))), ["name: must not be blank"]);
+        assert_eq!(rules(|checks| drop(checks.text("name", "a\0", 1, 5))), ["name: must not contain the character NUL"]);
+    }
+
+    #[test]
+    fn a_field_is_not_reported_twice() {
+        let found = rules(|checks| {
+            checks.refuse("tags[2]", "must be a string");
+            checks.refuse("tags", "must be given");
+            checks.refuse("tag", "must be given");
+        });
+        assert_eq!(found, ["tags[2]: must be a string", "tag: must be given"]);
+    }
+}

@@ -1,0 +1,95 @@
+//! Between the wire's enums and the words of the core.
+
+use carillon_core::execution::Status;
+use carillon_core::job::{HandlerType, JobStatus, JobType, Priority};
+use carillon_proto::v1;
+
+use super::checks::Checks;
+
+pub(super) const fn job_type(job_type: JobType) -> v1::JobType {
+    match job_type {
+        JobType::Cron => v1::JobType::Cron,
+        JobType::OneTime => v1::JobType::OneTime,
+        JobType::Recurring => v1::JobType::Recurring,
+        JobType::Event => v1::JobType::Event,
+    }
+}
+
+pub(super) const fn job_status(status: JobStatus) -> v1::JobStatus {
+    match status {
+        JobStatus::Active => v1::JobStatus::Active,
+        JobStatus::Paused => v1::JobStatus::Paused,
+        JobStatus::Completed => v1::JobStatus::Completed,
+        JobStatus::Cancelled => v1::JobStatus::Cancelled,
+    }
+}
+
+pub(super) const fn handler_type(handler_type: HandlerType) -> v1::HandlerType {
+    match handler_type {
+        HandlerType::Function => v1::HandlerType::Function,
+        HandlerType::Agent => v1::HandlerType::Agent,
+        HandlerType::Workflow => v1::HandlerType::Workflow,
+        HandlerType::Http => v1::HandlerType::Http,
+    }
+}
+
+pub(super) const fn priority(priority: Priority) -> v1::Priority {
+    match priority {
+        Priority::Low => v1::Priority::Low,
+        Priority::Medium => v1::Priority::Medium,
+        Priority::High => v1::Priority::High,
+        Priority::Critical => v1::Priority::Critical,
+    }
+}
+
+pub(super) const fn execution_status(status: Status) -> v1::ExecutionStatus {
+    match status {
+        Status::Queued => v1::ExecutionStatus::Queued,
+        Status::Running => v1::ExecutionStatus::Running,
+        Status::Retrying => v1::ExecutionStatus::Retrying,
+        Status::Success => v1::ExecutionStatus::Success,
+        Status::Failed => v1::ExecutionStatus::Failed,
+        Status::Timeout => v1::ExecutionStatus::Timeout,
+        Status::Cancelled => v1::ExecutionStatus::Cancelled,
+        Status::Skipped => v1::ExecutionStatus::Skipped,
+    }
+}
+
+/// The word that a number of the wire stands for: 0 is "not given", and a number that the protos do not know is refused.
+fn read<W: Copy, T: Copy>(
+    checks: &mut Checks,
+    field: &str,
+    number: i32,
+    all: &[T],
+    wire: impl Fn(T) -> W,
+) -> Option<T>
+where
+    i32: From<W>,
+{
+    if number == 0 {
+        return None;
+    }
+    let word = all.iter().copied().find(|word| i32::from(wire(*word)) == number);
+    checks.that(word.is_some(), field, format!("{number} is not one of its values"));
+    word
+}
+
+pub(super) fn read_job_type(checks: &mut Checks, field: &str, number: i32) -> Option<JobType> {
+    read(checks, field, number, JobType::ALL, job_type)
+}
+
+pub(super) fn read_job_status(checks: &mut Checks, field: &str, number: i32) -> Option<JobStatus> {
+    read(checks, field, number, JobStatus::ALL, job_status)
+}
+
+pub(super) fn read_handler_type(checks: &mut Checks, field: &str, number: i32) -> Option<HandlerType> {
+    read(checks, field, number, HandlerType::ALL, handler_type)
+}
+
+pub(super) fn read_priority(checks: &mut Checks, field: &str, number: i32) -> Option<Priority> {
+    read(checks, field, number, Priority::ALL, priority)
+}
+
+pub(super) fn read_execution_status(checks: &mut Checks, field: &str, number: i32) -> Option<Status> {
+    read(checks, field, number, Status::ALL, execution_status)
+}

@@ -1,0 +1,252 @@
+//! JSON over HTTP, derived from the descriptors: nothing in here knows a job.
+//!
+//! A request becomes a dynamic message and goes through the same in-process gRPC service as every other, so that validation,
+//! errors and metrics exist once. What could not be read of it goes along ([`KnownMistakes`]), so that the answer names all
+//! wrong fields at once, whichever side finds them.
+
+mod codec;
+mod document;
+mod query;
+mod reply;
+mod request;
+mod routes;
+mod scalar;
+mod template;
+#[cfg(test)]
+mod tests;
+mod text;
+mod words;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use carillon_core::error::FieldViolation;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN, RETRY_AFTER};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use serde_json::Value as Json;
+use tonic::body::Body;
+use tonic::client::{Grpc, GrpcService};
+use tonic::service::Routes as GrpcRoutes;
+use tonic::Status;
+
+use crate::error_response::{http_status, invalid, retry_after};
+use crate::observe;
+use codec::DynamicCodec;
+pub(crate) use text::quoted;
+use reply::Shown;
+use routes::{Found, Route, Routes};
+
+/// How long the body of a request may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Headers that go along as gRPC metadata.
+const FORWARDED: [&str; 3] = ["traceparent", "tracestate", "x-request-id"];
+
+/// What the JSON side found wrong with a request; travels as an extension, which no client can set.
+#[derive(Clone, Debug)]
+pub(crate) struct KnownMistakes(pub(crate) Arc<Vec<FieldViolation>>);
+
+/// Answers HTTP requests with JSON.
+#[derive(Clone, Debug)]
+pub(crate) struct Transcoder {
+    routes: Arc<Routes>,
+    status: MessageDescriptor,
+    service: GrpcRoutes,
+    body_bytes_max: usize,
+}
+
+/// A failure, and what HTTP wants to know beside the code.
+struct Failure {
+    status: Status,
+    http: StatusCode,
+    allow: Vec<Method>,
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Self { http: http_status(status.code()), status, allow: Vec::new() }
+    }
+}
+
+impl Transcoder {
+    /// Derives the routes from the descriptors; `service` is what they call.
+    pub(crate) fn new(service: GrpcRoutes, body_bytes_max: usize) -> Result<Self, String> {
+        let pool = DescriptorPool::decode(carillon_proto::FILE_DESCRIPTOR_SET).map_err(|error| error.to_string())?;
+        let status = pool.get_message_by_name("google.rpc.Status").ok_or("google.rpc.Status is not in the descriptors")?;
+        Ok(Self { routes: Arc::new(Routes::from_descriptors(&pool)?), status, service, body_bytes_max })
+    }
+
+    /// Answers one request.
+    pub(crate) async fn answer<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let began = Instant::now();
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path();
+        let (route, values) = match self.routes.find(&parts.method, path) {
+            Found::Route(route, values) => (route, values),
+            Found::OtherMethods(allow) => {
+                let status = Status::unimplemented(format!("{} is not a method of {path}", parts.method));
+                observe::record("none", status.code(), began);
+                return self.failed(&Failure { status, http: StatusCode::METHOD_NOT_ALLOWED, allow });
+            }
+            Found::Nothing => {
+                let status = Status::not_found(format!("there is nothing at {path}"));
+                observe::record("none", status.code(), began);
+                return self.failed(&status.into());
+            }
+        };
+        let read = match self.read_body(route, &parts.headers, body).await {
+            Ok(json) => json,
+            Err(failure) => {
+                observe::record(&route.name, failure.status.code(), began);
+                return self.failed(&failure);
+            }
+        };
+        let (message, mistakes) = route.request(values, parts.uri.query().unwrap_or_default(), read.as_ref());
+        match self.call(route, message, mistakes, &parts.headers).await {
+            Ok(message) => succeeded(route, &message),
+            Err(status) => self.failed(&status.into()),
+        }
+    }
+
+    /// The answer to a request that was not even looked at.
+    pub(crate) fn refused(&self, status: Status) -> Response<Body> {
+        self.failed(&status.into())
+    }
+
+    async fn read_body<B>(&self, route: &Route, headers: &HeaderMap, body: B) -> Result<Option<Json>, Failure>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, self.body_bytes_max).collect()).await;
+        let bytes = match read {
+            Ok(Ok(collected)) => collected.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                let rule = format!("is larger than {} bytes", self.body_bytes_max);
+                return Err(Failure { http: StatusCode::PAYLOAD_TOO_LARGE, ..body_refused(rule).into() });
+            }
+            Ok(Err(error)) => return Err(body_refused(format!("could not be read: {error}")).into()),
+            Err(_) => {
+                let status = Status::deadline_exceeded(format!("the body did not arrive within {BODY_TIMEOUT:?}"));
+                return Err(Failure { http: StatusCode::REQUEST_TIMEOUT, ..status.into() });
+            }
+        };
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            return Ok(None);
+        }
+        if route.has_body() && comes_from_a_foreign_form(headers) {
+            let rule = "must be sent with the content type application/json";
+            return Err(Failure { http: StatusCode::UNSUPPORTED_MEDIA_TYPE, ..body_refused(rule).into() });
+        }
+        document::parse(&bytes).map(Some).map_err(|why| body_refused(format!("is not JSON: {why}")).into())
+    }
+
+    async fn call(
+        &self,
+        route: &Route,
+        message: DynamicMessage,
+        mistakes: Vec<FieldViolation>,
+        headers: &HeaderMap,
+    ) -> Result<DynamicMessage, Status> {
+        let mut request = tonic::Request::new(message);
+        if !mistakes.is_empty() {
+            request.extensions_mut().insert(KnownMistakes(Arc::new(mistakes)));
+        }
+        for name in FORWARDED {
+            if let Some(value) = headers.get(name).and_then(|value| value.to_str().ok())
+                && let Ok(value) = value.parse()
+            {
+                request.metadata_mut().insert(name, value);
+            }
+        }
+        let mut service = self.service.clone();
+        std::future::poll_fn(|context| GrpcService::<Body>::poll_ready(&mut service, context))
+            .await
+            .map_err(|error| Status::unavailable(format!("not ready: {error}")))?;
+        let codec = DynamicCodec(route.output.clone());
+        Ok(Grpc::new(service).unary(request, route.grpc_path.clone(), codec).await?.into_inner())
+    }
+
+    fn failed(&self, failure: &Failure) -> Response<Body> {
+        let mut response = json(failure.http, self.error_body(&failure.status));
+        if let Some(seconds) = retry_after(&failure.status) {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if !failure.allow.is_empty() {
+            let methods: Vec<&str> = failure.allow.iter().map(Method::as_str).collect();
+            if let Ok(value) = HeaderValue::from_str(&methods.join(", ")) {
+                response.headers_mut().insert(ALLOW, value);
+            }
+        }
+        response
+    }
+
+    /// `{code, message, details[]}`, the details with their types.
+    fn error_body(&self, status: &Status) -> Vec<u8> {
+        let details = DynamicMessage::decode(self.status.clone(), status.details()).ok();
+        let details = details.and_then(|message| message.get_field_by_name("details").map(std::borrow::Cow::into_owned));
+        let details: Vec<Json> = match details {
+            Some(prost_reflect::Value::List(list)) => list
+                .iter()
+                .filter_map(|value| value.as_message())
+                .filter_map(|message| serde_json::to_value(Shown::set_only(message)).ok())
+                .collect(),
+            _ => Vec::new(),
+        };
+        let body = serde_json::json!({"code": i32::from(status.code()), "message": status.message(), "details": details});
+        body.to_string().into_bytes()
+    }
+}
+
+fn succeeded(route: &Route, message: &DynamicMessage) -> Response<Body> {
+    if route.output.full_name() == "google.protobuf.Empty" {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        return response;
+    }
+    let status = if route.name.starts_with("Create") { StatusCode::CREATED } else { StatusCode::OK };
+    match serde_json::to_vec(&Shown::whole(message)) {
+        Ok(bytes) => json(status, bytes),
+        Err(error) => {
+            tracing::error!(method = route.name, "an answer has no JSON form: {error}");
+            json(StatusCode::INTERNAL_SERVER_ERROR, br#"{"code":13,"message":"internal error","details":[]}"#.to_vec())
+        }
+    }
+}
+
+fn json(status: StatusCode, bytes: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::new(http_body_util::Full::new(Bytes::from(bytes))));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn body_refused(rule: impl Into<String>) -> Status {
+    invalid(&[FieldViolation::new("body", rule)])
+}
+
+/// A web page of another origin can make a browser send these content types without asking first; nothing else that is not
+/// called JSON is refused, since `curl -d` says form too.
+fn comes_from_a_foreign_form(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let simple = ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"];
+    headers.contains_key(ORIGIN) && simple.contains(&essence.as_str())
+}
+
+/// The table of routes as text, for the committed copy and for documents.
+///
+/// # Errors
+/// If the descriptors cannot be turned into routes.
+pub fn describe_routes() -> Result<String, String> {
+    let pool = DescriptorPool::decode(carillon_proto::FILE_DESCRIPTOR_SET).map_err(|error| error.to_string())?;
+    Ok(Routes::from_descriptors(&pool)?.describe())
+}

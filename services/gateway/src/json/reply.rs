@@ -1,0 +1,207 @@
+//! Protobuf to JSON, by descriptors alone: field names as in the protos (snake_case) and in their order, enums as bare
+//! words, instants as RFC 3339, 64-bit integers as strings (proto3 JSON), numbers of a `google.protobuf.Struct` without a
+//! fraction as integers, and every field present: one that is not set is its zero value, `null`, `[]` or `{}`. So clients
+//! find each key in each answer.
+
+use std::borrow::Cow;
+
+use chrono::{DateTime, SecondsFormat};
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, ReflectMessage, Value};
+use serde::ser::{Error, SerializeMap, SerializeSeq, Serializer};
+use serde::Serialize;
+
+use super::{scalar, words};
+
+/// A message as JSON.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shown<'a> {
+    message: &'a DynamicMessage,
+    /// Whether fields that are not set are written.
+    whole: bool,
+}
+
+impl<'a> Shown<'a> {
+    /// Every field.
+    pub(crate) const fn whole(message: &'a DynamicMessage) -> Self {
+        Self { message, whole: true }
+    }
+
+    /// Only the fields that are set, as details of an error are written.
+    pub(crate) const fn set_only(message: &'a DynamicMessage) -> Self {
+        Self { message, whole: false }
+    }
+}
+
+impl Serialize for Shown<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let descriptor = self.message.descriptor();
+        match descriptor.full_name() {
+            "google.protobuf.Timestamp" => serializer.serialize_str(&instant(self.message).ok_or_else(unshowable)?),
+            "google.protobuf.Duration" => serializer.serialize_str(&duration(self.message)),
+            "google.protobuf.Struct" => self.field(&descriptor, "fields", serializer),
+            "google.protobuf.ListValue" => self.field(&descriptor, "values", serializer),
+            "google.protobuf.Value" => self.any_value(serializer),
+            "google.protobuf.Any" => self.any(serializer),
+            name if scalar::is_wrapper(name) => self.field(&descriptor, "value", serializer),
+            _ => {
+                let mut map = serializer.serialize_map(None)?;
+                self.entries(&mut map)?;
+                map.end()
+            }
+        }
+    }
+}
+
+impl Shown<'_> {
+    fn entries<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
+        for field in self.message.descriptor().fields() {
+            if self.message.has_field(&field) {
+                let value = self.message.get_field(&field);
+                map.serialize_entry(field.name(), &ShownField { field: &field, value: &value, whole: self.whole })?;
+            } else if self.whole && field.containing_oneof().is_none_or(|oneof| oneof.is_synthetic()) {
+                if field.supports_presence() {
+                    map.serialize_entry(field.name(), &())?;
+                } else {
+                    let value = field.default_value();
+                    map.serialize_entry(field.name(), &ShownField { field: &field, value: &value, whole: true })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The one field that stands for the whole message.
+    fn field<S: Serializer>(&self, of: &MessageDescriptor, name: &str, serializer: S) -> Result<S::Ok, S::Error> {
+        let field = of.get_field_by_name(name).ok_or_else(unshowable)?;
+        let value = self.message.get_field(&field);
+        ShownField { field: &field, value: &value, whole: self.whole }.serialize(serializer)
+    }
+
+    fn any_value<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.message.fields().next() {
+            Some((field, _)) if field.name() == "null_value" => serializer.serialize_unit(),
+            Some((_, Value::F64(number))) => serialize_number(*number, serializer),
+            Some((field, value)) => ShownField { field: &field, value, whole: self.whole }.serialize(serializer),
+            None => serializer.serialize_unit(),
+        }
+    }
+
+    /// `{"@type": …, fields}` of the message inside; a type that is not in the descriptors is shown by its name alone.
+    fn any<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = |name: &str| self.message.get_field_by_name(name).map(Cow::into_owned);
+        let url = match text("type_url") {
+            Some(Value::String(url)) => url,
+            _ => String::new(),
+        };
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("@type", &url)?;
+        let name = url.rsplit('/').next().unwrap_or_default();
+        let inner = self.message.descriptor().parent_pool().get_message_by_name(name);
+        if let (Some(inner), Some(Value::Bytes(bytes))) = (inner, text("value"))
+            && let Ok(message) = DynamicMessage::decode(inner, bytes)
+        {
+            Shown { message: &message, whole: self.whole }.entries(&mut map)?;
+        }
+        map.end()
+    }
+}
+
+struct ShownField<'a> {
+    field: &'a FieldDescriptor,
+    value: &'a Value,
+    whole: bool,
+}
+
+impl Serialize for ShownField<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.value {
+            Value::List(list) => {
+                let mut elements = serializer.serialize_seq(Some(list.len()))?;
+                for value in list {
+                    elements.serialize_element(&ShownField { value, ..*self })?;
+                }
+                elements.end()
+            }
+            Value::Map(entries) => {
+                let Kind::Message(entry) = self.field.kind() else { return Err(unshowable()) };
+                let field = entry.map_entry_value_field();
+                let mut sorted: Vec<(String, &Value)> = entries.iter().map(|(key, value)| (key_text(key), value)).collect();
+                sorted.sort_by(|a, b| a.0.cmp(&b.0));
+                let mut map = serializer.serialize_map(Some(sorted.len()))?;
+                for (key, value) in sorted {
+                    map.serialize_entry(&key, &ShownField { field: &field, value, whole: self.whole })?;
+                }
+                map.end()
+            }
+            Value::Message(message) => Shown { message, whole: self.whole }.serialize(serializer),
+            Value::EnumNumber(number) => match self.field.kind() {
+                Kind::Enum(descriptor) => match words::word_of(&descriptor, *number) {
+                    Some(word) => serializer.serialize_str(&word),
+                    None => serializer.serialize_i32(*number),
+                },
+                _ => serializer.serialize_i32(*number),
+            },
+            Value::Bool(flag) => serializer.serialize_bool(*flag),
+            Value::I32(number) => serializer.serialize_i32(*number),
+            Value::U32(number) => serializer.serialize_u32(*number),
+            Value::I64(number) => serializer.collect_str(number),
+            Value::U64(number) => serializer.collect_str(number),
+            Value::F32(number) => serialize_number(f64::from(*number), serializer),
+            Value::F64(number) => serialize_number(*number, serializer),
+            Value::String(text) => serializer.serialize_str(text),
+            // Refused when the routes are made.
+            Value::Bytes(_) => Err(unshowable()),
+        }
+    }
+}
+
+/// `30`, not `30.0`: what came in as an integer goes out as one.
+fn serialize_number<S: Serializer>(number: f64, serializer: S) -> Result<S::Ok, S::Error> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if !number.is_finite() {
+        return serializer.serialize_unit();
+    }
+    if number.fract() == 0.0 && number.abs() <= EXACT {
+        #[expect(clippy::cast_possible_truncation, reason = "whole, and within ±2^53")]
+        return serializer.serialize_i64(number as i64);
+    }
+    serializer.serialize_f64(number)
+}
+
+fn key_text(key: &MapKey) -> String {
+    match key {
+        MapKey::Bool(flag) => flag.to_string(),
+        MapKey::I32(number) => number.to_string(),
+        MapKey::I64(number) => number.to_string(),
+        MapKey::U32(number) => number.to_string(),
+        MapKey::U64(number) => number.to_string(),
+        MapKey::String(text) => text.clone(),
+    }
+}
+
+fn seconds_and_nanos(message: &DynamicMessage) -> (i64, i32) {
+    let seconds = message.get_field_by_name("seconds").and_then(|value| value.as_i64()).unwrap_or(0);
+    let nanos = message.get_field_by_name("nanos").and_then(|value| value.as_i32()).unwrap_or(0);
+    (seconds, nanos)
+}
+
+/// With 0, 3, 6 or 9 digits of a second.
+fn instant(message: &DynamicMessage) -> Option<String> {
+    let (seconds, nanos) = seconds_and_nanos(message);
+    let at = DateTime::from_timestamp(seconds, u32::try_from(nanos).ok()?)?;
+    Some(at.to_rfc3339_opts(SecondsFormat::AutoSi, true))
+}
+
+fn duration(message: &DynamicMessage) -> String {
+    let (seconds, nanos) = seconds_and_nanos(message);
+    let sign = if seconds < 0 || nanos < 0 { "-" } else { "" };
+    let fraction = format!("{:09}", nanos.unsigned_abs());
+    match fraction.trim_end_matches('0') {
+        "" => format!("{sign}{}s", seconds.unsigned_abs()),
+        digits => format!("{sign}{}.{digits}s", seconds.unsigned_abs()),
+    }
+}
+
+fn unshowable<E: Error>() -> E {
+    E::custom("a value of the answer has no JSON form")
+}

@@ -1,0 +1,253 @@
+//! JSON to protobuf, by descriptors alone.
+//!
+//! Why not the reader of prost-reflect: it stops at the first mistake and names none by its path. This one reads on: what is
+//! wrong is left out of the message and remembered with its path and rule, so that the call can answer with these and with
+//! its own objections in one go.
+
+use std::collections::HashMap;
+
+use carillon_core::error::FieldViolation;
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
+use serde_json::{Map, Value as Json};
+
+use super::scalar;
+use super::text::quoted;
+
+/// More mistakes than anybody mends in one go are not listed.
+const VIOLATIONS_MAX: usize = 50;
+
+/// The largest integer that a 64-bit float, and so JSON in most languages, holds exactly.
+const EXACT_INTEGER_MAX: u64 = 1 << 53;
+
+/// What was wrong so far.
+#[derive(Debug, Default)]
+pub(crate) struct Mistakes(Vec<FieldViolation>);
+
+impl Mistakes {
+    pub(crate) fn add(&mut self, field: &str, rule: impl Into<String>) {
+        if self.0.len() < VIOLATIONS_MAX {
+            self.0.push(FieldViolation::new(field, rule));
+        }
+    }
+
+    pub(crate) fn into_violations(self) -> Vec<FieldViolation> {
+        self.0
+    }
+}
+
+/// Reads an object into a new message. `path` is where it stands: empty at the top.
+pub(crate) fn message(
+    descriptor: &MessageDescriptor,
+    json: &Json,
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> Option<DynamicMessage> {
+    if let Some(read) = well_known(descriptor, json, path, mistakes) {
+        return read;
+    }
+    let Some(object) = json.as_object() else {
+        mistakes.add(if path.is_empty() { "body" } else { path }, format!("must be an object, is {}", shown(json)));
+        return None;
+    };
+    let mut message = DynamicMessage::new(descriptor.clone());
+    for (name, json) in object {
+        let at = join(path, name);
+        match field_named(descriptor, name) {
+            None => mistakes.add(&at, format!("is not a field of {}", descriptor.name())),
+            Some(field) if message.has_field(&field) => mistakes.add(&at, "is given twice, in both spellings"),
+            Some(field) => {
+                if let Some(value) = field_value(&field, json, &join(path, field.name()), mistakes) {
+                    message.set_field(&field, value);
+                }
+            }
+        }
+    }
+    Some(message)
+}
+
+/// Both spellings: `max_retries` and `maxRetries`.
+pub(crate) fn field_named(descriptor: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
+    descriptor.get_field_by_name(name).or_else(|| descriptor.get_field_by_json_name(name))
+}
+
+fn field_value(field: &FieldDescriptor, json: &Json, path: &str, mistakes: &mut Mistakes) -> Option<Value> {
+    if field.is_map() {
+        return map(field, json, path, mistakes);
+    }
+    if json.is_null() && !is_value(field) {
+        return None;
+    }
+    if !field.is_list() {
+        return single(field, json, path, mistakes);
+    }
+    let Some(elements) = json.as_array() else {
+        mistakes.add(path, format!("must be a list, is {}", shown(json)));
+        return None;
+    };
+    let mut list = Vec::with_capacity(elements.len());
+    for (index, element) in elements.iter().enumerate() {
+        list.extend(single(field, element, &format!("{path}[{index}]"), mistakes));
+    }
+    Some(Value::List(list))
+}
+
+fn single(field: &FieldDescriptor, json: &Json, path: &str, mistakes: &mut Mistakes) -> Option<Value> {
+    if let Kind::Message(descriptor) = field.kind() {
+        return message(&descriptor, json, path, mistakes).map(Value::Message);
+    }
+    scalar::from_json(&field.kind(), json).map_err(|rule| mistakes.add(path, rule)).ok()
+}
+
+fn map(field: &FieldDescriptor, json: &Json, path: &str, mistakes: &mut Mistakes) -> Option<Value> {
+    let Kind::Message(entry) = field.kind() else { return None };
+    let object = match json {
+        Json::Null => return None,
+        Json::Object(object) => object,
+        other => {
+            mistakes.add(path, format!("must be an object, is {}", shown(other)));
+            return None;
+        }
+    };
+    let mut entries = HashMap::with_capacity(object.len());
+    for (key, json) in object {
+        let at = format!("{path}[{}]", quoted(key));
+        let read_key = scalar::from_text(&entry.map_entry_key_field().kind(), key).map(Value::into_map_key);
+        match read_key {
+            Ok(Some(read_key)) => {
+                if let Some(value) = single(&entry.map_entry_value_field(), json, &at, mistakes) {
+                    entries.insert(read_key, value);
+                }
+            }
+            Ok(None) => mistakes.add(&at, "cannot be a key"),
+            Err(rule) => mistakes.add(&at, rule),
+        }
+    }
+    Some(Value::Map(entries))
+}
+
+fn is_value(field: &FieldDescriptor) -> bool {
+    matches!(field.kind(), Kind::Message(descriptor) if descriptor.full_name() == "google.protobuf.Value")
+}
+
+/// Messages whose JSON is not an object of their fields. `None`: an ordinary message.
+fn well_known(
+    descriptor: &MessageDescriptor,
+    json: &Json,
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> Option<Option<DynamicMessage>> {
+    let read = match descriptor.full_name() {
+        "google.protobuf.Timestamp" | "google.protobuf.Duration" => match json.as_str() {
+            Some(text) => scalar::time_from_text(descriptor, text),
+            None => Err(scalar::time_rule(descriptor, &shown(json))),
+        },
+        "google.protobuf.Struct" => match json.as_object() {
+            Some(object) => Ok(structure(descriptor, object, path, mistakes)),
+            None => Err(format!("must be an object, is {}", shown(json))),
+        },
+        "google.protobuf.ListValue" => match json.as_array() {
+            Some(elements) => Ok(list_value(descriptor, elements, path, mistakes)),
+            None => Err(format!("must be a list, is {}", shown(json))),
+        },
+        "google.protobuf.Value" => Ok(any_value(descriptor, json, path, mistakes)),
+        name if scalar::is_wrapper(name) => wrapped(descriptor, json),
+        _ => return None,
+    };
+    Some(read.map_err(|rule| mistakes.add(path, rule)).ok())
+}
+
+fn wrapped(descriptor: &MessageDescriptor, json: &Json) -> Result<DynamicMessage, String> {
+    let mut message = DynamicMessage::new(descriptor.clone());
+    if let Some(field) = descriptor.get_field_by_name("value") {
+        message.set_field(&field, scalar::from_json(&field.kind(), json)?);
+    }
+    Ok(message)
+}
+
+fn structure(
+    descriptor: &MessageDescriptor,
+    object: &Map<String, Json>,
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> DynamicMessage {
+    let mut message = DynamicMessage::new(descriptor.clone());
+    let Some(field) = descriptor.get_field_by_name("fields") else { return message };
+    let Kind::Message(entry) = field.kind() else { return message };
+    let Kind::Message(value) = entry.map_entry_value_field().kind() else { return message };
+    let mut entries = HashMap::with_capacity(object.len());
+    for (key, json) in object {
+        let read = any_value(&value, json, &join(path, key), mistakes);
+        entries.insert(MapKey::String(key.clone()), Value::Message(read));
+    }
+    message.set_field(&field, Value::Map(entries));
+    message
+}
+
+fn list_value(
+    descriptor: &MessageDescriptor,
+    elements: &[Json],
+    path: &str,
+    mistakes: &mut Mistakes,
+) -> DynamicMessage {
+    let mut message = DynamicMessage::new(descriptor.clone());
+    let Some(field) = descriptor.get_field_by_name("values") else { return message };
+    let Kind::Message(value) = field.kind() else { return message };
+    let read = |(index, element): (usize, &Json)| {
+        Value::Message(any_value(&value, element, &format!("{path}[{index}]"), mistakes))
+    };
+    message.set_field(&field, Value::List(elements.iter().enumerate().map(read).collect()));
+    message
+}
+
+fn any_value(descriptor: &MessageDescriptor, json: &Json, path: &str, mistakes: &mut Mistakes) -> DynamicMessage {
+    let mut message = DynamicMessage::new(descriptor.clone());
+    let (name, value) = match json {
+        Json::Null => ("null_value", Some(Value::EnumNumber(0))),
+        Json::Bool(flag) => ("bool_value", Some(Value::Bool(*flag))),
+        Json::String(text) => ("string_value", Some(Value::String(text.clone()))),
+        Json::Number(number) => {
+            let exact = number.as_u64().or_else(|| number.as_i64().map(i64::unsigned_abs));
+            if exact.is_some_and(|integer| integer > EXACT_INTEGER_MAX) {
+                mistakes.add(path, format!("the integer {number} is beyond ±2^53 and would lose digits: send it as a string"));
+            }
+            ("number_value", number.as_f64().map(Value::F64))
+        }
+        Json::Array(elements) => {
+            let inner = inner_message(descriptor, "list_value");
+            ("list_value", inner.map(|inner| Value::Message(list_value(&inner, elements, path, mistakes))))
+        }
+        Json::Object(object) => {
+            let inner = inner_message(descriptor, "struct_value");
+            ("struct_value", inner.map(|inner| Value::Message(structure(&inner, object, path, mistakes))))
+        }
+    };
+    if let (Some(field), Some(value)) = (descriptor.get_field_by_name(name), value) {
+        message.set_field(&field, value);
+    }
+    message
+}
+
+fn inner_message(descriptor: &MessageDescriptor, field: &str) -> Option<MessageDescriptor> {
+    match descriptor.get_field_by_name(field)?.kind() {
+        Kind::Message(inner) => Some(inner),
+        _ => None,
+    }
+}
+
+fn join(path: &str, name: &str) -> String {
+    const NAME_CHARS_MAX: usize = 100;
+    let name: String = name.chars().take(NAME_CHARS_MAX).collect();
+    if path.is_empty() { name } else { format!("{path}.{name}") }
+}
+
+/// What a value is, for an error.
+pub(crate) fn shown(json: &Json) -> String {
+    match json {
+        Json::Null => "null".to_owned(),
+        Json::Bool(flag) => flag.to_string(),
+        Json::Number(number) => number.to_string(),
+        Json::String(text) => quoted(text),
+        Json::Array(_) => "a list".to_owned(),
+        Json::Object(_) => "an object".to_owned(),
+    }
+}

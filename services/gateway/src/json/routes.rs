@@ -1,0 +1,294 @@
+//! The table of routes, made at start from the descriptors and their `google.api.http` options. A template that cannot be
+//! bound, two routes that could both be meant, or a message that JSON cannot hold stop the start, not a request.
+
+use std::collections::HashSet;
+
+use carillon_core::error::FieldViolation;
+use http::Method;
+use http::uri::PathAndQuery;
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, ExtensionDescriptor, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor, Value,
+};
+use serde_json::Value as Json;
+
+use super::request::{self, Mistakes};
+use super::template::Template;
+use super::{query, scalar};
+
+/// One way to make one call over HTTP.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    pub(crate) http_method: Method,
+    template: Template,
+    /// The template as written.
+    path: String,
+    body: Body,
+    /// `CreateCronJob`.
+    pub(crate) name: String,
+    /// `/carillon.v1.JobService/CreateCronJob`.
+    pub(crate) grpc_path: PathAndQuery,
+    pub(crate) input: MessageDescriptor,
+    pub(crate) output: MessageDescriptor,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Body {
+    /// None is read.
+    None,
+    /// Every field that the path does not bind.
+    Whole,
+    /// One field.
+    Field(String),
+}
+
+/// What a path leads to.
+#[derive(Debug)]
+pub(crate) enum Found<'a> {
+    /// A route, with the values of its variables.
+    Route(&'a Route, Vec<String>),
+    /// The path exists, for these methods.
+    OtherMethods(Vec<Method>),
+    Nothing,
+}
+
+/// Every route.
+#[derive(Clone, Debug)]
+pub(crate) struct Routes {
+    routes: Vec<Route>,
+}
+
+impl Routes {
+    /// Derives the routes of every annotated method.
+    pub(crate) fn from_descriptors(pool: &DescriptorPool) -> Result<Self, String> {
+        let option = pool.get_extension_by_name("google.api.http").ok_or("google.api.http is not in the descriptors")?;
+        let mut routes = Vec::new();
+        for service in pool.services() {
+            for method in service.methods() {
+                for rule in rules_of(&method, &option) {
+                    routes.push(Route::new(&method, &rule).map_err(|why| format!("{}: {why}", method.full_name()))?);
+                }
+            }
+        }
+        routes.sort_by(|a: &Route, b| a.template.precedence(&b.template));
+        for (index, route) in routes.iter().enumerate() {
+            let twin = routes.iter().skip(index + 1).find(|other| {
+                other.http_method == route.http_method && other.template.is_ambiguous_with(&route.template)
+            });
+            if let Some(twin) = twin {
+                return Err(format!("{} and {} answer the same paths", route.describe(), twin.describe()));
+            }
+        }
+        Ok(Self { routes })
+    }
+
+    /// Looks a path up, as it came (percent-encoded, without the query). HEAD is GET whose body the server leaves out.
+    pub(crate) fn find(&self, method: &Method, path: &str) -> Found<'_> {
+        let wanted = if method == Method::HEAD { &Method::GET } else { method };
+        let mut others = Vec::new();
+        for route in &self.routes {
+            let Some(values) = route.template.matches(path) else { continue };
+            if route.http_method == *wanted {
+                return Found::Route(route, values);
+            }
+            if !others.contains(&route.http_method) {
+                others.push(route.http_method.clone());
+            }
+        }
+        if others.is_empty() { Found::Nothing } else { Found::OtherMethods(others) }
+    }
+
+    /// The table as text, one route a line, sorted: compared with a committed copy.
+    pub(crate) fn describe(&self) -> String {
+        let mut lines: Vec<String> = self.routes.iter().map(Route::describe).collect();
+        lines.sort();
+        lines.join("\n") + "\n"
+    }
+}
+
+impl Route {
+    fn new(method: &MethodDescriptor, rule: &DynamicMessage) -> Result<Self, String> {
+        if method.is_client_streaming() || method.is_server_streaming() {
+            return Err("streams have no JSON form yet".to_owned());
+        }
+        if !text_of(rule, "response_body").is_empty() {
+            return Err("response_body is not supported".to_owned());
+        }
+        let (http_method, path) = verb_and_path(rule)?;
+        let template = Template::parse(&path)?;
+        let input = method.input();
+        for variable in template.variables() {
+            path_field(&input, variable)?;
+        }
+        let body = match text_of(rule, "body").as_str() {
+            "" => Body::None,
+            "*" => Body::Whole,
+            field => match input.get_field_by_name(field) {
+                Some(field) if !field.is_list() && !field.is_map() => Body::Field(field.name().to_owned()),
+                _ => return Err(format!("the body {field} is not a single field of {}", input.name())),
+            },
+        };
+        require_json_form(&input, &mut HashSet::new())?;
+        require_json_form(&method.output(), &mut HashSet::new())?;
+        let grpc_path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+        Ok(Self {
+            http_method,
+            template,
+            path,
+            body,
+            name: method.name().to_owned(),
+            grpc_path: grpc_path.parse().map_err(|error| format!("{grpc_path}: {error}"))?,
+            input,
+            output: method.output(),
+        })
+    }
+
+    fn describe(&self) -> String {
+        let body = match &self.body {
+            Body::None => String::new(),
+            Body::Whole => "  body *".to_owned(),
+            Body::Field(field) => format!("  body {field}"),
+        };
+        let call = self.grpc_path.path().trim_start_matches('/');
+        format!("{} {}  {call}{body}", self.http_method, self.path)
+    }
+
+    /// Whether a request's body means anything to this call.
+    pub(crate) fn has_body(&self) -> bool {
+        self.body != Body::None
+    }
+
+    /// The request message, as far as it could be read, and what could not. `body` is `None` if none was sent.
+    pub(crate) fn request(
+        &self,
+        path_values: Vec<String>,
+        query: &str,
+        body: Option<&Json>,
+    ) -> (DynamicMessage, Vec<FieldViolation>) {
+        let mut mistakes = Mistakes::default();
+        let read = body.and_then(|json| self.from_body(json, &mut mistakes));
+        let mut message = read.unwrap_or_else(|| DynamicMessage::new(self.input.clone()));
+        let from_path: Vec<&str> = self.template.variables().collect();
+        let top = |name: &str| from_path.iter().any(|field| field.split('.').next() == Some(name));
+        for (field, value) in from_path.iter().zip(path_values) {
+            self.bind(&mut message, field, &value, &mut mistakes);
+        }
+        let takes = |name: &str| match &self.body {
+            Body::Whole => false,
+            Body::Field(field) => field != name && !top(name),
+            Body::None => !top(name),
+        };
+        query::read(&mut message, query, takes, &mut mistakes);
+        (message, mistakes.into_violations())
+    }
+
+    fn from_body(&self, json: &Json, mistakes: &mut Mistakes) -> Option<DynamicMessage> {
+        match &self.body {
+            Body::None => {
+                if !json.is_null() && json.as_object().is_none_or(|object| !object.is_empty()) {
+                    mistakes.add("body", "must be empty: this call takes none");
+                }
+                None
+            }
+            Body::Whole => request::message(&self.input, json, "", mistakes),
+            Body::Field(name) => {
+                let wrapped = serde_json::Map::from_iter([(name.clone(), json.clone())]);
+                request::message(&self.input, &Json::Object(wrapped), "", mistakes)
+            }
+        }
+    }
+
+    fn bind(&self, message: &mut DynamicMessage, path: &str, value: &str, mistakes: &mut Mistakes) {
+        let Ok(fields) = path_field(&self.input, path) else { return };
+        let Some((last, outer)) = fields.split_last() else { return };
+        let read = match scalar::from_text(&last.kind(), value) {
+            Ok(read) => read,
+            Err(rule) => return mistakes.add(path, rule),
+        };
+        let mut at = message;
+        for field in outer {
+            match at.get_field_mut(field).as_message_mut() {
+                Some(inner) => at = inner,
+                None => return,
+            }
+        }
+        if at.has_field(last) && *at.get_field(last) != read {
+            mistakes.add(path, "is given by the path, and otherwise by the body");
+        }
+        at.set_field(last, read);
+    }
+}
+
+/// The annotation of a method and its additional bindings.
+fn rules_of(method: &MethodDescriptor, option: &ExtensionDescriptor) -> Vec<DynamicMessage> {
+    let options = method.options();
+    if !options.has_extension(option) {
+        return Vec::new();
+    }
+    let Some(rule) = options.get_extension(option).as_message().cloned() else { return Vec::new() };
+    let additional = match rule.get_field_by_name("additional_bindings").as_deref() {
+        Some(Value::List(rules)) => rules.iter().filter_map(|rule| rule.as_message().cloned()).collect(),
+        _ => Vec::new(),
+    };
+    [vec![rule], additional].concat()
+}
+
+fn verb_and_path(rule: &DynamicMessage) -> Result<(Method, String), String> {
+    let verbs = [
+        ("get", Method::GET),
+        ("put", Method::PUT),
+        ("post", Method::POST),
+        ("delete", Method::DELETE),
+        ("patch", Method::PATCH),
+    ];
+    for (name, method) in verbs {
+        let path = text_of(rule, name);
+        if !path.is_empty() {
+            return Ok((method, path));
+        }
+    }
+    Err("the HTTP rule has none of get, put, post, delete, patch".to_owned())
+}
+
+fn text_of(rule: &DynamicMessage, field: &str) -> String {
+    match rule.get_field_by_name(field).as_deref() {
+        Some(Value::String(text)) => text.clone(),
+        _ => String::new(),
+    }
+}
+
+/// The fields that a dotted path names; the last one must be a single scalar.
+fn path_field(input: &MessageDescriptor, path: &str) -> Result<Vec<FieldDescriptor>, String> {
+    let unbound = || format!("{path} is not a scalar field of {}", input.name());
+    let mut fields: Vec<FieldDescriptor> = Vec::new();
+    let mut at = Some(input.clone());
+    for name in path.split('.') {
+        let field = at.and_then(|message| message.get_field_by_name(name)).ok_or_else(unbound)?;
+        if field.is_list() || field.is_map() {
+            return Err(unbound());
+        }
+        at = match field.kind() {
+            Kind::Message(inner) => Some(inner),
+            _ => None,
+        };
+        fields.push(field);
+    }
+    if at.is_some() { Err(unbound()) } else { Ok(fields) }
+}
+
+/// Some kinds have no JSON form here, since nothing needs them: better to know at start.
+fn require_json_form(message: &MessageDescriptor, seen: &mut HashSet<String>) -> Result<(), String> {
+    if !seen.insert(message.full_name().to_owned()) {
+        return Ok(());
+    }
+    if matches!(message.full_name(), "google.protobuf.FieldMask" | "google.protobuf.Any") {
+        return Err(format!("{} has no JSON form yet", message.full_name()));
+    }
+    for field in message.fields() {
+        match field.kind() {
+            Kind::Bytes => return Err(format!("{} is bytes, which have no JSON form yet", field.full_name())),
+            Kind::Message(inner) => require_json_form(&inner, seen)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! Scalars, enums and instants from JSON and from text (a query parameter, a path segment, the key of a map). Each error is
+//! the rule that is broken and what was found instead.
+
+use chrono::{DateTime, Utc};
+use prost_reflect::{DynamicMessage, Kind, MessageDescriptor, Value};
+use serde_json::Value as Json;
+
+use super::request::shown;
+use super::text::quoted;
+use super::words;
+
+/// From a JSON value, by the proto3 mapping: integers also as strings, enums as words or numbers.
+pub(crate) fn from_json(kind: &Kind, json: &Json) -> Result<Value, String> {
+    match (kind, json) {
+        (Kind::Bool, Json::Bool(flag)) => Ok(Value::Bool(*flag)),
+        (Kind::Bool, _) => Err(format!("must be true or false, is {}", shown(json))),
+        (Kind::String, Json::String(text)) => Ok(Value::String(text.clone())),
+        (Kind::String, _) => Err(format!("must be a string, is {}", shown(json))),
+        (Kind::Enum(_), Json::String(text)) => from_text(kind, text),
+        (Kind::Enum(descriptor), Json::Number(number)) => number
+            .as_i64()
+            .and_then(|number| i32::try_from(number).ok())
+            .filter(|number| descriptor.get_value(*number).is_some())
+            .map(Value::EnumNumber)
+            .ok_or_else(|| format!("must be one of {}, is {number}", words::allowed(descriptor))),
+        (Kind::Enum(descriptor), _) => {
+            Err(format!("must be one of {}, is {}", words::allowed(descriptor), shown(json)))
+        }
+        (Kind::Float | Kind::Double, Json::Number(number)) => float(kind, number.as_f64(), &shown(json)),
+        (_, Json::String(text)) => from_text(kind, text),
+        (_, Json::Number(number)) => {
+            let whole = number.as_u64().map(i128::from).or_else(|| number.as_i64().map(i128::from));
+            integer(kind, whole.or_else(|| number.as_f64().and_then(whole_float)), &shown(json))
+        }
+        (_, _) => integer(kind, None, &shown(json)),
+    }
+}
+
+/// From text.
+pub(crate) fn from_text(kind: &Kind, text: &str) -> Result<Value, String> {
+    match kind {
+        Kind::String => Ok(Value::String(text.to_owned())),
+        Kind::Bool => match text {
+            "true" => Ok(Value::Bool(true)),
+            "false" => Ok(Value::Bool(false)),
+            _ => Err(format!("must be true or false, is {}", quoted(text))),
+        },
+        Kind::Enum(descriptor) => words::number_of(descriptor, text)
+            .map(Value::EnumNumber)
+            .ok_or_else(|| format!("must be one of {}, is {}", words::allowed(descriptor), quoted(text))),
+        Kind::Float | Kind::Double => float(kind, text.parse().ok(), &quoted(text)),
+        Kind::Message(descriptor) => time_from_text(descriptor, text).map(Value::Message),
+        _ => integer(kind, text.parse().ok(), &quoted(text)),
+    }
+}
+
+/// `3.0` and `1e3` are whole numbers in JSON.
+fn whole_float(number: f64) -> Option<i128> {
+    const LIMIT: f64 = 9_007_199_254_740_992.0;
+    #[expect(clippy::cast_possible_truncation, reason = "whole, and within ±2^53")]
+    (number.fract() == 0.0 && number.abs() <= LIMIT).then_some(number as i128)
+}
+
+fn integer(kind: &Kind, number: Option<i128>, found: &str) -> Result<Value, String> {
+    let (least, most) = match kind {
+        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => (i128::from(i32::MIN), i128::from(i32::MAX)),
+        Kind::Uint32 | Kind::Fixed32 => (0, i128::from(u32::MAX)),
+        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => (i128::from(i64::MIN), i128::from(i64::MAX)),
+        Kind::Uint64 | Kind::Fixed64 => (0, i128::from(u64::MAX)),
+        _ => return Err("cannot be given in JSON".to_owned()),
+    };
+    let read = number.filter(|number| (least..=most).contains(number)).and_then(|number| match kind {
+        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => number.try_into().ok().map(Value::I32),
+        Kind::Uint32 | Kind::Fixed32 => number.try_into().ok().map(Value::U32),
+        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => number.try_into().ok().map(Value::I64),
+        _ => number.try_into().ok().map(Value::U64),
+    });
+    read.ok_or_else(|| format!("must be a whole number from {least} to {most}, is {found}"))
+}
+
+fn float(kind: &Kind, number: Option<f64>, found: &str) -> Result<Value, String> {
+    let number = number.ok_or_else(|| format!("must be a number, is {found}"))?;
+    #[expect(clippy::cast_possible_truncation, reason = "the field has that precision")]
+    Ok(if *kind == Kind::Float { Value::F32(number as f32) } else { Value::F64(number) })
+}
+
+/// Whether the message is a scalar with presence.
+pub(crate) fn is_wrapper(full_name: &str) -> bool {
+    let name = full_name.strip_prefix("google.protobuf.").and_then(|name| name.strip_suffix("Value"));
+    matches!(name, Some("Bool" | "String" | "Int32" | "Int64" | "UInt32" | "UInt64" | "Float" | "Double"))
+}
+
+/// The rule for an instant or a duration.
+pub(crate) fn time_rule(descriptor: &MessageDescriptor, found: &str) -> String {
+    match descriptor.full_name() {
+        "google.protobuf.Timestamp" => {
+            format!("must be an instant as RFC 3339 has it, such as \"2027-12-01T10:00:00Z\", is {found}")
+        }
+        "google.protobuf.Duration" => format!("must be seconds with an s, such as \"1.5s\", is {found}"),
+        _ => "cannot be given as text".to_owned(),
+    }
+}
+
+/// An instant (`2027-12-01T10:00:00Z`, years 1 to 9999) or a duration (`1.5s`).
+pub(crate) fn time_from_text(descriptor: &MessageDescriptor, text: &str) -> Result<DynamicMessage, String> {
+    let parts = match descriptor.full_name() {
+        "google.protobuf.Timestamp" => instant(text),
+        "google.protobuf.Duration" => duration(text),
+        _ => None,
+    };
+    let (seconds, nanos) = parts.ok_or_else(|| time_rule(descriptor, &quoted(text)))?;
+    let mut message = DynamicMessage::new(descriptor.clone());
+    for (name, value) in [("seconds", Value::I64(seconds)), ("nanos", Value::I32(nanos))] {
+        if let Some(field) = descriptor.get_field_by_name(name) {
+            message.set_field(&field, value);
+        }
+    }
+    Ok(message)
+}
+
+fn instant(text: &str) -> Option<(i64, i32)> {
+    // Years 1 to 9999, as google.protobuf.Timestamp has it.
+    const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+    // `2027-12-01 10:00:00Z` is not RFC 3339, but the library would take it.
+    if text.as_bytes().get(10).is_none_or(|separator| !separator.eq_ignore_ascii_case(&b't')) {
+        return None;
+    }
+    let at = DateTime::parse_from_rfc3339(text).ok()?.with_timezone(&Utc);
+    // A leap second reads as nanoseconds beyond a second; protobuf has none.
+    let nanos = i32::try_from(at.timestamp_subsec_nanos()).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    SECONDS.contains(&at.timestamp()).then_some((at.timestamp(), nanos))
+}
+
+fn duration(text: &str) -> Option<(i64, i32)> {
+    const SECONDS_MAX: i64 = 315_576_000_000;
+    let number = text.strip_suffix('s')?;
+    let (negative, number) = match number.strip_prefix('-') {
+        Some(number) => (true, number),
+        None => (false, number),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(fraction) || fraction.len() > 9 || number.ends_with('.') {
+        return None;
+    }
+    let seconds: i64 = whole.parse().ok().filter(|seconds| *seconds <= SECONDS_MAX)?;
+    let nanos: i32 = format!("{fraction:0<9}").parse().ok()?;
+    Some(if negative { (-seconds, -nanos) } else { (seconds, nanos) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_are_read_as_rfc_3339_has_them() {
+        assert_eq!(instant("1970-01-01T00:00:01Z"), Some((1, 0)));
+        assert_eq!(instant("1970-01-01t02:00:01.5+02:00"), Some((1, 500_000_000)));
+        for text in ["1970-01-01 00:00:01Z", "1970-01-01", "1970-01-01T00:00:01", "10000-01-01T00:00:00Z", "", "now",
+            "2016-12-31T23:59:60Z", "0000-01-01T00:00:00Z", "2027-02-30T00:00:00Z"]
+        {
+            assert_eq!(instant(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_are_seconds() {
+        assert_eq!(duration("1.5s"), Some((1, 500_000_000)));
+        assert_eq!(duration("-0.25s"), Some((0, -250_000_000)));
+        for text in ["1", "s", "1.s", ".5s", "1m", "1.0000000001s", "--1s", "999999999999s"] {
+            assert_eq!(duration(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn integers_keep_to_their_range() {
+        assert_eq!(from_json(&Kind::Uint32, &Json::from(3.0)), Ok(Value::U32(3)));
+        assert_eq!(from_json(&Kind::Uint32, &Json::from("7")), Ok(Value::U32(7)));
+        assert_eq!(from_json(&Kind::Int64, &Json::from(u64::MAX)).is_err(), true);
+        assert_eq!(
+            from_json(&Kind::Uint32, &Json::from(-1)),
+            Err("must be a whole number from 0 to 4294967295, is -1".to_owned())
+        );
+        assert!(from_json(&Kind::Uint32, &Json::from(1.5)).is_err());
+        assert!(from_json(&Kind::Uint32, &Json::from(1e300)).is_err());
+        assert!(from_json(&Kind::Uint32, &Json::Bool(true)).is_err());
+    }
+}

@@ -1,0 +1,90 @@
+//! The gateway: the API of Carillon over gRPC, gRPC-Web and JSON on one port.
+//!
+//! It decides nothing about when and where something runs. A request is checked, becomes statements in Postgres (one
+//! transaction a call), and word goes out through Redis. Any number of gateways run side by side and share nothing.
+//!
+//! - Postgres away: it starts all the same and answers UNAVAILABLE / 503 with a hint when to try again; `/readyz` says so.
+//! - Redis away: everything works; dispatcher and executors find changes by polling, so they take effect later.
+//! - Killed: a request without an answer may or may not have been done; `request_id` makes asking again safe.
+//!
+//! `grpc/` holds the services, `json/` derives HTTP and JSON from the descriptors, `server.rs` puts both on the port,
+//! `error_response.rs` is the one table of codes.
+
+#![warn(missing_docs)]
+
+mod backend;
+pub mod config;
+mod error_response;
+mod grpc;
+mod health;
+mod json;
+mod observe;
+mod server;
+mod values;
+
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use carillon_kit::Process;
+use carillon_store::{Store, StoreOptions};
+use carillon_stream::{Redis, RedisOptions};
+use tokio::net::TcpListener;
+use tonic::service::Routes;
+use tracing::info;
+
+use backend::Backend;
+pub use config::Config;
+use json::Transcoder;
+pub use json::describe_routes;
+use server::Front;
+
+/// Serves the API on `listener` until the process is stopped; returns after requests in flight have ended.
+///
+/// # Errors
+/// If a URL cannot be read, the descriptors cannot be turned into routes, or a part ends early.
+pub async fn run(config: Config, process: Process, listener: TcpListener) -> anyhow::Result<()> {
+    let own = config.gateway;
+    let store = Store::connect_lazily(&StoreOptions {
+        connections_max: config.postgres.connections_max,
+        acquire_timeout: config.postgres.acquire_timeout,
+        ..StoreOptions::new(config.postgres.url.expose(), process.name())
+    })
+    .context("postgres.url cannot be read")?;
+    let redis = Redis::connect_lazily(RedisOptions {
+        namespace: config.redis.namespace,
+        ..RedisOptions::new(config.redis.url.expose())
+    })
+    .context("redis.url cannot be read")?;
+
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let watch = health::Watch::new(store.clone(), process.readiness().flag("postgres"), reporter);
+    let backend = Arc::new(Backend::new(store.clone(), redis.clone(), own.statement_timeout, own.payload_bytes_max));
+    let services = grpc::services(&backend);
+    let json = Transcoder::new(services.clone().prepare(), own.body_bytes_max).map_err(|why| anyhow!(why))?;
+    let services = with_reflection(services)?.add_service(health);
+    let front = Front::new(services, json, own.requests_max);
+
+    let address = listener.local_addr().context("the listener has no address")?;
+    info!(gateway.listen = %address, "serving gRPC and JSON");
+    let mut tasks = process.tasks();
+    tasks.spawn("health", watch.run(process.shutdown()));
+    let shutdown = process.shutdown();
+    tasks.spawn("server", async move {
+        server::serve(listener, front, own.connections_max, shutdown).await;
+        Ok(())
+    });
+    let outcome = tasks.run().await;
+    redis.close().await;
+    store.close().await;
+    outcome
+}
+
+/// Adds the reflection service, which shows the API and the health service.
+fn with_reflection(services: Routes) -> anyhow::Result<Routes> {
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(carillon_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .context("the descriptors cannot be shown by reflection")?;
+    Ok(services.add_service(reflection))
+}

@@ -1,0 +1,49 @@
+//! Counts and times requests: `carillon_gateway_requests_total{method,code}` and
+//! `carillon_gateway_request_duration_seconds{method}`. The method is a name from the protos or `none`, never text from
+//! outside, so the number of series is bounded.
+
+use std::future::Future;
+use std::time::Instant;
+
+use tonic::{Code, Response, Status};
+
+/// Runs one call of a service and records how it ended.
+pub(crate) async fn call<T>(
+    method: &'static str,
+    work: impl Future<Output = Result<T, Status>>,
+) -> Result<Response<T>, Status> {
+    let began = Instant::now();
+    let outcome = work.await;
+    record(method, outcome.as_ref().map_or_else(Status::code, |_| Code::Ok), began);
+    outcome.map(Response::new)
+}
+
+/// Records one request.
+pub(crate) fn record(method: &str, code: Code, began: Instant) {
+    let method = method.to_owned();
+    metrics::counter!("carillon_gateway_requests_total", "method" => method.clone(), "code" => name_of(code)).increment(1);
+    metrics::histogram!("carillon_gateway_request_duration_seconds", "method" => method)
+        .record(began.elapsed().as_secs_f64());
+}
+
+const fn name_of(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
