@@ -38,7 +38,7 @@ pub struct Definition {
     pub max_executions: Option<i64>,
 }
 
-/// Reads the definitions of `jobs`. A job that does not exist is left out.
+/// Reads the definitions of `jobs`. A job that does not exist, or that this version cannot read, is left out.
 pub(crate) async fn definitions_by_id_on_conn(connection: &mut PgConnection, jobs: &[Uuid]) -> Result<Vec<Definition>> {
     let rows = sqlx::query(
         "SELECT id, revision, queue, priority, handler_name, timetable, max_retries, retry_delay_ms, timeout_ms, \
@@ -50,7 +50,19 @@ pub(crate) async fn definitions_by_id_on_conn(connection: &mut PgConnection, job
     .bind(i32::try_from(PAYLOAD_BYTES_IN_ENTRY).unwrap_or(i32::MAX))
     .fetch_all(connection)
     .await?;
-    rows.iter().map(read).collect()
+    let mut definitions = Vec::with_capacity(rows.len());
+    for row in &rows {
+        match read(row) {
+            Ok(definition) => definitions.push(definition),
+            // One job that this version cannot read must not keep all others from firing.
+            Err(Error::Unreadable { what, why }) => {
+                let job: Uuid = row.try_get("id")?;
+                tracing::error!(job.id = %job, "{what} cannot be read: {why}");
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(definitions)
 }
 
 fn read(row: &sqlx::postgres::PgRow) -> Result<Definition> {

@@ -34,10 +34,10 @@ const INSERT_JOB: &str = "
         SELECT $1, $2, $3, $4, 'ACTIVE', $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
                $22, $23, $24, $25, $25
         WHERE $27::text IS NULL OR EXISTS (SELECT FROM key)
-        RETURNING id, priority
+        RETURNING id, queue, priority
     ), timer AS (
-        INSERT INTO job_timers (job_id, fire_at, priority, exhausted)
-        SELECT id, $29::timestamptz, priority, $29::timestamptz IS NULL AND $4 <> 'EVENT' FROM job
+        INSERT INTO job_timers (job_id, fire_at, queue, priority, exhausted)
+        SELECT id, $29::timestamptz, queue, priority, $29::timestamptz IS NULL AND $4 <> 'EVENT' FROM job
     ), stats AS (
         INSERT INTO job_stats (job_id) SELECT id FROM job
     )

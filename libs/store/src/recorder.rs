@@ -164,7 +164,8 @@ const JOBS_COMPLETE: &str = "
 UPDATE jobs j SET status = 'COMPLETED', completed_at = now(), updated_at = now()
 FROM job_timers t, job_stats s
 WHERE j.id = ANY ($1) AND t.job_id = j.id AND s.job_id = j.id AND j.status = 'ACTIVE'
-  AND t.exhausted AND t.fire_at IS NULL AND t.claimed_count = s.finished_count";
+  AND t.exhausted AND t.fire_at IS NULL AND t.claimed_count = s.finished_count
+RETURNING j.id";
 
 impl Store {
     /// R10 and R11: one flush of `worker`, one transaction. `ended_jobs` are those whose last fire is among the finished.
@@ -196,11 +197,11 @@ impl Store {
         Ok((started, finished))
     }
 
-    /// Marks those of `jobs` COMPLETED whose timetable has ended and of which nothing is open. Answers how many.
+    /// Marks those of `jobs` COMPLETED whose timetable has ended and of which nothing is open. Answers which.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn jobs_complete(&self, jobs: &[Uuid]) -> Result<u64> {
+    pub async fn jobs_complete(&self, jobs: &[Uuid]) -> Result<Vec<Uuid>> {
         let mut connection = self.pool.acquire().await?;
         complete_on_conn(&mut connection, jobs).await
     }
@@ -216,11 +217,11 @@ impl Store {
     }
 }
 
-async fn complete_on_conn(connection: &mut PgConnection, jobs: &[Uuid]) -> Result<u64> {
+async fn complete_on_conn(connection: &mut PgConnection, jobs: &[Uuid]) -> Result<Vec<Uuid>> {
     let mut jobs = jobs.to_vec();
     jobs.sort_unstable();
     jobs.dedup();
-    Ok(sqlx::query(JOBS_COMPLETE).bind(jobs).execute(connection).await?.rows_affected())
+    Ok(sqlx::query_scalar(JOBS_COMPLETE).bind(jobs).fetch_all(connection).await?)
 }
 
 async fn mark_running_on_conn(connection: &mut PgConnection, worker: Uuid, started: &[Started]) -> Result<Vec<Verdict>> {

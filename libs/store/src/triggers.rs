@@ -29,15 +29,15 @@ pub struct NewTrigger {
 /// the deletion looked for triggers, and would then fire a deleted job.
 const INSERT_TRIGGER: &str = "
     WITH job AS (
-        SELECT j.id, j.status, j.priority, t.shard
+        SELECT j.id, j.status, j.queue, j.priority, t.shard
         FROM jobs j JOIN job_timers t ON t.job_id = j.id WHERE j.id = $1 FOR SHARE OF j
     ), key AS (
         INSERT INTO idempotency_keys (scope, key, fingerprint, resource_id)
         SELECT $7::text, $8::text, $9::bytea, $2::uuid FROM job WHERE status <> 'CANCELLED' AND $8::text IS NOT NULL
         ON CONFLICT DO NOTHING RETURNING resource_id
     ), trigger AS (
-        INSERT INTO job_triggers (execution_id, job_id, shard, fire_at, priority, payload, traceparent, created_by)
-        SELECT $2::uuid, id, shard, $3, priority, $4, $5, $6 FROM job
+        INSERT INTO job_triggers (execution_id, job_id, shard, fire_at, queue, priority, payload, traceparent, created_by)
+        SELECT $2::uuid, id, shard, $3, queue, priority, $4, $5, $6 FROM job
         WHERE status <> 'CANCELLED' AND ($8::text IS NULL OR EXISTS (SELECT FROM key))
         RETURNING execution_id
     )

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -90,8 +91,8 @@ impl Entry {
     ///
     /// # Errors
     /// Never for values of this type; the serializer's signature asks for it.
-    pub fn encode(&self) -> Result<String, serde_json::Error> {
-        serde_json::to_string(self)
+    pub fn encode(&self) -> Result<Bytes, serde_json::Error> {
+        serde_json::to_vec(self).map(Bytes::from)
     }
 
     /// Reads what [`Entry::encode`] wrote, here or in another version of this program.

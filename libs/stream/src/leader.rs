@@ -1,6 +1,7 @@
 //! What the leader says to Redis: that it leads (R3), that this Redis may be trusted (R4), what is to run (R6), and which
 //! entries it asks after (R19).
 
+use bytes::Bytes;
 use carillon_core::line::Line;
 use fred::prelude::Value;
 
@@ -67,6 +68,8 @@ pub struct State {
     pub certified: bool,
     /// The term that was announced last.
     pub term: i64,
+    /// Number of the last batch appended.
+    pub last: i64,
     /// Entries in each stream, in the order of the lines asked for.
     pub lengths: Vec<u64>,
 }
@@ -78,8 +81,8 @@ pub struct Outgoing {
     pub line: usize,
     /// Its place in the batch.
     pub seq: i32,
-    /// The entry, encoded.
-    pub text: String,
+    /// The entry, encoded; cheap to clone, since a batch may be sent more than once.
+    pub text: Bytes,
 }
 
 impl Redis {
@@ -136,7 +139,7 @@ impl Redis {
     ///
     /// # Errors
     /// [`Error::Unavailable`]: it may or may not have been appended, send it again. [`Error::OutOfMemory`]: it was not.
-    pub async fn publish(&self, number: i64, term: i64, lines: &[Line], entries: Vec<Outgoing>) -> Result<Published> {
+    pub async fn publish(&self, number: i64, term: i64, lines: &[Line], entries: &[Outgoing]) -> Result<Published> {
         let mut keys = vec![self.keys.ctl(), self.keys.streams()];
         keys.extend(lines.iter().map(|line| self.keys.stream(line)));
         let mut args: Vec<Value> = Vec::with_capacity(2 + 3 * entries.len());
@@ -145,7 +148,7 @@ impl Redis {
         for entry in entries {
             args.push(Value::Integer(i64::try_from(entry.line + 1).unwrap_or(i64::MAX)));
             args.push(Value::Integer(i64::from(entry.seq)));
-            args.push(entry.text.into());
+            args.push(Value::Bytes(entry.text.clone()));
         }
         let mut answer = reply::array(PUBLISH.run(&self.client, keys, args).await?)?.into_iter();
         match reply::text(&reply::next(&mut answer)?)?.as_str() {
@@ -169,7 +172,8 @@ impl Redis {
         let mut answer = reply::array(STATE.run(&self.client, keys, Vec::new()).await?)?.into_iter();
         let certified = reply::integer(&reply::next(&mut answer)?)? == 1;
         let term = reply::integer(&reply::next(&mut answer)?)?;
-        Ok(State { certified, term, lengths: lengths(answer)? })
+        let last = reply::integer(&reply::next(&mut answer)?)?;
+        Ok(State { certified, term, last, lengths: lengths(answer)? })
     }
 
     /// R19: which of these entries the streams do not hold (their positions in `entries`). Asks for each very entry.

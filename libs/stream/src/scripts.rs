@@ -116,12 +116,12 @@ return answer",
 );
 
 /// What a certificate looks like to its leader (the one-second tick of R3). KEYS: ctl, streams.
-/// Answers whether certified, the term, and the length of each stream.
+/// Answers whether certified, the term, the last batch, and the length of each stream.
 pub(crate) static STATE: Script = Script::new(
     r"
-local c = redis.call('HMGET', KEYS[1], 'server', 'term')
+local c = redis.call('HMGET', KEYS[1], 'server', 'term', 'last')
 local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
-local answer = {c[1] == id and 1 or 0, c[2] or '0'}
+local answer = {c[1] == id and 1 or 0, c[2] or '0', c[3] or '0'}
 for k = 2, #KEYS do answer[#answer + 1] = redis.call('XLEN', KEYS[k]) end
 return answer",
 );

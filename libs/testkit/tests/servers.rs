@@ -1,7 +1,5 @@
 //! The private servers of the testkit: databases are apart, servers come back, nothing outlives its test process.
 
-#![expect(clippy::unwrap_used, reason = "a failure in a test shall panic")]
-
 use carillon_testkit::{Database, Postgres, Proxy, StopMode};
 
 #[tokio::test]

@@ -1,1 +1,65 @@
+//! The dispatcher: one replica leads its shard and makes stream entries of what is due, the others stand by.
 //!
+//! - [`election`] stands by until the shard's lock is free, then leads until its session is lost.
+//! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim, publish and settle.
+//! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries.
+//! - [`reconcile`] publishes again what Redis has lost; [`chores`] keep the house.
+//!
+//! What it must not know: how a handler runs, and any SQL or Redis command.
+
+pub mod certify;
+pub mod chores;
+pub mod config;
+pub mod decide;
+pub mod definitions;
+pub mod election;
+pub mod leader;
+pub mod outgoing;
+pub mod reconcile;
+
+pub use config::Config;
+
+use std::time::Duration;
+
+use carillon_kit::Process;
+use carillon_store::{Store, StoreOptions};
+use carillon_stream::{Redis, RedisOptions};
+
+/// Stands by and leads until the process is told to stop.
+///
+/// # Errors
+/// When a part cannot go on.
+pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
+    let options = StoreOptions {
+        connections_max: config.postgres.connections_max,
+        acquire_timeout: config.postgres.acquire_timeout,
+        ..StoreOptions::new(config.postgres.url.expose(), process.name())
+    };
+    let store = Store::connect_lazily(&options)?;
+    let redis = Redis::connect_lazily(RedisOptions {
+        namespace: config.redis.namespace.clone(),
+        shard: config.dispatcher.shard,
+        ..RedisOptions::new(config.redis.url.expose())
+    })?;
+    let standing = process.readiness().flag("postgres");
+    process.wait_for("postgres with the current schema (`carillon migrate`)", || migrated(&store)).await?;
+    standing.up();
+
+    let mut tasks = process.tasks();
+    let shutdown = process.shutdown();
+    let election = election::Election::new(config, options, store.clone(), redis, shutdown.clone());
+    tasks.spawn("election", election.run());
+    tasks.spawn("chores", chores::run(store, shutdown));
+    tasks.run().await
+}
+
+/// Whether the schema is there.
+async fn migrated(store: &Store) -> anyhow::Result<()> {
+    if store.is_migrated().await? {
+        return Ok(());
+    }
+    anyhow::bail!("the schema is older than this program");
+}
+
+/// How often a leader says something on its session, and looks round (R2, R3).
+pub(crate) const TICK: Duration = Duration::from_secs(1);

@@ -16,6 +16,9 @@ struct Run<'a> {
     end: Option<&'a Line>,
 }
 
+/// From, to, and of which execution.
+type Interval = (DateTime<Utc>, DateTime<Utc>, Uuid);
+
 type Runs<'a> = BTreeMap<(Uuid, u32), Vec<Run<'a>>>;
 
 impl History {
@@ -165,7 +168,7 @@ impl History {
     fn check_overlap(&self, runs: &Runs<'_>, found: &mut Vec<Violation>) {
         let exclusive: HashSet<Uuid> = self.jobs.iter().filter(|job| !job.allow_overlap).map(|job| job.id).collect();
         let rows: HashMap<Uuid, &Execution> = self.executions.iter().map(|row| (row.id, row)).collect();
-        let mut by_job: BTreeMap<Uuid, Vec<(DateTime<Utc>, DateTime<Utc>, Uuid)>> = BTreeMap::new();
+        let mut by_job: BTreeMap<Uuid, Vec<Interval>> = BTreeMap::new();
         for ((execution, attempt), runs) in runs {
             for run in runs {
                 // What ran on in a lost worker may overlap: promise 5 says so.
@@ -177,7 +180,7 @@ impl History {
         }
         for (job, mut intervals) in by_job {
             intervals.sort_unstable();
-            let mut latest: Option<(DateTime<Utc>, DateTime<Utc>, Uuid)> = None;
+            let mut latest: Option<Interval> = None;
             for interval in intervals {
                 if let Some(before) = latest
                     && interval.0 < before.1

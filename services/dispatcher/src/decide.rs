@@ -1,0 +1,308 @@
+//! What a claim leads to: which fires become executions, which are skipped, which must wait for their instant, and where the
+//! timers move. Pure; the claim's I/O is in `carillon_store::claim`.
+
+use std::collections::{HashMap, HashSet};
+
+use carillon_core::line::Line;
+use carillon_core::{ids, misfire};
+use carillon_store::claim::{Decisions, DueRetry, DueTimer, DueTrigger, Moved, MovedTimer, NewExecution};
+use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
+
+use crate::definitions::{Definitions, Known};
+
+/// What the leader does about a claim.
+#[derive(Debug, Default)]
+pub struct Decided {
+    /// To be written.
+    pub decisions: Decisions,
+    /// Not to be decided before its instant: an earlier execution is still open.
+    pub left: Vec<(Uuid, Line, DateTime<Utc>)>,
+    /// Jobs that this version cannot read: left alone.
+    pub unreadable: Vec<Uuid>,
+    /// Where the timers stand afterwards.
+    pub next: Vec<(Line, DateTime<Utc>)>,
+    /// Executions after which their job has no instant left.
+    pub last: Vec<Uuid>,
+    /// Jobs whose last fire was skipped: nobody but the leader completes them.
+    pub ended_by_skip: Vec<Uuid>,
+}
+
+/// Decides about all that is due at `now`, or soon.
+pub fn decide(
+    timers: &[DueTimer],
+    triggers: &[DueTrigger],
+    retries: &[DueRetry],
+    known: &Definitions,
+    now: DateTime<Utc>,
+    misfire_threshold: TimeDelta,
+) -> Decided {
+    let mut deciding = Deciding { decided: Decided::default(), opened: HashMap::new(), touched: HashSet::new(), seq: 0 };
+    for timer in timers {
+        match known.get(&timer.job) {
+            Some(job) => deciding.timer(timer, &job, now, misfire_threshold),
+            None => deciding.decided.unreadable.push(timer.job),
+        }
+    }
+    for trigger in triggers {
+        match known.get(&trigger.job) {
+            Some(job) => deciding.trigger(trigger, &job),
+            None => deciding.unreadable_trigger(trigger),
+        }
+    }
+    for retry in retries {
+        let seq = deciding.next_seq();
+        deciding.decided.decisions.retries.push((*retry, seq));
+    }
+    deciding.decided
+}
+
+struct Deciding {
+    decided: Decided,
+    /// Executions opened by this very claim: they count too (R20).
+    opened: HashMap<Uuid, i64>,
+    /// Jobs whose timer row is written.
+    touched: HashSet<Uuid>,
+    seq: i32,
+}
+
+impl Deciding {
+    fn timer(&mut self, timer: &DueTimer, job: &Known, now: DateTime<Utc>, misfire_threshold: TimeDelta) {
+        let definition = &job.definition;
+        let budget = definition.max_executions.map(|max| max - timer.claimed_count);
+        if budget.is_some_and(|left| left <= 0) {
+            self.moved(timer, None);
+            self.decided.ended_by_skip.push(timer.job);
+            return;
+        }
+        let due = misfire::resolve(&job.timetable, timer.fire_at, now, misfire_threshold);
+        let open = timer.open + self.opened.get(&timer.job).copied().unwrap_or(0);
+        let has_room = definition.open_max.is_none_or(|max| open < max);
+        if !has_room && due.fire > now {
+            self.decided.left.push((timer.job, timer.line.clone(), timer.fire_at));
+            return;
+        }
+        let mut new = NewExecution {
+            id: ids::execution_for_fire(timer.job, due.fire),
+            job: timer.job,
+            seq: 0,
+            scheduled_at: due.fire,
+            max_retries: definition.max_retries,
+            reason: due.missed_from.map(|from| {
+                format!("missed while down from {} to {}: fires once, for the latest instant", rfc3339(from), rfc3339(now))
+            }),
+            payload: None,
+            trace_id: None,
+            skipped: !has_room,
+        };
+        let next = if has_room && budget == Some(1) { None } else { due.next };
+        if has_room {
+            if next.is_none() {
+                self.decided.last.push(new.id);
+            }
+            self.open(new);
+        } else {
+            new.reason = Some(overlap_reason(open, definition.open_max));
+            self.decided.decisions.executions.push(new);
+            if next.is_none() {
+                self.decided.ended_by_skip.push(timer.job);
+            }
+        }
+        self.moved(timer, next);
+    }
+
+    fn trigger(&mut self, trigger: &DueTrigger, job: &Known) {
+        let open_max = job.definition.open_max;
+        let open = trigger.open + self.opened.get(&trigger.job).copied().unwrap_or(0);
+        let has_room = open_max.is_none_or(|max| open < max);
+        let new = NewExecution {
+            id: trigger.execution,
+            job: trigger.job,
+            seq: 0,
+            scheduled_at: trigger.fire_at,
+            max_retries: job.definition.max_retries,
+            reason: (!has_room).then(|| overlap_reason(open, open_max)),
+            payload: trigger.payload.clone(),
+            trace_id: trigger.traceparent.clone(),
+            skipped: !has_room,
+        };
+        if has_room {
+            self.open(new);
+        } else {
+            self.decided.decisions.executions.push(new);
+        }
+        // A trigger moves no timer, but what it opened is counted there.
+        if self.touched.insert(trigger.job) {
+            self.decided.decisions.timers.push(MovedTimer { job: trigger.job, to: None });
+        }
+    }
+
+    /// It was promised an outcome, and this is one.
+    fn unreadable_trigger(&mut self, trigger: &DueTrigger) {
+        self.decided.decisions.executions.push(NewExecution {
+            id: trigger.execution,
+            job: trigger.job,
+            seq: 0,
+            scheduled_at: trigger.fire_at,
+            max_retries: 0,
+            reason: Some("the definition of this job cannot be read by the running version".into()),
+            payload: trigger.payload.clone(),
+            trace_id: trigger.traceparent.clone(),
+            skipped: true,
+        });
+    }
+
+    fn open(&mut self, new: NewExecution) {
+        *self.opened.entry(new.job).or_default() += 1;
+        let seq = self.next_seq();
+        self.decided.decisions.executions.push(NewExecution { seq, ..new });
+    }
+
+    fn moved(&mut self, timer: &DueTimer, next: Option<DateTime<Utc>>) {
+        let to = Moved { fire_at: next, exhausted: next.is_none() };
+        self.touched.insert(timer.job);
+        self.decided.decisions.timers.push(MovedTimer { job: timer.job, to: Some(to) });
+        if let Some(at) = next {
+            self.decided.next.push((timer.line.clone(), at));
+        }
+    }
+
+    const fn next_seq(&mut self) -> i32 {
+        self.seq += 1;
+        self.seq
+    }
+}
+
+fn overlap_reason(open: i64, open_max: Option<i64>) -> String {
+    match open_max {
+        Some(1) => "overlap: the previous execution of this job is still open (allow_overlap is false)".into(),
+        max => format!("overlap: {open} executions of this job are open (concurrency is {})", max.unwrap_or(0)),
+    }
+}
+
+fn rfc3339(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use carillon_core::job::Priority;
+    use carillon_core::schedule::TimetableSpec;
+    use carillon_store::definitions::Definition;
+
+    use super::*;
+
+    const JOB: Uuid = Uuid::from_u128(1);
+
+    fn at(ms: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp_millis(ms).unwrap()
+    }
+
+    fn line() -> Line {
+        Line::new("default", Priority::Medium)
+    }
+
+    fn known(open_max: Option<i64>, max_executions: Option<i64>, timetable: TimetableSpec) -> Definitions {
+        let mut known = Definitions::default();
+        known.learn(vec![Definition {
+            job: JOB,
+            revision: 1,
+            line: line(),
+            handler: "test:echo".into(),
+            payload: None,
+            timetable,
+            max_retries: 3,
+            retry_delay_ms: 1_000,
+            timeout_ms: 1_000,
+            open_max,
+            max_executions,
+        }]);
+        known
+    }
+
+    fn every_second() -> TimetableSpec {
+        TimetableSpec::every(Duration::from_secs(1), at(0))
+    }
+
+    fn timer(open: i64) -> DueTimer {
+        DueTimer { job: JOB, fire_at: at(5_000), line: line(), revision: 1, claimed_count: 4, open }
+    }
+
+    fn trigger(n: u128) -> DueTrigger {
+        DueTrigger {
+            execution: Uuid::from_u128(n),
+            job: JOB,
+            fire_at: at(5_000),
+            revision: 1,
+            open: 0,
+            payload: None,
+            traceparent: None,
+        }
+    }
+
+    const THRESHOLD: TimeDelta = TimeDelta::seconds(30);
+
+    #[test]
+    fn a_fire_ahead_of_its_instant_is_claimed_and_the_timer_moves() {
+        let known = known(Some(1), None, every_second());
+        let decided = decide(&[timer(0)], &[], &[], &known, at(4_800), THRESHOLD);
+        let new = &decided.decisions.executions[0];
+        assert_eq!((new.seq, new.scheduled_at, new.skipped), (1, at(5_000), false));
+        assert_eq!(decided.decisions.timers[0].to.unwrap().fire_at, Some(at(6_000)));
+        assert_eq!(decided.next, vec![(line(), at(6_000))]);
+    }
+
+    #[test]
+    fn with_an_open_predecessor_it_waits_for_its_instant_and_is_skipped_then() {
+        let known = known(Some(1), None, every_second());
+        let ahead = decide(&[timer(1)], &[], &[], &known, at(4_800), THRESHOLD);
+        assert_eq!(ahead.left, vec![(JOB, line(), at(5_000))]);
+        assert!(ahead.decisions.executions.is_empty() && ahead.decisions.timers.is_empty());
+        let then = decide(&[timer(1)], &[], &[], &known, at(5_000), THRESHOLD);
+        let new = &then.decisions.executions[0];
+        assert!(new.skipped && new.seq == 0 && new.reason.as_ref().unwrap().contains("overlap"));
+        assert_eq!(then.next, vec![(line(), at(6_000))]);
+    }
+
+    #[test]
+    fn concurrency_bounds_what_is_open() {
+        let decided = |max| decide(&[timer(3)], &[], &[], &known(max, None, every_second()), at(5_000), THRESHOLD);
+        assert!(!decided(None).decisions.executions[0].skipped);
+        assert!(!decided(Some(4)).decisions.executions[0].skipped);
+        assert!(decided(Some(3)).decisions.executions[0].skipped);
+    }
+
+    #[test]
+    fn what_one_claim_opens_counts_for_the_rest_of_it() {
+        let known = known(Some(1), None, every_second());
+        let decided = decide(&[timer(0)], &[trigger(7), trigger(8)], &[], &known, at(5_000), THRESHOLD);
+        let skipped: Vec<bool> = decided.decisions.executions.iter().map(|new| new.skipped).collect();
+        assert_eq!(skipped, vec![false, true, true]);
+        assert_eq!(decided.decisions.timers.len(), 1, "one row, one move");
+    }
+
+    #[test]
+    fn the_last_allowed_execution_ends_the_timetable() {
+        let decided = decide(&[timer(0)], &[], &[], &known(Some(1), Some(5), every_second()), at(5_000), THRESHOLD);
+        assert_eq!(decided.last, vec![decided.decisions.executions[0].id]);
+        let to = decided.decisions.timers[0].to.unwrap();
+        assert!(to.fire_at.is_none() && to.exhausted);
+    }
+
+    #[test]
+    fn a_one_time_job_is_exhausted_by_its_fire() {
+        let known = known(Some(1), None, TimetableSpec::once(at(5_000)));
+        let decided = decide(&[timer(0)], &[], &[], &known, at(5_000), THRESHOLD);
+        assert!(decided.decisions.timers[0].to.unwrap().exhausted);
+        assert_eq!(decided.last.len(), 1);
+    }
+
+    #[test]
+    fn an_unreadable_job_is_left_alone() {
+        let decided = decide(&[timer(0)], &[], &[], &Definitions::default(), at(5_000), THRESHOLD);
+        assert_eq!(decided.unreadable, vec![JOB]);
+        assert!(decided.decisions.timers.is_empty());
+    }
+}

@@ -1,0 +1,115 @@
+//! R2: standing by and leading.
+//!
+//! The authority is the advisory lock of Postgres, and nothing else: whoever holds the session that holds it leads. A standby
+//! asks for it ten times a second, so that it leads at once when the leader's session ends; when the leader's machine is cut
+//! off or frozen the server ends its silent session after three seconds. Any error of the session ends the term: it is never
+//! mended, a new one is made.
+
+use std::time::Duration;
+
+use carillon_store::leader_session::{Candidate, LeaderSession};
+use carillon_store::{Store, StoreOptions};
+use carillon_stream::Redis;
+use carillon_stream::notices::Topic;
+use metrics::{counter, gauge};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::Config;
+use crate::leader::{self, Leader};
+
+/// How often a standby asks for the lock.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+/// Between connections that failed.
+const CONNECT_AGAIN: Duration = Duration::from_millis(500);
+
+/// The loop that stands by and leads.
+#[derive(Debug)]
+pub struct Election {
+    config: Config,
+    options: StoreOptions,
+    store: Store,
+    redis: Redis,
+    shutdown: CancellationToken,
+}
+
+impl Election {
+    /// One for a process.
+    pub const fn new(
+        config: Config,
+        options: StoreOptions,
+        store: Store,
+        redis: Redis,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { config, options, store, redis, shutdown }
+    }
+
+    /// Stands by and leads until the process stops.
+    ///
+    /// # Errors
+    /// If the process can never lead: a transaction pooler stands before Postgres.
+    pub async fn run(self) -> anyhow::Result<()> {
+        gauge!("carillon_dispatcher_leader").set(0.0);
+        while !self.shutdown.is_cancelled() {
+            match self.stand_by().await {
+                Ok(Some(session)) => self.lead(session).await?,
+                Ok(None) => {}
+                Err(error @ carillon_store::Error::FailedPrecondition(_)) => return Err(error.into()),
+                Err(error) => {
+                    warn!("cannot stand by, trying again: {:#}", anyhow::Error::from(error));
+                    self.pause(CONNECT_AGAIN).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for the lock until it is ours, or the process stops.
+    async fn stand_by(&self) -> carillon_store::Result<Option<LeaderSession>> {
+        let mut candidate = Candidate::connect(&self.options, self.config.dispatcher.shard).await?;
+        info!(shard = self.config.dispatcher.shard, "standing by");
+        while !self.shutdown.is_cancelled() {
+            match candidate.try_lead().await? {
+                Ok(session) => return Ok(Some(session)),
+                Err(still_candidate) => candidate = still_candidate,
+            }
+            self.pause(ASK_EVERY).await;
+        }
+        Ok(None)
+    }
+
+    async fn lead(&self, session: LeaderSession) -> anyhow::Result<()> {
+        let notices = self.redis.subscribe(&[Topic::Wake, Topic::Ended])?;
+        gauge!("carillon_dispatcher_leader").set(1.0);
+        counter!("carillon_dispatcher_terms_total").increment(1);
+        let leader = Leader::new(
+            self.config.clone(),
+            session,
+            self.store.clone(),
+            self.redis.clone(),
+            notices,
+            self.shutdown.clone(),
+        );
+        let end = Box::pin(leader.run_term()).await;
+        gauge!("carillon_dispatcher_leader").set(0.0);
+        match end {
+            Ok(()) => info!("resigned"),
+            Err(leader::End::Stale) => {
+                warn!("another leader has announced a later term, standing by");
+                self.pause(CONNECT_AGAIN).await;
+            }
+            Err(leader::End::SessionLost(error)) => {
+                warn!("the leader's session is lost, standing by: {:#}", anyhow::Error::from(error));
+            }
+        }
+        Ok(())
+    }
+
+    async fn pause(&self, duration: Duration) {
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            () = tokio::time::sleep(duration) => {}
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! A term: from the lock to its loss.
+//!
+//! It begins by announcing itself to Redis (R3, R4) and by sending what earlier leaders had committed and not settled (R7),
+//! ascending, under the old numbers. Then it sleeps until the next instant that its agenda knows, a lead before it (R23), or
+//! until a wake; claims (R5, R16); publishes (R6); and settles with the next claim (R7). While a batch is on its way to Redis
+//! the next one is claimed, but never a second: Redis away means that claiming stops, and due timers wait in Postgres.
+//!
+//! The session is spoken to at least each second; its loss ends the term, whatever else is under way. Nothing that a term
+//! knows outlives it: the next leader reads everything anew.
+
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use carillon_core::agenda::{Agenda, Slot, Source, lead_for};
+use carillon_core::line::Line;
+use carillon_store::Store;
+use carillon_store::claim::Room;
+use carillon_store::leader_session::LeaderSession;
+use carillon_stream::leader::Published;
+use carillon_stream::notices::Notices;
+use carillon_stream::Redis;
+use chrono::{DateTime, TimeDelta, Utc};
+use metrics::{counter, gauge, histogram};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::certify::{announce, draw_term};
+use crate::decide::{Decided, decide};
+use crate::definitions::Definitions;
+use crate::outgoing::Batch;
+use crate::{Config, TICK};
+
+/// Instants of one line that the agenda reads at once.
+const UPCOMING_MAX: i64 = 5_000;
+/// Between two readings that wakes ask for.
+const REFILL_PAUSE: Duration = Duration::from_millis(3);
+/// Between two looks at a line whose stream is full.
+const FULL_PAUSE: TimeDelta = TimeDelta::milliseconds(50);
+/// Between two tries to reach Redis.
+const REDIS_PAUSE: Duration = Duration::from_millis(100);
+/// A job that cannot be read is tried again after this.
+const UNREADABLE_PAUSE: TimeDelta = TimeDelta::minutes(1);
+/// Each line gets at least so much of a batch, however much stands in the lines before it.
+const LINE_SHARE_MIN: i64 = 50;
+/// Jobs remembered that ended by a skipped fire.
+const ENDED_MAX: usize = 1_000;
+
+/// Why a term ended.
+#[derive(Debug)]
+pub enum End {
+    /// Another leader announced a later term.
+    Stale,
+    /// The session that holds the lock is lost.
+    SessionLost(carillon_store::Error),
+}
+
+impl From<carillon_store::Error> for End {
+    fn from(error: carillon_store::Error) -> Self {
+        Self::SessionLost(error)
+    }
+}
+
+/// The leader of a shard, for one term.
+#[derive(Debug)]
+pub struct Leader {
+    pub(crate) config: Config,
+    pub(crate) session: LeaderSession,
+    pub(crate) redis: Redis,
+    pub(crate) term: i64,
+    pub(crate) definitions: Definitions,
+    pub(crate) reconciled_until: i64,
+    store: Store,
+    notices: Notices,
+    shutdown: CancellationToken,
+    agenda: Agenda,
+    /// Jobs whose fire cannot be decided before that instant.
+    left: HashMap<Uuid, DateTime<Utc>>,
+    /// Entries in each stream, as last heard.
+    lengths: HashMap<Line, u64>,
+    /// In Redis, not yet marked so.
+    unsettled: Vec<i64>,
+    /// Completed by nobody else, since their last fire was skipped.
+    ended_by_skip: Vec<Uuid>,
+    whole_pass_due: bool,
+    next_tick: Instant,
+    next_refill: Instant,
+    last_refill: Instant,
+    /// Until when the agenda is complete.
+    horizon: DateTime<Utc>,
+    /// Fires a second, while busy.
+    rate: f64,
+}
+
+impl Leader {
+    /// One that holds the lock and has not begun its term.
+    pub fn new(
+        config: Config,
+        session: LeaderSession,
+        store: Store,
+        redis: Redis,
+        notices: Notices,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            horizon: session.clock().now(),
+            config,
+            session,
+            redis,
+            term: 0,
+            definitions: Definitions::default(),
+            reconciled_until: 0,
+            store,
+            notices,
+            shutdown,
+            agenda: Agenda::default(),
+            left: HashMap::new(),
+            lengths: HashMap::new(),
+            unsettled: Vec::new(),
+            ended_by_skip: Vec::new(),
+            whole_pass_due: false,
+            next_tick: now,
+            next_refill: now,
+            last_refill: now,
+            rate: 0.0,
+        }
+    }
+
+    /// Leads until the process stops (then `Ok`), or the term ends.
+    ///
+    /// # Errors
+    /// Why the term ended.
+    pub async fn run_term(mut self) -> Result<(), End> {
+        self.begin().await?;
+        while !self.shutdown.is_cancelled() {
+            if self.whole_pass_due {
+                self.whole_pass_due = false;
+                self.settle().await?;
+                self.reconcile_all().await?;
+            }
+            if Instant::now() >= self.next_tick {
+                self.tick().await?;
+            }
+            if Instant::now() >= self.next_refill {
+                self.refill().await?;
+            }
+            match self.claim_due().await? {
+                Some(batch) => self.publish_and_claim_on(batch).await?,
+                None => self.wait().await,
+            }
+        }
+        self.settle().await?;
+        self.session.resign().await;
+        self.notices.close().await;
+        Ok(())
+    }
+
+    async fn begin(&mut self) -> Result<(), End> {
+        self.term = draw_term(&mut self.session, &self.redis).await?;
+        let certified = announce(&mut self.session, &self.redis, self.term, &[], false).await?;
+        self.whole_pass_due |= certified;
+        let unsettled = self.session.batches_unsettled().await?;
+        info!(term = self.term, unsettled = unsettled.len(), "leading");
+        for batch in unsettled {
+            let open = self.session.open_of_batch(&batch, None).await?;
+            self.learn_jobs(open.iter().map(|(entry, _)| (entry.job, None))).await?;
+            let mut outgoing = Batch::new(batch.number);
+            for (entry, _) in &open {
+                if let Some(job) = self.definitions.get(&entry.job) {
+                    outgoing.add_open(entry, &job);
+                }
+            }
+            self.publish_surely(outgoing).await?;
+        }
+        self.settle().await?;
+        if let Ok(ending) = self.store.jobs_ending().await {
+            self.ended_by_skip.extend(ending.into_iter().take(ENDED_MAX));
+        }
+        Ok(())
+    }
+
+    /// Each second: the session is spoken to, Redis is looked at (R3), something is reconciled.
+    async fn tick(&mut self) -> Result<(), End> {
+        self.next_tick = Instant::now() + TICK;
+        self.session.say_something().await?;
+        let lines: Vec<Line> = self.lengths.keys().cloned().collect();
+        let redis = self.redis.clone();
+        match alive(&mut self.session, redis.state(&lines)).await? {
+            Ok(state) => {
+                self.hear_lengths(&lines, &state.lengths);
+                if !state.certified || state.term != self.term {
+                    let certified = announce(&mut self.session, &self.redis, self.term, &lines, false).await?;
+                    self.whole_pass_due |= certified;
+                }
+            }
+            Err(error) => warn!("redis does not answer, nothing is claimed until it does: {:#}", anyhow::Error::from(error)),
+        }
+        self.settle().await?;
+        self.reconcile_some().await?;
+        if !self.ended_by_skip.is_empty()
+            && let Ok(completed) = self.store.jobs_complete(&self.ended_by_skip).await
+        {
+            self.ended_by_skip.retain(|job| !completed.contains(job));
+        }
+        Ok(())
+    }
+
+    /// Reads the agenda anew: the safety net, and the answer to a wake.
+    async fn refill(&mut self) -> Result<(), End> {
+        let now = self.session.clock().now();
+        let poll = self.config.dispatcher.poll;
+        let until = now + delta(poll) * 2;
+        let upcoming = self.session.upcoming(until, UPCOMING_MAX).await?;
+        self.horizon = upcoming.complete_until.unwrap_or(until);
+        self.agenda.refill(upcoming.instants);
+        self.last_refill = Instant::now();
+        // A line with more instants than were read is read again before those run out.
+        let until_incomplete = (self.horizon - now - self.lead_max()).to_std().unwrap_or_default();
+        self.next_refill = self.last_refill + until_incomplete.max(Duration::from_millis(100)).min(poll);
+        Ok(())
+    }
+
+    /// Claims what is due. `None`: nothing was, or nothing of it may be published yet.
+    async fn claim_due(&mut self) -> Result<Option<Batch>, End> {
+        let now = self.session.clock().now();
+        let lead = self.lead(now);
+        let slots: Vec<Slot> = self.agenda.take_due(now, lead).into_iter().collect();
+        if slots.is_empty() {
+            return Ok(None);
+        }
+        let rooms = self.rooms(&slots, now).await?;
+        if rooms.is_empty() {
+            return Ok(None);
+        }
+        self.left.retain(|_, at| *at > now);
+        let excluded: Vec<Uuid> = self.left.keys().copied().collect();
+        let began = Instant::now();
+        let mut claim = self.session.claim(&rooms, now + lead, &excluded).await?;
+        if claim.is_empty() {
+            return Ok(None);
+        }
+        let wanted = claim.timers.iter().map(|timer| (timer.job, Some(timer.revision)));
+        let wanted = wanted.chain(claim.triggers.iter().map(|trigger| (trigger.job, Some(trigger.revision))));
+        let wanted = wanted.chain(claim.retries.iter().map(|retry| (retry.job, None)));
+        let unknown = self.definitions.unknown(wanted);
+        if !unknown.is_empty() {
+            let learned = claim.definitions(&unknown).await?;
+            self.definitions.learn(learned);
+        }
+        let threshold = delta(self.config.dispatcher.misfire_threshold);
+        let decided = decide(&claim.timers, &claim.triggers, &claim.retries, &self.definitions, claim.now, threshold);
+        note_limited(&mut self.agenda, &rooms, &claim, now);
+        let number = claim.number;
+        let committed = claim.commit(self.term, &decided.decisions, &self.unsettled).await?;
+        self.unsettled.clear();
+        let (born, last): (HashSet<Uuid>, HashSet<Uuid>) =
+            (committed.born.iter().copied().collect(), decided.last.iter().copied().collect());
+        let mut batch = Batch::new(number);
+        for new in decided.decisions.executions.iter().filter(|new| !new.skipped && born.contains(&new.id)) {
+            if let Some(job) = self.definitions.get(&new.job) {
+                batch.add_new(new, &job, last.contains(&new.id));
+            }
+        }
+        for open in &committed.retried {
+            if let Some(job) = self.definitions.get(&open.job) {
+                batch.add_open(open, &job);
+            }
+        }
+        self.learn_from(decided, batch.entries.len(), began.elapsed(), now);
+        Ok(Some(batch).filter(|batch| !batch.entries.is_empty()))
+    }
+
+    fn learn_from(&mut self, decided: Decided, claimed: usize, took: Duration, now: DateTime<Utc>) {
+        for (line, at) in decided.next {
+            if at <= self.horizon {
+                self.agenda.note((Source::Timer, line), at);
+            }
+        }
+        for (job, line, at) in decided.left {
+            self.left.insert(job, at);
+            self.agenda.note_exactly((Source::Timer, line), at);
+        }
+        for job in decided.unreadable {
+            self.left.insert(job, now + UNREADABLE_PAUSE);
+        }
+        if self.ended_by_skip.len() < ENDED_MAX {
+            self.ended_by_skip.extend(decided.ended_by_skip);
+        }
+        let skipped = decided.decisions.executions.iter().filter(|new| new.skipped).count();
+        counter!("carillon_dispatcher_skipped_total").increment(skipped as u64);
+        counter!("carillon_dispatcher_claimed_total").increment(claimed as u64);
+        histogram!("carillon_dispatcher_claim_seconds").record(took.as_secs_f64());
+        if claimed > 0 {
+            #[expect(clippy::cast_precision_loss, reason = "a rate")]
+            let rate = claimed as f64 / took.as_secs_f64().max(1e-6);
+            self.rate = if self.rate == 0.0 { rate } else { 0.8 * self.rate + 0.2 * rate };
+        }
+    }
+
+    /// How much of each slot may be claimed: what its stream may still hold, and a share of the batch by priority.
+    async fn rooms(&mut self, slots: &[Slot], now: DateTime<Utc>) -> Result<Vec<Room>, End> {
+        let bound = u64::from(self.config.dispatcher.stream_entries_max);
+        let full = |lengths: &HashMap<Line, u64>, line: &Line| lengths.get(line).is_some_and(|length| *length >= bound);
+        if slots.iter().any(|(_, line)| full(&self.lengths, line)) {
+            let lines: Vec<Line> = slots.iter().map(|(_, line)| line.clone()).collect();
+            let redis = self.redis.clone();
+            if let Ok(lengths) = alive(&mut self.session, redis.lengths(&lines)).await? {
+                self.hear_lengths(&lines, &lengths);
+            }
+        }
+        let mut by_priority: Vec<&Slot> = slots.iter().collect();
+        by_priority.sort_by_key(|(_, line)| std::cmp::Reverse(line.priority));
+        let mut left_of_batch = i64::from(self.config.dispatcher.batch_max);
+        let mut rooms = Vec::with_capacity(slots.len());
+        for (index, (source, line)) in by_priority.iter().enumerate() {
+            let length = self.lengths.entry(line.clone()).or_default();
+            let free = i64::try_from(bound.saturating_sub(*length)).unwrap_or(i64::MAX);
+            if free == 0 {
+                self.agenda.note_exactly((*source, line.clone()), now + FULL_PAUSE);
+                continue;
+            }
+            let behind = i64::try_from(by_priority.len() - index - 1).unwrap_or(0);
+            let share = (left_of_batch - behind * LINE_SHARE_MIN).max(LINE_SHARE_MIN);
+            let room = free.min(share);
+            left_of_batch -= room;
+            rooms.push(Room { source: *source, line: line.clone(), room });
+        }
+        Ok(rooms)
+    }
+
+    /// Sends a batch, and claims the next while it is on its way, until nothing is due.
+    async fn publish_and_claim_on(&mut self, first: Batch) -> Result<(), End> {
+        let mut on_its_way = Some(first);
+        while let Some(batch) = on_its_way.take() {
+            let (redis, term, sent) = (self.redis.clone(), self.term, batch.clone());
+            // A task of its own: if the term ends meanwhile it may as well arrive, R6 lets it.
+            let sending =
+                tokio::spawn(async move { redis.publish(sent.number, term, &sent.lines, &sent.entries).await });
+            let overdue = Instant::now() >= self.next_tick || self.whole_pass_due || self.shutdown.is_cancelled();
+            let next = if overdue { None } else { self.claim_due().await? };
+            let outcome = alive(&mut self.session, sending).await?;
+            let done = matches!(&outcome, Ok(Ok(Published::Done(_))));
+            if let Ok(Ok(Published::Done(lengths))) = outcome {
+                self.hear_lengths(&batch.lines, &lengths);
+                self.unsettled.push(batch.number);
+            }
+            if !done {
+                self.publish_surely(batch).await?;
+            }
+            on_its_way = next;
+        }
+        Ok(())
+    }
+
+    /// R6: sends a batch until Redis has said that it is in, or never will be.
+    pub(crate) async fn publish_surely(&mut self, batch: Batch) -> Result<(), End> {
+        let mut complained = false;
+        loop {
+            let redis = self.redis.clone();
+            let sending = redis.publish(batch.number, self.term, &batch.lines, &batch.entries);
+            match alive(&mut self.session, sending).await? {
+                Ok(Published::Done(lengths)) => {
+                    self.hear_lengths(&batch.lines, &lengths);
+                    break;
+                }
+                // In, or lost and never to be appended again: R19 looks it up at once.
+                Ok(Published::Passed) => {
+                    self.whole_pass_due = true;
+                    break;
+                }
+                Ok(Published::Stale) => return Err(End::Stale),
+                Ok(outcome @ (Published::Uncertified | Published::Unannounced | Published::Behind)) => {
+                    let force = outcome == Published::Behind;
+                    let certified = announce(&mut self.session, &self.redis, self.term, &batch.lines, force).await?;
+                    self.whole_pass_due |= certified;
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut complained, true) {
+                        warn!("cannot publish, trying until redis takes it: {:#}", anyhow::Error::from(error));
+                    }
+                    counter!("carillon_dispatcher_publish_failures_total").increment(1);
+                    alive(&mut self.session, tokio::time::sleep(REDIS_PAUSE)).await?;
+                }
+            }
+        }
+        self.unsettled.push(batch.number);
+        Ok(())
+    }
+
+    /// Sleeps until there is something to do.
+    async fn wait(&mut self) {
+        let now = self.session.clock().now();
+        let mut until = self.next_tick.min(self.next_refill);
+        if let Some(look) = self.agenda.next_look(self.lead(now)) {
+            until = until.min(self.session.clock().surely_reached(look));
+        }
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            () = tokio::time::sleep_until(until.into()) => {}
+            _ = self.notices.next() => {
+                // Many wakes are one: what is due is read from Postgres anyway.
+                while tokio::time::timeout(Duration::ZERO, self.notices.next()).await.is_ok() {}
+                self.next_refill = self.next_refill.min(self.last_refill + REFILL_PAUSE);
+            }
+        }
+    }
+
+    /// Makes sure that these jobs are known, as far as this version can read them.
+    pub(crate) async fn learn_jobs(&mut self, jobs: impl Iterator<Item = (Uuid, Option<i64>)>) -> Result<(), End> {
+        let unknown = self.definitions.unknown(jobs);
+        if !unknown.is_empty() {
+            let learned = self.session.definitions(&unknown).await?;
+            self.definitions.learn(learned);
+        }
+        Ok(())
+    }
+
+    /// R7: marks what is in Redis, where no claim did it on its way.
+    async fn settle(&mut self) -> Result<(), End> {
+        if !self.unsettled.is_empty() {
+            self.session.settle(&self.unsettled).await?;
+            self.unsettled.clear();
+        }
+        Ok(())
+    }
+
+    fn hear_lengths(&mut self, lines: &[Line], lengths: &[u64]) {
+        for (line, length) in lines.iter().zip(lengths) {
+            gauge!("carillon_stream_entries", "queue" => line.queue.clone(), "priority" => line.priority.as_str())
+                .set(u32::try_from(*length).unwrap_or(u32::MAX));
+            self.lengths.insert(line.clone(), *length);
+        }
+    }
+
+    fn lead(&self, now: DateTime<Utc>) -> TimeDelta {
+        let max = self.lead_max();
+        lead_for(self.agenda.expected_until(now + max), self.rate, delta(self.config.dispatcher.lead), max)
+    }
+
+    fn lead_max(&self) -> TimeDelta {
+        delta(self.config.protocol.window / 4)
+    }
+}
+
+/// A slot that gave all it was asked for holds more: it is looked at again at once.
+fn note_limited(agenda: &mut Agenda, rooms: &[Room], claim: &carillon_store::claim::Claim<'_>, now: DateTime<Utc>) {
+    for room in rooms {
+        let got = match room.source {
+            Source::Timer => claim.timers.iter().filter(|timer| timer.line == room.line).count(),
+            Source::Trigger => claim.triggers.len(),
+            Source::Retry => claim.retries.len(),
+        };
+        if i64::try_from(got).unwrap_or(i64::MAX) >= room.room {
+            agenda.note_exactly((room.source, room.line.clone()), now);
+        }
+    }
+}
+
+/// Waits for something while the session is spoken to each second (R2).
+///
+/// # Errors
+/// The session is lost.
+pub(crate) async fn alive<T>(session: &mut LeaderSession, what: impl Future<Output = T>) -> Result<T, End> {
+    tokio::pin!(what);
+    loop {
+        tokio::select! {
+            outcome = &mut what => return Ok(outcome),
+            () = tokio::time::sleep(TICK) => { session.say_something().await?; }
+        }
+    }
+}
+
+/// Asks Redis until it answers.
+///
+/// # Errors
+/// The session is lost.
+pub(crate) async fn patiently<T, F, Fut>(session: &mut LeaderSession, mut ask: F) -> Result<T, End>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = carillon_stream::Result<T>>,
+{
+    let mut complained = false;
+    loop {
+        match alive(session, ask()).await? {
+            Ok(answer) => return Ok(answer),
+            Err(error) => {
+                if !std::mem::replace(&mut complained, true) {
+                    warn!("waiting for redis: {:#}", anyhow::Error::from(error));
+                }
+                alive(session, tokio::time::sleep(REDIS_PAUSE)).await?;
+            }
+        }
+    }
+}
+
+fn delta(duration: Duration) -> TimeDelta {
+    TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX)
+}
