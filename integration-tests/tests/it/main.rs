@@ -1,1 +1,22 @@
+//! Carillon end to end: the three real binaries on a Postgres and a Redis of their own, each run judged by the testkit's
+//! history checker. One binary, so that it links once.
+//!
+//! - [`world`] is a cluster with what it runs on, and what the test did to it; [`api`] asks its gateway in JSON; [`load`] are
+//!   the fires it works on.
+//! - The others are the tests, one file a theme. What they inject and what must hold: `RELIABILITY.md`.
+//!
+//! Nothing here sleeps for a fixed time: tests wait for what they need to see, with a deadline whose message says what was
+//! seen instead. The logs and the journal of a test that failed are kept under `target/tmp/it/<test>`.
 
+mod api;
+mod load;
+mod world;
+
+mod api_grpc;
+mod api_json;
+mod drain;
+mod failover;
+mod lost_postgres;
+mod lost_redis;
+mod retry;
+mod schedule;

@@ -73,6 +73,8 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(options.connections_max)
             .acquire_timeout(options.acquire_timeout)
+            // A hot flush need not ask first whether the connection lives: if it does not, the flush fails and is run again.
+            .test_before_acquire(!options.nested_loops_only)
             .connect_lazy_with(options.connect_options()?);
         Ok(Self { pool })
     }

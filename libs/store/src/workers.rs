@@ -114,23 +114,16 @@ impl Store {
         Ok(())
     }
 
-    /// R15: consumers that hold nothing rightly any more: every incarnation of theirs has ended, or was not seen within
-    /// `silence`. Each with whether all have ended.
+    /// R15: those of `consumers` of which every incarnation has ended.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
-    pub async fn consumers_gone(&self, silence: Duration) -> Result<Vec<(String, bool)>> {
-        let rows = sqlx::query(
-            "SELECT consumer, bool_and(ended) AS ended FROM workers GROUP BY consumer \
-             HAVING bool_and(ended OR seen_at < now() - $1::interval) LIMIT 1000",
-        )
-        .bind(silence)
-        .fetch_all(&self.pool)
-        .await?;
-        rows.iter().map(|row| Ok((row.try_get("consumer")?, row.try_get("ended")?))).collect()
+    pub async fn consumers_ended(&self, consumers: &[String]) -> Result<Vec<String>> {
+        let statement = "SELECT consumer FROM workers WHERE consumer = ANY ($1) GROUP BY consumer HAVING bool_and(ended)";
+        Ok(sqlx::query_scalar(statement).bind(consumers).fetch_all(&self.pool).await?)
     }
 
-    /// R15: whether each of these consumers has a live incarnation.
+    /// R15: those of `consumers` that have a live incarnation.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].

@@ -131,6 +131,41 @@ impl Redis {
         Ok(claimed)
     }
 
+    /// R15: the consumers that hold entries of `line`.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoGroup`], [`crate::Error::Unavailable`].
+    pub async fn holders(&self, line: &Line) -> Result<Vec<String>> {
+        let args: Vec<Value> = vec![self.keys.stream(line).into(), GROUP.into()];
+        let command = CustomCommand::new_static("XPENDING", ClusterHash::FirstKey, false);
+        // [count, first, last, [[consumer, count], …]]
+        let summary = reply::array(self.client.custom(command, args).await?)?;
+        let Some(consumers) = summary.into_iter().nth(3) else { return Ok(Vec::new()) };
+        let mut holders = Vec::new();
+        for consumer in reply::array(consumers)? {
+            holders.push(reply::text(&reply::next(&mut reply::array(consumer)?.into_iter())?)?);
+        }
+        Ok(holders)
+    }
+
+    /// All consumers known to the group of `line`.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoGroup`], [`crate::Error::Unavailable`].
+    pub async fn consumers(&self, line: &Line) -> Result<Vec<String>> {
+        let args: Vec<Value> = vec!["CONSUMERS".into(), self.keys.stream(line).into(), GROUP.into()];
+        let command = CustomCommand::new_static("XINFO", ClusterHash::Offset(1), false);
+        let mut consumers = Vec::new();
+        for consumer in reply::array(self.client.custom(command, args).await?)? {
+            // [name, …, pending, …, idle, …]
+            let fields = reply::array(consumer)?;
+            if let Some(name) = fields.get(1) {
+                consumers.push(reply::text(name)?);
+            }
+        }
+        Ok(consumers)
+    }
+
     /// Forgets `consumer` in the group of `line` if it holds nothing any more. Answers whether it is forgotten.
     ///
     /// # Errors

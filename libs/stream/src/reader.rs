@@ -115,7 +115,7 @@ impl Reader {
             }
         }
         let mut args: Vec<Value> = vec![sha.into(), Value::Integer(2)];
-        args.extend(self.look_keys().into_iter().map(Value::from));
+        args.extend(self.redis.look_keys().into_iter().map(Value::from));
         // The client has no EVALSHA for pipelines; the key to route by is the third argument.
         let evalsha = CustomCommand::new_static("EVALSHA", ClusterHash::Offset(2), false);
         let _: Value = pipeline.custom(evalsha, args).await?;
@@ -136,7 +136,7 @@ impl Reader {
             return Err(error);
         }
         read.look = match look {
-            Some(Ok(look)) => self.parse_look(look, &read.entries).await?,
+            Some(Ok(look)) => parse_look(&self.client, &self.redis, look, &read.entries).await?,
             _ => self.look(&read.entries).await?,
         };
         Ok(read)
@@ -147,8 +147,8 @@ impl Reader {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn look(&self, entries: &[Received]) -> Result<Look> {
-        let answer = LOOK.run(&self.client, self.look_keys(), Vec::new()).await?;
-        self.parse_look(answer, entries).await
+        let answer = LOOK.run(&self.client, self.redis.look_keys(), Vec::new()).await?;
+        parse_look(&self.client, &self.redis, answer, entries).await
     }
 
     /// Our own pending entries of one line, `count` of them behind `after`: at start, after a reconnect, and each lease/4.
@@ -183,36 +183,6 @@ impl Reader {
         self.client.reconnect_rx()
     }
 
-    fn look_keys(&self) -> Vec<String> {
-        vec![self.redis.keys.ctl(), self.redis.keys.cancelled()]
-    }
-
-    async fn parse_look(&self, answer: Value, entries: &[Received]) -> Result<Look> {
-        let mut answer = reply::array(answer)?.into_iter();
-        let certified = reply::integer(&reply::next(&mut answer)?)? == 1;
-        let doubt = reply::integer(&reply::next(&mut answer)?)?;
-        let age = reply::integer(&reply::next(&mut answer)?)?;
-        let mut cancelled = HashSet::new();
-        match reply::next(&mut answer)? {
-            Value::Array(members) => {
-                for member in members {
-                    if let Ok(id) = reply::text(&member)?.parse() {
-                        cancelled.insert(id);
-                    }
-                }
-            }
-            _ if entries.is_empty() => {}
-            _ => {
-                let ids: Vec<String> = entries.iter().map(|received| received.entry.execution.to_string()).collect();
-                let answers: Vec<i64> = self.client.smismember(self.redis.keys.cancelled(), ids).await?;
-                let hits = entries.iter().zip(answers).filter(|(_, hit)| *hit == 1);
-                cancelled.extend(hits.map(|(received, _)| received.entry.execution));
-            }
-        }
-        let certificate_age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
-        Ok(Look { certified, doubt, certificate_age, cancelled })
-    }
-
     fn collect(&self, answer: Value, read: &mut Read) -> Result<()> {
         for stream in reply::array(answer)? {
             let mut stream = reply::array(stream)?.into_iter();
@@ -229,6 +199,47 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+impl Redis {
+    /// R23: looks at Redis while something is held. The cancelled set is left out where it is large.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn look(&self) -> Result<Look> {
+        let answer = LOOK.run(&self.client, self.look_keys(), Vec::new()).await?;
+        parse_look(&self.client, self, answer, &[]).await
+    }
+
+    fn look_keys(&self) -> Vec<String> {
+        vec![self.keys.ctl(), self.keys.cancelled()]
+    }
+}
+
+async fn parse_look(client: &Client, redis: &Redis, answer: Value, entries: &[Received]) -> Result<Look> {
+    let mut answer = reply::array(answer)?.into_iter();
+    let certified = reply::integer(&reply::next(&mut answer)?)? == 1;
+    let doubt = reply::integer(&reply::next(&mut answer)?)?;
+    let age = reply::integer(&reply::next(&mut answer)?)?;
+    let mut cancelled = HashSet::new();
+    match reply::next(&mut answer)? {
+        Value::Array(members) => {
+            for member in members {
+                if let Ok(id) = reply::text(&member)?.parse() {
+                    cancelled.insert(id);
+                }
+            }
+        }
+        _ if entries.is_empty() => {}
+        _ => {
+            let ids: Vec<String> = entries.iter().map(|received| received.entry.execution.to_string()).collect();
+            let answers: Vec<i64> = client.smismember(redis.keys.cancelled(), ids).await?;
+            let hits = entries.iter().zip(answers).filter(|(_, hit)| *hit == 1);
+            cancelled.extend(hits.map(|(received, _)| received.entry.execution));
+        }
+    }
+    let certificate_age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
+    Ok(Look { certified, doubt, certificate_age, cancelled })
 }
 
 pub(crate) enum Item {

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use carillon_servers::{Home, PostgresServer, StopMode, free_port};
@@ -13,6 +14,8 @@ use tokio::sync::OnceCell;
 
 /// Generous: tests run side by side, each with several pools and whole clusters.
 const CONNECTIONS_MAX: &str = "400";
+/// How long a test's own statement waits for a server that is not there.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// What a database is copied from.
 const TEMPLATE: &str = "carillon_template";
 /// Nothing here must survive a power cut; the commits still reach the log in order, so a kill -9 loses nothing.
@@ -99,7 +102,7 @@ impl Database {
     /// # Errors
     /// If the server does not answer.
     pub async fn pool(&self) -> Result<PgPool> {
-        let pool = PgPoolOptions::new().max_connections(4).connect(&self.url).await;
+        let pool = PgPoolOptions::new().max_connections(4).acquire_timeout(ANSWER_MAX).connect(&self.url).await;
         pool.with_context(|| format!("cannot connect to {}", self.url))
     }
 

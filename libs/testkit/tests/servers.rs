@@ -1,6 +1,7 @@
 //! The private servers of the testkit: databases are apart, servers come back, nothing outlives its test process.
 
 use carillon_testkit::{Database, Postgres, Proxy, StopMode};
+use sqlx::Connection as _;
 
 #[tokio::test]
 async fn each_test_has_a_migrated_database_of_its_own() {
@@ -31,7 +32,7 @@ async fn ones_own_server_comes_back_on_its_port_with_its_data() {
     sqlx::raw_sql("CREATE TABLE t AS SELECT 42 AS n").execute(&pool).await.unwrap();
     for mode in [StopMode::Fast, StopMode::Immediate] {
         postgres.stop(mode);
-        assert!(postgres.database().pool().await.is_err());
+        assert!(sqlx::PgConnection::connect(postgres.database().url()).await.is_err(), "it is down");
         postgres.start_again().unwrap();
         let pool = postgres.database().pool().await.unwrap();
         let n: i32 = sqlx::query_scalar("SELECT n FROM t").fetch_one(&pool).await.unwrap();

@@ -1,1 +1,205 @@
+//! The executor: reads entries, runs their handlers at their instants, records what became of them. Any number of them run
+//! side by side; none keeps anything that another could not take over.
 //!
+//! - [`handler`] is what a user of this crate implements; [`handlers`] come with it.
+//! - `reader` reads (R8), `engine` owns what is in hand (R9, R23), `checks` takes what is doubtful (R13), `runner` runs a
+//!   handler, `recorder` writes and acknowledges (R10 to R12).
+//! - `lease` keeps this executor live (R14, R21), `takeover` takes what others have left (R15).
+//!
+//! What it must not know: when a job fires next, and any SQL or Redis command.
+
+mod boottime;
+mod checks;
+pub mod config;
+mod engine;
+pub mod handler;
+pub mod handlers;
+mod in_hand;
+mod incarnation;
+mod journal;
+mod lease;
+mod reader;
+mod recorder;
+mod runner;
+mod shared;
+mod slots;
+mod takeover;
+mod threads;
+
+pub use config::Config;
+pub use handler::{Context, Failure, Handler, Registry};
+
+use std::sync::Arc;
+
+use carillon_core::line::Line;
+use carillon_kit::Process;
+use carillon_store::{Store, StoreOptions};
+use carillon_stream::notices::Topic;
+use carillon_stream::{Redis, RedisOptions};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use uuid::Uuid;
+
+use crate::engine::Engine;
+use crate::incarnation::Incarnation;
+use crate::lease::Lease;
+use crate::reader::ReadingLoop;
+use crate::recorder::Recorder;
+use crate::shared::Shared;
+use crate::slots::Slots;
+use crate::takeover::Takeover;
+use crate::threads::HandlerThreads;
+
+/// Runs an executor with the built-in handlers and those of `registry` until the process is told to stop.
+///
+/// # Errors
+/// When a part cannot go on.
+pub async fn run(
+    config: Config,
+    process: Process,
+    register: impl FnOnce(Registry) -> Registry,
+) -> anyhow::Result<()> {
+    let options = StoreOptions {
+        connections_max: config.postgres.connections_max,
+        acquire_timeout: config.postgres.acquire_timeout,
+        nested_loops_only: true,
+        ..StoreOptions::new(config.postgres.url.expose(), process.name())
+    };
+    let store = Store::connect_lazily(&options)?;
+    let redis = Redis::connect_lazily(RedisOptions {
+        namespace: config.redis.namespace.clone(),
+        shard: config.executor.shard,
+        ..RedisOptions::new(config.redis.url.expose())
+    })?;
+    let registry = register(handlers::built_in(&store, &redis, &config.executor.queues));
+    let consumer = format!("{}-{}", pod_name(&config.executor.name), &Uuid::new_v4().simple().to_string()[..8]);
+    journal::open(&consumer);
+    runner::remember_panic_places();
+
+    let ready = process.readiness().flag("contact");
+    let clock = process
+        .wait_for("postgres with the current schema (`carillon migrate`)", || async {
+            anyhow::ensure!(store.is_migrated().await?, "the schema is older than this program");
+            Ok(store.measure_clock().await?)
+        })
+        .await?;
+    process.wait_for("redis", || redis.ping()).await?;
+
+    let (queues, slots) = (config.executor.queues.clone(), config.executor.slots);
+    let shared = Arc::new(Shared {
+        lines: Line::all_of(&queues),
+        incarnation: Incarnation::begin(Uuid::now_v7(), clock),
+        slots: Slots::new(to_usize(slots), to_usize(config.executor.unrecorded_max)),
+        threads: HandlerThreads::start(to_usize(config.executor.handler_threads))?,
+        window: config.protocol.window,
+        lease: config.protocol.lease,
+        grace: process.grace(),
+        lost_max: config.executor.lost_max,
+        registry,
+        consumer,
+        store,
+        redis,
+    });
+    let parts = Parts::new(&shared, &config, &process, queues, slots)?;
+    process
+        .wait_for("postgres", || async {
+            let worker = parts.lease.worker(shared.incarnation.contact().worker);
+            match shared.store.worker_begin(&worker).await {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    // It may have been written: the next try begins another incarnation.
+                    shared.incarnation.succeed(Uuid::now_v7());
+                    Err(error)
+                }
+            }
+        })
+        .await?;
+    ready.up();
+    info!(
+        consumer = shared.consumer,
+        queues = config.executor.queues.join(","),
+        slots,
+        handlers = shared.registry.names().join(","),
+        "serving"
+    );
+    parts.run(&process, Arc::clone(&shared)).await
+}
+
+/// The loops, wired.
+struct Parts {
+    reader: ReadingLoop,
+    engine: Engine,
+    recorder: Recorder,
+    takeover: Takeover,
+    lease: Lease,
+}
+
+impl Parts {
+    fn new(
+        shared: &Arc<Shared>,
+        config: &Config,
+        process: &Process,
+        queues: Vec<String>,
+        slots: u32,
+    ) -> anyhow::Result<Self> {
+        // Unbounded by type, bounded in fact: each message stands for a slot in use or an end that waits to be written.
+        let (to_engine, from_all) = mpsc::unbounded_channel();
+        let (to_recorder, from_engine) = mpsc::unbounded_channel();
+        let shutdown = process.shutdown();
+        let notices = shared.redis.subscribe(&[Topic::JobChanged, Topic::Cancel, Topic::Ended])?;
+        Ok(Self {
+            reader: ReadingLoop::new(Arc::clone(shared), to_engine.clone(), shutdown.clone())?,
+            engine: Engine::new(Arc::clone(shared), from_all, to_engine.clone(), to_recorder, shutdown.clone()),
+            recorder: Recorder {
+                store: shared.store.clone(),
+                redis: shared.redis.clone(),
+                lines: shared.lines.clone(),
+                incarnation: shared.incarnation.clone(),
+                slots: shared.slots.clone(),
+                flush_max: to_usize(config.executor.flush_max),
+                incoming: from_engine,
+                engine: to_engine.clone(),
+            },
+            takeover: Takeover { shared: Arc::clone(shared), engine: to_engine.clone(), notices, shutdown },
+            lease: Lease {
+                shared: Arc::clone(shared),
+                engine: to_engine,
+                queues,
+                slots: i32::try_from(slots).unwrap_or(i32::MAX),
+                done: CancellationToken::new(),
+            },
+        })
+    }
+
+    /// Runs until the stop, and through the drain: reader and takeover end first, then the engine, then the recorder, and
+    /// last the lease, which hands back what is left (R18).
+    async fn run(self, process: &Process, shared: Arc<Shared>) -> anyhow::Result<()> {
+        let Self { reader, engine, recorder, takeover, lease } = self;
+        let done = lease.done.clone();
+        let mut tasks = process.tasks();
+        tasks.spawn("handler threads", Arc::clone(&shared.threads).watch(process.shutdown()));
+        tasks.spawn("lease", lease.run());
+        // Boxed: the future of the whole path is large, and there is one.
+        tasks.spawn("path", Box::pin(async move {
+            let (reading, taking, running, recording) =
+                tokio::join!(reader.run(), takeover.run(), engine.run(), recorder.run());
+            done.cancel();
+            reading.and(taking).and(running).and(recording)
+        }));
+        let outcome = tasks.run().await;
+        shared.threads.stop();
+        outcome
+    }
+}
+
+fn pod_name(configured: &str) -> String {
+    if !configured.is_empty() {
+        return configured.to_owned();
+    }
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "executor".into())
+}
+
+fn to_usize(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}

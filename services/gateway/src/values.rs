@@ -96,6 +96,6 @@ mod tests {
         assert!(with(Kind::NumberValue(f64::INFINITY)).is_err());
         assert!(with(Kind::StringValue("\0".to_owned())).is_err());
         assert!(from_struct(Struct { fields: [("\0".to_owned(), Value { kind: None })].into() }).is_err());
-        assert_eq!(with(Kind::NumberValue(1e300)).unwrap().to_string(), "{\"a\":1e300}");
+        assert_eq!(with(Kind::NumberValue(1e300)).unwrap().to_string(), "{\"a\":1e+300}");
     }
 }

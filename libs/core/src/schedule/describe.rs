@@ -124,7 +124,7 @@ fn line(line: &CronLine) -> String {
         None => {}
     }
     if line.flags.has(Flags::HASHED) {
-        text.push_str(" (H chose for this job)");
+        text.push_str(" (chosen by H for this job)");
     }
     text
 }

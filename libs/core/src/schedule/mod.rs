@@ -26,5 +26,5 @@ pub use error::ScheduleError;
 pub use interval::parse_interval;
 pub use preview::{PREVIEW_MAX, PreviewFire, preview};
 pub use spec::{DstGap, DstOverlap, Exclusion, Spec, TimetableSpec};
-pub use timetable::{CANDIDATES_MAX, EXCLUSIONS_MAX, SPECS_MAX, Timetable};
+pub use timetable::{EXCLUSION_LOOKS_MAX, EXCLUSIONS_MAX, SPECS_MAX, Timetable};
 pub use zone::{check_timezone, database_description};

@@ -6,8 +6,8 @@
 //! strictly later than the one before. Nothing is remembered between calls and nothing is looked up: a search works on
 //! the parsed form alone.
 //!
-//! Bounds: a search ends with the year 2399 or after [`CANDIDATES_MAX`] excluded candidates in a row. A timetable that
-//! has no instant at all within these bounds is refused when it is parsed.
+//! Bounds: a search ends with the year 2399 or after [`EXCLUSION_LOOKS_MAX`] looks at exclusions. A timetable that has no
+//! instant at all within these bounds is refused when it is parsed.
 
 use std::sync::Arc;
 
@@ -29,11 +29,12 @@ use super::zone::Zone;
 pub const SPECS_MAX: usize = 100;
 /// Most exclusions of one timetable: some decades of public holidays.
 pub const EXCLUSIONS_MAX: usize = 1_000;
-/// How many excluded stretches in a row a search passes before it gives up. A stretch is at least a minute, mostly a day
-/// or more; so this is two years of every other minute, or for ever in whole days.
-pub const CANDIDATES_MAX: u32 = 1_000_000;
-/// The same while parsing, where nobody has vouched for the timetable yet.
-const CANDIDATES_MAX_PARSING: u32 = 100_000;
+/// How often one search looks at an exclusion before it gives up, all specs together; some 100 ms. What is excluded is left
+/// in leaps of at least a minute and mostly of a day or more, so with a handful of exclusions this is centuries; it is
+/// there for timetables made to cost something.
+pub const EXCLUSION_LOOKS_MAX: usize = 4_000_000;
+/// What each spec of such a timetable has in any case, in excluded candidates in a row.
+const CANDIDATES_MIN: usize = 100;
 
 /// Parsed and immutable; a clone is a pointer.
 #[derive(Clone, Debug)]
@@ -90,14 +91,14 @@ impl Timetable {
 
     /// The first instant strictly later than `after`.
     pub fn next_after(&self, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        self.0.next_from(after.timestamp_millis().checked_add(1)?, CANDIDATES_MAX).and_then(instant)
+        self.0.next_from(after.timestamp_millis().checked_add(1)?).and_then(instant)
     }
 
     /// The instants from `from` to `to`, both included, each computed when it is asked for.
     pub fn between(&self, from: DateTime<Utc>, to: DateTime<Utc>) -> impl Iterator<Item = DateTime<Utc>> + '_ {
         let (mut from, to) = (Some(ceil_ms(from)), to.timestamp_millis());
         std::iter::from_fn(move || {
-            let at = from.and_then(|from| self.0.next_from(from, CANDIDATES_MAX)).filter(|at| *at <= to);
+            let at = from.and_then(|from| self.0.next_from(from)).filter(|at| *at <= to);
             from = at.and_then(|at| at.checked_add(1));
             at.and_then(instant)
         })
@@ -109,7 +110,7 @@ impl Timetable {
     /// double in length go back from `at` until one holds an instant, and that one is halved until the last is found.
     pub fn last_at_or_before(&self, at: DateTime<Utc>, not_before: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let (latest, earliest) = (at.timestamp_millis(), ceil_ms(not_before));
-        let from = |ms| self.0.next_from(ms, CANDIDATES_MAX).filter(|at| *at <= latest);
+        let from = |ms| self.0.next_from(ms).filter(|at| *at <= latest);
         let mut window: i64 = 1_000;
         // `found` is an instant; nothing lies from `bound` on.
         let (mut found, mut bound) = loop {
@@ -175,7 +176,7 @@ impl Timetable {
             errors.truncate(ERRORS_MAX);
             return Err(errors);
         }
-        if inner.sources.is_empty() || inner.next_from(i64::MIN, CANDIDATES_MAX_PARSING).is_some() {
+        if inner.sources.is_empty() || inner.next_from(i64::MIN).is_some() {
             return Ok(());
         }
         let field = if inner.exclusions.is_empty() { "end_date" } else { "exclusions" };
@@ -190,28 +191,33 @@ impl Timetable {
 
 impl Inner {
     /// The first instant at or after `from`, in milliseconds.
-    pub(crate) fn next_from(&self, from: i64, candidates: u32) -> Option<i64> {
-        let mut from = from.max(self.start);
+    ///
+    /// Each source is searched past the exclusions by itself, so that one which is wholly excluded cannot use up the
+    /// patience that another needs.
+    pub(crate) fn next_from(&self, from: i64) -> Option<i64> {
+        let from = from.max(self.start);
+        let mut end = self.end;
+        let mut first = None;
+        for source in &self.sources {
+            if let Some(at) = self.next_not_excluded(source, from, end) {
+                // Of the others, only what is earlier matters.
+                (first, end) = (Some(at), at);
+            }
+        }
+        first
+    }
+
+    fn next_not_excluded(&self, source: &Source, mut from: i64, end: i64) -> Option<i64> {
+        let looks = self.sources.len() * self.exclusions.len();
+        let candidates = EXCLUSION_LOOKS_MAX.checked_div(looks).unwrap_or(1).max(CANDIDATES_MIN);
         for _ in 0..candidates {
-            let at = self.next_of_union(from).filter(|at| *at <= self.end)?;
-            match self.excluded_until(at) {
+            let at = self.next_of(source, from).filter(|at| *at <= end)?;
+            match self.excluded_until(source, at) {
                 None => return Some(at),
                 Some(until) => from = until,
             }
         }
         None
-    }
-
-    fn next_of_union(&self, from: i64) -> Option<i64> {
-        let mut first: Option<i64> = None;
-        for source in &self.sources {
-            if let Some(at) = self.next_of(source, from)
-                && first.is_none_or(|first| at < first)
-            {
-                first = Some(at);
-            }
-        }
-        first
     }
 
     pub(crate) fn next_of(&self, source: &Source, from: i64) -> Option<i64> {
@@ -225,9 +231,16 @@ impl Inner {
         }
     }
 
-    fn excluded_until(&self, at: i64) -> Option<i64> {
+    fn excluded_until(&self, source: &Source, at: i64) -> Option<i64> {
+        if self.exclusions.is_empty() {
+            return None;
+        }
         let second = at.div_euclid(1_000);
-        let until = self.exclusions.iter().filter_map(|exclusion| exclusion.until(second)).max()?;
+        let asker = match source {
+            Source::Line(line) => Some((line, &*self.zone)),
+            Source::Every { .. } | Source::Once(_) => None,
+        };
+        let until = self.exclusions.iter().filter_map(|exclusion| exclusion.until(second, asker)).max()?;
         until.checked_mul(1_000)
     }
 }

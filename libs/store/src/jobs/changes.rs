@@ -1,9 +1,11 @@
 //! Pausing, resuming and deleting a job.
 //!
-//! Each is one transaction. Lock order: the `jobs` row, then its `job_timers` row (from here on no claim can open an
-//! execution of the job), then executions, then `job_stats`. The recorder locks executions and then statistics too, but
-//! many at once and in an order of its own, so a deadlock stays possible: Postgres ends one of the two, nothing was written,
-//! and the change is simply made again, a few times at most.
+//! Each is one transaction. Lock order: the `jobs` row, its triggers, its `job_timers` row (from here on no claim can open
+//! an execution of the job), executions, `job_stats`. A claim takes triggers before timers too, timers before executions,
+//! and waits for no trigger, so the leader's session cannot be the victim of a deadlock. The recorder locks executions and
+//! then statistics as well, but many at once, in an order of its own, and `jobs` last when a job completes: there a deadlock
+//! stays possible. Postgres then ends one of the two, nothing was written, and the change is made again, a few times at
+//! most.
 //!
 //! Which instants "are still to come" is decided by the database's clock, read after the timer is locked: a claim that was
 //! in flight has committed by then, and what it claimed ahead is seen and withdrawn (R23).
@@ -126,14 +128,6 @@ async fn resume_once(store: &Store, id: Uuid) -> Result<Job> {
         .bind(fire_at)
         .execute(&mut *transaction)
         .await?;
-    sqlx::query(
-        "UPDATE jobs SET status = 'ACTIVE', paused_at = NULL, held_at = NULL, updated_at = $2, revision = revision + 1
-         WHERE id = $1",
-    )
-    .bind(id)
-    .bind(now)
-    .execute(&mut *transaction)
-    .await?;
     // What the pause withdrew, nobody has recorded as SKIPPED yet and is still to come, may run after all.
     sqlx::query(
         "UPDATE job_executions SET cancel_requested = false, reason = NULL
@@ -145,9 +139,35 @@ async fn resume_once(store: &Store, id: Uuid) -> Result<Job> {
     .bind(REASON_PAUSED)
     .execute(&mut *transaction)
     .await?;
+    let status = if has_ended(&mut transaction, id).await? { JobStatus::Completed } else { JobStatus::Active };
+    sqlx::query(
+        "UPDATE jobs SET status = $3, completed_at = CASE $3 WHEN 'COMPLETED' THEN $2 END, paused_at = NULL,
+                         held_at = NULL, updated_at = $2, revision = revision + 1
+         WHERE id = $1",
+    )
+    .bind(id)
+    .bind(now)
+    .bind(status.as_str())
+    .execute(&mut *transaction)
+    .await?;
     let job = get_on(&mut *transaction, id).await?;
     transaction.commit().await?;
     Ok(job)
+}
+
+/// Whether the job's timetable ended, and its last execution too, while it was paused: the recorder completes only ACTIVE
+/// jobs. The lock on the statistics makes a recorder that is just finishing the last execution either count before, or look
+/// at the job after, this transaction.
+async fn has_ended(connection: &mut PgConnection, id: Uuid) -> Result<bool> {
+    sqlx::query("SELECT FROM job_stats WHERE job_id = $1 FOR UPDATE").bind(id).execute(&mut *connection).await?;
+    let ended: Option<bool> = sqlx::query_scalar(
+        "SELECT t.exhausted AND t.fire_at IS NULL AND t.claimed_count = s.finished_count
+         FROM job_timers t JOIN job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1",
+    )
+    .bind(id)
+    .fetch_optional(connection)
+    .await?;
+    Ok(ended.unwrap_or(false))
 }
 
 /// The instant that a resumed job is due at. `held_at` is where its timer stood, so everything from it to now was missed,
@@ -184,6 +204,7 @@ async fn delete_once(store: &Store, id: Uuid) -> Result<Deleted> {
     if locked.status == JobStatus::Cancelled {
         return Ok(Deleted { changed: false, cancel_requested: Vec::new() });
     }
+    cancel_triggers(&mut transaction, id).await?;
     stop_timer(&mut transaction, id).await?;
     sqlx::query(
         "UPDATE jobs SET status = 'CANCELLED', cancelled_at = clock_timestamp(), updated_at = clock_timestamp(),
@@ -193,7 +214,6 @@ async fn delete_once(store: &Store, id: Uuid) -> Result<Deleted> {
     .bind(id)
     .execute(&mut *transaction)
     .await?;
-    cancel_triggers(&mut transaction, id).await?;
     let cancel_requested = cancel_open(&mut transaction, id).await?;
     transaction.commit().await?;
     Ok(Deleted { changed: true, cancel_requested })
@@ -256,10 +276,15 @@ async fn cancel_open(transaction: &mut Transaction<'_, Postgres>, id: Uuid) -> R
     let (ended, asked): (Vec<_>, Vec<_>) = touched.into_iter().partition(|(_, status)| status == "CANCELLED");
     let ended: Vec<Uuid> = ended.into_iter().map(|(execution, _)| execution).collect();
     if !ended.is_empty() {
-        sqlx::query("DELETE FROM execution_retries WHERE execution_id = ANY($1)")
-            .bind(&ended)
-            .execute(&mut **transaction)
-            .await?;
+        // A claim that holds one of them would wait for the execution while we wait for it. It deletes the row itself, and
+        // starts nothing, since the execution is RETRYING no more.
+        sqlx::query(
+            "DELETE FROM execution_retries WHERE execution_id IN
+                 (SELECT execution_id FROM execution_retries WHERE execution_id = ANY($1) FOR UPDATE SKIP LOCKED)",
+        )
+        .bind(&ended)
+        .execute(&mut **transaction)
+        .await?;
         sqlx::query("UPDATE job_stats SET finished_count = finished_count + $2 WHERE job_id = $1")
             .bind(id)
             .bind(i64::try_from(ended.len()).unwrap_or(i64::MAX))

@@ -86,7 +86,7 @@ pub struct Job {
     pub revision: i64,
     /// The next instant it fires at.
     pub next_run: Option<DateTime<Utc>>,
-    /// Start of its latest finished execution.
+    /// When its latest execution ended.
     pub last_run: Option<DateTime<Utc>>,
     /// Executions opened so far.
     pub executions_count: i64,

@@ -27,10 +27,11 @@ impl Checks {
         Self(known.map(|known| known.0.to_vec()).unwrap_or_default())
     }
 
-    /// Reports `rule` against `field`, unless the field, or something inside of it, is wrong already.
+    /// Reports `rule` against `field`, unless the field, something inside of it, or the whole body is wrong already.
     pub(crate) fn refuse(&mut self, field: &str, rule: impl Into<String>) {
         let known = |violation: &FieldViolation| {
-            violation.field.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            violation.field == "body"
+                || violation.field.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
         if !self.0.iter().any(known) {
             self.0.push(FieldViolation::new(field, rule));
@@ -45,10 +46,9 @@ impl Checks {
     }
 
     /// Reports mistakes in a timetable.
-    pub(crate) fn schedule(&mut self, errors: Vec<ScheduleError>) {
-        for error in errors {
+    pub(crate) fn schedule(&mut self, violations: impl IntoIterator<Item = FieldViolation>) {
+        for violation in violations {
             // Not `refuse`: several mistakes of one expression are all worth knowing.
-            let violation = FieldViolation::new(error.field, error.message);
             if !self.0.contains(&violation) {
                 self.0.push(violation);
             }
@@ -148,6 +148,15 @@ impl Checks {
     }
 }
 
+/// A mistake in a timetable as a wrong field. Its text is readable alone and so begins with the field's name, which here
+/// stands beside it.
+pub(crate) fn violation_of(error: ScheduleError) -> FieldViolation {
+    let ScheduleError { field, message } = error;
+    let rule = [field.as_str(), "schedule"].iter().find_map(|name| message.strip_prefix(name)?.strip_prefix(": "));
+    let rule = rule.unwrap_or(&message).to_owned();
+    FieldViolation::new(field, rule)
+}
+
 const fn is_plain(byte: u8) -> bool {
     matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-')
 }
@@ -183,7 +192,7 @@ mod tests {
         assert_eq!(checks.id("id", "01a3185c-5000-8a28-b6b7-19d8e4ba20a5").get_version_num(), 8);
         assert!(checks.is_clean());
         for id in ["", "7", "01a3185c50008a28b6b719d8e4ba20a5", "{01a3185c-5000-8a28-b6b7-19d8e4ba20a5}", "\u{0}"] {
-            assert_eq!(rules(|checks| drop(checks.id("id", id))).len(), 1, "{id}");
+            assert_eq!(rules(|checks| { checks.id("id", id); }).len(), 1, "{id}");
         }
     }
 
@@ -196,7 +205,7 @@ mod tests {
         assert_eq!((before.timestamp(), before.timestamp_subsec_millis()), (-2, 999));
         assert!(checks.is_clean());
         for (seconds, nanos) in [(i64::MAX, 0), (0, -1), (0, 1_000_000_000), (i64::MIN, 0)] {
-            assert_eq!(rules(|checks| drop(checks.instant("from", Some(Timestamp { seconds, nanos })))).len(), 1);
+            assert_eq!(rules(|checks| { checks.instant("from", Some(Timestamp { seconds, nanos })); }).len(), 1);
         }
     }
 

@@ -3,14 +3,14 @@
 use carillon_core::error::FieldViolation;
 use carillon_core::job::{HandlerType, JobType, Priority};
 use carillon_core::limits;
-use carillon_core::schedule::{Spec, Timetable, TimetableSpec, parse_interval};
+use carillon_core::schedule::{ScheduleError, Spec, Timetable, TimetableSpec, parse_interval};
 use carillon_proto::v1;
 use carillon_store::jobs::Definition;
 use chrono::{DateTime, SecondsFormat, Utc};
 use prost_types::{Struct, Timestamp};
 use uuid::Uuid;
 
-use super::checks::Checks;
+use super::checks::{self, Checks};
 use super::words;
 
 /// Characters of a queue's name: it becomes part of Redis keys and of metric labels.
@@ -167,7 +167,7 @@ pub(super) fn interval(field: &str, text: &str, checks: &mut Checks) -> (String,
             (text, when)
         }
         Err(error) => {
-            checks.refuse(field, error.message);
+            checks.refuse(field, checks::violation_of(error).rule);
             (text, When::Unreadable)
         }
     }
@@ -292,7 +292,7 @@ impl Draft {
     pub(super) fn check_timetable(&self, checks: &mut Checks) {
         let spec = self.timetable(DateTime::UNIX_EPOCH);
         if let Err(errors) = Timetable::parse(&spec, Uuid::nil()) {
-            checks.schedule(errors.into_iter().map(|error| self.renamed(error)).collect());
+            checks.schedule(errors.into_iter().map(|error| self.violation_of(error)));
         }
     }
 
@@ -303,12 +303,8 @@ impl Draft {
         now: DateTime<Utc>,
     ) -> Result<(TimetableSpec, Option<DateTime<Utc>>), Vec<FieldViolation>> {
         let spec = self.timetable(now);
-        let timetable = Timetable::parse(&spec, id).map_err(|errors| {
-            let violation = |error| {
-                let error = self.renamed(error);
-                FieldViolation::new(error.field, error.message)
-            };
-            errors.into_iter().map(violation).collect::<Vec<_>>()
+        let timetable = Timetable::parse(&spec, id).map_err(|errors| -> Vec<FieldViolation> {
+            errors.into_iter().map(|error| self.violation_of(error)).collect()
         })?;
         if let When::Once(at, allow_past) = self.when
             && at <= now
@@ -333,11 +329,12 @@ impl Draft {
     }
 
     /// The engine calls every schedule `schedule`; the request may call it otherwise.
-    fn renamed(&self, mut error: carillon_core::schedule::ScheduleError) -> carillon_core::schedule::ScheduleError {
-        if error.field == "schedule" {
-            error.field = self.schedule_field().to_owned();
+    fn violation_of(&self, error: ScheduleError) -> FieldViolation {
+        let mut violation = checks::violation_of(error);
+        if violation.field == "schedule" {
+            self.schedule_field().clone_into(&mut violation.field);
         }
-        error
+        violation
     }
 }
 

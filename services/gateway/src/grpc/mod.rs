@@ -7,6 +7,8 @@ mod definition;
 mod executions;
 mod jobs;
 mod schedules;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::checks::Checks;
+use super::checks::{Checks, violation_of};
 use super::definition::{self, When};
 use crate::backend::Backend;
 use crate::{observe, values};
@@ -48,7 +48,7 @@ impl Schedules {
             Timetable::parse(&definition::spec(&when, timezone, start, end, from), job)
         };
         if let Err(errors) = timetable(from.unwrap_or_default()) {
-            checks.schedule(errors);
+            checks.schedule(errors.into_iter().map(violation_of));
         }
         checks.finish()?;
         let from = match from {
@@ -57,7 +57,7 @@ impl Schedules {
         };
         let timetable = timetable(from).map_err(|errors| {
             let mut checks = Checks::default();
-            checks.schedule(errors);
+            checks.schedule(errors.into_iter().map(violation_of));
             checks.finish().err().unwrap_or_else(|| Status::invalid_argument("the schedule is wrong"))
         })?;
         Ok(shown(timetable, from, count).await)

@@ -26,6 +26,7 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN, RETRY_AF
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use serde::Serialize;
 use serde_json::Value as Json;
 use tonic::body::Body;
 use tonic::client::{Grpc, GrpcService};
@@ -56,6 +57,16 @@ pub(crate) struct Transcoder {
     status: MessageDescriptor,
     service: GrpcRoutes,
     body_bytes_max: usize,
+}
+
+/// The body of every failure, in this order.
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    /// The gRPC code.
+    code: i32,
+    message: &'a str,
+    /// Each with its `@type`.
+    details: Vec<Json>,
 }
 
 /// A failure, and what HTTP wants to know beside the code.
@@ -200,8 +211,8 @@ impl Transcoder {
                 .collect(),
             _ => Vec::new(),
         };
-        let body = serde_json::json!({"code": i32::from(status.code()), "message": status.message(), "details": details});
-        body.to_string().into_bytes()
+        let body = ErrorBody { code: status.code().into(), message: status.message(), details };
+        serde_json::to_vec(&body).unwrap_or_default()
     }
 }
 

@@ -1,1 +1,297 @@
+//! The JSON side against the real descriptors, with services that only echo what they got.
 
+use std::sync::Mutex;
+
+use carillon_proto::v1;
+use carillon_proto::v1::execution_service_server::{ExecutionService, ExecutionServiceServer};
+use carillon_proto::v1::job_service_server::{JobService, JobServiceServer};
+use http_body_util::Full;
+use tonic::Response as Reply;
+
+use super::*;
+
+/// Answers with what the request says; remembers it.
+#[derive(Default)]
+struct Echo {
+    cron: Mutex<Option<v1::CreateCronJobRequest>>,
+    list: Mutex<Option<v1::ListJobsRequest>>,
+    mistakes: Mutex<Vec<String>>,
+    traceparent: Mutex<Option<String>>,
+}
+
+impl Echo {
+    fn open<T>(&self, request: tonic::Request<T>) -> Result<T, Status> {
+        let known = request.extensions().get::<KnownMistakes>().cloned();
+        *self.traceparent.lock().unwrap() =
+            request.metadata().get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned);
+        match known {
+            Some(known) => {
+                *self.mistakes.lock().unwrap() = known.0.iter().map(ToString::to_string).collect();
+                Err(invalid(&known.0))
+            }
+            None => Ok(request.into_inner()),
+        }
+    }
+}
+
+type Answer<T> = Result<Reply<T>, Status>;
+
+#[tonic::async_trait]
+impl JobService for Echo {
+    async fn create_cron_job(&self, request: tonic::Request<v1::CreateCronJobRequest>) -> Answer<v1::Job> {
+        let request = self.open(request)?;
+        let job = v1::Job { name: request.name.clone(), payload: request.payload.clone(), ..v1::Job::default() };
+        *self.cron.lock().unwrap() = Some(request);
+        Ok(Reply::new(job))
+    }
+
+    async fn create_one_time_job(&self, _: tonic::Request<v1::CreateOneTimeJobRequest>) -> Answer<v1::Job> {
+        Err(crate::error_response::unavailable("Postgres is away"))
+    }
+
+    async fn create_recurring_job(&self, _: tonic::Request<v1::CreateRecurringJobRequest>) -> Answer<v1::Job> {
+        Err(Status::already_exists("it is there"))
+    }
+
+    async fn get_job(&self, request: tonic::Request<v1::GetJobRequest>) -> Answer<v1::Job> {
+        Ok(Reply::new(v1::Job { id: self.open(request)?.id, ..v1::Job::default() }))
+    }
+
+    async fn list_jobs(&self, request: tonic::Request<v1::ListJobsRequest>) -> Answer<v1::ListJobsResponse> {
+        *self.list.lock().unwrap() = Some(self.open(request)?);
+        Ok(Reply::new(v1::ListJobsResponse::default()))
+    }
+
+    async fn pause_job(&self, request: tonic::Request<v1::PauseJobRequest>) -> Answer<v1::Job> {
+        Ok(Reply::new(v1::Job { id: self.open(request)?.id, ..v1::Job::default() }))
+    }
+
+    async fn resume_job(&self, _: tonic::Request<v1::ResumeJobRequest>) -> Answer<v1::Job> {
+        Err(Status::failed_precondition("it has ended"))
+    }
+
+    async fn delete_job(&self, request: tonic::Request<v1::DeleteJobRequest>) -> Answer<()> {
+        self.open(request)?;
+        Ok(Reply::new(()))
+    }
+
+    async fn trigger_job(&self, _: tonic::Request<v1::TriggerJobRequest>) -> Answer<v1::Execution> {
+        Ok(Reply::new(v1::Execution { status: 1, ..v1::Execution::default() }))
+    }
+}
+
+#[tonic::async_trait]
+impl ExecutionService for Echo {
+    async fn list_job_executions(
+        &self,
+        request: tonic::Request<v1::ListJobExecutionsRequest>,
+    ) -> Answer<v1::ListJobExecutionsResponse> {
+        self.open(request)?;
+        Ok(Reply::new(v1::ListJobExecutionsResponse::default()))
+    }
+
+    async fn get_execution(&self, _: tonic::Request<v1::GetExecutionRequest>) -> Answer<v1::Execution> {
+        Err(Status::not_found("no such execution"))
+    }
+}
+
+struct Bench {
+    echo: Arc<Echo>,
+    transcoder: Transcoder,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let echo = Arc::new(Echo::default());
+        let services = GrpcRoutes::new(JobServiceServer::from_arc(Arc::clone(&echo)))
+            .add_service(ExecutionServiceServer::from_arc(Arc::clone(&echo)));
+        Self { echo, transcoder: Transcoder::new(services.prepare(), 4_096).unwrap() }
+    }
+
+    async fn send(&self, request: http::request::Builder, body: &str) -> (http::response::Parts, Json) {
+        let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
+        let (parts, body) = self.transcoder.answer(request).await.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let json = if bytes.is_empty() { Json::Null } else { serde_json::from_slice(&bytes).unwrap() };
+        (parts, json)
+    }
+
+    async fn call(&self, method: &str, path: &str, body: &str) -> (u16, Json) {
+        let uri = format!("/api/v1/scheduler{path}");
+        let (parts, json) = self.send(Request::builder().method(method).uri(uri), body).await;
+        (parts.status.as_u16(), json)
+    }
+
+    /// The wrong fields of a request to create a cron job.
+    async fn mistakes(&self, body: &str) -> Vec<String> {
+        let (status, json) = self.call("POST", "/jobs/cron", body).await;
+        assert_eq!(status, 400, "{json}");
+        std::mem::take(&mut *self.echo.mistakes.lock().unwrap())
+    }
+}
+
+/// The route table is part of the contract: a change of it must be seen in review.
+#[test]
+fn the_routes_are_those_of_the_committed_table() {
+    let committed = include_str!("../../tests/routes.txt");
+    assert_eq!(describe_routes().unwrap(), committed, "if this change is meant, change tests/routes.txt");
+}
+
+#[tokio::test]
+async fn a_create_is_201_and_every_field_is_there() {
+    let bench = Bench::new();
+    let (status, json) = bench
+        .call("POST", "/jobs/cron", r#"{"name":"n","maxRetries":"0","priority":"high","payload":{"days":30,"x":0.5,"l":[null,true]},
+            "tags":["a"],"start_date":"2027-01-01T01:00:00+01:00","timezone":null}"#)
+        .await;
+    assert_eq!(status, 201, "{json}");
+    assert_eq!(json["name"], "n");
+    assert_eq!(json["payload"].to_string(), r#"{"days":30,"l":[null,true],"x":0.5}"#);
+    for (field, value) in [("description", "\"\""), ("next_run", "null"), ("max_retries", "0"), ("tags", "[]"),
+        ("max_executions", "null"), ("allow_overlap", "false"), ("metadata", "null"), ("platform_id", "null")]
+    {
+        assert_eq!(json[field].to_string(), value, "{field}");
+    }
+    let seen = bench.echo.cron.lock().unwrap().take().unwrap();
+    assert_eq!((seen.max_retries, seen.priority, seen.retry_delay_ms), (Some(0), Some(3), None));
+    assert_eq!(seen.start_date.unwrap().seconds, 1_798_761_600);
+    assert_eq!(seen.tags, ["a"]);
+}
+
+#[tokio::test]
+async fn all_mistakes_are_named_at_once_by_path_and_rule() {
+    let bench = Bench::new();
+    let body = r#"{"name":7,"nmae":"x","priority":"urgent","max_retries":-1,"timeout_ms":1.5,"tags":["a",null,3],"payload":[],
+        "allow_overlap":"yes","start_date":"tomorrow","retryDelayMs":1,"retry_delay_ms":2,"handler_type":9,
+        "metadata":{"id":9007199254740993,"in":{"n":-9007199254740993}}}"#;
+    let mut found = bench.mistakes(body).await;
+    found.sort();
+    assert_eq!(found, [
+        "allow_overlap: must be true or false, is \"yes\"",
+        "handler_type: must be one of FUNCTION, AGENT, WORKFLOW, HTTP, is 9",
+        "max_retries: must be a whole number from 0 to 4294967295, is -1",
+        "metadata.id: the integer 9007199254740993 is beyond ±2^53 and would lose digits: send it as a string",
+        "metadata.in.n: the integer -9007199254740993 is beyond ±2^53 and would lose digits: send it as a string",
+        "name: must be a string, is 7",
+        "nmae: is not a field of CreateCronJobRequest",
+        "payload: must be an object, is a list",
+        "priority: must be one of LOW, MEDIUM, HIGH, CRITICAL, is \"urgent\"",
+        "retry_delay_ms: is given twice, in both spellings",
+        "start_date: must be an instant as RFC 3339 has it, such as \"2027-12-01T10:00:00Z\", is \"tomorrow\"",
+        "tags[1]: must be a string, is null",
+        "tags[2]: must be a string, is 3",
+        "timeout_ms: must be a whole number from 0 to 4294967295, is 1.5",
+    ]);
+    let many: Vec<String> = (0..1_000).map(|i| format!("\"f{i}\":1")).collect();
+    let many = format!("{{{}}}", many[..300].join(","));
+    assert_eq!(bench.mistakes(&many).await.len(), 50, "the list is bounded");
+    assert_eq!(bench.mistakes("[]").await, ["body: must be an object, is a list"]);
+}
+
+#[tokio::test]
+async fn an_error_has_code_message_and_typed_details() {
+    let bench = Bench::new();
+    let (status, json) = bench.call("POST", "/jobs/cron", r#"{"nmae":"x"}"#).await;
+    assert_eq!((status, &json["code"]), (400, &Json::from(3)));
+    assert_eq!(
+        json["details"].to_string(),
+        r#"[{"@type":"type.googleapis.com/google.rpc.BadRequest","field_violations":[{"description":"is not a field of CreateCronJobRequest","field":"nmae"}]}]"#
+    );
+    let (status, json) = bench.call("GET", "/executions/7", "").await;
+    assert_eq!((status, json.to_string()), (404, r#"{"code":5,"details":[],"message":"no such execution"}"#.to_owned()));
+    assert_eq!(bench.call("POST", "/jobs/7/resume", "").await.0, 400);
+    assert_eq!(bench.call("POST", "/jobs/recurring", "{}").await.0, 409);
+
+    let request = Request::builder().method("POST").uri("/api/v1/scheduler/jobs/once");
+    let (parts, json) = bench.send(request, "{}").await;
+    assert_eq!((parts.status.as_u16(), parts.headers["retry-after"].to_str().unwrap()), (503, "1"));
+    assert_eq!(json["details"][0]["retry_delay"], "1s");
+}
+
+#[tokio::test]
+async fn unknown_paths_and_methods_are_answered_in_json() {
+    let bench = Bench::new();
+    for path in ["/nothing", "/jobs/7/", "/jobs//pause", "/jobs/%ff", ""] {
+        let (status, json) = bench.call("GET", path, "").await;
+        assert_eq!((status, &json["code"]), (404, &Json::from(5)), "{path}");
+    }
+    let request = Request::builder().method("PATCH").uri("/api/v1/scheduler/jobs/7");
+    let (parts, json) = bench.send(request, "").await;
+    assert_eq!((parts.status.as_u16(), &json["code"]), (405, &Json::from(12)));
+    assert_eq!(parts.headers["allow"], "GET, DELETE");
+    let (status, json) = bench.call("GET", "/jobs/a%2Fb%20c", "").await;
+    assert_eq!((status, &json["id"]), (200, &Json::from("a/b c")));
+    assert_eq!(bench.call("HEAD", "/jobs/7", "").await.0, 200);
+}
+
+#[tokio::test]
+async fn bodies_are_bounded_and_must_be_json() {
+    let bench = Bench::new();
+    let (status, json) = bench.call("POST", "/jobs/cron", &format!("{{\"name\":\"{}\"}}", "x".repeat(5_000))).await;
+    assert_eq!((status, json["message"].as_str()), (413, Some("body: is larger than 4096 bytes")));
+    let (status, json) = bench.call("POST", "/jobs/cron", "{\"name\":}").await;
+    assert_eq!(status, 400);
+    assert_eq!(json["message"], "body: is not JSON: expected value at line 1 column 9");
+    assert_eq!(bench.call("POST", "/jobs/7/pause", "").await.0, 200, "no body is an empty object");
+    assert_eq!(bench.call("POST", "/jobs/7/pause", " {} ").await.0, 200);
+    assert_eq!(bench.call("POST", "/jobs/7/pause", r#"{"id":"7"}"#).await.0, 200);
+    assert_eq!(bench.call("POST", "/jobs/7/pause", r#"{"id":"8"}"#).await.0, 400, "not the id of the path");
+    assert_eq!(bench.call("DELETE", "/jobs/7", "").await, (204, Json::Null));
+    assert_eq!(bench.call("DELETE", "/jobs/7", "{}").await.0, 204);
+    assert_eq!(bench.call("DELETE", "/jobs/7", r#"{"force":true}"#).await.0, 400);
+}
+
+#[tokio::test]
+async fn queries_are_read_in_both_spellings_and_refused_by_name() {
+    let bench = Bench::new();
+    assert_eq!(bench.call("GET", "/jobs?type=cron&status=ACTIVE&limit=5&offset=10&&", "").await.0, 200);
+    let seen = bench.echo.list.lock().unwrap().take().unwrap();
+    assert_eq!((seen.r#type, seen.status, seen.limit, seen.offset), (1, 1, Some(5), 10));
+    let (_, json) = bench.call("GET", "/jobs?limit=5&limit=6&page=2&status=odd&offset=-1&type=%zz&limit.x=1", "").await;
+    let mut found = bench.echo.mistakes.lock().unwrap().clone();
+    found.sort();
+    assert_eq!(found, [
+        "limit.x: is not a parameter of this call",
+        "limit: is given twice, the second time as \"6\"",
+        "offset: must be a whole number from 0 to 4294967295, is \"-1\"",
+        "page: is not a parameter of this call",
+        "query: \"type=%zz\" is not percent-encoded UTF-8",
+        "status: must be one of ACTIVE, PAUSED, COMPLETED, CANCELLED, is \"odd\"",
+    ], "{json}");
+    assert_eq!(bench.call("GET", "/jobs/7/executions?job_id=8", "").await.0, 400, "the path binds it");
+    assert_eq!(bench.call("POST", "/jobs/cron?name=x", "{}").await.0, 400, "the body has all fields");
+}
+
+#[tokio::test]
+async fn the_trace_context_goes_along() {
+    let bench = Bench::new();
+    let request = Request::builder().uri("/api/v1/scheduler/jobs").header("traceparent", "00-a-b-01");
+    bench.send(request, "").await;
+    assert_eq!(bench.echo.traceparent.lock().unwrap().as_deref(), Some("00-a-b-01"));
+}
+
+#[tokio::test]
+async fn a_page_of_another_origin_cannot_post_by_a_form() {
+    let bench = Bench::new();
+    let post = || Request::builder().method("POST").uri("/api/v1/scheduler/jobs/cron");
+    let form = "application/x-www-form-urlencoded";
+    assert_eq!(bench.send(post().header("content-type", form), "{}").await.0.status, 201, "curl -d");
+    let foreign = post().header("content-type", form).header("origin", "https://evil.example");
+    assert_eq!(bench.send(foreign, "{}").await.0.status, 415);
+    let own = post().header("content-type", "application/json; charset=utf-8").header("origin", "https://own.example");
+    assert_eq!(bench.send(own, "{}").await.0.status, 201);
+}
+
+/// The deepest accepted document must also be accepted by protobuf's decoder.
+#[tokio::test]
+async fn the_deepest_document_passes_through() {
+    let bench = Bench::new();
+    let levels = document::DEPTH_MAX - 2;
+    for (open, close) in [("{\"a\":", "}"), ("[", "]")] {
+        let body = format!("{{\"payload\":{{\"p\":{}1{}}}}}", open.repeat(levels), close.repeat(levels));
+        let (status, json) = bench.call("POST", "/jobs/cron", &body).await;
+        assert_eq!(status, 201, "{json}");
+        let body = format!("{{\"payload\":{{\"p\":{}1{}}}}}", open.repeat(levels + 1), close.repeat(levels + 1));
+        assert_eq!(bench.call("POST", "/jobs/cron", &body).await.0, 400);
+    }
+}

@@ -1,7 +1,7 @@
 //! Names of enum values: in the descriptors `JOB_STATUS_ACTIVE`, as the style of protobuf wants it, in JSON `ACTIVE`. An
 //! alias (`allow_alias`) is understood on input; the first name of a number is the one that is answered.
 
-use prost_reflect::{EnumDescriptor, EnumValueDescriptor};
+use prost_reflect::EnumDescriptor;
 
 /// What the values' names begin with: `JOB_STATUS_` for `JobStatus`.
 fn prefix(descriptor: &EnumDescriptor) -> String {
@@ -16,23 +16,26 @@ fn prefix(descriptor: &EnumDescriptor) -> String {
     prefix
 }
 
-fn short<'a>(prefix: &str, value: &'a EnumValueDescriptor) -> &'a str {
-    value.name().strip_prefix(prefix).unwrap_or_else(|| value.name())
+/// Full name, short name and number of each value, in the order of the proto (prost-reflect itself orders aliases anyhow).
+fn values<'a>(descriptor: &'a EnumDescriptor, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a str, i32)> {
+    descriptor.enum_descriptor_proto().value.iter().map(move |value| {
+        let name = value.name();
+        (name, name.strip_prefix(prefix).unwrap_or(name), value.number())
+    })
 }
 
 /// The word of `number`, if it has one.
 pub(crate) fn word_of(descriptor: &EnumDescriptor, number: i32) -> Option<String> {
     let prefix = prefix(descriptor);
-    descriptor.values().find(|value| value.number() == number).map(|value| short(&prefix, &value).to_owned())
+    values(descriptor, &prefix).find(|value| value.2 == number).map(|value| value.1.to_owned())
 }
 
 /// The number of a word, in any case, with or without the prefix.
 pub(crate) fn number_of(descriptor: &EnumDescriptor, word: &str) -> Option<i32> {
     let prefix = prefix(descriptor);
-    let fits = |value: &EnumValueDescriptor| {
-        word.eq_ignore_ascii_case(value.name()) || word.eq_ignore_ascii_case(short(&prefix, value))
-    };
-    descriptor.values().find(fits).map(|value| value.number())
+    values(descriptor, &prefix)
+        .find(|(full, short, _)| word.eq_ignore_ascii_case(full) || word.eq_ignore_ascii_case(short))
+        .map(|value| value.2)
 }
 
 /// The words that may be given, for an error.
@@ -40,10 +43,10 @@ pub(crate) fn allowed(descriptor: &EnumDescriptor) -> String {
     let prefix = prefix(descriptor);
     let mut seen = vec![0];
     let mut words = Vec::new();
-    for value in descriptor.values() {
-        if !seen.contains(&value.number()) {
-            seen.push(value.number());
-            words.push(short(&prefix, &value).to_owned());
+    for (_, short, number) in values(descriptor, &prefix) {
+        if !seen.contains(&number) {
+            seen.push(number);
+            words.push(short);
         }
     }
     words.join(", ")

@@ -1,0 +1,56 @@
+//! `carillon-bench`: what `make bench` runs. Measures the product through its real binaries against the floor, a loop of its
+//! own over the same schema and streams without any logic, in one run on one machine (docs/performance.md).
+//!
+//! Everything runs on private servers that end with this process. Parts: [`throughput`], [`lateness`], [`scale`]; the rest
+//! is what they stand on: [`servers`], [`product`], [`floor`], [`jobs`], [`usage`], [`report`].
+
+mod floor;
+mod jobs;
+mod lateness;
+mod options;
+mod product;
+mod report;
+mod scale;
+mod servers;
+mod throughput;
+mod usage;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::options::{Options, Part};
+use crate::report::Report;
+use crate::servers::Servers;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Options::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("carillon-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: Options) -> anyhow::Result<()> {
+    let plan = options.plan();
+    // First of all: a missing binary should not be found out after minutes.
+    let binaries = product::Binaries::find(options.bin_dir.as_deref(), plan.needs_product())?;
+    report::progress("starting PostgreSQL and Redis");
+    let servers = Servers::start(options.statements).await?;
+    let mut report = Report::begin(&servers, &plan).await?;
+    if plan.has(Part::Throughput) {
+        throughput::run(&servers, &binaries, &plan, &mut report).await?;
+    }
+    if plan.has(Part::Lateness) {
+        lateness::run(&servers, &binaries, &plan, &mut report).await?;
+    }
+    if plan.has(Part::Scale) {
+        scale::run(&servers, &plan, &mut report).await?;
+    }
+    print!("{}", report.table());
+    report.write(&options.json)?;
+    report.judge()
+}

@@ -1,0 +1,155 @@
+//! The command line, and what it makes of each part.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+/// Measures Carillon against the floor: throughput, lateness, and how claim and completion grow with the data.
+///
+/// Starts a private PostgreSQL (fsync on) and a private Redis (append-only, everysec), runs the floor and the product in
+/// turns on them, prints a table and writes the same as JSON. Takes about four minutes; other work on the machine spoils
+/// it, and is therefore measured and reported too. docs/performance.md says what each number means.
+#[derive(Debug, Parser)]
+#[command(name = "carillon-bench", version, max_term_width = 110)]
+pub struct Options {
+    /// A look of about a minute: fewer and shorter rounds, at most 100,000 timers. Too short to quote.
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
+    /// All of it, with 10,000,000 rows of history: half an hour, 10 GB of disk.
+    #[arg(long)]
+    full: bool,
+    /// Only these parts, separated by commas.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Measured rounds of throughput, each once the floor and once the product; one more of each goes before, unmeasured.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: Option<u32>,
+    /// Fires in one round of throughput.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    fires: Option<u32>,
+    /// Fires in one transaction of the floor, and in one of the product's (dispatcher.batch_max, executor.flush_max).
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    batch: u32,
+    /// Executors of the product. The floor has as many consumers.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
+    executors: u32,
+    /// A setting for the processes of the product, such as CARILLON_EXECUTOR_SLOTS=1000. May be given more than once.
+    #[arg(long = "set", value_name = "VARIABLE=VALUE", value_parser = setting)]
+    settings: Vec<(String, String)>,
+    /// Where the JSON goes.
+    #[arg(long, value_name = "FILE", default_value = "target/bench/latest.json")]
+    pub json: PathBuf,
+    /// Where carillon-dispatcher and carillon-executor are; otherwise beside this program.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub bin_dir: Option<PathBuf>,
+    /// Also shows the costliest statements of each part (pg_stat_statements, which itself costs a few percent).
+    #[arg(long)]
+    pub statements: bool,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Floor and product in turns: fires a second, CPU, memory.
+    Throughput,
+    /// Start minus scheduled instant: 100 a second, 2,000 at once, 200 schedules each second.
+    Lateness,
+    /// Claim among 10,000 to 1,000,000 timers, completion with 0 to 10,000,000 rows of history.
+    Scale,
+}
+
+/// How much of each part.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    parts: Vec<Part>,
+    /// `default`, `quick` or `full`.
+    pub size: &'static str,
+    /// Measured rounds of throughput.
+    pub rounds: u32,
+    /// Fires in each.
+    pub fires: u32,
+    /// Fires in one transaction.
+    pub batch: u32,
+    /// Executors.
+    pub executors: u32,
+    /// Settings of the product.
+    pub settings: Vec<(String, String)>,
+    /// Seconds of 100 jobs a second.
+    pub steady_s: u32,
+    /// Rounds of 2,000 jobs at one instant.
+    pub instant_rounds: u32,
+    /// Seconds of 200 schedules that fire each second.
+    pub every_s: u32,
+    /// Jobs in the timetable.
+    pub timers: Vec<u64>,
+    /// Rows of history.
+    pub history: Vec<u64>,
+    /// Whether the costliest statements are shown.
+    pub statements: bool,
+}
+
+impl Options {
+    /// What is to be done.
+    pub fn plan(&self) -> Plan {
+        let all = [Part::Throughput, Part::Lateness, Part::Scale];
+        let base = Plan {
+            parts: if self.only.is_empty() { all.to_vec() } else { self.only.clone() },
+            size: "default",
+            rounds: 7,
+            fires: 20_000,
+            batch: self.batch,
+            executors: self.executors,
+            settings: self.settings.clone(),
+            steady_s: 20,
+            instant_rounds: 5,
+            every_s: 15,
+            timers: vec![10_000, 100_000, 1_000_000],
+            history: vec![0, 1_000_000],
+            statements: self.statements,
+        };
+        let sized = if self.quick {
+            Plan {
+                size: "quick",
+                rounds: 3,
+                steady_s: 5,
+                instant_rounds: 2,
+                every_s: 5,
+                timers: vec![10_000, 100_000],
+                history: vec![0, 100_000],
+                ..base
+            }
+        } else if self.full {
+            Plan {
+                size: "full",
+                rounds: 15,
+                steady_s: 60,
+                instant_rounds: 10,
+                every_s: 60,
+                history: vec![0, 1_000_000, 10_000_000],
+                ..base
+            }
+        } else {
+            base
+        };
+        Plan { rounds: self.rounds.unwrap_or(sized.rounds), fires: self.fires.unwrap_or(sized.fires), ..sized }
+    }
+}
+
+impl Plan {
+    /// Whether `part` is wanted.
+    pub fn has(&self, part: Part) -> bool {
+        self.parts.contains(&part)
+    }
+
+    /// Whether any part runs the product's processes.
+    pub fn needs_product(&self) -> bool {
+        self.has(Part::Throughput) || self.has(Part::Lateness)
+    }
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if name.starts_with("CARILLON_") => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("must be CARILLON_…=value".into()),
+    }
+}

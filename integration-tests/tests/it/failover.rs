@@ -1,0 +1,242 @@
+//! Leaders and executors that die, freeze and wake, under load. No fault of a leader excuses a second start.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use carillon_core::execution::Status;
+use carillon_testkit::{Proxy, Role, wait_until};
+use chrono::{TimeDelta, Utc};
+use serde_json::json;
+
+use crate::load::{HUNDREDS, THOUSAND, one_time_jobs};
+use crate::world::{LOAD_MAX, Plan, SOON, World};
+
+/// A standby asks ten times a second; the rest is the machine.
+const LEADS_WITHIN: Duration = Duration::from_secs(3);
+
+/// Twice, the second time just after the first successor began.
+#[tokio::test]
+async fn a_killed_leader_is_followed_at_once_and_nothing_is_lost_or_doubled() {
+    let mut world = World::start("leader_killed", Plan { dispatchers: 3, ..Plan::default() }).await;
+    let triggering = world.load(THOUSAND).await;
+    for finished in [200, 450] {
+        world.until_finished(finished).await;
+        let old = world.leader().await;
+        let killed = Instant::now();
+        world.kill(&old);
+        let new = world.new_leader(&old).await;
+        assert!(killed.elapsed() < LEADS_WITHIN, "{new} led after {:?}", killed.elapsed());
+    }
+    world.finish(triggering).await;
+    world.judge(LOAD_MAX).await;
+}
+
+#[tokio::test]
+async fn a_leader_that_is_told_to_stop_hands_over_at_once() {
+    let mut world = World::start("leader_stopped", Plan::default()).await;
+    let triggering = world.load(HUNDREDS).await;
+    world.until_finished(60).await;
+    let old = world.leader().await;
+    world.cluster.node(&old).ask_to_stop();
+    let asked = Instant::now();
+    world.new_leader(&old).await;
+    assert!(asked.elapsed() < LEADS_WITHIN, "{:?}", asked.elapsed());
+    world.cluster.node(&old).stop().unwrap_or_else(|error| panic!("{error:#}"));
+    world.finish(triggering).await;
+    world.judge(LOAD_MAX).await;
+}
+
+#[tokio::test]
+async fn a_leader_whose_session_is_ended_by_an_administrator_loses_nothing() {
+    let mut world = World::start("session_ended", Plan::default()).await;
+    let triggering = world.load(HUNDREDS).await;
+    for finished in [50, 120] {
+        world.until_finished(finished).await;
+        world.leader().await;
+        world.terminate_leader_session().await;
+        // Whoever is next: the old leader may well be the new one.
+        world.leader().await;
+    }
+    world.finish(triggering).await;
+    world.judge(LOAD_MAX).await;
+}
+
+/// Frozen wherever it is, three times; each wakes up to find that another leads.
+#[tokio::test]
+async fn leaders_frozen_at_any_moment_and_woken_do_no_harm() {
+    let mut world = World::start("leaders_frozen", Plan::default()).await;
+    for _ in 0..3 {
+        let triggering = world.load(HUNDREDS).await;
+        world.until("status = 'SUCCESS'", |count| count >= 20).await;
+        let old = world.leader().await;
+        world.freeze(&old);
+        let new = world.new_leader(&old).await;
+        world.thaw(&old);
+        world.finish(triggering).await;
+        world.judge(LOAD_MAX).await;
+        assert_eq!(world.leader().await, new, "a woken leader stands by");
+    }
+}
+
+/// When the zombie's publish arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Late {
+    /// The successor has published the batch; handlers run.
+    WhileItRuns,
+    /// All of the batch is finished, and nothing of it is left in Redis.
+    AfterItIsOver,
+}
+
+/// H2, at its very step: the line to Redis is silenced, so the leader commits and its publish goes nowhere; it is frozen;
+/// its successor publishes the batch; then the line carries the old publish after all, and the old leader wakes.
+async fn frozen_between_commit_and_publish(name: &str, late: Late) {
+    const FIRES: usize = 60;
+    let mut world = World::start(name, Plan { dispatchers: 0, ..Plan::default() }).await;
+    let proxy = Proxy::to(world.redis.port()).expect("a proxy");
+    let old = world.add(Role::Dispatcher, &[("CARILLON_REDIS_URL", &world.redis.url_through(proxy.port()))]).await;
+    assert_eq!(world.leader().await, old);
+    world.add(Role::Dispatcher, &[]).await;
+
+    let ms = if late == Late::WhileItRuns { 2_500 } else { 10 };
+    let first = Utc::now() + TimeDelta::milliseconds(1_500);
+    let payload = json!({"ms": ms});
+    let jobs = one_time_jobs(&world.pool, FIRES, first, Duration::from_millis(20), "test:sleep", &payload).await;
+    world.expected.extend(jobs);
+    world.wake();
+    // Not before the leader has heard of them, and settled what it had.
+    wait_until("the leader to be idle", SOON, || async {
+        let unsettled: i64 = count(&world, "SELECT count(*) FROM dispatch_batches WHERE settled_at IS NULL").await?;
+        ensure!(unsettled == 0 && Utc::now() > first - TimeDelta::milliseconds(700), "{unsettled} unsettled");
+        anyhow::Ok(())
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{error:#}"));
+    proxy.silence();
+    wait_until("a batch that is committed", SOON, || async {
+        let claimed = count(&world, "SELECT count(*) FROM job_executions").await?;
+        ensure!(claimed > 0, "none");
+        anyhow::Ok(())
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{error:#}"));
+    world.freeze(&old);
+    let unsettled = count(&world, "SELECT count(*) FROM dispatch_batches WHERE settled_at IS NULL").await;
+    let claimed = count(&world, "SELECT count(*) FROM job_executions").await;
+    let stream = world.stream("default", "MEDIUM");
+    let published = world.redis.command(&["XLEN", &stream]).expect("redis answers").number().unwrap_or_default();
+    assert_eq!((unsettled.unwrap(), published), (1, 0), "committed and not published");
+    assert!(claimed.unwrap() > 0);
+
+    world.new_leader(&old).await;
+    match late {
+        Late::WhileItRuns => world.until("status = 'RUNNING'", |running| running > 0).await,
+        Late::AfterItIsOver => drop(world.judge(LOAD_MAX).await),
+    }
+    proxy.heal();
+    world.thaw(&old);
+    let node = world.cluster.node(&old);
+    let stands_by = wait_until("the old leader to stand by", SOON, || {
+        let leads = node.metric("carillon_dispatcher_leader", &[]);
+        std::future::ready(match leads {
+            Ok(0.0) if node.log().matches("standing by").count() >= 2 => Ok(()),
+            seen => Err(format!("leads: {seen:?}")),
+        })
+    });
+    stands_by.await.unwrap_or_else(|error| panic!("{error:#}"));
+    let history = world.judge(LOAD_MAX).await;
+    assert_eq!(history.count(Status::Success), FIRES);
+}
+
+async fn count(world: &World, statement: &'static str) -> anyhow::Result<i64> {
+    Ok(sqlx::query_scalar(statement).fetch_one(&world.pool).await?)
+}
+
+#[tokio::test]
+async fn a_publish_that_arrives_after_the_successors_is_passed_over() {
+    frozen_between_commit_and_publish("zombie_publish", Late::WhileItRuns).await;
+}
+
+#[tokio::test]
+async fn a_publish_that_arrives_after_all_is_over_starts_nothing() {
+    frozen_between_commit_and_publish("zombie_publish_over", Late::AfterItIsOver).await;
+}
+
+/// Its connection to Redis is silent, no process is hurt: nothing is claimed for which Redis does not answer, and all goes on
+/// when it does.
+#[tokio::test]
+async fn what_an_executor_ran_when_it_was_killed_finishes_elsewhere() {
+    const FIRES: usize = 60;
+    let mut world = World::start("executor_killed", Plan::default()).await;
+    let first = Utc::now() + TimeDelta::milliseconds(800);
+    let payload = json!({"ms": 1_500});
+    let over = Duration::from_millis(100);
+    let jobs = one_time_jobs(&world.pool, FIRES, first, over, "test:sleep", &payload).await;
+    world.expected.extend(jobs);
+    let triggering = world.load(HUNDREDS).await;
+    let victim = match busier(&mut world).await {
+        Some(name) => name,
+        None => panic!("nobody runs anything"),
+    };
+    world.kill(&victim);
+    world.finish(triggering).await;
+    let history = world.judge(LOAD_MAX).await;
+    let taken = history.executions.iter().filter(|row| row.take > 0).count();
+    assert!(taken > 0, "a takeover is visible");
+    assert_eq!(world.executions_where("take > 0 AND (lost = 0 OR attempt > 1)").await.unwrap(), 0, "and counted as a loss");
+}
+
+/// Waits until one of the executors runs at least ten handlers.
+async fn busier(world: &mut World) -> Option<String> {
+    let executors: Vec<(String, i32)> =
+        world.cluster.nodes_of(Role::Executor).map(|node| (node.name.clone(), node.pid())).collect();
+    let found = wait_until("an executor to run ten handlers", SOON, || async {
+        for (name, pid) in &executors {
+            if world.running_at(*pid) >= 10 {
+                return Ok(name.clone());
+            }
+        }
+        Err("none yet")
+    });
+    found.await.ok()
+}
+
+/// R11, R13, R15: the take-over's result stands; what the woken one has to say is refused.
+#[tokio::test]
+async fn an_executor_frozen_past_its_lease_has_its_late_completions_refused() {
+    const FIRES: usize = 20;
+    let mut world = World::start("executor_frozen", Plan { executors: 1, ..Plan::default() }).await;
+    let victim = "executor-1";
+    let first = Utc::now() + TimeDelta::milliseconds(800);
+    let payload = json!({"ms": 2_000});
+    let over = Duration::from_millis(20);
+    let jobs = one_time_jobs(&world.pool, FIRES, first, over, "test:sleep", &payload).await;
+    world.expected.extend(jobs);
+    world.wake();
+    world.until("status = 'RUNNING'", |count| count == FIRES as i64).await;
+    world.freeze(victim);
+    world.add(Role::Executor, &[]).await;
+    world.until("status = 'SUCCESS' AND take = 1", |count| count == FIRES as i64).await;
+    world.thaw(victim);
+    // Its handlers end as soon as it wakes; then it must find out, drop them, and be of use again.
+    let pid = world.cluster.node(victim).pid();
+    let woken = wait_until("the woken executor to be ready", SOON, || {
+        std::future::ready(world.cluster.node(victim).is_ready().map_err(|error| format!("{error:#}")))
+    });
+    woken.await.unwrap_or_else(|error| panic!("{error:#}"));
+    let others = one_time_jobs(
+        &world.pool,
+        40,
+        Utc::now() + TimeDelta::milliseconds(500),
+        Duration::from_secs(2),
+        "test:sleep",
+        &json!({"ms": 50}),
+    );
+    let others = others.await;
+    world.expected.extend(others.iter().copied());
+    world.wake();
+    let history = world.judge(LOAD_MAX).await;
+    assert_eq!(history.count(Status::Success), FIRES + 40);
+    assert_eq!(world.executions_where("take = 1 AND lost = 1").await.unwrap(), FIRES as i64);
+    let served = history.journal.iter().any(|line| line.pid == pid && others.iter().any(|(job, _)| *job == line.job));
+    assert!(served, "the woken executor works again");
+}

@@ -1,0 +1,56 @@
+//! Postgres goes away under load and comes back: results are held and written after, clients that ask again get their answer,
+//! nothing runs twice, nothing has to be restarted.
+
+use std::time::Duration;
+
+use carillon_testkit::{Role, StopMode, wait_until};
+use chrono::{TimeDelta, Utc};
+use serde_json::json;
+
+use crate::load::{THOUSAND, one_time_jobs};
+use crate::world::{LOAD_MAX, Plan, SOON, World};
+
+/// A restart takes some seconds here; the lease must outlast it, or the executors would rightly be taken for lost.
+fn plan() -> Plan {
+    Plan { own_postgres: true, ..Plan::default() }.protocol(Duration::from_secs(1), Duration::from_secs(20))
+}
+
+async fn restarted(name: &str, mode: StopMode) {
+    let mut world = World::start(name, plan()).await;
+    let first = Utc::now() + TimeDelta::milliseconds(900);
+    let (over, payload) = (Duration::from_millis(500), json!({"ms": 2_500}));
+    let long = one_time_jobs(&world.pool, 30, first, over, "test:sleep", &payload).await;
+    world.expected.extend(long);
+    let triggering = world.load(THOUSAND).await;
+    for finished in [200, 450] {
+        world.until_finished(finished).await;
+        let postgres = world.postgres.as_ref().expect("its own");
+        postgres.stop(mode);
+        // It is away for as long as it takes a client to notice.
+        let api = world.api();
+        let refused = wait_until("a client to be refused", SOON, || async {
+            let answer = api.get("/jobs?limit=1").await;
+            anyhow::ensure!(answer.status == 503 && answer.retry_after.is_some(), "{}: {}", answer.status, answer.body);
+            anyhow::Ok(())
+        });
+        refused.await.unwrap_or_else(|error| panic!("{error:#}"));
+        postgres.start_again().expect("it starts again");
+    }
+    world.finish(triggering).await;
+    world.judge(LOAD_MAX).await;
+    for role in [Role::Gateway, Role::Dispatcher, Role::Executor] {
+        for node in world.cluster.nodes_of(role) {
+            assert!(node.lives(), "{} has ended", node.name);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_fast_stop_of_postgres_loses_and_doubles_nothing() {
+    restarted("postgres_fast", StopMode::Fast).await;
+}
+
+#[tokio::test]
+async fn an_immediate_stop_of_postgres_loses_and_doubles_nothing() {
+    restarted("postgres_immediate", StopMode::Immediate).await;
+}

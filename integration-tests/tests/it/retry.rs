@@ -1,0 +1,150 @@
+//! Failures: tried again, given up, timed out, panicked, blocked; each the trouble of its own execution only.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use carillon_core::execution::Status;
+use carillon_testkit::journal::{Event, Line};
+use carillon_testkit::wait_until;
+use chrono::TimeDelta;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::api::{Api, id_of, instant};
+use crate::world::{LOAD_MAX, Plan, SOON, World};
+
+const FINAL: [&str; 5] = ["SUCCESS", "FAILED", "TIMEOUT", "CANCELLED", "SKIPPED"];
+
+fn one_of_each() -> Plan {
+    Plan { dispatchers: 1, executors: 1, ..Plan::default() }
+}
+
+/// Creates a job with these settings and fires it.
+async fn fire(world: &mut World, api: &Api, handler: &str, payload: Value, settings: Value) -> Uuid {
+    let mut body = json!({
+        "name": handler, "schedule": "0 0 1 1 *", "handler_name": handler, "payload": payload, "allow_overlap": true,
+    });
+    for (name, value) in settings.as_object().expect("an object") {
+        body[name] = value.clone();
+    }
+    let job = id_of(&api.create("cron", &body).await);
+    let execution = api.trigger(job, &json!({})).await;
+    world.triggered.insert(execution);
+    execution
+}
+
+fn lines(world: &World, execution: Uuid, event: Event) -> Vec<Line> {
+    world.journal().into_iter().filter(|line| line.execution == execution && line.event == event).collect()
+}
+
+#[tokio::test]
+async fn a_failed_attempt_is_tried_again_with_growing_delays_until_it_succeeds() {
+    let mut world = World::start("retried", one_of_each()).await;
+    let api = world.api();
+    let settings = json!({"max_retries": 3, "retry_delay_ms": 500});
+    let payload = json!({"times": 2, "message": "not yet"});
+    let execution = fire(&mut world, &api, "test:fail", payload, settings).await;
+
+    let waiting = api.execution_in(execution, &["RETRYING"]).await;
+    assert_eq!(waiting["error"].as_str().map(|error| error.contains("not yet")), Some(true), "{waiting}");
+    let next = instant(&waiting["next_retry_at"]);
+    assert!(next > instant(&waiting["started_at"]) && waiting["completed_at"].is_null(), "{waiting}");
+    let row = api.execution_in(execution, &FINAL).await;
+    assert_eq!((&row["status"], &row["attempt"], &row["retry_count"]), (&json!("SUCCESS"), &json!(3), &json!(2)), "{row}");
+    let history = world.judge(SOON).await;
+    assert_eq!(history.count(Status::Success), 1);
+
+    let (starts, ends) = (lines(&world, execution, Event::Start), lines(&world, execution, Event::End));
+    assert_eq!(starts.iter().map(|line| line.attempt).collect::<Vec<_>>(), [1, 2, 3]);
+    // Jitter takes a tenth at most.
+    let [first, second] = [0, 1].map(|index: usize| starts[index + 1].at - ends[index].at);
+    assert!(first >= TimeDelta::milliseconds(450) && second >= TimeDelta::milliseconds(900), "{first} {second}");
+    let job = api.job(row["job_id"].as_str().and_then(|id| id.parse().ok()).unwrap()).await;
+    let counts = [&job["executions_count"], &job["success_count"], &job["failure_count"]];
+    assert_eq!(counts, [&json!(1), &json!(1), &json!(0)], "one execution, through all its attempts");
+}
+
+#[tokio::test]
+async fn out_of_attempts_is_failed_with_the_last_error() {
+    let mut world = World::start("given_up", one_of_each()).await;
+    let api = world.api();
+    let settings = json!({"max_retries": 1, "retry_delay_ms": 50});
+    let execution = fire(&mut world, &api, "test:fail", json!({"message": "it is broken"}), settings).await;
+    let never = json!({"max_retries": 0});
+    let at_once = fire(&mut world, &api, "test:fail", json!({"message": "broken too"}), never).await;
+    for (execution, attempts, message) in [(execution, 2, "it is broken"), (at_once, 1, "broken too")] {
+        let row = api.execution_in(execution, &FINAL).await;
+        assert_eq!((&row["status"], &row["attempt"]), (&json!("FAILED"), &json!(attempts)), "{row}");
+        assert!(row["error"].as_str().is_some_and(|error| error.contains(message)), "{row}");
+        assert!(row["completed_at"].is_string() && row["next_retry_at"].is_null(), "{row}");
+        let job = api.job(row["job_id"].as_str().and_then(|id| id.parse().ok()).unwrap()).await;
+        assert_eq!((&job["success_count"], &job["failure_count"]), (&json!(0), &json!(1)), "{job}");
+    }
+    world.judge(SOON).await;
+}
+
+/// Also one that ignores that it is to stop: it is cut off.
+#[tokio::test]
+async fn an_attempt_that_takes_too_long_is_timed_out() {
+    let mut world = World::start("timed_out", one_of_each()).await;
+    let api = world.api();
+    let settings = json!({"max_retries": 1, "retry_delay_ms": 50, "timeout_ms": 300});
+    let mut executions = Vec::new();
+    for handler in ["test:sleep", "test:stubborn"] {
+        executions.push(fire(&mut world, &api, handler, json!({"ms": 20_000}), settings.clone()).await);
+    }
+    let began = Instant::now();
+    for execution in executions {
+        let row = api.execution_in(execution, &FINAL).await;
+        assert_eq!((&row["status"], &row["attempt"]), (&json!("TIMEOUT"), &json!(2)), "{row}");
+        let told = format!("{} {}", row["reason"], row["error"]);
+        assert!(told.contains("300"), "it says what the limit is: {row}");
+        assert!(row["duration_ms"].as_u64().is_some_and(|ms| (300..5_000).contains(&ms)), "{row}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    world.judge(SOON).await;
+}
+
+#[tokio::test]
+async fn a_panic_is_a_failed_attempt_with_its_message_and_place_and_the_executor_lives_on() {
+    let mut world = World::start("panicked", one_of_each()).await;
+    let api = world.api();
+    let settings = json!({"max_retries": 1, "retry_delay_ms": 50});
+    let execution = fire(&mut world, &api, "test:panic", json!({"message": "out of cheese"}), settings).await;
+    let row = api.execution_in(execution, &FINAL).await;
+    assert_eq!((&row["status"], &row["attempt"]), (&json!("FAILED"), &json!(2)), "{row}");
+    let told = format!("{} {}", row["error"], row["error_stack"]);
+    assert!(told.contains("out of cheese"), "{row}");
+    assert!(told.contains(".rs:"), "it says where: {row}");
+
+    let echo = fire(&mut world, &api, "test:echo", json!({"still": "here"}), json!({})).await;
+    assert_eq!(api.execution_in(echo, &FINAL).await["result"], json!({"still": "here"}));
+    let executor = world.cluster.node("executor-1");
+    assert!(executor.lives() && executor.is_ready().is_ok());
+    world.judge(SOON).await;
+}
+
+#[tokio::test]
+async fn a_handler_that_blocks_its_thread_stalls_nobody_else() {
+    const OTHERS: usize = 50;
+    let mut world = World::start("blocked", one_of_each().set("CARILLON_EXECUTOR_HANDLER_THREADS", "4")).await;
+    let api = world.api();
+    let blocking = fire(&mut world, &api, "test:block", json!({"ms": 4_000}), json!({})).await;
+    let begun = wait_until("the blocking handler to start", SOON, || async {
+        ensure!(!lines(&world, blocking, Event::Start).is_empty(), "not yet");
+        anyhow::Ok(())
+    });
+    begun.await.unwrap_or_else(|error| panic!("{error:#}"));
+    let body = json!({"name": "o", "schedule": "0 0 1 1 *", "handler_name": "test:echo", "allow_overlap": true});
+    let job = id_of(&api.create("cron", &body).await);
+    for _ in 0..OTHERS {
+        world.triggered.insert(api.trigger(job, &json!({})).await);
+    }
+    let history = world.judge(LOAD_MAX).await;
+    assert_eq!(history.count(Status::Success), OTHERS + 1);
+    let unblocked = lines(&world, blocking, Event::End)[0].at;
+    let late = history.journal.iter().filter(|line| line.execution != blocking && line.at > unblocked).count();
+    assert_eq!(late, 0, "others waited for the one that blocked");
+    let row = api.execution(blocking).await;
+    assert!(row["duration_ms"].as_u64().is_some_and(|ms| ms >= 4_000), "{row}");
+}

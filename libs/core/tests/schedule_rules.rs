@@ -1,0 +1,501 @@
+//! Rules of the timetable that are not of one expression: errors, unions, exclusions, bounds, `H` over many jobs, what is
+//! stored, and that no text whatever makes the parser or a search misbehave.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use carillon_core::schedule::{
+    DstGap, DstOverlap, Exclusion, PREVIEW_MAX, ScheduleError, Spec, Timetable, TimetableSpec, preview,
+};
+use chrono::{DateTime, TimeDelta, Utc};
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+use uuid::Uuid;
+
+fn config(cases: u32) -> ProptestConfig {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    ProptestConfig {
+        cases: number("SCHEDULE_CASES").map_or(cases, |cases| u32::try_from(cases).unwrap()),
+        rng_seed: RngSeed::Fixed(number("SCHEDULE_SEED").unwrap_or(1)),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+fn at(text: &str) -> DateTime<Utc> {
+    text.parse().unwrap()
+}
+
+fn parse(spec: &TimetableSpec) -> Timetable {
+    Timetable::parse(spec, Uuid::nil()).unwrap()
+}
+
+fn errors(spec: &TimetableSpec) -> Vec<ScheduleError> {
+    Timetable::parse(spec, Uuid::nil()).unwrap_err()
+}
+
+/// The messages for one expression, each without the name that all share.
+fn messages(expression: &str) -> Vec<String> {
+    errors(&TimetableSpec::cron(expression, "UTC")).into_iter().map(|error| error.message).collect()
+}
+
+#[test]
+fn each_mistake_names_field_position_and_what_is_allowed() {
+    for (expression, message) in [
+        ("60 * * * *", "minute: 60 is outside 0-59 (at 1)"),
+        ("* 24 * * *", "hour: 24 is outside 0-23 (at 3)"),
+        ("* * 0 * *", "day of month: 0 is outside 1-31 (at 5)"),
+        ("* * * 13 *", "month: 13 is outside 1-12 or JAN-DEC (at 7)"),
+        ("* * * * 8", "weekday: 8 is outside 0-7 or SUN-SAT (at 9)"),
+        ("60 * * * * *", "second: 60 is outside 0-59 (at 1)"),
+        ("0 0 0 1 1 * 1969", "year: 1969 is outside 1970-2399 (at 13)"),
+        ("0 0 0 1 1 * 2030-2027", "year: 2030-2027 runs backwards (at 13)"),
+        ("99999999999999 * * * *", "minute: 99999999999999 is outside 0-59 (at 1)"),
+        ("  5,61 * * * *", "minute: 61 is outside 0-59 (at 5)"),
+        ("1,,2 * * * *", "minute: a value is missing; allowed are 0-59 (at 3)"),
+        ("1- * * * *", "minute: a value is missing; allowed are 0-59 (at 3)"),
+        ("*/0 * * * *", "minute: a step of 0 stands still; allowed are 1-60 (at 3)"),
+        ("*/ * * * *", "minute: a step is missing behind / (1-60) (at 3)"),
+        ("* */25 * * *", "hour: a step of 25 is outside 1-24; write @every 25h (at 5)"),
+        ("* * */32 * *", "day of month: a step of 32 is outside 1-31 (at 7)"),
+        ("*5 * * * *", "minute: \"5\" cannot follow \"*\" (at 2)"),
+        ("5x * * * *", "minute: \"x\" cannot follow \"5\" (at 2)"),
+        ("x * * * *", "minute: x is not a value; allowed are 0-59 (at 1)"),
+        ("-5 * * * *", "minute: -5 is not a value; allowed are 0-59 (at 1)"),
+        ("1-5-9 * * * *", "minute: \"-9\" cannot follow \"1-5\" (at 4)"),
+        ("1/2/3 * * * *", "minute: \"/3\" cannot follow \"1/2\" (at 4)"),
+        ("ü * * * *", "minute: ü is not a value; allowed are 0-59 (at 1)"),
+        ("5 ü * * *", "hour: ü is not a value; allowed are 0-23 (at 3)"),
+        ("* * * * MONDAY", "weekday: MONDAY is not a value; names have three letters, as in MON (at 9)"),
+        ("* * * January *", "month: January is not a value; names have three letters, as in JAN (at 7)"),
+        ("* * * * FOO", "weekday: FOO is not a value; allowed are 0-7 or SUN-SAT (at 9)"),
+        ("MON * * * *", "minute: MON is not a value; allowed are 0-59 (at 1)"),
+        ("? * * * *", "minute: ? is for day of month and weekday only; write * for every value (at 1)"),
+        ("* * ?,5 * *", "day of month: ? stands alone in its field (at 5)"),
+        ("* * ?/2 * *", "day of month: \"/2\" cannot follow \"?\" (at 6)"),
+        ("L * * * *", "minute: L, the last of the month, is for day of month and weekday only (at 1)"),
+        ("* * * * L", "weekday: L needs a weekday before it, such as 5L for the last Friday (at 9)"),
+        ("* * 5L * *", "day of month: a value before L, the last of the month, belongs to weekday (at 6)"),
+        ("* * L-0 * *", "day of month: 0 is outside 1-30 (days before the last) (at 7)"),
+        ("* * L-31 * *", "day of month: 31 is outside 1-30 (days before the last) (at 7)"),
+        ("* * L- * *", "day of month: a number is missing (days before the last, 1-30) (at 7)"),
+        ("* * * * 15W", "weekday: 15 is outside 0-7 or SUN-SAT (at 9)"),
+        ("* 5W * * *", "hour: W, the nearest working day, belongs to day of month (at 4)"),
+        ("* * W * *", "day of month: W is not a value; allowed are 1-31 (at 5)"),
+        ("* * 1-5W * *", "day of month: \"W\" cannot follow \"1-5\" (at 8)"),
+        ("* * * * 5#6", "weekday: 6 is outside 1-5 (# of the month) (at 11)"),
+        ("* * * * 5#0", "weekday: 0 is outside 1-5 (# of the month) (at 11)"),
+        ("* * * * 5#", "weekday: a number is missing (# of the month, 1-5) (at 11)"),
+        ("* * 5#1 * *", "day of month: #, the nth of the month, belongs to weekday (at 6)"),
+        ("H(5 * * * *", "minute: - is expected here, as in H(a-b) (at 4)"),
+        ("H(5-70) * * * *", "minute: 70 is outside 0-59 (at 5)"),
+        ("H(5-7 * * * *", "minute: ) is expected here, as in H(a-b) (at 6)"),
+        ("H/99 * * * *", "minute: a step of 99 is outside 1-60; write @every 99m (at 3)"),
+        ("0 0 0 1 1 * H", "year: H is not for years: it would leave a single one (at 13)"),
+        ("", "schedule: is empty; five fields are needed, such as 0 2 * * *"),
+        ("   ", "schedule: is empty; five fields are needed, such as 0 2 * * *"),
+        ("*", "schedule: 1 field found, 5 to 7 are allowed: [second] minute hour day-of-month month weekday [year]"),
+        (
+            "* * * * * * * *",
+            "schedule: 8 fields found, 5 to 7 are allowed: [second] minute hour day-of-month month weekday [year]",
+        ),
+        (
+            "@fortnightly",
+            "schedule: @fortnightly is not one of @yearly @annually @monthly @weekly @daily @midnight @hourly @every (at 1)",
+        ),
+        ("TZ=UTC 0 2 * * *", "schedule: TZ= is not read here; put the zone into the field timezone (at 1)"),
+        ("@every 5", "@every: \"5\" is not numbers with units such as 250ms, 90s, 1h30m or 2d (at 1)"),
+        ("@every 10ms", "@every: 10ms is shorter than 100ms"),
+        (
+            "0 0 31 2,4,6,9,11 *",
+            "schedule: can never fire: no day of the years 1970-2399 fits its day of month, month, weekday and year",
+        ),
+    ] {
+        assert_eq!(messages(expression), [message], "{expression:?}");
+    }
+}
+
+#[test]
+fn several_mistakes_come_together_and_are_bounded() {
+    let mut spec = TimetableSpec::cron("61,62 * * * *", "Europe/Berlim");
+    spec.specs.push(Spec::Cron("* 25 * * *".to_owned()));
+    spec.specs.push(Spec::Every { interval_ms: 5, anchor: at("2026-01-01T00:00:00Z") });
+    spec.exclusions = vec![
+        Exclusion::dates("2026-12-26".parse().unwrap(), "2026-12-24".parse().unwrap()),
+        Exclusion::cron("* * * * * *"),
+        Exclusion::cron("H * * * *"),
+        Exclusion::date("2026-12-31".parse().unwrap()).in_timezone("Nowhere"),
+        Exclusion::cron("* 77 * * *"),
+    ];
+    (spec.start, spec.end) = (Some(at("2026-02-01T00:00:00Z")), Some(at("2026-01-01T00:00:00Z")));
+    let found: Vec<(String, String)> = errors(&spec).into_iter().map(|error| (error.field, error.message)).collect();
+    let fields: Vec<&str> = found.iter().map(|(field, _)| field.as_str()).collect();
+    assert_eq!(
+        fields,
+        [
+            "timezone",
+            "schedules[0]",
+            "schedules[0]",
+            "schedules[1]",
+            "interval",
+            "exclusions[0]",
+            "exclusions[1]",
+            "exclusions[2]",
+            "exclusions[3]",
+            "exclusions[4]",
+            "end_date",
+        ]
+    );
+    assert_eq!(found[5].1, "exclusion: 2026-12-24 is before 2026-12-26");
+    assert_eq!(found[10].1, "end_date: 2026-01-01T00:00:00Z is before start_date 2026-02-01T00:00:00Z");
+    // Positions count characters, not bytes.
+    assert_eq!(messages("5 ü 99 * *")[1], "day of month: 99 is outside 1-31 (at 5)");
+    let many = format!("{} * * * *", vec!["99"; 300].join(","));
+    assert_eq!(messages(&many).len(), 16);
+    let long = "1,".repeat(600);
+    assert_eq!(messages(&long), ["schedule: is 1200 bytes long, at most 1024 are allowed"]);
+}
+
+#[test]
+fn a_time_that_is_always_swallowed_never_fires_if_gaps_are_skipped() {
+    let mut spec = TimetableSpec::cron("0 30 2 ? 3 0L 1990-2399", "Europe/Berlin");
+    spec.dst_gap = Some(DstGap::Skip);
+    assert!(errors(&spec)[0].message.contains("hours that changes of the clocks skip"));
+    spec.dst_gap = None;
+    assert_eq!(parse(&spec).next_after(at("2026-01-01T00:00:00Z")), Some(at("2026-03-29T01:00:00Z")));
+}
+
+#[test]
+fn a_past_schedule_is_told_by_whoever_has_the_clock() {
+    let now = at("2026-11-27T00:00:00Z");
+    let error = parse(&TimetableSpec::cron("0 0 0 1 1 * 2020", "UTC")).check_fires_after(now).unwrap_err();
+    assert_eq!(error.message, "schedule: has no fire after 2026-11-27T00:00:00Z; its last was 2020-01-01T00:00:00Z");
+    assert!(parse(&TimetableSpec::cron("0 0 1 1 *", "UTC")).check_fires_after(now).is_ok());
+    assert!(parse(&TimetableSpec::never()).check_fires_after(now).is_ok());
+}
+
+#[test]
+fn the_timetable_of_an_event_job_has_no_instants() {
+    let never = parse(&TimetableSpec::never());
+    assert_eq!(never.next_after(DateTime::<Utc>::MIN_UTC), None);
+    assert_eq!(never.last_at_or_before(at("2026-01-01T00:00:00Z"), DateTime::<Utc>::MIN_UTC), None);
+    assert_eq!(never.describe(), "never by time");
+}
+
+#[test]
+fn the_ends_of_time_are_no_trouble() {
+    for spec in [
+        TimetableSpec::cron("* * * * * *", "Pacific/Kiritimati"),
+        TimetableSpec::cron("0 0 1 1 *", "America/Los_Angeles"),
+        TimetableSpec::every(Duration::from_millis(100), DateTime::<Utc>::MIN_UTC),
+        TimetableSpec::every(Duration::from_secs(86_400), DateTime::<Utc>::MAX_UTC),
+        TimetableSpec::once(DateTime::<Utc>::MAX_UTC),
+        TimetableSpec::once(DateTime::<Utc>::MIN_UTC),
+    ] {
+        let timetable = parse(&spec);
+        for instant in
+            [DateTime::<Utc>::MIN_UTC, DateTime::UNIX_EPOCH, at("2400-01-01T00:00:00Z"), DateTime::<Utc>::MAX_UTC]
+        {
+            if let Some(next) = timetable.next_after(instant) {
+                assert!(next > instant);
+            }
+            let _ = timetable.last_at_or_before(instant, DateTime::<Utc>::MIN_UTC);
+            let _ = timetable.between(instant, DateTime::<Utc>::MAX_UTC).take(3).count();
+        }
+    }
+    let last = parse(&TimetableSpec::cron("0 0 31 12 *", "UTC"));
+    assert_eq!(last.next_after(at("2399-12-30T00:00:00Z")), Some(at("2399-12-31T00:00:00Z")));
+    assert_eq!(last.next_after(at("2399-12-31T00:00:00Z")), None, "schedules end with the year 2399");
+}
+
+#[test]
+fn instants_between_milliseconds_are_rounded_the_safe_way() {
+    let every = parse(&TimetableSpec::every(Duration::from_millis(100), at("2026-01-01T00:00:00Z")));
+    // A hair after an instant: that instant is past. A hair before: it is to come.
+    assert_eq!(every.next_after(at("2026-01-01T00:00:00.100000001Z")), Some(at("2026-01-01T00:00:00.200Z")));
+    assert_eq!(every.next_after(at("2026-01-01T00:00:00.099999999Z")), Some(at("2026-01-01T00:00:00.100Z")));
+    let between = every.between(at("2026-01-01T00:00:00.100000001Z"), at("2026-01-01T00:00:00.300999999Z"));
+    assert_eq!(between.count(), 2);
+}
+
+#[test]
+fn h_spreads_jobs_and_stays() {
+    let spec = TimetableSpec::cron("H H * * *", "UTC");
+    let first = |job: u128| {
+        let timetable = Timetable::parse(&spec, Uuid::from_u128(job)).unwrap();
+        timetable.next_after(at("2026-11-27T00:00:00Z")).unwrap()
+    };
+    let mut starts: HashMap<DateTime<Utc>, u32> = HashMap::new();
+    for job in 0..1_000 {
+        *starts.entry(first(job)).or_default() += 1;
+        assert_eq!(first(job), first(job));
+    }
+    assert!(starts.values().all(|count| *count <= 6), "a thousand jobs over 1,440 minutes: at most a few in each");
+    let hours: BTreeSet<String> = starts.keys().map(|at| at.format("%H").to_string()).collect();
+    assert_eq!(hours.len(), 24, "every hour has some");
+    // Golden: another hash would move every job that uses H.
+    assert_eq!(first(1), at("2026-11-27T21:04:00Z"));
+}
+
+#[test]
+fn h_stays_in_its_bounds() {
+    for job in 0..200_u128 {
+        let next = |expression: &str| {
+            let timetable = Timetable::parse(&TimetableSpec::cron(expression, "UTC"), Uuid::from_u128(job)).unwrap();
+            let from = at("2026-02-01T00:00:00Z");
+            timetable.between(from, from + TimeDelta::days(28) - TimeDelta::seconds(1)).collect::<Vec<_>>()
+        };
+        let minute = |at: &DateTime<Utc>| at.format("%M").to_string().parse::<u32>().unwrap();
+        let hour = |at: &DateTime<Utc>| at.format("%H").to_string().parse::<u32>().unwrap();
+        assert!(next("0 H(0-7) * * *").iter().all(|at| hour(at) <= 7));
+        assert!(next("0 H(22-3) * * *").iter().all(|at| hour(at) >= 22 || hour(at) <= 3));
+        assert_eq!(next("H/15 * * * *")[..4].len(), 4);
+        assert_eq!(next("H/15 0 1 * *").len(), 4);
+        assert!(next("H(10-29)/5 0 1 * *").iter().all(|at| (10..=29).contains(&minute(at))));
+        assert_eq!(next("H(10-29)/5 0 1 * *").len(), 4);
+        assert_eq!(next("0 0 H * *").len(), 1, "every month has the day that H picks");
+        assert_eq!(next("0 0 * * H").len(), 4);
+    }
+}
+
+#[test]
+fn an_unanchored_every_counts_from_the_start_and_can_be_anchored() {
+    let mut spec = TimetableSpec::cron("@every 90s", "UTC");
+    let created = at("2026-11-27T12:00:07Z");
+    let anchored = spec.clone().anchored(created);
+    assert_eq!(anchored.specs, [Spec::Every { interval_ms: 90_000, anchor: created }]);
+    spec.start = Some(at("2026-11-27T13:00:01Z"));
+    assert_eq!(
+        spec.clone().anchored(created).specs,
+        [Spec::Every { interval_ms: 90_000, anchor: spec.start.unwrap() }]
+    );
+    assert_eq!(parse(&spec).next_after(created), spec.start);
+}
+
+#[test]
+fn the_last_instant_is_found_at_once_in_a_dense_year() {
+    let every_second = parse(&TimetableSpec::cron("* * * * * *", "Europe/Berlin"));
+    let now = at("2026-11-27T12:00:00.700Z");
+    let begun = Instant::now();
+    for _ in 0..100 {
+        let last = every_second.last_at_or_before(now, now - TimeDelta::days(365));
+        assert_eq!(last, Some(at("2026-11-27T12:00:00Z")));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "not by walking through thirty million instants");
+}
+
+/// Golden: what is in the database must be readable for ever.
+#[test]
+fn what_is_stored_keeps_its_form() {
+    let spec = TimetableSpec {
+        specs: vec![
+            Spec::Cron("0 2 * * *".to_owned()),
+            Spec::Every { interval_ms: 250, anchor: at("2026-01-01T00:00:00Z") },
+            Spec::Once(at("2026-01-01T00:00:00.500Z")),
+        ],
+        timezone: "Europe/Berlin".to_owned(),
+        exclusions: vec![
+            Exclusion::dates("2026-12-24".parse().unwrap(), "2026-12-26".parse().unwrap()),
+            Exclusion::cron("* 0-5 * * *").in_timezone("UTC"),
+        ],
+        start: Some(at("2026-01-01T00:00:00Z")),
+        end: None,
+        dst_gap: Some(DstGap::RunAfter),
+        dst_overlap: Some(DstOverlap::Both),
+    };
+    let stored = serde_json::json!({
+        "specs": [
+            {"cron": "0 2 * * *"},
+            {"every": {"interval_ms": 250, "anchor": "2026-01-01T00:00:00Z"}},
+            {"once": "2026-01-01T00:00:00.500Z"},
+        ],
+        "timezone": "Europe/Berlin",
+        "exclusions": [
+            {"dates": {"from": "2026-12-24", "to": "2026-12-26"}},
+            {"cron": {"expression": "* 0-5 * * *", "timezone": "UTC"}},
+        ],
+        "start": "2026-01-01T00:00:00Z",
+        "dst_gap": "RUN_AFTER",
+        "dst_overlap": "BOTH",
+    });
+    assert_eq!(serde_json::to_value(&spec).unwrap(), stored);
+    assert_eq!(serde_json::from_value::<TimetableSpec>(stored).unwrap(), spec);
+    let sparse = serde_json::json!({"specs": [{"cron": "0 2 * * *"}], "of_the_future": 1});
+    assert_eq!(serde_json::from_value::<TimetableSpec>(sparse).unwrap(), TimetableSpec::cron("0 2 * * *", "UTC"));
+    assert_eq!(serde_json::from_str::<TimetableSpec>("{}").unwrap(), TimetableSpec::never());
+}
+
+#[test]
+fn a_timetable_is_cheap_to_hand_around() {
+    fn check<T: Send + Sync + Clone + 'static>() {}
+    check::<Timetable>();
+    assert_eq!(size_of::<Timetable>(), size_of::<usize>());
+}
+
+#[test]
+fn a_preview_is_bounded() {
+    let timetable = parse(&TimetableSpec::cron("* * * * * *", "UTC"));
+    assert_eq!(preview(&timetable, DateTime::UNIX_EPOCH, usize::MAX).len(), PREVIEW_MAX);
+    assert!(preview(&timetable, DateTime::UNIX_EPOCH, 0).is_empty());
+}
+
+#[test]
+fn a_closed_stretch_is_leapt_over() {
+    // Seventy years of every second, of which one day is left: found by leaps, not by looking at two billion seconds.
+    let mut spec = TimetableSpec::cron("* * * * * *", "Europe/Berlin");
+    spec.exclusions = vec![
+        Exclusion::dates("2027-01-01".parse().unwrap(), "2096-12-31".parse().unwrap()),
+        Exclusion::cron("* 1-23 * * *"),
+        Exclusion::cron("5-59 * * * *"),
+    ];
+    let timetable = parse(&spec);
+    assert_eq!(timetable.next_after(at("2026-12-31T12:00:00Z")), Some(at("2096-12-31T23:00:00Z")));
+    assert_eq!(timetable.next_after(at("2096-12-31T23:04:59Z")), Some(at("2097-01-01T23:00:00Z")));
+}
+
+#[test]
+fn a_wholly_excluded_schedule_does_not_stop_another() {
+    let mut spec = TimetableSpec::cron("0 * * * *", "UTC");
+    spec.specs.push(Spec::Once(at("2026-11-27T00:30:00Z")));
+    spec.exclusions = vec![Exclusion::cron("*/2 * * * *").in_timezone("Asia/Kolkata")];
+    assert_eq!(errors(&spec)[0].field, "exclusions", "half past is an even minute, too");
+    spec.specs[1] = Spec::Once(at("2026-11-27T00:31:00Z"));
+    assert_eq!(parse(&spec).next_after(at("2026-11-01T00:00:00Z")), Some(at("2026-11-27T00:31:00Z")));
+    // A long closed time in small pieces is passed as well.
+    let mut spec = TimetableSpec::cron("*/2 * * * *", "UTC");
+    spec.exclusions = vec![Exclusion::cron("*/4 * * 1-11 *"), Exclusion::cron("2-59/4 * * 1-11 *")];
+    assert_eq!(parse(&spec).next_after(at("2027-01-01T00:00:00Z")), Some(at("2027-12-01T00:00:00Z")));
+}
+
+/// One spec of a union, with the instants it has by itself.
+fn spec() -> impl Strategy<Value = Spec> {
+    let minutes = prop_oneof![Just("*/7"), Just("0"), Just("15,45"), Just("*"), Just("3-50/9")];
+    let hours = prop_oneof![Just("*"), Just("*/3"), Just("1-4"), Just("2")];
+    let weekdays = prop_oneof![Just("*"), Just("MON-FRI"), Just("SUN")];
+    prop_oneof![
+        4 => (minutes, hours, weekdays).prop_map(|(m, h, w)| Spec::Cron(format!("{m} {h} * * {w}"))),
+        1 => (100..10_000_000_u64, -50_000_000..50_000_000_i64).prop_map(|(interval_ms, shift)| Spec::Every {
+            interval_ms: interval_ms.max(900_000),
+            anchor: DateTime::from_timestamp_millis(1_774_700_000_000 + shift).unwrap(),
+        }),
+        1 => (-100_000_000..100_000_000_i64)
+            .prop_map(|shift| Spec::Once(DateTime::from_timestamp_millis(1_774_700_000_000 + shift).unwrap())),
+    ]
+}
+
+fn exclusion() -> impl Strategy<Value = (Exclusion, &'static str)> {
+    let zone = prop_oneof![Just("Europe/Berlin"), Just("Asia/Kathmandu"), Just("America/New_York")];
+    let pattern = prop_oneof![
+        Just("* 0-5 * * *"),
+        Just("*/2 * * * *"),
+        Just("* * * * SUN"),
+        Just("0-29 2,3 * * *"),
+        Just("* * 29 3 *"),
+        Just("10-20 */2 * * 1-5"),
+    ];
+    let day = (0..6_u64).prop_map(|n| "2026-03-26".parse::<chrono::NaiveDate>().unwrap() + chrono::Days::new(n));
+    let what = prop_oneof![
+        pattern.prop_map(Exclusion::cron),
+        (day, 0..2_u64).prop_map(|(day, n)| Exclusion::dates(day, day + chrono::Days::new(n))),
+    ];
+    (what, zone).prop_map(|(what, zone)| (what.in_timezone(zone), zone))
+}
+
+/// Whether an instant is excluded, asked through local time and the pattern's own timetable of whole minutes.
+fn is_out(exclusion: &Exclusion, zone: &str, instant: DateTime<Utc>) -> bool {
+    let local = instant.with_timezone(&zone.parse::<chrono_tz::Tz>().unwrap());
+    match exclusion {
+        Exclusion::Dates { from, to, .. } => (*from..=*to).contains(&local.date_naive()),
+        Exclusion::Cron { expression, .. } => {
+            // The wall clock, dressed as UTC, where no clock ever changes.
+            let minute = at(&local.format("%FT%H:%M:00Z").to_string());
+            let pattern = parse(&TimetableSpec::cron(expression, "UTC"));
+            pattern.next_after(minute - TimeDelta::seconds(1)) == Some(minute)
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(config(150))]
+
+    /// A timetable is the union of its specs, minus the exclusions, within the bounds; nothing more and nothing less.
+    #[test]
+    fn a_timetable_is_what_its_parts_say(
+        specs in prop::collection::vec(spec(), 1..4),
+        exclusions in prop::collection::vec(exclusion(), 0..3),
+        start in prop::option::of(-50_000_000..50_000_000_i64),
+        end in prop::option::of(60_000_000..200_000_000_i64),
+    ) {
+        let middle = 1_774_700_000_000_i64; // 28 March 2026, the day before Berlin's clocks change.
+        let instant = |shift: i64| DateTime::from_timestamp_millis(middle + shift).unwrap();
+        let (from, to) = (instant(-80_000_000), instant(170_000_000));
+        let mut whole = TimetableSpec { specs: specs.clone(), timezone: "Europe/Berlin".to_owned(), ..TimetableSpec::never() };
+        whole.exclusions = exclusions.iter().map(|(exclusion, _)| exclusion.clone()).collect();
+        (whole.start, whole.end) = (start.map(instant), end.map(instant));
+        let mut expected = BTreeSet::new();
+        for spec in specs {
+            let part = parse(&TimetableSpec { specs: vec![spec], timezone: "Europe/Berlin".to_owned(), ..TimetableSpec::never() });
+            expected.extend(part.between(from, to));
+        }
+        expected.retain(|at| whole.start.is_none_or(|start| *at >= start) && whole.end.is_none_or(|end| *at <= end));
+        expected.retain(|at| !exclusions.iter().any(|(exclusion, zone)| is_out(exclusion, zone, *at)));
+        match Timetable::parse(&whole, Uuid::nil()) {
+            Err(_) => prop_assert!(expected.is_empty()),
+            Ok(timetable) => {
+                let found: Vec<_> = timetable.between(from, to).collect();
+                prop_assert!(found.iter().eq(expected.iter()), "{:?}", whole);
+                prop_assert_eq!(timetable.last_at_or_before(to, from), expected.last().copied());
+                prop_assert!(!timetable.describe().is_empty());
+            }
+        }
+    }
+}
+
+/// Pieces that cron texts are made of, and some that they are not.
+fn pieces() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        6 => (0..70_u32).prop_map(|n| n.to_string()),
+        4 => prop::sample::select(vec!["*", "/", "-", ",", "L", "W", "#", "?", "H", "(", ")", "LW", "L-", "*/", "@every ", "TZ=", "@"]).prop_map(str::to_owned),
+        2 => prop::sample::select(vec!["MON", "sun", "JAN", "dec", "FRIL", "1970", "2399", "99999999999", "0", "29 2", "30 2"]).prop_map(str::to_owned),
+        6 => Just(" ".to_owned()),
+        1 => any::<char>().prop_map(String::from),
+    ];
+    prop::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #![proptest_config(config(3_000))]
+
+    /// Whatever the text: no panic, and what is accepted can be asked anything. (In a release build: in a millisecond.)
+    #[test]
+    fn no_text_misbehaves(
+        text in prop_oneof![4 => pieces(), 1 => any::<String>(), 1 => "[0-9*/,LWH#?() -]{0,80}", 2 => "([0-9*]{1,2}([/,-][0-9]{1,2}){0,3} ){4,6}[0-7*]"],
+        zone in prop::sample::select(vec!["UTC", "Europe/Berlin", "Pacific/Apia"]),
+        from in -100_000_000_000..20_000_000_000_i64,
+    ) {
+        let from = DateTime::from_timestamp(from, 0).unwrap();
+        let spec = TimetableSpec::cron(text, zone);
+        let _ = Timetable::parse(&TimetableSpec::cron("* * * * *", zone), Uuid::nil()); // The zone's table is made once.
+        let ask = || {
+            let begun = Instant::now();
+            match Timetable::parse(&spec, Uuid::nil()) {
+                Err(errors) => assert!(!errors.is_empty() && errors.len() <= 16 && errors.iter().all(|e| e.message.len() < 300)),
+                Ok(timetable) => {
+                    if let Some(next) = timetable.next_after(from) {
+                        assert!(next > from);
+                    }
+                    assert!(timetable.describe().len() < 2_000);
+                }
+            }
+            begun.elapsed()
+        };
+        let mut spent = ask();
+        if !cfg!(debug_assertions) {
+            // The machine may have been busy: what is asked is whether it can be done in a millisecond.
+            for _ in 0..20 {
+                spent = spent.min(ask());
+            }
+            prop_assert!(spent < Duration::from_millis(1), "{:?} took {spent:?}", spec.specs);
+        }
+    }
+}

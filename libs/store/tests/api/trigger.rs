@@ -1,0 +1,107 @@
+//! Firing by hand.
+
+use anyhow::Result;
+use carillon_core::execution::Status;
+use carillon_store::idempotency::Key;
+use carillon_store::triggers::{self, NewTrigger};
+use carillon_store::{Error, executions, jobs};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::bench::Bench;
+
+pub(crate) fn new(job_id: Uuid) -> NewTrigger {
+    NewTrigger { job_id, payload: None, traceparent: None, created_by: String::new() }
+}
+
+#[tokio::test]
+async fn a_trigger_is_a_queued_execution_until_the_leader_takes_it() -> Result<()> {
+    let bench = Bench::new().await?;
+    let job = bench.job().await?;
+    let trigger = NewTrigger {
+        payload: Some(json!({"x": 1})),
+        traceparent: Some("00-a-b-01".into()),
+        created_by: "me".into(),
+        ..new(job.id)
+    };
+    let execution = triggers::create(&bench.store, &trigger, None).await?;
+    assert_eq!((execution.status, execution.attempt, execution.job_id), (Status::Queued, 1, job.id));
+    assert_eq!((execution.queue.as_str(), execution.max_retries), ("slow", 2));
+    assert_eq!(execution.id.get_version_num(), 8);
+    let row: (String, i16, serde_json::Value, String, String) = sqlx::query_as(
+        "SELECT queue, priority, payload, traceparent, created_by FROM job_triggers WHERE execution_id = $1",
+    )
+    .bind(execution.id)
+    .fetch_one(&bench.pool)
+    .await?;
+    assert_eq!(row, ("slow".into(), 2, json!({"x": 1}), "00-a-b-01".into(), "me".into()));
+
+    // As the claim does it.
+    sqlx::query(
+        "WITH t AS (DELETE FROM job_triggers RETURNING *)
+         INSERT INTO job_executions (id, job_id, status, scheduled_at) SELECT execution_id, job_id, 'QUEUED', fire_at FROM t",
+    )
+    .execute(&bench.pool)
+    .await?;
+    let claimed = executions::get(&bench.store, execution.id).await?;
+    assert_eq!(
+        (claimed.id, claimed.status, claimed.scheduled_at),
+        (execution.id, Status::Queued, execution.scheduled_at)
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_key_every_request_fires() -> Result<()> {
+    let bench = Bench::new().await?;
+    let job = bench.job().await?;
+    let first = triggers::create(&bench.store, &new(job.id), None).await?;
+    let second = triggers::create(&bench.store, &new(job.id), None).await?;
+    assert_ne!(first.id, second.id);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_leads_to_one_execution() -> Result<()> {
+    let bench = Bench::new().await?;
+    let job = bench.job().await?;
+    let key = |content: &str| Key {
+        scope: format!("trigger/{}", job.id),
+        key: "k".into(),
+        fingerprint: content.as_bytes().to_vec(),
+    };
+    let trigger = new(job.id);
+    let (first, second) = (key("a"), key("a"));
+    let (one, other) = tokio::try_join!(
+        triggers::create(&bench.store, &trigger, Some(&first)),
+        triggers::create(&bench.store, &trigger, Some(&second)),
+    )?;
+    assert_eq!(one.id, other.id);
+    assert_eq!(bench.count("job_triggers").await?, 1);
+    let reused = triggers::create(&bench.store, &trigger, Some(&key("b"))).await;
+    assert!(matches!(reused, Err(Error::KeyReused { .. })));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_deleted_or_unknown_job_is_not_fired_and_a_paused_or_completed_one_is() -> Result<()> {
+    let bench = Bench::new().await?;
+    let job = bench.job().await?;
+    jobs::pause(&bench.store, job.id).await?;
+    triggers::create(&bench.store, &new(job.id), None).await?;
+    let completed = bench.job().await?;
+    sqlx::query("UPDATE jobs SET status = 'COMPLETED', completed_at = now() WHERE id = $1")
+        .bind(completed.id)
+        .execute(&bench.pool)
+        .await?;
+    triggers::create(&bench.store, &new(completed.id), None).await?;
+    jobs::delete(&bench.store, job.id).await?;
+    let key = Key { scope: "s".into(), key: "k".into(), fingerprint: vec![1] };
+    let deleted = triggers::create(&bench.store, &new(job.id), Some(&key)).await;
+    assert!(matches!(deleted, Err(Error::FailedPrecondition(_))));
+    let unknown = triggers::create(&bench.store, &new(Uuid::from_u128(7)), Some(&key)).await;
+    assert!(matches!(unknown, Err(Error::NotFound { what: "job", .. })));
+    assert_eq!(bench.count("idempotency_keys").await?, 0, "a refused request does not use its key up");
+    assert_eq!(bench.count("job_triggers").await?, 1);
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! The settings of an executor; `config/default.toml` documents each.
+
+use std::time::Duration;
+
+use carillon_kit::config::{Checks, PostgresConfig, RedisConfig, Settings, duration};
+use serde::Deserialize;
+
+/// All settings.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Config {
+    /// Where Postgres is.
+    pub postgres: PostgresConfig,
+    /// Where Redis is.
+    pub redis: RedisConfig,
+    /// The executor's own.
+    pub executor: ExecutorConfig,
+    /// What all services must agree on.
+    pub protocol: ProtocolConfig,
+}
+
+/// The executor's own settings.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ExecutorConfig {
+    /// The queues that it serves.
+    pub queues: Vec<String>,
+    /// Executions held or running at once.
+    pub slots: u32,
+    /// Name in the consumer groups; empty = the host name.
+    pub name: String,
+    /// Threads that run handlers.
+    pub handler_threads: u32,
+    /// Ended attempts in one transaction, at most.
+    pub flush_max: u32,
+    /// Ended attempts waiting to be written, at most.
+    pub unrecorded_max: u32,
+    /// R13: an execution that killed this many executors fails.
+    pub lost_max: i16,
+    /// The shard whose streams are read.
+    pub shard: i16,
+}
+
+/// The times that the dispatch protocol rests on.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ProtocolConfig {
+    /// W.
+    #[serde(deserialize_with = "duration")]
+    pub window: Duration,
+    /// The lease of an executor.
+    #[serde(deserialize_with = "duration")]
+    pub lease: Duration,
+}
+
+impl Settings for Config {
+    fn check(&self, checks: &mut Checks) {
+        self.postgres.check(checks);
+        self.redis.check(checks);
+        let own = &self.executor;
+        checks.that(!own.queues.is_empty() && own.queues.len() <= 100, "executor.queues", "must name 1 to 100 queues");
+        for queue in &own.queues {
+            let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_.-".contains(c);
+            let right = (1..=63).contains(&queue.len()) && queue.chars().all(fits);
+            checks.that(right, "executor.queues", format!("\"{queue}\" must be 1 to 63 of a-z, 0-9, '_', '.', '-'"));
+        }
+        checks.that((1..=100_000).contains(&own.slots), "executor.slots", "must be 1 to 100000");
+        checks.that((1..=1_000).contains(&own.handler_threads), "executor.handler_threads", "must be 1 to 1000");
+        checks.that((1..=10_000).contains(&own.flush_max), "executor.flush_max", "must be 1 to 10000");
+        checks.that(own.unrecorded_max >= own.flush_max, "executor.unrecorded_max", "must be at least executor.flush_max");
+        checks.that(own.lost_max >= 1, "executor.lost_max", "must be at least 1");
+        checks.that(own.shard >= 0, "executor.shard", "must be 0 or more");
+        checks.that(self.protocol.window >= Duration::from_millis(200), "protocol.window", "must be at least 200ms");
+        checks.that(
+            self.protocol.lease >= self.protocol.window * 10,
+            "protocol.lease",
+            "must be at least ten times protocol.window",
+        );
+    }
+}

@@ -1,0 +1,603 @@
+//! The one owner of all that this executor has in hand: what is read comes in here, waits for its instant, starts, is
+//! stopped, and leaves for the recorder.
+//!
+//! A single task without locks; everything that takes time (Postgres, Redis, handlers) happens in others and comes back as a
+//! [`Message`]. So every decision of R8, R9, R13 and R23 is made in one place, in one order.
+//!
+//! Never early (R23): an entry starts once the database's clock has surely shown its instant. Never unseen: whatever makes
+//! an unstarted entry doubtful (a certificate that does not fit, a stall of this process, a broken connection, a change of
+//! its job) sends it through `checks.rs` first.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use carillon_core::execution::AttemptEnd;
+use carillon_core::take::Then;
+use carillon_store::recorder::{Held, Verdict};
+use carillon_stream::entry::EntryId;
+use carillon_stream::notices::Notice;
+use carillon_stream::reader::{Look, Received};
+use chrono::{DateTime, Utc};
+use metrics::{counter, gauge, histogram};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::boottime;
+use crate::checks::{self, Checked};
+use crate::handler::Logs;
+use crate::in_hand::{Item, Key, Origin, Running, State, Stop};
+use crate::recorder::ToRecord;
+use crate::runner::Ended;
+use crate::shared::Shared;
+
+/// A handler that was asked to stop is dropped after this.
+const STOP_GRACE: Duration = Duration::from_secs(1);
+/// A handler that runs for longer is shown RUNNING: longer than an idle flush takes.
+const SHOWN_AFTER: Duration = Duration::from_millis(20);
+/// Messages taken at once.
+const MESSAGES_MAX: usize = 512;
+
+/// What the engine hears.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// Entries, with slots filled for them.
+    Read(Arrival),
+    /// A handler has ended.
+    Ended(Key, Box<Ended>),
+    /// R10, R11: what became of what was handed to the recorder.
+    Recorded { started: Vec<(Key, Verdict)>, finished: Vec<(Key, Verdict)> },
+    /// R13: what became of a check.
+    Checked(Vec<(Key, Checked)>),
+    /// Payloads that did not travel in their entries.
+    Payloads(Vec<Key>, HashMap<Uuid, String>),
+    /// R23: Redis was looked at while something is held.
+    Looked(Look),
+    /// A hint.
+    Notice(Notice),
+    /// R14: which entries to renew, by line.
+    WhatIsHeld(oneshot::Sender<Vec<(usize, EntryId)>>),
+    /// R21: which handlers have started.
+    WhatHasStarted(oneshot::Sender<Vec<(Held, DateTime<Utc>)>>),
+    /// R21: which of them the new incarnation owns.
+    Reasserted(HashSet<Uuid>, Vec<Held>),
+}
+
+/// Entries on their way in.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub entries: Vec<Received>,
+    /// Behind a read; `None` for what did not come by one.
+    pub look: Option<Look>,
+    pub origin: Origin,
+    /// When the read was answered, on a clock that goes on while the machine sleeps.
+    pub read_at: Duration,
+}
+
+/// See the module.
+pub(crate) struct Engine {
+    shared: Arc<Shared>,
+    incoming: mpsc::UnboundedReceiver<Message>,
+    own: mpsc::UnboundedSender<Message>,
+    recorder: mpsc::UnboundedSender<ToRecord>,
+    shutdown: CancellationToken,
+    items: HashMap<Key, Item>,
+    starts: BinaryHeap<Reverse<(Instant, Key)>>,
+    deadlines: BinaryHeap<Reverse<(Instant, Key)>>,
+    to_show: VecDeque<(Instant, Key)>,
+    /// R17: cancels heard of, for entries in hand.
+    cancelled: HashSet<Uuid>,
+    last_awake: Duration,
+    next_check: Instant,
+    drain_until: Option<Instant>,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        incoming: mpsc::UnboundedReceiver<Message>,
+        own: mpsc::UnboundedSender<Message>,
+        recorder: mpsc::UnboundedSender<ToRecord>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            shared,
+            incoming,
+            own,
+            recorder,
+            shutdown,
+            items: HashMap::new(),
+            starts: BinaryHeap::new(),
+            deadlines: BinaryHeap::new(),
+            to_show: VecDeque::new(),
+            cancelled: HashSet::new(),
+            last_awake: boottime::now(),
+            next_check: Instant::now(),
+            drain_until: None,
+        }
+    }
+
+    /// Runs until the process stops and all that runs has ended or is handed back.
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        let mut messages = Vec::with_capacity(MESSAGES_MAX);
+        let mut contact = self.shared.incarnation.changes();
+        loop {
+            let wake = self.next_wake();
+            tokio::select! {
+                biased;
+                count = self.incoming.recv_many(&mut messages, MESSAGES_MAX) => if count == 0 { return Ok(()) },
+                () = self.shutdown.cancelled(), if self.drain_until.is_none() => self.begin_drain(),
+                _ = contact.changed() => {}
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+            self.guard_against_stalls();
+            if !contact.borrow_and_update().unbroken {
+                self.doubt_all_unstarted();
+            }
+            for message in messages.drain(..) {
+                self.hear(message);
+            }
+            let now = Instant::now();
+            self.start_due(now);
+            self.stop_overdue(now);
+            self.show_running(now);
+            if now >= self.next_check {
+                self.next_check = now + self.shared.window / 4;
+                self.check_doubtful(now);
+                self.look_while_holding();
+                gauge!("carillon_executor_slots_used").set(u32::try_from(self.shared.slots.used()).unwrap_or(u32::MAX));
+                gauge!("carillon_executor_unrecorded").set(u32::try_from(self.shared.slots.unrecorded()).unwrap_or(u32::MAX));
+            }
+            if self.drain_until.is_some() && self.is_drained(now) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        let mut wake = self.next_check.min(Instant::now() + self.shared.window / 8);
+        if let Some(Reverse((at, _))) = self.starts.peek()
+            && self.shared.incarnation.may_start(self.shared.lease)
+        {
+            wake = wake.min(*at);
+        }
+        if let Some(Reverse((at, _))) = self.deadlines.peek() {
+            wake = wake.min(*at);
+        }
+        if let Some((at, _)) = self.to_show.front() {
+            wake = wake.min(*at);
+        }
+        if let Some(until) = self.drain_until {
+            wake = wake.min(until);
+        }
+        wake
+    }
+
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::Read(arrival) => self.arrive(arrival),
+            Message::Ended(key, ended) => self.ended(key, *ended),
+            Message::Recorded { started, finished } => self.recorded(&started, &finished),
+            Message::Checked(checked) => self.checked(checked),
+            Message::Payloads(asked, payloads) => self.payloads(&asked, payloads),
+            Message::Looked(look) => self.looked(&look),
+            Message::Notice(notice) => self.noticed(&notice),
+            Message::WhatIsHeld(answer) => {
+                let held = self.items.values().map(|item| (item.line, item.id)).collect();
+                // Whoever asked may have given up.
+                let _ = answer.send(held);
+            }
+            Message::WhatHasStarted(answer) => {
+                let started = self.items.values().filter_map(|item| match &item.state {
+                    State::Running(running) => Some((item.held(), running.started_at)),
+                    State::Ended { started_at } => started_at.map(|at| (item.held(), at)),
+                    State::Doubtful { .. } | State::Held => None,
+                });
+                let _ = answer.send(started.collect());
+            }
+            Message::Reasserted(kept, asked) => self.reasserted(&kept, &asked),
+        }
+    }
+
+    /// R8: which of what was read is ordinary.
+    fn arrive(&mut self, arrival: Arrival) {
+        let now = Instant::now();
+        let stale = boottime::now().saturating_sub(arrival.read_at) > self.shared.window / 2;
+        let mut without_payload = Vec::new();
+        for received in arrival.entries {
+            let Received { line, id, entry } = received;
+            let key = Key { execution: entry.execution, claim: entry.claim };
+            if self.drain_until.is_some() || self.items.contains_key(&key) {
+                // In hand already, or not to be started any more: it stays pending.
+                self.shared.slots.release(1);
+                continue;
+            }
+            let in_doubt = arrival.look.as_ref().is_none_or(|look| !look.certified || id.number <= look.doubt);
+            let doubtful = in_doubt || entry.again || arrival.origin == Origin::Pending || stale;
+            // R13: for one that a read brought and the certificate throws doubt on, the wait counts from the certificate.
+            let since = match &arrival.look {
+                Some(look) if look.certified && id.number <= look.doubt && arrival.origin == Origin::New => {
+                    now.checked_sub(look.certificate_age).unwrap_or(now)
+                }
+                _ => now,
+            };
+            if arrival.look.as_ref().is_some_and(|look| look.cancelled.contains(&entry.execution)) {
+                self.cancelled.insert(entry.execution);
+            }
+            if entry.payload.is_none() {
+                without_payload.push(key);
+            }
+            let state = if doubtful { State::Doubtful { since, checking: false } } else { State::Held };
+            self.items.insert(key, Item { line, id, entry, take: 0, state });
+            if doubtful {
+                counter!("carillon_executor_doubtful_total").increment(1);
+            } else {
+                self.hold(key);
+            }
+        }
+        if !without_payload.is_empty() {
+            checks::fetch_payloads(&self.shared, without_payload, self.own.clone());
+        }
+    }
+
+    /// R23: an ordinary or taken entry waits for its instant.
+    fn hold(&mut self, key: Key) {
+        let Some(item) = self.items.get_mut(&key) else { return };
+        item.state = State::Held;
+        let at = self.shared.incarnation.clock().get().surely_reached(item.entry.not_before);
+        self.starts.push(Reverse((at, key)));
+    }
+
+    fn start_due(&mut self, now: Instant) {
+        if !self.shared.incarnation.may_start(self.shared.lease) {
+            // R9: nothing starts; what is due is looked at again when the contact is back.
+            return;
+        }
+        while let Some(Reverse((at, key))) = self.starts.peek().copied()
+            && at <= now
+        {
+            self.starts.pop();
+            let Some(item) = self.items.get(&key) else { continue };
+            if !matches!(item.state, State::Held) || item.entry.payload.is_none() {
+                continue;
+            }
+            let surely = self.shared.incarnation.clock().get().surely_reached(item.entry.not_before);
+            if surely > now {
+                // The clock was measured anew since.
+                self.starts.push(Reverse((surely, key)));
+            } else if self.cancelled.contains(&key.execution) {
+                self.finish_unstarted(key, AttemptEnd::Cancelled, "cancelled before it started");
+            } else {
+                self.start(key, now);
+            }
+        }
+    }
+
+    fn start(&mut self, key: Key, now: Instant) {
+        let clock = self.shared.incarnation.clock().clone();
+        let Some(item) = self.items.get_mut(&key) else { return };
+        let Some(handler) = self.shared.registry.get(&item.entry.handler) else {
+            let offered = self.shared.registry.names().join(", ");
+            let why = format!("no executor here offers the handler \"{}\" (offered: {offered})", item.entry.handler);
+            self.finish_unstarted(key, AttemptEnd::Failed { retry: false }, &why);
+            return;
+        };
+        let started_at = clock.now();
+        let cancelled = CancellationToken::new();
+        let context = self.shared.context(&item.entry, cancelled.clone(), Arc::new(Logs::default()));
+        let Some(threads) = self.shared.threads.handle() else { return };
+        let engine = self.own.clone();
+        let task = threads.spawn(async move {
+            let ended = crate::runner::run(handler, context).await;
+            // The engine outlives every handler that is waited for.
+            let _ = engine.send(Message::Ended(key, Box::new(ended)));
+        });
+        let abort = task.abort_handle();
+        if item.entry.attempt == 1 {
+            let late = started_at - item.entry.scheduled_at;
+            histogram!("carillon_execution_lateness_seconds").record(late.to_std().unwrap_or_default().as_secs_f64());
+        }
+        let timeout = Duration::from_millis(u64::from(item.entry.timeout_ms));
+        item.state = State::Running(Running { started_at, started: now, cancelled, abort, stopping: None });
+        self.deadlines.push(Reverse((now + timeout, key)));
+        self.to_show.push_back((now + SHOWN_AFTER, key));
+    }
+
+    /// R10: what outlived a flush is shown RUNNING.
+    fn show_running(&mut self, now: Instant) {
+        while let Some((at, key)) = self.to_show.front().copied()
+            && at <= now
+        {
+            self.to_show.pop_front();
+            let Some(item) = self.items.get(&key) else { continue };
+            // One that was taken says RUNNING already.
+            if let State::Running(running) = &item.state
+                && item.take == 0
+                && running.started + SHOWN_AFTER <= now
+            {
+                let what = carillon_store::recorder::Started { held: item.held(), started_at: running.started_at };
+                let _ = self.recorder.send(ToRecord::Started(key, what));
+            }
+        }
+    }
+
+    /// Time-outs, and handlers that were asked to stop and did not.
+    fn stop_overdue(&mut self, now: Instant) {
+        while let Some(Reverse((at, key))) = self.deadlines.peek().copied()
+            && at <= now
+        {
+            self.deadlines.pop();
+            let Some(item) = self.items.get(&key) else { continue };
+            let State::Running(running) = &item.state else { continue };
+            if running.stopping.is_none() {
+                self.ask_to_stop(key, Stop::TimedOut);
+            } else {
+                running.abort.abort();
+                self.ended_by_force(key);
+            }
+        }
+    }
+
+    /// Asks a handler to stop; it is dropped a little later if it does not.
+    fn ask_to_stop(&mut self, key: Key, why: Stop) {
+        let Some(Item { state: State::Running(running), .. }) = self.items.get_mut(&key) else { return };
+        if running.stopping.is_some() {
+            return;
+        }
+        running.stopping = Some(why);
+        running.cancelled.cancel();
+        self.deadlines.push(Reverse((Instant::now() + STOP_GRACE, key)));
+    }
+
+    fn ended_by_force(&mut self, key: Key) {
+        let Some(item) = self.items.get(&key) else { return };
+        let State::Running(running) = &item.state else { return };
+        let mut ended = Ended::without_run(AttemptEnd::Cancelled, self.shared.incarnation.clock().now());
+        ended.started_at = Some(running.started_at);
+        warn!(execution.id = %key.execution, "the handler did not stop when it was asked to: it is dropped");
+        self.ended(key, ended);
+    }
+
+    fn ended(&mut self, key: Key, mut ended: Ended) {
+        let Some(item) = self.items.get(&key) else { return };
+        // A handler that was dropped by force has ended already.
+        let State::Running(running) = &item.state else { return };
+        match running.stopping {
+            Some(Stop::Lost) => {
+                self.let_go(key);
+                return;
+            }
+            Some(Stop::TimedOut) => {
+                ended.end = AttemptEnd::TimedOut;
+                ended.result = None;
+                ended.error = Some(format!("timed out after {} ms", item.entry.timeout_ms));
+            }
+            Some(Stop::Cancelled) => {
+                ended.end = AttemptEnd::Cancelled;
+                ended.result = None;
+                ended.error = None;
+                ended.reason = Some("cancelled while it ran".into());
+            }
+            None => {}
+        }
+        self.shared.slots.release(1);
+        self.hand_to_recorder(key, ended);
+    }
+
+    fn finish_unstarted(&mut self, key: Key, end: AttemptEnd, why: &str) {
+        let mut ended = Ended::without_run(end, self.shared.incarnation.clock().now());
+        if matches!(end, AttemptEnd::Failed { .. }) {
+            ended.error = Some(why.to_owned());
+        } else {
+            ended.reason = Some(why.to_owned());
+        }
+        self.shared.slots.release(1);
+        self.hand_to_recorder(key, ended);
+    }
+
+    fn hand_to_recorder(&mut self, key: Key, ended: Ended) {
+        let Some(item) = self.items.get_mut(&key) else { return };
+        item.state = State::Ended { started_at: ended.started_at };
+        let was_cancelled = self.cancelled.remove(&key.execution);
+        let entry = self.shared.finished(item, ended, was_cancelled);
+        self.shared.slots.to_record();
+        let _ = self.recorder.send(ToRecord::Finished(Box::new(entry)));
+    }
+
+    fn recorded(&mut self, started: &[(Key, Verdict)], finished: &[(Key, Verdict)]) {
+        for (key, verdict) in started {
+            match verdict {
+                Verdict::Running { cancel_requested: false } | Verdict::Recorded(_) => {}
+                Verdict::Running { cancel_requested: true } => self.ask_to_stop(*key, Stop::Cancelled),
+                Verdict::Over { .. } | Verdict::Lost => {
+                    warn!(execution.id = %key.execution, "somebody else has this execution: its handler is stopped");
+                    self.ask_to_stop(*key, Stop::Lost);
+                }
+            }
+        }
+        for (key, _) in finished {
+            self.items.remove(key);
+        }
+    }
+
+    /// Forgets an entry: it stays pending under this consumer, and is looked at again with the others (R8).
+    fn let_go(&mut self, key: Key) {
+        if self.items.remove(&key).is_some() {
+            self.shared.slots.release(1);
+            self.cancelled.remove(&key.execution);
+        }
+    }
+
+    /// R13, the I/O of which is in `checks.rs`.
+    fn check_doubtful(&mut self, now: Instant) {
+        let contact = self.shared.incarnation.contact();
+        if !self.shared.incarnation.may_start(self.shared.lease) {
+            return;
+        }
+        let mut asked = Vec::new();
+        for (key, item) in &mut self.items {
+            if let State::Doubtful { since, checking } = &mut item.state
+                && !*checking
+            {
+                // Counted only while one's own contact is unbroken.
+                let waited = now.saturating_duration_since((*since).max(contact.since)) >= self.shared.window;
+                *checking = true;
+                asked.push((*key, waited));
+            }
+        }
+        if !asked.is_empty() {
+            checks::check(&self.shared, asked, self.own.clone());
+        }
+    }
+
+    fn checked(&mut self, checked: Vec<(Key, Checked)>) {
+        for (key, outcome) in checked {
+            let Some(item) = self.items.get_mut(&key) else { continue };
+            let State::Doubtful { checking, .. } = &mut item.state else { continue };
+            *checking = false;
+            match outcome {
+                Checked::Wait => {}
+                Checked::Leave => self.let_go(key),
+                Checked::Over => {
+                    checks::acknowledge(&self.shared, item.line, item.id);
+                    self.let_go(key);
+                }
+                Checked::Taken(take, then) => {
+                    item.take = take;
+                    counter!("carillon_executor_taken_total").increment(1);
+                    match then {
+                        Then::Start => self.hold(key),
+                        Then::Cancel => self.finish_unstarted(key, AttemptEnd::Cancelled, "cancelled before it started"),
+                        Then::Skip => self.finish_unstarted_as_is(key),
+                        Then::Fail => self.finish_unstarted(
+                            key,
+                            AttemptEnd::Failed { retry: false },
+                            "every executor that ran it died: it is not run again",
+                        ),
+                    }
+                }
+            }
+        }
+    }
+
+    /// R23: the reason was written by whoever withdrew it.
+    fn finish_unstarted_as_is(&mut self, key: Key) {
+        let ended = Ended::without_run(AttemptEnd::Skipped, self.shared.incarnation.clock().now());
+        self.shared.slots.release(1);
+        self.hand_to_recorder(key, ended);
+    }
+
+    fn payloads(&mut self, asked: &[Key], mut payloads: HashMap<Uuid, String>) {
+        for key in asked {
+            let Some(item) = self.items.get_mut(key) else { continue };
+            item.entry.payload =
+                payloads.remove(&key.execution).and_then(|text| serde_json::value::RawValue::from_string(text).ok());
+            if item.entry.payload.is_none() {
+                // Unknown to Postgres: a check finds it over.
+                item.state = State::Doubtful { since: Instant::now(), checking: false };
+            } else if matches!(item.state, State::Held) {
+                self.hold(*key);
+            }
+        }
+    }
+
+    fn noticed(&mut self, notice: &Notice) {
+        match notice {
+            Notice::JobChanged(job) => self.doubt(|item| item.entry.job == *job),
+            Notice::Cancel(execution) => {
+                let keys: Vec<Key> = self.items.keys().filter(|key| key.execution == *execution).copied().collect();
+                for key in keys {
+                    self.cancelled.insert(*execution);
+                    self.ask_to_stop(key, Stop::Cancelled);
+                }
+            }
+            // Something may have been changed meanwhile.
+            Notice::Missed => self.doubt(|_| true),
+            Notice::Wake | Notice::Ended => {}
+        }
+    }
+
+    /// R23: while anything is held, Redis is looked at each W/4.
+    fn look_while_holding(&self) {
+        if self.items.values().any(|item| matches!(item.state, State::Held)) {
+            checks::look(&self.shared, self.own.clone());
+        }
+    }
+
+    fn looked(&mut self, look: &Look) {
+        // One that was taken says RUNNING here: whatever Redis forgets, nobody else starts it.
+        self.doubt(|item| item.take == 0 && (!look.certified || item.id.number <= look.doubt));
+        for execution in &look.cancelled {
+            self.noticed(&Notice::Cancel(*execution));
+        }
+    }
+
+    fn reasserted(&mut self, kept: &HashSet<Uuid>, asked: &[Held]) {
+        for held in asked.iter().filter(|held| !kept.contains(&held.execution)) {
+            self.ask_to_stop(Key { execution: held.execution, claim: held.claim }, Stop::Lost);
+        }
+    }
+
+    /// R9: a process that stood still makes doubtful what it had read and not started.
+    fn guard_against_stalls(&mut self) {
+        let awake = boottime::now();
+        let gap = awake.saturating_sub(self.last_awake);
+        self.last_awake = awake;
+        if gap > self.shared.window / 2 {
+            warn!(gap_ms = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX), "this process stood still: what it held is checked");
+            self.doubt_all_unstarted();
+        }
+    }
+
+    fn doubt_all_unstarted(&mut self) {
+        self.doubt(|_| true);
+    }
+
+    fn doubt(&mut self, which: impl Fn(&Item) -> bool) {
+        let now = Instant::now();
+        for item in self.items.values_mut() {
+            if matches!(item.state, State::Held) && which(item) {
+                item.state = State::Doubtful { since: now, checking: false };
+                counter!("carillon_executor_doubtful_total").increment(1);
+            }
+        }
+    }
+
+    /// R18: nothing more starts; what waits is handed back at once, what runs gets the grace.
+    fn begin_drain(&mut self) {
+        let grace = self.shared.grace.saturating_sub(Duration::from_secs(2)).max(self.shared.grace / 2);
+        self.drain_until = Some(Instant::now() + grace);
+        let unstarted: Vec<Key> = self.items.values().filter(|item| item.is_unstarted()).map(Item::key).collect();
+        info!(handed_back = unstarted.len(), running = self.items.len() - unstarted.len(), "stopping: nothing more starts");
+        for key in unstarted {
+            self.let_go(key);
+        }
+    }
+
+    fn is_drained(&mut self, now: Instant) -> bool {
+        let running: Vec<Key> = self
+            .items
+            .values()
+            .filter(|item| matches!(item.state, State::Running(_)))
+            .map(Item::key)
+            .collect();
+        if running.is_empty() {
+            return true;
+        }
+        if self.drain_until.is_some_and(|until| now >= until) {
+            warn!(handed_back = running.len(), "the grace is over: what still runs is stopped and handed back");
+            for key in running {
+                if let Some(Item { state: State::Running(running), .. }) = self.items.get(&key) {
+                    running.cancelled.cancel();
+                    running.abort.abort();
+                }
+                self.let_go(key);
+            }
+            return true;
+        }
+        false
+    }
+}

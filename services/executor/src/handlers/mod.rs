@@ -1,0 +1,21 @@
+//! The handlers that come with every executor.
+
+mod health;
+mod test;
+
+use carillon_store::Store;
+use carillon_stream::Redis;
+
+use crate::handler::Registry;
+
+/// The built-in handlers.
+pub fn built_in(store: &Store, redis: &Redis, queues: &[String]) -> Registry {
+    Registry::new()
+        .with("health:check", health::Check::new(store.clone(), redis.clone(), queues))
+        .with("test:echo", test::Echo)
+        .with("test:sleep", test::Sleep { cancellable: true })
+        .with("test:stubborn", test::Sleep { cancellable: false })
+        .with("test:fail", test::Fail)
+        .with("test:panic", test::Panic)
+        .with("test:block", test::Block)
+}

@@ -1,0 +1,101 @@
+//! Handlers for samples and tests: one that echoes, some that sleep, fail, panic and block.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::handler::{Context, Failure, Handler};
+
+/// `test:echo` returns its payload.
+pub(super) struct Echo;
+
+#[async_trait]
+impl Handler for Echo {
+    async fn run(&self, context: &Context) -> Result<Value, Failure> {
+        context.payload()
+    }
+}
+
+#[derive(Deserialize)]
+struct For {
+    #[serde(default)]
+    ms: u64,
+}
+
+/// `test:sleep {"ms"}` sleeps; `test:stubborn` does not hear of a cancel.
+pub(super) struct Sleep {
+    pub(super) cancellable: bool,
+}
+
+#[async_trait]
+impl Handler for Sleep {
+    async fn run(&self, context: &Context) -> Result<Value, Failure> {
+        let For { ms } = context.payload()?;
+        let sleep = tokio::time::sleep(Duration::from_millis(ms));
+        if !self.cancellable {
+            sleep.await;
+            return Ok(json!({ "slept_ms": ms }));
+        }
+        tokio::select! {
+            () = sleep => Ok(json!({ "slept_ms": ms })),
+            () = context.cancelled.cancelled() => Err(Failure::new("asked to stop")),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct FailHow {
+    times: Option<u32>,
+    #[serde(default = "some_message")]
+    message: String,
+}
+
+fn some_message() -> String {
+    "asked to fail".into()
+}
+
+/// `test:fail {"times", "message"}` fails the first `times` attempts, or all.
+pub(super) struct Fail;
+
+#[async_trait]
+impl Handler for Fail {
+    async fn run(&self, context: &Context) -> Result<Value, Failure> {
+        let how: FailHow = context.payload()?;
+        if how.times.is_none_or(|times| context.attempt <= times) {
+            context.warn(format!("attempt {} fails as asked", context.attempt));
+            return Err(Failure::new(how.message));
+        }
+        Ok(json!({ "attempt": context.attempt }))
+    }
+}
+
+#[derive(Deserialize)]
+struct PanicHow {
+    #[serde(default = "some_message")]
+    message: String,
+}
+
+/// `test:panic {"message"}` panics.
+pub(super) struct Panic;
+
+#[async_trait]
+impl Handler for Panic {
+    async fn run(&self, context: &Context) -> Result<Value, Failure> {
+        let PanicHow { message } = context.payload()?;
+        panic!("{message}");
+    }
+}
+
+/// `test:block {"ms"}` blocks its thread.
+pub(super) struct Block;
+
+#[async_trait]
+impl Handler for Block {
+    async fn run(&self, context: &Context) -> Result<Value, Failure> {
+        let For { ms } = context.payload()?;
+        std::thread::sleep(Duration::from_millis(ms));
+        Ok(json!({ "blocked_ms": ms }))
+    }
+}

@@ -1,0 +1,100 @@
+//! What this executor has in hand: every entry that it has read and not yet let go of.
+
+use std::time::Instant;
+
+use carillon_store::recorder::Held;
+use carillon_stream::entry::{Entry, EntryId};
+use chrono::{DateTime, Utc};
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// An attempt of an execution: what two entries that mean the same share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub execution: Uuid,
+    /// R0.
+    pub claim: i64,
+}
+
+/// How an entry came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// By a read of new entries.
+    New,
+    /// From one's own pending entries (R8), or from another's (R15): always doubtful.
+    Pending,
+}
+
+/// One entry in hand.
+#[derive(Debug)]
+pub(crate) struct Item {
+    /// Index of its line.
+    pub line: usize,
+    /// Its id in the stream.
+    pub id: EntryId,
+    /// What it says.
+    pub entry: Entry,
+    /// R0: 0 for an ordinary one, else as it was taken.
+    pub take: i32,
+    /// Where it stands.
+    pub state: State,
+}
+
+/// Where an entry in hand stands.
+#[derive(Debug)]
+pub(crate) enum State {
+    /// To be checked in Postgres before it starts (R13).
+    Doubtful {
+        /// From when the wait for every healthy executor's RUNNING counts.
+        since: Instant,
+        /// A check is under way.
+        checking: bool,
+    },
+    /// Waits for its instant (R23), or for its payload.
+    Held,
+    /// Its handler runs.
+    Running(Running),
+    /// Its end waits to be written.
+    Ended {
+        /// When its handler started, if it did.
+        started_at: Option<DateTime<Utc>>,
+    },
+}
+
+/// A handler that runs.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub started_at: DateTime<Utc>,
+    pub started: Instant,
+    pub cancelled: CancellationToken,
+    pub abort: AbortHandle,
+    /// Why it was asked to stop.
+    pub stopping: Option<Stop>,
+}
+
+/// Why a handler is asked to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// It took too long.
+    TimedOut,
+    /// A cancel was requested.
+    Cancelled,
+    /// Somebody else has its execution, or it is over: nothing of it is recorded.
+    Lost,
+}
+
+impl Item {
+    pub(crate) const fn key(&self) -> Key {
+        Key { execution: self.entry.execution, claim: self.entry.claim }
+    }
+
+    pub(crate) const fn held(&self) -> Held {
+        Held { execution: self.entry.execution, claim: self.entry.claim, take: self.take }
+    }
+
+    /// R8: what makes an entry that was read doubtful, beside the look.
+    pub(crate) const fn is_unstarted(&self) -> bool {
+        matches!(self.state, State::Doubtful { .. } | State::Held)
+    }
+}

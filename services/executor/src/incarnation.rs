@@ -1,0 +1,121 @@
+//! What this executor is to Postgres right now: its incarnation, whether its contact is unbroken, and the database's clock.
+//!
+//! R14, R21: a broken connection ends an incarnation. Whoever notices says so with [`Incarnation::broke`] and waits with
+//! [`Incarnation::unbroken`]; `lease.rs` makes the next one.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use carillon_store::clock::DbClock;
+use chrono::{DateTime, Utc};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+/// The state of the contact.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Contact {
+    /// The incarnation.
+    pub worker: Uuid,
+    /// No connection broke since this incarnation began.
+    pub unbroken: bool,
+    /// Since when.
+    pub since: Instant,
+    /// The last beat that Postgres has taken.
+    pub last_beat: Instant,
+}
+
+/// The contact, shared by all parts of the executor.
+#[derive(Clone, Debug)]
+pub(crate) struct Incarnation {
+    contact: watch::Sender<Contact>,
+    clock: Clock,
+}
+
+/// The database's clock, shared.
+#[derive(Clone, Debug)]
+pub(crate) struct Clock(Arc<Mutex<DbClock>>);
+
+impl Clock {
+    pub(crate) fn get(&self) -> DbClock {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn now(&self) -> DateTime<Utc> {
+        self.get().now()
+    }
+
+    fn hear(&self, newer: DbClock) {
+        let mut clock = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *clock = clock.or_better(newer);
+    }
+}
+
+impl Incarnation {
+    /// The first.
+    pub(crate) fn begin(worker: Uuid, clock: DbClock) -> Self {
+        let now = Instant::now();
+        let contact = Contact { worker, unbroken: true, since: now, last_beat: now };
+        Self { contact: watch::Sender::new(contact), clock: Clock(Arc::new(Mutex::new(clock))) }
+    }
+
+    pub(crate) fn contact(&self) -> Contact {
+        *self.contact.borrow()
+    }
+
+    pub(crate) const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// R14: Postgres has taken a beat that was sent at `sent`.
+    pub(crate) fn beat(&self, sent: Instant, clock: DbClock) {
+        self.clock.hear(clock);
+        self.contact.send_modify(|contact| contact.last_beat = sent);
+    }
+
+    /// A connection to Postgres broke, or its outcome is not known.
+    pub(crate) fn broke(&self, worker: Uuid) {
+        self.contact.send_if_modified(|contact| {
+            let news = contact.unbroken && contact.worker == worker;
+            contact.unbroken &= !news;
+            news
+        });
+    }
+
+    /// R21: the next incarnation.
+    pub(crate) fn succeed(&self, worker: Uuid) {
+        let now = Instant::now();
+        self.contact.send_replace(Contact { worker, unbroken: true, since: now, last_beat: now });
+    }
+
+    /// R9: whether anything may be read or started.
+    pub(crate) fn may_start(&self, lease: Duration) -> bool {
+        let contact = self.contact();
+        contact.unbroken && contact.last_beat.elapsed() < lease / 2
+    }
+
+    /// Waits until the contact is unbroken, and says as whom.
+    pub(crate) async fn unbroken(&self) -> Contact {
+        let mut changes = self.contact.subscribe();
+        loop {
+            let contact = *changes.borrow_and_update();
+            if contact.unbroken || changes.changed().await.is_err() {
+                return contact;
+            }
+        }
+    }
+
+    /// Waits until the contact breaks.
+    pub(crate) async fn broken(&self) {
+        let mut changes = self.contact.subscribe();
+        while changes.borrow_and_update().unbroken {
+            if changes.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Hears of each change.
+    pub(crate) fn changes(&self) -> watch::Receiver<Contact> {
+        self.contact.subscribe()
+    }
+}

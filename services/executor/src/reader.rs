@@ -1,0 +1,177 @@
+//! R8: the reading loop. Reads what slots are free for, by priority, and hands it to the engine with what Redis says of
+//! itself. A read is never cancelled in mid-flight; a stop takes effect between two.
+//!
+//! At start, after each reconnect and each lease/4 it lists its own pending entries: a reply that was lost on the way, an
+//! acknowledgement that did not arrive, an entry that was let go.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use carillon_core::read_plan::{Plan, ReadPlan};
+use carillon_stream::reader::{Read, Reader};
+use carillon_stream::{EntryId, Error};
+use metrics::counter;
+use tokio::sync::{broadcast, mpsc};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use crate::boottime;
+use crate::engine::{Arrival, Message};
+use crate::in_hand::Origin;
+use crate::shared::Shared;
+
+/// How long a read waits for something to come: no longer, since a stop waits for it.
+pub(crate) const BLOCK: Duration = Duration::from_millis(500);
+/// Entries of one read, at most.
+const READ_MAX: usize = 1_000;
+/// After a read that failed.
+const FAILED_PAUSE: Duration = Duration::from_millis(100);
+/// Unreadable entries remembered, so that each is reported once.
+const ASIDE_MAX: usize = 10_000;
+
+/// The loop.
+pub(crate) struct ReadingLoop {
+    shared: Arc<Shared>,
+    reader: Reader,
+    plan: ReadPlan,
+    engine: mpsc::UnboundedSender<Message>,
+    shutdown: CancellationToken,
+    aside: HashSet<String>,
+    failing: bool,
+}
+
+impl ReadingLoop {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        engine: mpsc::UnboundedSender<Message>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let reader = Reader::new(&shared.redis, shared.consumer.clone(), &shared.lines, BLOCK)?;
+        let priorities: Vec<_> = shared.lines.iter().map(|line| line.priority).collect();
+        let plan = ReadPlan::new(&priorities);
+        Ok(Self { shared, reader, plan, engine, shutdown, aside: HashSet::new(), failing: false })
+    }
+
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        let mut reconnects = self.reader.reconnects();
+        let mut own_due = Instant::now();
+        while !self.shutdown.is_cancelled() {
+            if !self.shared.incarnation.may_start(self.shared.lease) {
+                // R9: read nothing.
+                self.pause(self.shared.window / 8).await;
+                continue;
+            }
+            if has_reconnected(&mut reconnects) {
+                own_due = Instant::now();
+            }
+            let free = tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                free = self.shared.slots.wait_free() => free,
+            };
+            let outcome = if Instant::now() >= own_due {
+                own_due = Instant::now() + self.shared.lease / 4;
+                self.list_own().await
+            } else {
+                self.read(free.min(READ_MAX)).await
+            };
+            if let Err(error) = outcome {
+                own_due = Instant::now();
+                self.failed(error).await;
+            } else {
+                self.failing = false;
+            }
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self, free: usize) -> Result<(), Error> {
+        let plan = self.plan.next(free);
+        let read = self.reader.read(&plan).await?;
+        for (line, got) in read.counts.iter().enumerate() {
+            let asked = match &plan {
+                Plan::Drain(shares) => shares[line],
+                Plan::Wait(each) => *each,
+            };
+            self.plan.learn(line, asked, *got);
+        }
+        self.hand_in(read, Origin::New);
+        Ok(())
+    }
+
+    async fn list_own(&mut self) -> Result<(), Error> {
+        for line in 0..self.shared.lines.len() {
+            let mut after: Option<EntryId> = None;
+            loop {
+                let free = self.shared.slots.free().min(READ_MAX);
+                if free == 0 || self.shutdown.is_cancelled() {
+                    // The rest at the next turn: what is in hand fills the slots.
+                    break;
+                }
+                let read = self.reader.own_pending(line, after, free).await?;
+                let got = read.counts[line];
+                after = read.entries.last().map(|received| received.id);
+                self.hand_in(read, Origin::Pending);
+                if got < free || after.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hand_in(&mut self, read: Read, origin: Origin) {
+        for aside in &read.set_aside {
+            if self.aside.len() < ASIDE_MAX && self.aside.insert(aside.id.clone()) {
+                counter!("carillon_executor_set_aside_total").increment(1);
+                let line = &self.shared.lines[aside.line];
+                error!(stream = %line, entry = aside.id, "an entry cannot be read and is set aside: {}", aside.why);
+            }
+        }
+        if read.entries.is_empty() {
+            return;
+        }
+        self.shared.slots.fill(read.entries.len());
+        let look = (origin == Origin::New).then_some(read.look);
+        let arrival = Arrival { entries: read.entries, look, origin, read_at: boottime::now() };
+        // If the engine is gone the process ends, and the entries are found pending.
+        let _ = self.engine.send(Message::Read(arrival));
+    }
+
+    async fn failed(&mut self, error: Error) {
+        match error {
+            // R22.
+            Error::NoGroup(_) => {
+                match self.reader.create_missing().await {
+                    Ok(0) => {}
+                    Ok(groups) => warn!(groups, "consumer groups are missing: the leader is asked to certify redis anew"),
+                    Err(error) => warn!("streams are missing and cannot be created: {:#}", anyhow::Error::from(error)),
+                }
+                let _ = self.shared.redis.wake().await;
+            }
+            error => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    warn!("cannot read, trying again: {:#}", anyhow::Error::from(error));
+                }
+            }
+        }
+        self.pause(FAILED_PAUSE).await;
+    }
+
+    async fn pause(&self, duration: Duration) {
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            () = tokio::time::sleep(duration) => {}
+        }
+    }
+}
+
+fn has_reconnected<T: Clone>(reconnects: &mut broadcast::Receiver<T>) -> bool {
+    let mut any = false;
+    loop {
+        match reconnects.try_recv() {
+            Ok(_) | Err(broadcast::error::TryRecvError::Lagged(_)) => any = true,
+            Err(_) => return any,
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! R15: takes over what another executor has left: at once what one that ended handed back, after a lease what one holds that
+//! neither renews its entries in Redis nor beats in Postgres. Two witnesses: a stale replica spoils the first, an outage of
+//! Postgres the second.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use carillon_core::line::Line;
+use carillon_stream::EntryId;
+use carillon_stream::claims::Claimed;
+use carillon_stream::notices::{Notice, Notices};
+use metrics::counter;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::boottime;
+use crate::engine::{Arrival, Message};
+use crate::in_hand::Origin;
+use crate::shared::Shared;
+
+/// Entries taken over at once.
+const PAGE: usize = 200;
+/// The next round, where this one was cut short by the slots.
+const SOON: Duration = Duration::from_millis(200);
+/// How often consumers that are gone are forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+
+/// The loop. It also hands the notices that it hears to the engine.
+pub(crate) struct Takeover {
+    pub shared: Arc<Shared>,
+    pub engine: mpsc::UnboundedSender<Message>,
+    pub notices: Notices,
+    pub shutdown: CancellationToken,
+}
+
+impl Takeover {
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        let quarter = self.shared.lease / 4;
+        let mut next_round = Instant::now();
+        let mut next_forget = Instant::now() + FORGET_EVERY;
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                notice = self.notices.next() => {
+                    if matches!(notice, Notice::Ended | Notice::Missed) {
+                        next_round = Instant::now();
+                    }
+                    let _ = self.engine.send(Message::Notice(notice));
+                }
+                () = tokio::time::sleep_until(next_round.into()) => {
+                    next_round = Instant::now() + quarter;
+                    match self.round().await {
+                        Ok(true) => {}
+                        Ok(false) => next_round = Instant::now() + SOON,
+                        Err(error) => debug!("nothing is taken over this time: {error:#}"),
+                    }
+                    if Instant::now() >= next_forget {
+                        next_forget = Instant::now() + FORGET_EVERY;
+                        if let Err(error) = self.forget_gone().await {
+                            debug!("no consumer is forgotten this time: {error:#}");
+                        }
+                    }
+                }
+            }
+        }
+        self.notices.close().await;
+        Ok(())
+    }
+
+    /// Answers whether all that could be taken over was.
+    async fn round(&self) -> anyhow::Result<bool> {
+        let contact = self.shared.incarnation.contact();
+        if !self.shared.incarnation.may_start(self.shared.lease) {
+            return Ok(true);
+        }
+        let may_judge = contact.since.elapsed() >= self.shared.lease;
+        let mut complete = true;
+        for (index, line) in self.shared.lines.iter().enumerate() {
+            let mut holders = self.shared.redis.holders(line).await?;
+            holders.retain(|holder| *holder != self.shared.consumer);
+            if holders.is_empty() {
+                continue;
+            }
+            let ended = self.shared.store.consumers_ended(&holders).await?;
+            for consumer in &ended {
+                complete &= self.take_handed_back(index, line, consumer).await?;
+            }
+            if may_judge && ended.len() < holders.len() {
+                complete &= self.take_idle(index, line, &holders).await?;
+            }
+        }
+        Ok(complete)
+    }
+
+    async fn take_handed_back(&self, index: usize, line: &Line, consumer: &str) -> anyhow::Result<bool> {
+        loop {
+            let room = self.shared.slots.free().min(PAGE);
+            if room == 0 {
+                return Ok(false);
+            }
+            // Always the first page: what is taken is no longer pending under that consumer.
+            let pending = self.shared.redis.pending_of(line, consumer, None, room).await?;
+            if pending.is_empty() {
+                return Ok(true);
+            }
+            let ids: Vec<EntryId> = pending.iter().map(|pending| pending.id).collect();
+            let claimed = self.claim(index, line, Duration::ZERO, &ids).await?;
+            if claimed == 0 {
+                return Ok(true);
+            }
+            info!(stream = %line, entries = claimed, from = consumer, "taken over what was handed back");
+        }
+    }
+
+    async fn take_idle(&self, index: usize, line: &Line, holders: &[String]) -> anyhow::Result<bool> {
+        let live: HashSet<String> =
+            self.shared.store.consumers_live(holders, self.shared.lease).await?.into_iter().collect();
+        let mut after = None;
+        loop {
+            let room = self.shared.slots.free().min(PAGE);
+            if room == 0 {
+                return Ok(false);
+            }
+            let idle = self.shared.redis.pending_idle(line, self.shared.lease, after, PAGE).await?;
+            let Some(last) = idle.last() else { return Ok(true) };
+            after = Some(last.id);
+            let theirs = idle.iter().filter(|pending| pending.consumer != self.shared.consumer);
+            let dead = theirs.filter(|pending| !live.contains(&pending.consumer));
+            let ids: Vec<EntryId> = dead.map(|pending| pending.id).take(room).collect();
+            let claimed = self.claim(index, line, self.shared.lease, &ids).await?;
+            if claimed > 0 {
+                info!(stream = %line, entries = claimed, "taken over from executors that are not heard of any more");
+            }
+        }
+    }
+
+    async fn claim(&self, index: usize, line: &Line, min_idle: Duration, ids: &[EntryId]) -> anyhow::Result<usize> {
+        let Claimed { entries, .. } =
+            self.shared.redis.claim(line, index, &self.shared.consumer, min_idle, ids).await?;
+        let count = entries.len();
+        counter!("carillon_executor_taken_over_total").increment(count as u64);
+        if count > 0 {
+            self.shared.slots.fill(count);
+            let arrival = Arrival { entries, look: None, origin: Origin::Pending, read_at: boottime::now() };
+            let _ = self.engine.send(Message::Read(arrival));
+        }
+        Ok(count)
+    }
+
+    /// A consumer whose incarnations have all ended and that holds nothing is of no use to anybody.
+    async fn forget_gone(&self) -> anyhow::Result<()> {
+        for line in &self.shared.lines {
+            let mut consumers = self.shared.redis.consumers(line).await?;
+            consumers.retain(|consumer| *consumer != self.shared.consumer);
+            for consumer in self.shared.store.consumers_ended(&consumers).await? {
+                self.shared.redis.forget_consumer(line, &consumer).await?;
+            }
+        }
+        Ok(())
+    }
+}
