@@ -271,7 +271,7 @@ fn entry(execution: Uuid, job: Uuid, claim: i64, at: DateTime<Utc>) -> Result<By
 }
 
 /// The entry ids, and the execution ids from the place where each entry has it: nothing else is read.
-fn take_apart(read: Value) -> Result<(Vec<Value>, Vec<Uuid>)> {
+fn take_apart(read: Value) -> Result<(Vec<String>, Vec<Uuid>)> {
     const BEFORE: usize = r#"{"v":1,"x":""#.len();
     let (mut entries, mut executions) = (Vec::new(), Vec::new());
     let Value::Array(streams) = read else { return Ok((entries, executions)) };
@@ -286,7 +286,7 @@ fn take_apart(read: Value) -> Result<(Vec<Value>, Vec<Uuid>)> {
             let text = fields.get(1).and_then(Value::as_bytes).context("an entry without a field")?;
             let id = text.get(BEFORE..BEFORE + 36).context("a short entry")?;
             executions.push(Uuid::try_parse_ascii(id)?);
-            entries.push(item.pop().context("an entry without an id")?);
+            entries.push(item.pop().and_then(Value::into_string).context("an entry without an id")?);
         }
     }
     Ok((entries, executions))

@@ -66,8 +66,8 @@ pub async fn run(servers: &Servers, binaries: &Binaries, plan: &Plan, report: &m
 async fn floor_round(servers: &Servers, database: &Database, floor: &mut Floor, count: usize) -> Result<Round> {
     database.tidy().await?;
     let who = who_serves(servers);
-    let before = Cpu::now(&who);
     let at = release(database, floor::SHARD, count).await?;
+    let before = Cpu::now(&who);
     let took = floor.round(at, count).await?;
     let cpu = Cpu::now(&who).since(before);
     check(database, at, count).await.context("the floor")?;
@@ -82,9 +82,9 @@ async fn product_round(
 ) -> Result<(Round, Memory)> {
     database.tidy().await?;
     let who = product.who(servers);
-    let before = Cpu::now(&who);
     let (added, _) = product.stream.look();
     let at = release(database, 0, count).await?;
+    let before = Cpu::now(&who);
     let began = Instant::now();
     product.redis.wake().await?;
     product.stream.drained(added, i64::try_from(count)?, ROUND_MAX).await?;

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use carillon_testkit::wait_until;
 use chrono::{DateTime, Utc};
 use reqwest::{Client, Method, Response};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::world::SOON;
+use crate::world::soon;
 
 /// Where the calls are.
 pub(crate) const BASE: &str = "/api/v1/scheduler";
@@ -103,23 +102,23 @@ impl Api {
 
     /// Waits until an execution stands in one of `statuses`.
     pub(crate) async fn execution_in(&self, id: Uuid, statuses: &[&str]) -> Value {
-        let waited = wait_until(&format!("execution {id} to be {statuses:?}"), SOON, || async {
+        soon(&format!("execution {id} to be {statuses:?}"), || async {
             let execution = self.execution(id).await;
             let stands = execution["status"].as_str().is_some_and(|status| statuses.contains(&status));
             ensure!(stands, "{execution}");
             anyhow::Ok(execution)
-        });
-        waited.await.unwrap_or_else(|error| panic!("{error:#}"))
+        })
+        .await
     }
 
     /// Waits until a job stands in `status`.
     pub(crate) async fn job_in(&self, id: Uuid, status: &str) -> Value {
-        let waited = wait_until(&format!("job {id} to be {status}"), SOON, || async {
+        soon(&format!("job {id} to be {status}"), || async {
             let job = self.job(id).await;
             ensure!(job["status"] == status, "{job}");
             anyhow::Ok(job)
-        });
-        waited.await.unwrap_or_else(|error| panic!("{error:#}"))
+        })
+        .await
     }
 }
 

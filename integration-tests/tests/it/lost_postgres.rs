@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use carillon_testkit::{Role, StopMode, wait_until};
+use carillon_testkit::{Role, StopMode};
 use chrono::{TimeDelta, Utc};
 use serde_json::json;
 
 use crate::load::{THOUSAND, one_time_jobs};
-use crate::world::{LOAD_MAX, Plan, SOON, World};
+use crate::world::{LOAD_MAX, Plan, World, soon};
 
 /// A restart takes some seconds here; the lease must outlast it, or the executors would rightly be taken for lost.
 fn plan() -> Plan {
@@ -28,12 +28,12 @@ async fn restarted(name: &str, mode: StopMode) {
         postgres.stop(mode);
         // It is away for as long as it takes a client to notice.
         let api = world.api();
-        let refused = wait_until("a client to be refused", SOON, || async {
+        soon("a client to be refused", || async {
             let answer = api.get("/jobs?limit=1").await;
             anyhow::ensure!(answer.status == 503 && answer.retry_after.is_some(), "{}: {}", answer.status, answer.body);
             anyhow::Ok(())
-        });
-        refused.await.unwrap_or_else(|error| panic!("{error:#}"));
+        })
+        .await;
         postgres.start_again().expect("it starts again");
     }
     world.finish(triggering).await;

@@ -5,13 +5,12 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use carillon_core::execution::Status;
 use carillon_testkit::journal::{Event, Line};
-use carillon_testkit::wait_until;
 use chrono::TimeDelta;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::api::{Api, id_of, instant};
-use crate::world::{LOAD_MAX, Plan, SOON, World};
+use crate::world::{LOAD_MAX, Plan, SOON, World, soon};
 
 const FINAL: [&str; 5] = ["SUCCESS", "FAILED", "TIMEOUT", "CANCELLED", "SKIPPED"];
 
@@ -130,11 +129,11 @@ async fn a_handler_that_blocks_its_thread_stalls_nobody_else() {
     let mut world = World::start("blocked", one_of_each().set("CARILLON_EXECUTOR_HANDLER_THREADS", "4")).await;
     let api = world.api();
     let blocking = fire(&mut world, &api, "test:block", json!({"ms": 4_000}), json!({})).await;
-    let begun = wait_until("the blocking handler to start", SOON, || async {
+    soon("the blocking handler to start", || async {
         ensure!(!lines(&world, blocking, Event::Start).is_empty(), "not yet");
         anyhow::Ok(())
-    });
-    begun.await.unwrap_or_else(|error| panic!("{error:#}"));
+    })
+    .await;
     let body = json!({"name": "o", "schedule": "0 0 1 1 *", "handler_name": "test:echo", "allow_overlap": true});
     let job = id_of(&api.create("cron", &body).await);
     for _ in 0..OTHERS {

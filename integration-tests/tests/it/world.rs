@@ -5,11 +5,12 @@
 //! for the short windows that let a take-over be seen in seconds.
 
 use std::collections::HashSet;
+use std::fmt::Display;
+use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use carillon_core::execution::Status;
 use carillon_testkit::history::{History, LostWorker};
 use carillon_testkit::journal::{self, Event, Line};
 use carillon_testkit::{Cluster, ClusterOptions, Database, Postgres, Redis, Role, wait_until};
@@ -27,7 +28,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// For a load to be worked off, with takeovers.
 pub(crate) const LOAD_MAX: Duration = Duration::from_secs(60);
 /// Between two looks that cost something.
-const LOOK_EACH: Duration = Duration::from_millis(50);
+pub(crate) const LOOK_EACH: Duration = Duration::from_millis(50);
 /// First half of the key of the leader's advisory lock (R2).
 const LOCK_SPACE: i64 = 0x0CA_2111;
 
@@ -177,8 +178,7 @@ impl World {
     pub(crate) async fn add(&mut self, role: Role, environment: &[(&str, &str)]) -> String {
         let name = self.cluster.add(role, environment).expect("it starts");
         let node = self.cluster.node(&name);
-        let ready = wait_until(&format!("{name} to be ready"), SOON, || std::future::ready(node.is_ready()));
-        ready.await.unwrap_or_else(|error| panic!("{error:#}"));
+        soon(&format!("{name} to be ready"), || std::future::ready(node.is_ready())).await;
         name
     }
 
@@ -192,7 +192,7 @@ impl World {
         let silent = self.silent.clone();
         let cluster = &mut self.cluster;
         let what = if old.is_empty() { "a leader".to_owned() } else { format!("a leader after {old}") };
-        let leader = wait_until(&what, SOON, || {
+        soon(&what, || {
             let mut leading = Vec::new();
             for node in cluster.nodes_of(Role::Dispatcher) {
                 let answers = !silent.contains(&node.name) && node.name != old && node.lives();
@@ -201,8 +201,8 @@ impl World {
                 }
             }
             std::future::ready(if leading.len() == 1 { Ok(leading.remove(0)) } else { Err(format!("{leading:?}")) })
-        });
-        leader.await.unwrap_or_else(|error| panic!("{error:#}"))
+        })
+        .await
     }
 
     /// kill -9.
@@ -375,7 +375,15 @@ impl Drop for World {
     }
 }
 
-/// Executions in a final state, by job, in order of their instants.
-pub(crate) fn statuses_of(history: &History, job: Uuid) -> Vec<Status> {
-    history.executions.iter().filter(|row| row.job == job).map(|row| row.status).collect()
+/// Waits until `condition` holds, which takes a moment at most; see [`wait_until`].
+///
+/// # Panics
+/// If it does not hold within [`SOON`].
+pub(crate) async fn soon<T, E, F, Fut>(what: &str, condition: F) -> T
+where
+    E: Display,
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+{
+    wait_until(what, SOON, condition).await.unwrap_or_else(|error| panic!("{error:#}"))
 }

@@ -169,6 +169,7 @@ fn what_belongs_to_others_is_left_alone() {
         ("CARILLON_GATEWAY_LISTEN", "0.0.0.0:3051"),
         ("CARILLON_TEST_JOURNAL", "/tmp/j"),
         ("CARILLON_CONFIG", "x"),
+        ("CARILLON_PROTOCOL_LEASE", "20s"),
         ("CARILLON_DISPATCHER_SERVICE_HOST", "10.0.0.1"),
         ("CARILLON_DISPATCHER_PORT", "tcp://10.0.0.1:80"),
         ("CARILLON_DISPATCHER_PORT_80_TCP_ADDR", "10.0.0.1"),

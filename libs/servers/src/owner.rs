@@ -50,7 +50,8 @@ impl Owner {
     /// If it cannot be handed over.
     pub fn give(&self, path: &Path) -> Result<()> {
         if let Some((uid, gid)) = self.other {
-            chown(path, Some(uid.as_raw()), Some(gid.as_raw())).with_context(|| format!("cannot hand over {}", path.display()))?;
+            chown(path, Some(uid.as_raw()), Some(gid.as_raw()))
+                .with_context(|| format!("cannot hand over {}", path.display()))?;
         }
         Ok(())
     }

@@ -170,9 +170,7 @@ pub async fn list(store: &Store, job: Uuid, status: Option<Status>, slice: Slice
 }
 
 async fn require_job(store: &Store, id: Uuid) -> Result<()> {
-    let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM jobs WHERE id = $1)")
-        .bind(id)
-        .fetch_one(&store.pool)
-        .await?;
+    let exists: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM jobs WHERE id = $1)").bind(id).fetch_one(&store.pool).await?;
     if exists { Ok(()) } else { Err(Error::NotFound { what: "job", id }) }
 }

@@ -20,6 +20,7 @@ pub mod open_entries;
 pub mod page;
 pub mod partitions;
 pub mod pool;
+pub mod recent;
 pub mod recorder;
 pub mod takes;
 pub mod triggers;

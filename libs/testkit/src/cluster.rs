@@ -15,6 +15,8 @@ use crate::{Database, Redis, journal, wait_until};
 
 /// From start to ready; generous, since CI builds and tests share two cores.
 const READY_MAX: Duration = Duration::from_secs(30);
+/// What an admin port may take to answer: a frozen process never does.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// What a stop may take beyond the grace period that a test sets.
 const STOP_MAX: Duration = Duration::from_secs(30);
 
@@ -206,6 +208,22 @@ impl Cluster {
         self.nodes.iter_mut().filter(move |node| node.role == role)
     }
 
+    /// The name of the dispatcher that leads, by its own word.
+    ///
+    /// # Errors
+    /// If none leads, or more than one says so.
+    pub fn leader(&mut self) -> Result<String> {
+        let mut leaders = Vec::new();
+        for node in self.nodes_of(Role::Dispatcher) {
+            // One that is dead or frozen does not answer, and is not asked for.
+            if node.lives() && node.metric("carillon_dispatcher_leader", &[]).is_ok_and(|leads| leads > 0.0) {
+                leaders.push(node.name.clone());
+            }
+        }
+        ensure!(leaders.len() == 1, "leaders: {leaders:?}");
+        Ok(leaders.remove(0))
+    }
+
     /// `http://127.0.0.1:…` of the first gateway.
     ///
     /// # Panics
@@ -313,7 +331,7 @@ impl Node {
     /// If it does not answer.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.admin_port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.set_read_timeout(Some(ANSWER_MAX))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.name)?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;

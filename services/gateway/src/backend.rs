@@ -3,8 +3,8 @@
 //! Every question to Postgres has a time limit: a server that hangs, or a network that swallows packets, is answered with
 //! UNAVAILABLE like one that is away, instead of holding requests until all are held. Word to Redis is best effort: it goes
 //! out after the commit and before the answer (a pause that was answered should have reached the executors), but a Redis
-//! that is away delays an answer by at most [`WORD_TIMEOUT`] and never fails a request: dispatcher and executors look at
-//! Postgres by themselves.
+//! that is away never fails a request, delays the first answers by at most [`WORD_TIMEOUT`] and, once that is known, later
+//! ones by [`WORD_TIMEOUT_AWAY`]: dispatcher and executors look at Postgres by themselves.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::error_response::{of_store, unavailable};
 
 const WORD_TIMEOUT: Duration = Duration::from_secs(1);
+const WORD_TIMEOUT_AWAY: Duration = Duration::from_millis(50);
 
 /// The neighbours of the gateway, and what it may ask of them.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ pub(crate) struct Backend {
     redis: Redis,
     statement_timeout: Duration,
     pub(crate) payload_bytes_max: usize,
-    /// Whether the last word to Redis failed, so that an outage is logged once.
+    /// Whether the last word to Redis failed: an outage is logged once, and waited for no longer than it must.
     redis_is_away: AtomicBool,
 }
 
@@ -64,10 +65,12 @@ impl Backend {
     }
 
     async fn tell(&self, what: &str, word: impl Future<Output = carillon_stream::Result<()>>) {
-        let failure = match tokio::time::timeout(WORD_TIMEOUT, word).await {
+        let is_away = self.redis_is_away.load(Ordering::Relaxed);
+        let limit = if is_away { WORD_TIMEOUT_AWAY } else { WORD_TIMEOUT };
+        let failure = match tokio::time::timeout(limit, word).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some(format!("no answer within {WORD_TIMEOUT:?}")),
+            Err(_) => Some(format!("no answer within {limit:?}")),
         };
         let was_away = self.redis_is_away.swap(failure.is_some(), Ordering::Relaxed);
         match failure {

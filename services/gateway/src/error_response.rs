@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn all_wrong_fields_are_named() {
-        let status = invalid(&[FieldViolation::new("name", "must be given"), FieldViolation::new("schedule", "is odd")]);
+        let status =
+            invalid(&[FieldViolation::new("name", "must be given"), FieldViolation::new("schedule", "is odd")]);
         assert_eq!(status.message(), "name: must be given (and 1 more)");
         let fields: Vec<String> =
             status.get_details_bad_request().unwrap().field_violations.into_iter().map(|v| v.field).collect();

@@ -18,12 +18,8 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// `""` is the server as a whole.
-const SERVICES: [&str; 4] = [
-    "",
-    JobServiceServer::<()>::NAME,
-    ExecutionServiceServer::<()>::NAME,
-    ScheduleServiceServer::<()>::NAME,
-];
+const SERVICES: [&str; 4] =
+    ["", JobServiceServer::<()>::NAME, ExecutionServiceServer::<()>::NAME, ScheduleServiceServer::<()>::NAME];
 
 /// The loop that looks after Postgres.
 pub(crate) struct Watch {

@@ -21,7 +21,8 @@ pub(crate) async fn call<T>(
 /// Records one request.
 pub(crate) fn record(method: &str, code: Code, began: Instant) {
     let method = method.to_owned();
-    metrics::counter!("carillon_gateway_requests_total", "method" => method.clone(), "code" => name_of(code)).increment(1);
+    metrics::counter!("carillon_gateway_requests_total", "method" => method.clone(), "code" => name_of(code))
+        .increment(1);
     metrics::histogram!("carillon_gateway_request_duration_seconds", "method" => method)
         .record(began.elapsed().as_secs_f64());
 }

@@ -18,7 +18,7 @@ const BELOW_FILE: [(&str, &str); 2] = [("DATABASE_URL", "postgres.url"), ("REDIS
 /// Set by hand for one run, so it counts more than a file.
 const ABOVE_FILE: [(&str, &str); 1] = [("RUST_LOG", "log.level")];
 /// Sections and variables of the other programs that may share our environment: not ours to refuse.
-const OTHERS: [&str; 7] = ["GATEWAY_", "DISPATCHER_", "EXECUTOR_", "DEV_", "TEST_", "BIN_DIR", "CONFIG"];
+const OTHERS: [&str; 7] = ["GATEWAY_", "DISPATCHER_", "EXECUTOR_", "PROTOCOL_", "TEST_", "BIN_DIR", "CONFIG"];
 /// Larger is no secret but a mistake.
 const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 
@@ -50,7 +50,7 @@ pub fn load<C: Settings>(
         reader.read_file(file);
     }
     reader.read_well_known(&ABOVE_FILE, &environment);
-    reader.read_environment(service, &environment);
+    reader.read_environment(&environment);
     reader.finish()
 }
 
@@ -148,7 +148,7 @@ impl Reader {
         }
     }
 
-    fn read_environment(&mut self, service: &Service, environment: &BTreeMap<OsString, OsString>) {
+    fn read_environment(&mut self, environment: &BTreeMap<OsString, OsString>) {
         let mut variables: BTreeMap<String, String> = BTreeMap::new();
         for path in self.known.keys() {
             variables.insert(variable_nested(path), path.clone());
@@ -160,7 +160,7 @@ impl Reader {
                 self.give(path, name, text);
             } else if let Some(path) = name.strip_suffix("_FILE").and_then(|setting| variables.get(setting)) {
                 self.give_from_file(path, name, text);
-            } else if is_ours(service, name, text) {
+            } else if self.is_ours(name, text) {
                 let rule = self.unknown(&name[PREFIX.len()..].to_lowercase().replacen('_', ".", 1));
                 self.refuse(name, rule, "the environment");
             }
@@ -208,6 +208,23 @@ impl Reader {
             self.known.keys().filter_map(|known| known.rsplit_once('.')).map(|(section, _)| section).collect();
         sections.dedup();
         format!("unknown setting; the sections are {}", sections.join(", "))
+    }
+
+    /// Whether a variable with our prefix that sets nothing here is a mistake. It is if it names a section that this
+    /// process has. It is not if it belongs to another of our programs, or is one that Kubernetes sets for every service in
+    /// the namespace (`CARILLON_GATEWAY_SERVICE_HOST`, `…_PORT_3051_TCP`).
+    fn is_ours(&self, name: &str, text: &OsStr) -> bool {
+        let rest = &name[PREFIX.len()..];
+        let service_link = rest.contains("_SERVICE_HOST")
+            || rest.contains("_SERVICE_PORT")
+            || rest.split_once("_PORT_").is_some_and(|(_, port)| port.starts_with(|c: char| c.is_ascii_digit()))
+            || (rest.ends_with("_PORT") && text.to_str().is_some_and(|text| text.contains("://")));
+        if service_link {
+            return false;
+        }
+        let section = rest.split('_').next().unwrap_or_default().to_lowercase() + ".";
+        let has_section = self.known.keys().any(|path| path.starts_with(&section));
+        has_section || !OTHERS.iter().any(|other| rest.starts_with(other))
     }
 
     fn finish<C: Settings>(mut self) -> Result<Loaded<C>, Problems> {
@@ -280,19 +297,4 @@ fn read_like(default: &Value, text: &str) -> Value {
         }
         _ => text.trim().parse().unwrap_or_else(|never| match never {}),
     }
-}
-
-/// Whether a variable with our prefix that sets nothing here is a mistake: not if it belongs to another of our programs, or
-/// is one that Kubernetes sets for every service in the namespace (`CARILLON_GATEWAY_SERVICE_HOST`, `…_PORT_3051_TCP`).
-fn is_ours(service: &Service, name: &str, text: &OsStr) -> bool {
-    let rest = &name[PREFIX.len()..];
-    let service_link = rest.contains("_SERVICE_HOST")
-        || rest.contains("_SERVICE_PORT")
-        || rest.split_once("_PORT_").is_some_and(|(_, port)| port.starts_with(|c: char| c.is_ascii_digit()))
-        || (rest.ends_with("_PORT") && text.to_str().is_some_and(|text| text.contains("://")));
-    if service_link {
-        return false;
-    }
-    let own_section = service.name.rsplit('-').next().unwrap_or_default().to_uppercase() + "_";
-    rest.starts_with(&own_section) || !OTHERS.iter().any(|other| rest.starts_with(other))
 }

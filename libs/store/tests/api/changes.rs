@@ -1,5 +1,7 @@
 //! Pausing, resuming and deleting.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use carillon_core::job::JobStatus;
 use carillon_core::schedule::TimetableSpec;
@@ -194,22 +196,43 @@ async fn a_deletion_waits_for_the_recorder_and_judges_what_it_left() -> Result<(
         .await?;
     let store = bench.store.clone();
     let deleting = tokio::spawn(async move { jobs::delete(&store, job.id).await });
-    carillon_testkit::wait_until(
-        "the deletion waits for the recorder's lock",
-        std::time::Duration::from_secs(10),
-        async || -> Result<()> {
-            let waiting: i64 = sqlx::query_scalar(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
-            )
-            .fetch_one(&bench.pool)
-            .await?;
-            anyhow::ensure!(waiting > 0, "nobody waits");
-            Ok(())
-        },
-    )
-    .await?;
+    somebody_waits(&bench).await?;
     recorder.commit().await?;
     assert_eq!(deleting.await??.cancel_requested, Vec::<Uuid>::new());
+    assert_eq!(bench.stands(execution).await?.0, "CANCELLED");
+    Ok(())
+}
+
+async fn somebody_waits(bench: &Bench) -> Result<()> {
+    carillon_testkit::wait_until("somebody waits for a lock", Duration::from_secs(10), async || -> Result<()> {
+        let waiting: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        )
+        .fetch_one(&bench.pool)
+        .await?;
+        anyhow::ensure!(waiting > 0, "nobody waits");
+        Ok(())
+    })
+    .await
+}
+
+/// The recorder finishes a job's last execution, and so goes from the statistics to the job, while a deletion goes the other
+/// way: Postgres ends the deletion, which begins anew.
+#[tokio::test]
+async fn a_deletion_that_loses_a_deadlock_is_made_again() -> Result<()> {
+    let bench = Bench::new().await?;
+    let (job, now) = (bench.job().await?, bench.now().await?);
+    let execution = bench.execution(job.id, now, "RETRYING").await?;
+    let mut recorder = bench.pool.begin().await?;
+    // So that the deletion is the one to notice, and the one to be ended.
+    sqlx::query("SET LOCAL deadlock_timeout = '60s'").execute(&mut *recorder).await?;
+    sqlx::query("SELECT FROM job_stats WHERE job_id = $1 FOR UPDATE").bind(job.id).execute(&mut *recorder).await?;
+    let store = bench.store.clone();
+    let deleting = tokio::spawn(async move { jobs::delete(&store, job.id).await });
+    somebody_waits(&bench).await?;
+    sqlx::query("SELECT FROM jobs WHERE id = $1 FOR UPDATE").bind(job.id).execute(&mut *recorder).await?;
+    recorder.commit().await?;
+    assert!(deleting.await??.changed);
     assert_eq!(bench.stands(execution).await?.0, "CANCELLED");
     Ok(())
 }

@@ -230,12 +230,14 @@ impl History {
         let succeeded: HashSet<(Uuid, u32)> = self
             .journal
             .iter()
-            .filter(|line| line.event == Event::End)
+            .filter(|line| {
+                line.event == Event::End && line.outcome.as_deref().is_none_or(|outcome| outcome == "success")
+            })
             .map(|line| (line.execution, line.attempt))
             .collect();
         for row in self.executions.iter().filter(|row| row.status == Status::Success) {
             if witnessed.contains(&row.job) && !succeeded.contains(&(row.id, row.attempt)) {
-                found.push(Violation::Unrecorded(format!("{} is recorded, its handler did not end", describe(row))));
+                found.push(Violation::Unrecorded(format!("{} is recorded, its handler did not end so", describe(row))));
             }
         }
     }

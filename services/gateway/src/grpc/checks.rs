@@ -31,7 +31,10 @@ impl Checks {
     pub(crate) fn refuse(&mut self, field: &str, rule: impl Into<String>) {
         let known = |violation: &FieldViolation| {
             violation.field == "body"
-                || violation.field.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+                || violation
+                    .field
+                    .strip_prefix(field)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
         if !self.0.iter().any(known) {
             self.0.push(FieldViolation::new(field, rule));
@@ -181,7 +184,9 @@ mod tests {
         for name in ["cleanup:old_traces", "a:b", "kb:reindex:full", "x-1.y:z"] {
             assert!(rules(|checks| drop(checks.handler_name("handler_name", name, 200))).is_empty(), "{name}");
         }
-        for name in ["", "cleanup", "a:", ":b", "a::b", "A:b", "a b:c", "ä:b", "a:b\0", &format!("a:{}", "b".repeat(200))] {
+        for name in
+            ["", "cleanup", "a:", ":b", "a::b", "A:b", "a b:c", "ä:b", "a:b\0", &format!("a:{}", "b".repeat(200))]
+        {
             assert_eq!(rules(|checks| drop(checks.handler_name("handler_name", name, 200))).len(), 1, "{name}");
         }
     }
@@ -192,7 +197,14 @@ mod tests {
         assert_eq!(checks.id("id", "01a3185c-5000-8a28-b6b7-19d8e4ba20a5").get_version_num(), 8);
         assert!(checks.is_clean());
         for id in ["", "7", "01a3185c50008a28b6b719d8e4ba20a5", "{01a3185c-5000-8a28-b6b7-19d8e4ba20a5}", "\u{0}"] {
-            assert_eq!(rules(|checks| { checks.id("id", id); }).len(), 1, "{id}");
+            assert_eq!(
+                rules(|checks| {
+                    checks.id("id", id);
+                })
+                .len(),
+                1,
+                "{id}"
+            );
         }
     }
 
@@ -205,17 +217,29 @@ mod tests {
         assert_eq!((before.timestamp(), before.timestamp_subsec_millis()), (-2, 999));
         assert!(checks.is_clean());
         for (seconds, nanos) in [(i64::MAX, 0), (0, -1), (0, 1_000_000_000), (i64::MIN, 0)] {
-            assert_eq!(rules(|checks| { checks.instant("from", Some(Timestamp { seconds, nanos })); }).len(), 1);
+            assert_eq!(
+                rules(|checks| {
+                    checks.instant("from", Some(Timestamp { seconds, nanos }));
+                })
+                .len(),
+                1
+            );
         }
     }
 
     #[test]
     fn texts_are_bounded_in_characters_and_hold_no_nul() {
         assert_eq!(rules(|checks| drop(checks.text("name", "", 1, 5))), ["name: must be given"]);
-        assert_eq!(rules(|checks| drop(checks.text("name", "äöüßéx", 1, 5))), ["name: must be 1 to 5 characters long, is 6"]);
+        assert_eq!(
+            rules(|checks| drop(checks.text("name", "äöüßéx", 1, 5))),
+            ["name: must be 1 to 5 characters long, is 6"]
+        );
         assert!(rules(|checks| drop(checks.text("name", "äöüßé", 1, 5))).is_empty());
         assert_eq!(rules(|checks| drop(checks.text("name", "  ", 1, 5))), ["name: must not be blank"]);
-        assert_eq!(rules(|checks| drop(checks.text("name", "a\0", 1, 5))), ["name: must not contain the character NUL"]);
+        assert_eq!(
+            rules(|checks| drop(checks.text("name", "a\0", 1, 5))),
+            ["name: must not contain the character NUL"]
+        );
     }
 
     #[test]

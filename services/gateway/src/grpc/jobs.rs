@@ -65,8 +65,7 @@ impl JobService for Jobs {
         observe::call("ResumeJob", async {
             let id = checked_id(&request, &request.get_ref().id)?;
             let job = self.0.ask(jobs::resume(self.0.store(), id)).await?;
-            self.0.tell_job_changed(id).await;
-            self.0.wake().await;
+            tokio::join!(self.0.tell_job_changed(id), self.0.wake());
             Ok(to_wire(job))
         })
         .await
@@ -77,8 +76,7 @@ impl JobService for Jobs {
             let id = checked_id(&request, &request.get_ref().id)?;
             let deleted = self.0.ask(jobs::delete(self.0.store(), id)).await?;
             if deleted.changed {
-                self.0.tell_job_changed(id).await;
-                self.0.tell_cancelled(&deleted.cancel_requested).await;
+                tokio::join!(self.0.tell_job_changed(id), self.0.tell_cancelled(&deleted.cancel_requested));
             }
             Ok(())
         })
@@ -161,9 +159,8 @@ impl Jobs {
         let job_id = checks.id("id", &request.id);
         let request_id = checks.text("request_id", &request.request_id, 0, limits::WORD_CHARS_MAX);
         let key = key(format!("trigger/{job_id}"), "TriggerJob", &request_id, &request.encode_to_vec());
-        let payload = request.payload.map(|payload| {
-            checks.document("payload", Some(payload), self.0.payload_bytes_max)
-        });
+        let payload =
+            request.payload.map(|payload| checks.document("payload", Some(payload), self.0.payload_bytes_max));
         let created_by = checks.text("created_by", &request.created_by, 0, limits::WORD_CHARS_MAX);
         checks.finish()?;
         let new = NewTrigger { job_id, payload, traceparent, created_by };

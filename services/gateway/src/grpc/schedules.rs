@@ -34,7 +34,10 @@ impl ScheduleService for Schedules {
 }
 
 impl Schedules {
-    async fn preview(&self, request: Request<v1::PreviewScheduleRequest>) -> Result<v1::PreviewScheduleResponse, Status> {
+    async fn preview(
+        &self,
+        request: Request<v1::PreviewScheduleRequest>,
+    ) -> Result<v1::PreviewScheduleResponse, Status> {
         let mut checks = Checks::of(&request);
         let request = request.into_inner();
         let when = when(&request, &mut checks);
@@ -44,9 +47,8 @@ impl Schedules {
         let from = checks.instant("from", request.from);
         let job = if request.job_id.is_empty() { Uuid::nil() } else { checks.id("job_id", &request.job_id) };
         let timezone = if request.timezone.is_empty() { "UTC" } else { &request.timezone };
-        let timetable = |from: DateTime<Utc>| {
-            Timetable::parse(&definition::spec(&when, timezone, start, end, from), job)
-        };
+        let timetable =
+            |from: DateTime<Utc>| Timetable::parse(&definition::spec(&when, timezone, start, end, from), job);
         if let Err(errors) = timetable(from.unwrap_or_default()) {
             checks.schedule(errors.into_iter().map(violation_of));
         }

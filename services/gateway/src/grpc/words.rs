@@ -56,13 +56,7 @@ pub(super) const fn execution_status(status: Status) -> v1::ExecutionStatus {
 }
 
 /// The word that a number of the wire stands for: 0 is "not given", and a number that the protos do not know is refused.
-fn read<W: Copy, T: Copy>(
-    checks: &mut Checks,
-    field: &str,
-    number: i32,
-    all: &[T],
-    wire: impl Fn(T) -> W,
-) -> Option<T>
+fn read<W: Copy, T: Copy>(checks: &mut Checks, field: &str, number: i32, all: &[T], wire: impl Fn(T) -> W) -> Option<T>
 where
     i32: From<W>,
 {

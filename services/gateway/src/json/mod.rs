@@ -28,17 +28,17 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use serde::Serialize;
 use serde_json::Value as Json;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::client::{Grpc, GrpcService};
 use tonic::service::Routes as GrpcRoutes;
-use tonic::Status;
 
 use crate::error_response::{http_status, invalid, retry_after};
 use crate::observe;
 use codec::DynamicCodec;
-pub(crate) use text::quoted;
 use reply::Shown;
 use routes::{Found, Route, Routes};
+pub(crate) use text::quoted;
 
 /// How long the body of a request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -86,7 +86,8 @@ impl Transcoder {
     /// Derives the routes from the descriptors; `service` is what they call.
     pub(crate) fn new(service: GrpcRoutes, body_bytes_max: usize) -> Result<Self, String> {
         let pool = DescriptorPool::decode(carillon_proto::FILE_DESCRIPTOR_SET).map_err(|error| error.to_string())?;
-        let status = pool.get_message_by_name("google.rpc.Status").ok_or("google.rpc.Status is not in the descriptors")?;
+        let status =
+            pool.get_message_by_name("google.rpc.Status").ok_or("google.rpc.Status is not in the descriptors")?;
         Ok(Self { routes: Arc::new(Routes::from_descriptors(&pool)?), status, service, body_bytes_max })
     }
 
@@ -202,7 +203,8 @@ impl Transcoder {
     /// `{code, message, details[]}`, the details with their types.
     fn error_body(&self, status: &Status) -> Vec<u8> {
         let details = DynamicMessage::decode(self.status.clone(), status.details()).ok();
-        let details = details.and_then(|message| message.get_field_by_name("details").map(std::borrow::Cow::into_owned));
+        let details =
+            details.and_then(|message| message.get_field_by_name("details").map(std::borrow::Cow::into_owned));
         let details: Vec<Json> = match details {
             Some(prost_reflect::Value::List(list)) => list
                 .iter()

@@ -7,8 +7,8 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, SecondsFormat};
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, ReflectMessage, Value};
-use serde::ser::{Error, SerializeMap, SerializeSeq, Serializer};
 use serde::Serialize;
+use serde::ser::{Error, SerializeMap, SerializeSeq, Serializer};
 
 use super::{scalar, words};
 
@@ -125,7 +125,8 @@ impl Serialize for ShownField<'_> {
             Value::Map(entries) => {
                 let Kind::Message(entry) = self.field.kind() else { return Err(unshowable()) };
                 let field = entry.map_entry_value_field();
-                let mut sorted: Vec<(String, &Value)> = entries.iter().map(|(key, value)| (key_text(key), value)).collect();
+                let mut sorted: Vec<(String, &Value)> =
+                    entries.iter().map(|(key, value)| (key_text(key), value)).collect();
                 sorted.sort_by(|a, b| a.0.cmp(&b.0));
                 let mut map = serializer.serialize_map(Some(sorted.len()))?;
                 for (key, value) in sorted {

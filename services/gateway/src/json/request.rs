@@ -208,7 +208,10 @@ fn any_value(descriptor: &MessageDescriptor, json: &Json, path: &str, mistakes: 
         Json::Number(number) => {
             let exact = number.as_u64().or_else(|| number.as_i64().map(i64::unsigned_abs));
             if exact.is_some_and(|integer| integer > EXACT_INTEGER_MAX) {
-                mistakes.add(path, format!("the integer {number} is beyond ±2^53 and would lose digits: send it as a string"));
+                mistakes.add(
+                    path,
+                    format!("the integer {number} is beyond ±2^53 and would lose digits: send it as a string"),
+                );
             }
             ("number_value", number.as_f64().map(Value::F64))
         }

@@ -7,7 +7,8 @@ use carillon_core::error::FieldViolation;
 use http::Method;
 use http::uri::PathAndQuery;
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, ExtensionDescriptor, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor, Value,
+    DescriptorPool, DynamicMessage, ExtensionDescriptor, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
+    Value,
 };
 use serde_json::Value as Json;
 
@@ -60,7 +61,8 @@ pub(crate) struct Routes {
 impl Routes {
     /// Derives the routes of every annotated method.
     pub(crate) fn from_descriptors(pool: &DescriptorPool) -> Result<Self, String> {
-        let option = pool.get_extension_by_name("google.api.http").ok_or("google.api.http is not in the descriptors")?;
+        let option =
+            pool.get_extension_by_name("google.api.http").ok_or("google.api.http is not in the descriptors")?;
         let mut routes = Vec::new();
         for service in pool.services() {
             for method in service.methods() {

@@ -120,9 +120,14 @@ mod tests {
     #[test]
     fn a_path_binds_its_variables() {
         assert_eq!(matched("/v1/jobs/{id}", "/v1/jobs/7"), Some(vec!["7".into()]));
-        assert_eq!(matched("/v1/jobs/{id=*}/runs/{run.id}", "/v1/jobs/a%2Fb/runs/2"), Some(vec!["a/b".into(), "2".into()]));
+        assert_eq!(
+            matched("/v1/jobs/{id=*}/runs/{run.id}", "/v1/jobs/a%2Fb/runs/2"),
+            Some(vec!["a/b".into(), "2".into()])
+        );
         assert_eq!(matched("/v1/jobs/{id}:pause", "/v1/jobs/7:pause"), Some(vec!["7".into()]));
-        for path in ["/v1/jobs", "/v1/jobs/", "/v1/jobs/7/", "/v1/jobs/7/x", "v1/jobs/7", "/v1/jobs/%ff", "/v1/jobs/%2", ""] {
+        for path in
+            ["/v1/jobs", "/v1/jobs/", "/v1/jobs/7/", "/v1/jobs/7/x", "v1/jobs/7", "/v1/jobs/%ff", "/v1/jobs/%2", ""]
+        {
             assert_eq!(matched("/v1/jobs/{id}", path), None, "{path}");
         }
         assert_eq!(matched("/v1/jobs/{id}:pause", "/v1/jobs/7:resume"), None);

@@ -141,15 +141,26 @@ fn the_routes_are_those_of_the_committed_table() {
 async fn a_create_is_201_and_every_field_is_there() {
     let bench = Bench::new();
     let (status, json) = bench
-        .call("POST", "/jobs/cron", r#"{"name":"n","maxRetries":"0","priority":"high","payload":{"days":30,"x":0.5,"l":[null,true]},
-            "tags":["a"],"start_date":"2027-01-01T01:00:00+01:00","timezone":null}"#)
+        .call(
+            "POST",
+            "/jobs/cron",
+            r#"{"name":"n","maxRetries":"0","priority":"high","payload":{"days":30,"x":0.5,"l":[null,true]},
+            "tags":["a"],"start_date":"2027-01-01T01:00:00+01:00","timezone":null}"#,
+        )
         .await;
     assert_eq!(status, 201, "{json}");
     assert_eq!(json["name"], "n");
     assert_eq!(json["payload"].to_string(), r#"{"days":30,"l":[null,true],"x":0.5}"#);
-    for (field, value) in [("description", "\"\""), ("next_run", "null"), ("max_retries", "0"), ("tags", "[]"),
-        ("max_executions", "null"), ("allow_overlap", "false"), ("metadata", "null"), ("platform_id", "null")]
-    {
+    for (field, value) in [
+        ("description", "\"\""),
+        ("next_run", "null"),
+        ("max_retries", "0"),
+        ("tags", "[]"),
+        ("max_executions", "null"),
+        ("allow_overlap", "false"),
+        ("metadata", "null"),
+        ("platform_id", "null"),
+    ] {
         assert_eq!(json[field].to_string(), value, "{field}");
     }
     let seen = bench.echo.cron.lock().unwrap().take().unwrap();
@@ -166,22 +177,25 @@ async fn all_mistakes_are_named_at_once_by_path_and_rule() {
         "metadata":{"id":9007199254740993,"in":{"n":-9007199254740993}}}"#;
     let mut found = bench.mistakes(body).await;
     found.sort();
-    assert_eq!(found, [
-        "allow_overlap: must be true or false, is \"yes\"",
-        "handler_type: must be one of FUNCTION, AGENT, WORKFLOW, HTTP, is 9",
-        "max_retries: must be a whole number from 0 to 4294967295, is -1",
-        "metadata.id: the integer 9007199254740993 is beyond ±2^53 and would lose digits: send it as a string",
-        "metadata.in.n: the integer -9007199254740993 is beyond ±2^53 and would lose digits: send it as a string",
-        "name: must be a string, is 7",
-        "nmae: is not a field of CreateCronJobRequest",
-        "payload: must be an object, is a list",
-        "priority: must be one of LOW, MEDIUM, HIGH, CRITICAL, is \"urgent\"",
-        "retry_delay_ms: is given twice, in both spellings",
-        "start_date: must be an instant as RFC 3339 has it, such as \"2027-12-01T10:00:00Z\", is \"tomorrow\"",
-        "tags[1]: must be a string, is null",
-        "tags[2]: must be a string, is 3",
-        "timeout_ms: must be a whole number from 0 to 4294967295, is 1.5",
-    ]);
+    assert_eq!(
+        found,
+        [
+            "allow_overlap: must be true or false, is \"yes\"",
+            "handler_type: must be one of FUNCTION, AGENT, WORKFLOW, HTTP, is 9",
+            "max_retries: must be a whole number from 0 to 4294967295, is -1",
+            "metadata.id: the integer 9007199254740993 is beyond ±2^53 and would lose digits: send it as a string",
+            "metadata.in.n: the integer -9007199254740993 is beyond ±2^53 and would lose digits: send it as a string",
+            "name: must be a string, is 7",
+            "nmae: is not a field of CreateCronJobRequest",
+            "payload: must be an object, is a list",
+            "priority: must be one of LOW, MEDIUM, HIGH, CRITICAL, is \"urgent\"",
+            "retry_delay_ms: is given twice, in both spellings",
+            "start_date: must be an instant as RFC 3339 has it, such as \"2027-12-01T10:00:00Z\", is \"tomorrow\"",
+            "tags[1]: must be a string, is null",
+            "tags[2]: must be a string, is 3",
+            "timeout_ms: must be a whole number from 0 to 4294967295, is 1.5",
+        ]
+    );
     let many: Vec<String> = (0..1_000).map(|i| format!("\"f{i}\":1")).collect();
     let many = format!("{{{}}}", many[..300].join(","));
     assert_eq!(bench.mistakes(&many).await.len(), 50, "the list is bounded");
@@ -198,7 +212,10 @@ async fn an_error_has_code_message_and_typed_details() {
         r#"[{"@type":"type.googleapis.com/google.rpc.BadRequest","field_violations":[{"description":"is not a field of CreateCronJobRequest","field":"nmae"}]}]"#
     );
     let (status, json) = bench.call("GET", "/executions/7", "").await;
-    assert_eq!((status, json.to_string()), (404, r#"{"code":5,"details":[],"message":"no such execution"}"#.to_owned()));
+    assert_eq!(
+        (status, json.to_string()),
+        (404, r#"{"code":5,"details":[],"message":"no such execution"}"#.to_owned())
+    );
     assert_eq!(bench.call("POST", "/jobs/7/resume", "").await.0, 400);
     assert_eq!(bench.call("POST", "/jobs/recurring", "{}").await.0, 409);
 
@@ -250,14 +267,18 @@ async fn queries_are_read_in_both_spellings_and_refused_by_name() {
     let (_, json) = bench.call("GET", "/jobs?limit=5&limit=6&page=2&status=odd&offset=-1&type=%zz&limit.x=1", "").await;
     let mut found = bench.echo.mistakes.lock().unwrap().clone();
     found.sort();
-    assert_eq!(found, [
-        "limit.x: is not a parameter of this call",
-        "limit: is given twice, the second time as \"6\"",
-        "offset: must be a whole number from 0 to 4294967295, is \"-1\"",
-        "page: is not a parameter of this call",
-        "query: \"type=%zz\" is not percent-encoded UTF-8",
-        "status: must be one of ACTIVE, PAUSED, COMPLETED, CANCELLED, is \"odd\"",
-    ], "{json}");
+    assert_eq!(
+        found,
+        [
+            "limit.x: is not a parameter of this call",
+            "limit: is given twice, the second time as \"6\"",
+            "offset: must be a whole number from 0 to 4294967295, is \"-1\"",
+            "page: is not a parameter of this call",
+            "query: \"type=%zz\" is not percent-encoded UTF-8",
+            "status: must be one of ACTIVE, PAUSED, COMPLETED, CANCELLED, is \"odd\"",
+        ],
+        "{json}"
+    );
     assert_eq!(bench.call("GET", "/jobs/7/executions?job_id=8", "").await.0, 400, "the path binds it");
     assert_eq!(bench.call("POST", "/jobs/cron?name=x", "{}").await.0, 400, "the body has all fields");
 }

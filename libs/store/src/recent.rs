@@ -1,0 +1,56 @@
+//! What happened of late, for a person who watches (`carillon dev`). Not for programs: it looks at a window, by polling.
+
+use chrono::{DateTime, Utc};
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use crate::{Result, Store};
+
+/// An execution as one line shows it.
+#[derive(Clone, Debug, FromRow)]
+pub struct Recent {
+    /// Its id.
+    pub id: Uuid,
+    /// Name of its job.
+    pub job_name: String,
+    /// What it runs.
+    pub handler_name: String,
+    /// Where it stands.
+    pub status: String,
+    /// The latest attempt.
+    pub attempt: i16,
+    /// The instant it is due at.
+    pub scheduled_at: DateTime<Utc>,
+    /// Start of the latest attempt.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it reached its final state.
+    pub completed_at: Option<DateTime<Utc>>,
+    /// When the next attempt is due.
+    pub next_retry_at: Option<DateTime<Utc>>,
+    /// How long the latest attempt ran.
+    pub duration_ms: Option<i64>,
+    /// Why it was held back, skipped or ended.
+    pub reason: Option<String>,
+    /// Why the latest attempt failed.
+    pub error: Option<String>,
+}
+
+/// The newest executions from the id `from` on, `limit` at most, and those of `also` whatever their age; ascending.
+/// Ids are time-ordered, so `from` is a keyset over the primary key: a range of one partition, however long the history.
+///
+/// # Errors
+/// If Postgres is unavailable.
+pub async fn list(store: &Store, from: Uuid, also: &[Uuid], limit: i64) -> Result<Vec<Recent>> {
+    let rows = sqlx::query_as(
+        "WITH ids AS (
+             (SELECT id FROM job_executions WHERE id >= $1 ORDER BY id DESC LIMIT $3)
+             UNION
+             SELECT unnest($2::uuid[])
+         )
+         SELECT e.id, coalesce(j.name, '?') AS job_name, coalesce(j.handler_name, '?') AS handler_name, e.status, e.attempt,
+                e.scheduled_at, e.started_at, e.completed_at, e.next_retry_at, e.duration_ms, e.reason, e.error
+         FROM ids JOIN job_executions e ON e.id = ids.id LEFT JOIN jobs j ON j.id = e.job_id
+         ORDER BY e.id",
+    );
+    Ok(rows.bind(from).bind(also).bind(limit).fetch_all(&store.pool).await?)
+}

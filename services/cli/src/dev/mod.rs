@@ -1,0 +1,219 @@
+//! `carillon dev`: all of Carillon on one machine, from nothing, for a person who wants to see it work.
+//!
+//! Everything lives in one home (`.carillon/`, see `carillon-servers`): data of Postgres and Redis, logs, ports. Whatever
+//! way this process dies, the home's watcher ends what it started; whatever survives even that is ended by the next start.
+//! Order of a start: home, ports, servers, schema, services, samples; the first failure undoes the rest by dropping it.
+
+mod backends;
+mod live;
+mod samples;
+mod screen;
+mod services;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use carillon_servers::{Home, InUse};
+use carillon_store::Store;
+use tokio_util::sync::CancellationToken;
+
+use crate::migrate;
+use backends::Backends;
+use live::Live;
+use screen::Screen;
+use services::Services;
+
+/// Run all of Carillon on this machine: one gateway, two dispatchers, two executors, on private servers.
+///
+/// Installs PostgreSQL and Redis by apt-get or Homebrew if they are missing (it says so first). Keeps its data under
+/// .carillon/ in the current directory, and finds it again at the next start. Adds a few sample jobs to an empty database,
+/// then shows a line for each execution. Ctrl-C stops all of it; a second Ctrl-C stops it at once.
+///
+/// Every setting of the services can be given by its variable, such as CARILLON_DISPATCHER_LEAD or CARILLON_LOG_LEVEL;
+/// `carillon-dispatcher --help` lists them.
+#[derive(clap::Args)]
+#[command(after_help = "Exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 failed, 64 bad arguments.")]
+pub(crate) struct Arguments {
+    /// Where the API listens (gRPC, gRPC-Web and JSON on one port).
+    #[arg(long, value_name = "ADDRESS:PORT", env = "CARILLON_GATEWAY_LISTEN", default_value = "127.0.0.1:3051")]
+    listen: SocketAddr,
+    /// The same on another port of 127.0.0.1.
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Use this Postgres instead of a private one: postgres://user:password@host:port/database.
+    #[arg(long, value_name = "URL", env = "CARILLON_POSTGRES_URL", hide_env_values = true)]
+    postgres_url: Option<String>,
+    /// Use this Redis instead of a private one: redis://user:password@host:port/database.
+    #[arg(long, value_name = "URL", env = "CARILLON_REDIS_URL", hide_env_values = true)]
+    redis_url: Option<String>,
+    /// Where data and logs are kept.
+    #[arg(long, value_name = "DIRECTORY", default_value = ".carillon")]
+    data: PathBuf,
+    /// Dispatchers: one leads, the others stand by.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
+    dispatchers: u16,
+    /// Executors.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
+    executors: u16,
+    /// Leave an empty database empty.
+    #[arg(long)]
+    no_samples: bool,
+}
+
+impl Arguments {
+    fn listen(&self) -> SocketAddr {
+        self.port.map_or(self.listen, |port| SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+}
+
+pub(crate) async fn run(mut arguments: Arguments) -> Result<()> {
+    // An empty variable is one that is not set, as for the services.
+    arguments.postgres_url = arguments.postgres_url.filter(|url| !url.is_empty());
+    arguments.redis_url = arguments.redis_url.filter(|url| !url.is_empty());
+    migrate::log_to_stdout();
+    let screen = Screen::new();
+    let stop = CancellationToken::new();
+    listen_to_signals(stop.clone(), screen)?;
+    let started = tokio::select! {
+        // A stop while starting: what was started is dropped, and so ended.
+        () = stop.cancelled() => return Ok(()),
+        started = start(&arguments, screen, &stop) => started,
+    };
+    match started {
+        Ok(mut running) => running.until_stopped(screen, &stop).await,
+        Err(error) if error.is::<carillon_kit::Stopped>() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// All that runs. Fields are dropped in this order: services before the servers that they use.
+struct Running {
+    services: Services,
+    live: Live,
+    backends: Backends,
+}
+
+async fn start(arguments: &Arguments, screen: Screen, stop: &CancellationToken) -> Result<Running> {
+    services::check_binaries()?;
+    let listen = arguments.listen();
+    let home = open_home(&arguments.data)?;
+    check_free(listen)?;
+    let backends = Backends::start(&home, &arguments.postgres_url, &arguments.redis_url, screen).await?;
+    let store = migrate::connect(&backends.postgres_url, stop, None).await?;
+    migrate_schema(&store, screen).await?;
+    let live = Live::from_now(store).await?;
+    let counts = (arguments.dispatchers, arguments.executors);
+    let mut services = Services::start(&home, &backends, listen, counts)?;
+    screen.step(&format!("started 1 gateway, {} dispatchers, {} executors; waiting for them", counts.0, counts.1));
+    services.ready(stop).await?;
+    if !arguments.no_samples {
+        samples::create_if_empty(listen, screen).await?;
+    }
+    screen.step("up");
+    show_places(&services, &backends, listen, screen);
+    Ok(Running { services, live, backends })
+}
+
+impl Running {
+    async fn until_stopped(&mut self, screen: Screen, stop: &CancellationToken) -> Result<()> {
+        /// Short enough to feel live, long enough to cost nothing.
+        const LOOK_EACH: Duration = Duration::from_millis(300);
+        let mut ticks = tokio::time::interval(LOOK_EACH);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = ticks.tick() => {}
+            }
+            self.services.report_ended(screen);
+            self.backends.report_ended(screen);
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.live.show_new(screen) => {}
+            }
+        }
+        self.services.stop(screen);
+        self.backends.stop();
+        screen.step("stopped; the data is kept for the next start");
+        Ok(())
+    }
+}
+
+/// Ctrl-C asks; a second one ends this process, and with it, through the watcher, all that it started.
+fn listen_to_signals(stop: CancellationToken, screen: Screen) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
+    let mut hang_up = signal(SignalKind::hangup()).context("cannot listen to SIGHUP")?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                _ = hang_up.recv() => {}
+            }
+            if stop.is_cancelled() {
+                screen.step("stopping at once");
+                std::process::exit(130);
+            }
+            screen.step("stopping, a few seconds at most; Ctrl-C again stops at once");
+            stop.cancel();
+        }
+    });
+    Ok(())
+}
+
+fn open_home(data: &Path) -> Result<Home> {
+    Home::at(data).map_err(|error| {
+        if error.is::<InUse>() {
+            error.context(
+                "another `carillon dev` runs here: stop it first, or give this one --data DIRECTORY and --port PORT",
+            )
+        } else {
+            error
+        }
+    })
+}
+
+/// Before anything is started: a taken port is the most common reason for a start to fail.
+fn check_free(listen: SocketAddr) -> Result<()> {
+    let Err(error) = std::net::TcpListener::bind(listen) else { return Ok(()) };
+    if error.kind() == std::io::ErrorKind::AddrInUse {
+        bail!(
+            "port {} of {} is taken by another program: stop that, or choose another port by --port {port}, \
+             `make run PORT={port}` or CARILLON_GATEWAY_LISTEN={ip}:{port}",
+            listen.port(),
+            listen.ip(),
+            port = listen.port().saturating_add(10),
+            ip = listen.ip(),
+        );
+    }
+    Err(error).with_context(|| format!("cannot listen on {listen}"))
+}
+
+async fn migrate_schema(store: &Store, screen: Screen) -> Result<()> {
+    let migrated = store.migrate().await.context("cannot migrate the database")?;
+    match migrated.applied.len() {
+        0 => screen.step(&format!("the schema is at version {:04}", migrated.newest)),
+        count => screen.step(&format!("{count} migrations applied, the schema is at version {:04}", migrated.newest)),
+    }
+    Ok(())
+}
+
+fn show_places(services: &Services, backends: &Backends, listen: SocketAddr, screen: Screen) {
+    screen.line("");
+    screen.place("API", &format!("http://{listen}"), "gRPC, gRPC-Web and JSON");
+    for service in services.list() {
+        screen.place(service.name(), &service.admin_url(), &format!("pid {}, log {}", service.pid(), service.log()));
+    }
+    let [postgres, redis] = backends.places();
+    screen.place("Postgres", &postgres.0, &postgres.1);
+    screen.place("Redis", &redis.0, &redis.1);
+    screen.line("");
+    screen.line(&format!("Try:    curl -s http://{listen}/api/v1/scheduler/jobs"));
+    screen.line("Ctrl-C stops all of it. Each execution, as it ends:");
+    screen.line("");
+    screen.headings();
+}
