@@ -4,6 +4,8 @@
 //! Everything runs on private servers that end with this process. Parts: [`throughput`], [`lateness`], [`scale`]; the rest
 //! is what they stand on: [`servers`], [`product`], [`floor`], [`jobs`], [`usage`], [`report`].
 
+#![expect(unreachable_pub, reason = "a program: each module is public to the others only")]
+
 mod floor;
 mod jobs;
 mod lateness;

@@ -55,7 +55,7 @@ pub async fn run(servers: &Servers, binaries: &Binaries, plan: &Plan, report: &m
             throughput.add(floor_round, product_round, memory);
         }
     }
-    throughput.mean_flush = product.mean_of("carillon_executor_flush_items");
+    throughput.mean_flush = product.mean_of("carillon_executor_flush_size");
     product.stop().await?;
     throughput.row_bytes = row_bytes(&database).await?;
     report.throughput = Some(throughput);

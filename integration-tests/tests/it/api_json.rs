@@ -293,7 +293,7 @@ async fn wrong_ids_pages_routes_and_methods_are_told_apart() {
 
     let nowhere = api.get("/jobz").await;
     assert_eq!((nowhere.status, &nowhere.body["code"]), (404, &json!(5)), "{}", nowhere.body);
-    let method = api.ask(Method::PUT, "/jobs/cron", Some(&json!({}))).await;
+    let method = api.ask(Method::PUT, "/schedules/preview", Some(&json!({}))).await;
     assert_eq!((method.status, method.allow.as_deref()), (405, Some("POST")), "{}", method.body);
     let method = api.ask(Method::POST, &format!("/jobs/{unknown}"), Some(&json!({}))).await;
     let allow = method.allow.clone().unwrap_or_default();

@@ -164,7 +164,8 @@ fn trigger(api: &Api, job: Uuid, count: usize, over: Duration) -> JoinSet<Vec<Uu
 /// Asks with the same key until there is an answer.
 async fn trigger_surely(api: &Api, job: Uuid, key: &str) -> Uuid {
     let (path, body) = (format!("/jobs/{job}/trigger"), json!({"request_id": key}));
-    let answered = wait_until(&format!("trigger {key} to be answered"), LOAD_MAX, || async {
+    let what = format!("trigger {key} to be answered");
+    let answered = wait_until(&what, LOAD_MAX, || async {
         match api.try_ask(Method::POST, &path, Some(&body)).await {
             Ok(answer) if answer.status == 200 => Ok(id_of(&answer.body)),
             Ok(answer) => {

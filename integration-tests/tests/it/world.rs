@@ -265,7 +265,7 @@ impl World {
             ensure!(finished >= wanted, "{finished} are");
             anyhow::Ok(finished)
         });
-        let finished = waited.await.unwrap_or_else(|error| panic!("{error:#}\n{}", self.cluster.logs()));
+        let finished = waited.await.unwrap_or_else(|error| panic!("{error:#}"));
         let total = self.expected.len() + self.triggered.len();
         let total = i64::try_from(total).expect("small");
         assert!(total == 0 || finished < total, "all {total} were over before the fault could meet them");
@@ -285,7 +285,7 @@ impl World {
             ensure!(enough(count), "{count} executions");
             anyhow::Ok(())
         });
-        waited.await.unwrap_or_else(|error| panic!("{error:#}\n{}", self.cluster.logs()));
+        waited.await.unwrap_or_else(|error| panic!("{error:#}"));
     }
 
     /// The journal so far.
@@ -303,18 +303,18 @@ impl World {
     /// Waits until at least `count` handlers run at a node.
     pub(crate) async fn until_running_at(&mut self, name: &str, count: usize) {
         let pid = self.cluster.node(name).pid();
-        let waited = wait_until(&format!("{count} handlers to run at {name}"), SOON, || async {
+        soon(&format!("{count} handlers to run at {name}"), || async {
             let running = self.running_at(pid);
             ensure!(running >= count, "{running} run");
             tokio::time::sleep(LOOK_EACH).await;
             anyhow::Ok(())
-        });
-        waited.await.unwrap_or_else(|error| panic!("{error:#}\n{}", self.cluster.logs()));
+        })
+        .await;
     }
 
     /// Waits until all that was expected is recorded and nothing is left behind, and judges what happened.
     pub(crate) async fn judge(&self, limit: Duration) -> History {
-        let history = self.settled(limit).await.unwrap_or_else(|error| panic!("{error:#}\n{}", self.cluster.logs()));
+        let history = self.settled(limit).await.unwrap_or_else(|error| panic!("{error:#}"));
         history.assert_kept();
         let fires = self.expected.len() + self.triggered.len();
         if fires > 0 {

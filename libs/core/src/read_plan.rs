@@ -62,8 +62,8 @@ impl ReadPlan {
     fn deal(&mut self, shares: &[usize]) -> Option<usize> {
         let mut total = 0;
         let mut best: Option<usize> = None;
-        for line in 0..self.weights.len() {
-            if !self.backlog[line] && shares[line] > 0 {
+        for (line, share) in shares.iter().enumerate() {
+            if !self.backlog[line] && *share > 0 {
                 continue;
             }
             self.credits[line] += self.weights[line];

@@ -1,6 +1,8 @@
 //! Rules of the timetable that are not of one expression: errors, unions, exclusions, bounds, `H` over many jobs, what is
 //! stored, and that no text whatever makes the parser or a search misbehave.
 
+#![expect(clippy::unwrap_used, reason = "a failed helper fails the test, at the place where it failed")]
+
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
@@ -39,79 +41,82 @@ fn messages(expression: &str) -> Vec<String> {
     errors(&TimetableSpec::cron(expression, "UTC")).into_iter().map(|error| error.message).collect()
 }
 
+/// Expressions with one mistake, and the words for it.
+const MISTAKES: &[(&str, &str)] = &[
+    ("60 * * * *", "minute: 60 is outside 0-59 (at 1)"),
+    ("* 24 * * *", "hour: 24 is outside 0-23 (at 3)"),
+    ("* * 0 * *", "day of month: 0 is outside 1-31 (at 5)"),
+    ("* * * 13 *", "month: 13 is outside 1-12 or JAN-DEC (at 7)"),
+    ("* * * * 8", "weekday: 8 is outside 0-7 or SUN-SAT (at 9)"),
+    ("60 * * * * *", "second: 60 is outside 0-59 (at 1)"),
+    ("0 0 0 1 1 * 1969", "year: 1969 is outside 1970-2399 (at 13)"),
+    ("0 0 0 1 1 * 2030-2027", "year: 2030-2027 runs backwards (at 13)"),
+    ("99999999999999 * * * *", "minute: 99999999999999 is outside 0-59 (at 1)"),
+    ("  5,61 * * * *", "minute: 61 is outside 0-59 (at 5)"),
+    ("1,,2 * * * *", "minute: a value is missing; allowed are 0-59 (at 3)"),
+    ("1- * * * *", "minute: a value is missing; allowed are 0-59 (at 3)"),
+    ("*/0 * * * *", "minute: a step of 0 stands still; allowed are 1-60 (at 3)"),
+    ("*/ * * * *", "minute: a step is missing behind / (1-60) (at 3)"),
+    ("* */25 * * *", "hour: a step of 25 is outside 1-24; write @every 25h (at 5)"),
+    ("* * */32 * *", "day of month: a step of 32 is outside 1-31 (at 7)"),
+    ("*5 * * * *", "minute: \"5\" cannot follow \"*\" (at 2)"),
+    ("5x * * * *", "minute: \"x\" cannot follow \"5\" (at 2)"),
+    ("x * * * *", "minute: x is not a value; allowed are 0-59 (at 1)"),
+    ("-5 * * * *", "minute: -5 is not a value; allowed are 0-59 (at 1)"),
+    ("1-5-9 * * * *", "minute: \"-9\" cannot follow \"1-5\" (at 4)"),
+    ("1/2/3 * * * *", "minute: \"/3\" cannot follow \"1/2\" (at 4)"),
+    ("ü * * * *", "minute: ü is not a value; allowed are 0-59 (at 1)"),
+    ("5 ü * * *", "hour: ü is not a value; allowed are 0-23 (at 3)"),
+    ("* * * * MONDAY", "weekday: MONDAY is not a value; names have three letters, as in MON (at 9)"),
+    ("* * * January *", "month: January is not a value; names have three letters, as in JAN (at 7)"),
+    ("* * * * FOO", "weekday: FOO is not a value; allowed are 0-7 or SUN-SAT (at 9)"),
+    ("MON * * * *", "minute: MON is not a value; allowed are 0-59 (at 1)"),
+    ("? * * * *", "minute: ? is for day of month and weekday only; write * for every value (at 1)"),
+    ("* * ?,5 * *", "day of month: ? stands alone in its field (at 5)"),
+    ("* * ?/2 * *", "day of month: \"/2\" cannot follow \"?\" (at 6)"),
+    ("L * * * *", "minute: L, the last of the month, is for day of month and weekday only (at 1)"),
+    ("* * * * L", "weekday: L needs a weekday before it, such as 5L for the last Friday (at 9)"),
+    ("* * 5L * *", "day of month: a value before L, the last of the month, belongs to weekday (at 6)"),
+    ("* * L-0 * *", "day of month: 0 is outside 1-30 (days before the last) (at 7)"),
+    ("* * L-31 * *", "day of month: 31 is outside 1-30 (days before the last) (at 7)"),
+    ("* * L- * *", "day of month: a number is missing (days before the last, 1-30) (at 7)"),
+    ("* * * * 15W", "weekday: 15 is outside 0-7 or SUN-SAT (at 9)"),
+    ("* 5W * * *", "hour: W, the nearest working day, belongs to day of month (at 4)"),
+    ("* * W * *", "day of month: W is not a value; allowed are 1-31 (at 5)"),
+    ("* * 1-5W * *", "day of month: \"W\" cannot follow \"1-5\" (at 8)"),
+    ("* * * * 5#6", "weekday: 6 is outside 1-5 (# of the month) (at 11)"),
+    ("* * * * 5#0", "weekday: 0 is outside 1-5 (# of the month) (at 11)"),
+    ("* * * * 5#", "weekday: a number is missing (# of the month, 1-5) (at 11)"),
+    ("* * 5#1 * *", "day of month: #, the nth of the month, belongs to weekday (at 6)"),
+    ("H(5 * * * *", "minute: - is expected here, as in H(a-b) (at 4)"),
+    ("H(5-70) * * * *", "minute: 70 is outside 0-59 (at 5)"),
+    ("H(5-7 * * * *", "minute: ) is expected here, as in H(a-b) (at 6)"),
+    ("H/99 * * * *", "minute: a step of 99 is outside 1-60; write @every 99m (at 3)"),
+    ("0 0 0 1 1 * H", "year: H is not for years: it would leave a single one (at 13)"),
+    ("", "schedule: is empty; five fields are needed, such as 0 2 * * *"),
+    ("   ", "schedule: is empty; five fields are needed, such as 0 2 * * *"),
+    ("*", "schedule: 1 field found, 5 to 7 are allowed: [second] minute hour day-of-month month weekday [year]"),
+    (
+        "* * * * * * * *",
+        "schedule: 8 fields found, 5 to 7 are allowed: [second] minute hour day-of-month month weekday [year]",
+    ),
+    (
+        "@fortnightly",
+        "schedule: @fortnightly is not one of @yearly @annually @monthly @weekly @daily @midnight @hourly @every (at 1)",
+    ),
+    ("TZ=UTC 0 2 * * *", "schedule: TZ= is not read here; put the zone into the field timezone (at 1)"),
+    ("@every 5", "@every: \"5\" is not numbers with units such as 250ms, 90s, 1h30m or 2d (at 1)"),
+    ("@every 10ms", "@every: 10ms is shorter than 100ms"),
+    (
+        "0 0 31 2,4,6,9,11 *",
+        "schedule: can never fire: no day of the years 1970-2399 fits its day of month, month, weekday and year",
+    ),
+];
+
 #[test]
 fn each_mistake_names_field_position_and_what_is_allowed() {
-    for (expression, message) in [
-        ("60 * * * *", "minute: 60 is outside 0-59 (at 1)"),
-        ("* 24 * * *", "hour: 24 is outside 0-23 (at 3)"),
-        ("* * 0 * *", "day of month: 0 is outside 1-31 (at 5)"),
-        ("* * * 13 *", "month: 13 is outside 1-12 or JAN-DEC (at 7)"),
-        ("* * * * 8", "weekday: 8 is outside 0-7 or SUN-SAT (at 9)"),
-        ("60 * * * * *", "second: 60 is outside 0-59 (at 1)"),
-        ("0 0 0 1 1 * 1969", "year: 1969 is outside 1970-2399 (at 13)"),
-        ("0 0 0 1 1 * 2030-2027", "year: 2030-2027 runs backwards (at 13)"),
-        ("99999999999999 * * * *", "minute: 99999999999999 is outside 0-59 (at 1)"),
-        ("  5,61 * * * *", "minute: 61 is outside 0-59 (at 5)"),
-        ("1,,2 * * * *", "minute: a value is missing; allowed are 0-59 (at 3)"),
-        ("1- * * * *", "minute: a value is missing; allowed are 0-59 (at 3)"),
-        ("*/0 * * * *", "minute: a step of 0 stands still; allowed are 1-60 (at 3)"),
-        ("*/ * * * *", "minute: a step is missing behind / (1-60) (at 3)"),
-        ("* */25 * * *", "hour: a step of 25 is outside 1-24; write @every 25h (at 5)"),
-        ("* * */32 * *", "day of month: a step of 32 is outside 1-31 (at 7)"),
-        ("*5 * * * *", "minute: \"5\" cannot follow \"*\" (at 2)"),
-        ("5x * * * *", "minute: \"x\" cannot follow \"5\" (at 2)"),
-        ("x * * * *", "minute: x is not a value; allowed are 0-59 (at 1)"),
-        ("-5 * * * *", "minute: -5 is not a value; allowed are 0-59 (at 1)"),
-        ("1-5-9 * * * *", "minute: \"-9\" cannot follow \"1-5\" (at 4)"),
-        ("1/2/3 * * * *", "minute: \"/3\" cannot follow \"1/2\" (at 4)"),
-        ("ü * * * *", "minute: ü is not a value; allowed are 0-59 (at 1)"),
-        ("5 ü * * *", "hour: ü is not a value; allowed are 0-23 (at 3)"),
-        ("* * * * MONDAY", "weekday: MONDAY is not a value; names have three letters, as in MON (at 9)"),
-        ("* * * January *", "month: January is not a value; names have three letters, as in JAN (at 7)"),
-        ("* * * * FOO", "weekday: FOO is not a value; allowed are 0-7 or SUN-SAT (at 9)"),
-        ("MON * * * *", "minute: MON is not a value; allowed are 0-59 (at 1)"),
-        ("? * * * *", "minute: ? is for day of month and weekday only; write * for every value (at 1)"),
-        ("* * ?,5 * *", "day of month: ? stands alone in its field (at 5)"),
-        ("* * ?/2 * *", "day of month: \"/2\" cannot follow \"?\" (at 6)"),
-        ("L * * * *", "minute: L, the last of the month, is for day of month and weekday only (at 1)"),
-        ("* * * * L", "weekday: L needs a weekday before it, such as 5L for the last Friday (at 9)"),
-        ("* * 5L * *", "day of month: a value before L, the last of the month, belongs to weekday (at 6)"),
-        ("* * L-0 * *", "day of month: 0 is outside 1-30 (days before the last) (at 7)"),
-        ("* * L-31 * *", "day of month: 31 is outside 1-30 (days before the last) (at 7)"),
-        ("* * L- * *", "day of month: a number is missing (days before the last, 1-30) (at 7)"),
-        ("* * * * 15W", "weekday: 15 is outside 0-7 or SUN-SAT (at 9)"),
-        ("* 5W * * *", "hour: W, the nearest working day, belongs to day of month (at 4)"),
-        ("* * W * *", "day of month: W is not a value; allowed are 1-31 (at 5)"),
-        ("* * 1-5W * *", "day of month: \"W\" cannot follow \"1-5\" (at 8)"),
-        ("* * * * 5#6", "weekday: 6 is outside 1-5 (# of the month) (at 11)"),
-        ("* * * * 5#0", "weekday: 0 is outside 1-5 (# of the month) (at 11)"),
-        ("* * * * 5#", "weekday: a number is missing (# of the month, 1-5) (at 11)"),
-        ("* * 5#1 * *", "day of month: #, the nth of the month, belongs to weekday (at 6)"),
-        ("H(5 * * * *", "minute: - is expected here, as in H(a-b) (at 4)"),
-        ("H(5-70) * * * *", "minute: 70 is outside 0-59 (at 5)"),
-        ("H(5-7 * * * *", "minute: ) is expected here, as in H(a-b) (at 6)"),
-        ("H/99 * * * *", "minute: a step of 99 is outside 1-60; write @every 99m (at 3)"),
-        ("0 0 0 1 1 * H", "year: H is not for years: it would leave a single one (at 13)"),
-        ("", "schedule: is empty; five fields are needed, such as 0 2 * * *"),
-        ("   ", "schedule: is empty; five fields are needed, such as 0 2 * * *"),
-        ("*", "schedule: 1 field found, 5 to 7 are allowed: [second] minute hour day-of-month month weekday [year]"),
-        (
-            "* * * * * * * *",
-            "schedule: 8 fields found, 5 to 7 are allowed: [second] minute hour day-of-month month weekday [year]",
-        ),
-        (
-            "@fortnightly",
-            "schedule: @fortnightly is not one of @yearly @annually @monthly @weekly @daily @midnight @hourly @every (at 1)",
-        ),
-        ("TZ=UTC 0 2 * * *", "schedule: TZ= is not read here; put the zone into the field timezone (at 1)"),
-        ("@every 5", "@every: \"5\" is not numbers with units such as 250ms, 90s, 1h30m or 2d (at 1)"),
-        ("@every 10ms", "@every: 10ms is shorter than 100ms"),
-        (
-            "0 0 31 2,4,6,9,11 *",
-            "schedule: can never fire: no day of the years 1970-2399 fits its day of month, month, weekday and year",
-        ),
-    ] {
-        assert_eq!(messages(expression), [message], "{expression:?}");
+    for (expression, message) in MISTAKES {
+        assert_eq!(messages(expression), [*message], "{expression:?}");
     }
 }
 

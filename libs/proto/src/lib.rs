@@ -3,7 +3,13 @@
 
 /// The package `carillon.v1`.
 pub mod v1 {
-    #![allow(clippy::all, clippy::too_many_lines, unreachable_pub, reason = "generated")]
+    #![allow(
+        clippy::all,
+        clippy::too_many_lines,
+        clippy::allow_attributes_without_reason,
+        unreachable_pub,
+        reason = "generated"
+    )]
     tonic::include_proto!("carillon.v1");
 }
 

@@ -7,6 +7,8 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
@@ -15,15 +17,18 @@ use crate::process::{Process, command_line_of, end_stranger};
 
 /// Names of temporary homes begin so; the rest is the process and a number.
 const TEMPORARY: &str = "carillon-test-";
+/// A name is never given twice by one process: the watcher of the first home of that name may be about to remove it.
+static NEXT_TEMPORARY: AtomicU32 = AtomicU32::new(0);
 const LOCK: &str = "owner.lock";
 const PIDS: &str = "pids";
 
 /// What the watcher runs: wait until the owner is gone, then ask each process to stop by the signal that its file names,
-/// then make sure. `$1` is the home, `$2` says whether it shall be removed. `read` is built in, so a frozen disk or a full
-/// process table cannot keep the watcher from starting its work.
+/// then make sure. `$1` is the home, `$2` the owner's pid files, `$3` says whether the home shall be removed. `read` is
+/// built in, so a full process table cannot keep the watcher from its work. The pid files are those of this owner alone: the
+/// next one may have started already, and its processes are none of ours.
 const WATCHER: &str = r#"
 while read -r line; do :; done
-cd "$1/pids" 2>/dev/null || exit 0
+cd "$2" 2>/dev/null || exit 0
 for pid in *; do [ -f "$pid" ] && kill -s "$(cat "$pid")" "$pid" 2>/dev/null; done
 tries=0
 while [ $tries -lt 50 ]; do
@@ -33,9 +38,10 @@ while [ $tries -lt 50 ]; do
   sleep 0.1
   tries=$((tries + 1))
 done
-for pid in *; do [ -f "$pid" ] && kill -s KILL "$pid" 2>/dev/null; rm -f "$pid"; done
+for pid in *; do [ -f "$pid" ] && kill -s KILL "$pid" 2>/dev/null; done
 cd /
-[ "$2" = remove ] && rm -rf "$1"
+rm -rf "$2"
+[ "$3" = remove ] && rm -rf "$1"
 exit 0
 "#;
 
@@ -66,10 +72,13 @@ pub struct Home {
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
+    /// A file for each process that runs, named by its id, holding the signal that ends it.
+    pids: PathBuf,
     /// Held for as long as we live: the kernel gives it up when we die, so it cannot be stale.
     _lock: File,
+    #[cfg_attr(not(test), expect(dead_code, reason = "held for its end of input"))]
     /// Its end of input tells the watcher that we are gone. Never waited for: it ends after us.
-    _watcher: Child,
+    watcher: Child,
 }
 
 impl Home {
@@ -80,15 +89,16 @@ impl Home {
     pub fn temporary() -> Result<Self> {
         let parent = std::env::temp_dir();
         sweep(&parent);
-        for number in 0..1_000 {
+        loop {
+            let number = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);
             let path = parent.join(format!("{TEMPORARY}{}-{number}", std::process::id()));
             match fs::create_dir(&path) {
                 Ok(()) => return Self::own(path, "remove"),
+                // Of a process that had our number before us.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error).with_context(|| format!("cannot make {}", path.display())),
             }
         }
-        anyhow::bail!("no name is left for a directory in {}", parent.display())
     }
 
     /// One that stays at `path`. What an owner that was killed outright has left running is ended first.
@@ -103,14 +113,14 @@ impl Home {
     fn own(path: PathBuf, at_the_end: &str) -> Result<Self> {
         let lock = lock(&path)?;
         end_orphans(&path);
-        let pids = path.join(PIDS);
+        let since = UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        let pids = path.join(PIDS).join(format!("{}-{since}", std::process::id()));
         fs::create_dir_all(&pids).with_context(|| format!("cannot make {}", pids.display()))?;
         // Servers may run as another user, who must be able to pass.
         fs::set_permissions(&path, Permissions::from_mode(0o755))?;
         let watcher = Command::new("sh")
             .args([OsStr::new("-c"), OsStr::new(WATCHER), OsStr::new("carillon-watcher")])
-            .arg(&path)
-            .arg(at_the_end)
+            .args([path.as_os_str(), pids.as_os_str(), OsStr::new(at_the_end)])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -119,7 +129,7 @@ impl Home {
             .process_group(0)
             .spawn()
             .context("cannot start the watcher (sh)")?;
-        Ok(Self { inner: Arc::new(Inner { path, _lock: lock, _watcher: watcher }) })
+        Ok(Self { inner: Arc::new(Inner { path, pids, _lock: lock, watcher }) })
     }
 
     /// Where it is.
@@ -142,7 +152,7 @@ impl Home {
         command.process_group(0);
         let program = command.get_program().to_string_lossy().into_owned();
         let child = command.spawn().with_context(|| format!("cannot start {name} ({program})"))?;
-        let file = self.path().join(PIDS).join(child.id().to_string());
+        let file = self.inner.pids.join(child.id().to_string());
         let word = last_signal.as_str().trim_start_matches("SIG");
         fs::write(&file, word).with_context(|| format!("cannot write {}", file.display()))?;
         Ok(Process::new(name.to_owned(), child, file, log.to_owned()))
@@ -168,19 +178,23 @@ fn lock(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Ends what stands in the pid files of a dead owner, if the number still means what it meant: a command line that names
-/// the home, or one of our programs.
+/// Ends what stands in the pid files of dead owners, if the number still means what it meant: a command line that names the
+/// home, or one of our programs.
 fn end_orphans(home: &Path) {
-    let Ok(files) = fs::read_dir(home.join(PIDS)) else { return };
-    for file in files.flatten() {
-        let pid = file.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-        if let Some(pid) = pid
-            && let Some(command_line) = command_line_of(pid)
-            && (command_line.contains(&*home.to_string_lossy()) || command_line.contains("carillon-"))
-        {
-            end_stranger(pid);
+    let Ok(owners) = fs::read_dir(home.join(PIDS)) else { return };
+    for owner in owners.flatten().map(|entry| entry.path()) {
+        let Ok(files) = fs::read_dir(&owner) else { continue };
+        for file in files.flatten() {
+            let pid = file.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+            let word = fs::read_to_string(file.path()).unwrap_or_default();
+            if let Some(pid) = pid
+                && let Some(command_line) = command_line_of(pid)
+                && (command_line.contains(&*home.to_string_lossy()) || command_line.contains("carillon-"))
+            {
+                end_stranger(pid, format!("SIG{word}").parse().unwrap_or(Signal::SIGKILL));
+            }
         }
-        let _ = fs::remove_file(file.path());
+        let _ = fs::remove_dir_all(&owner);
     }
 }
 
@@ -205,6 +219,13 @@ fn sweep(parent: &Path) {
 mod tests {
     use super::*;
 
+    /// Does nothing, and names the home in its command line, by which an orphan is known as ours.
+    fn idle(home: &Path) -> Command {
+        let mut command = Command::new("tail");
+        command.arg("-f").arg(home.join(LOCK));
+        command
+    }
+
     #[test]
     fn a_home_has_one_owner() {
         let home = Home::temporary().unwrap();
@@ -214,11 +235,35 @@ mod tests {
     }
 
     #[test]
+    fn the_next_owner_ends_orphans_and_the_watcher_of_the_last_one_leaves_its_processes_alone() {
+        let place = Home::temporary().unwrap();
+        let path = place.path().join("kept");
+        let first = Home::at(&path).unwrap();
+        let log = path.join("idle.log");
+        let orphan = first.spawn("idle", &mut idle(&path), &log, Signal::SIGKILL).unwrap().forget();
+        // The watcher is killed together with the owner.
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(first.inner.watcher.id().cast_signed()), Signal::SIGKILL)
+            .unwrap();
+        drop(first);
+        // Children of other tests that are just being forked hold the lock for a moment.
+        let mut second = None;
+        let owned = crate::process::until(std::time::Duration::from_secs(10), || {
+            second = Home::at(&path).ok();
+            second.is_some()
+        });
+        owned.unwrap();
+        let second = second.unwrap();
+        assert_eq!(command_line_of(orphan).unwrap_or_default(), "");
+        let mut process = second.spawn("idle", &mut idle(&path), &log, Signal::SIGKILL).unwrap();
+        assert!(process.ended().is_none());
+    }
+
+    #[test]
     fn the_watcher_ends_what_is_left_and_removes_a_temporary_home() {
         let home = Home::temporary().unwrap();
         let path = home.path().to_owned();
-        let log = path.join("sleep.log");
-        let process = home.spawn("sleep", Command::new("sleep").arg("600"), &log, Signal::SIGTERM).unwrap();
+        let log = path.join("idle.log");
+        let process = home.spawn("idle", &mut idle(&path), &log, Signal::SIGTERM).unwrap();
         let pid = process.forget();
         drop(home);
         crate::process::until(std::time::Duration::from_secs(20), || !path.exists()).unwrap();

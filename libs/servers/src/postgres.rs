@@ -212,7 +212,7 @@ impl PostgresServer {
         if let Some(pid) = pid
             && command_line_of(pid).is_some_and(|line| line.contains(&*self.data.to_string_lossy()))
         {
-            end_stranger(pid);
+            end_stranger(pid, Signal::SIGQUIT);
         }
         // Postgres itself checks whether the number is alive, and refuses to start if anybody has got it since.
         let _ = fs::remove_file(&file);

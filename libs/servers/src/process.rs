@@ -134,16 +134,16 @@ pub(crate) fn command_line_of(pid: i32) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Ends a process that is not our child: asks, then makes sure.
-pub(crate) fn end_stranger(pid: i32) {
+/// Ends a process that is not our child: asks by `first`, then makes sure.
+pub(crate) fn end_stranger(pid: i32, first: Signal) {
     // A zombie has no command line any more, and nothing to end.
     let gone = || command_line_of(pid).is_none_or(|line| line.trim().is_empty());
     let pid = Pid::from_raw(pid);
-    // A frozen one must be woken to hear anything but SIGKILL. SIGQUIT is Postgres' word for "at once, but in order".
-    for (signal, limit) in [(Signal::SIGQUIT, 3), (Signal::SIGKILL, 5)] {
+    for (signal, limit) in [(first, 3), (Signal::SIGKILL, 5)] {
         if kill(pid, signal).is_err() {
             return;
         }
+        // A frozen one must be woken to hear anything but SIGKILL.
         let _ = kill(pid, Signal::SIGCONT);
         if until(Duration::from_secs(limit), gone).is_ok() {
             return;

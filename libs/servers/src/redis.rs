@@ -57,6 +57,8 @@ impl RedisServer {
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
         command.args(["--appendonly", append_only, "--appendfsync", "everysec", "--daemonize", "no"]);
         command.arg("--dir").arg(&self.directory);
+        // It keeps the command line that it was started by: an orphan is known by the directory in it.
+        command.args(["--set-proc-title", "no"]);
         command.current_dir(&self.directory);
         Owner::me().apply(&mut command);
         let mut process = self.home.spawn(&self.name, &mut command, &self.log, Signal::SIGTERM)?;

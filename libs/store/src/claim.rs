@@ -14,11 +14,11 @@ use chrono::{DateTime, Utc};
 use sqlx::{Connection, Postgres, Row, Transaction};
 use uuid::Uuid;
 
+use crate::Result;
 use crate::clock::DbClock;
 use crate::definitions::{Definition, definitions_by_id_on_conn};
 use crate::leader_session::{LeaderSession, bounded};
 use crate::open_entries::{OpenEntry, read_open_entry};
-use crate::Result;
 
 /// How much of one line may be claimed.
 #[derive(Clone, Debug)]
@@ -281,7 +281,8 @@ impl Claim<'_> {
     /// [`crate::Error::Unavailable`]: it may or may not have been committed; the session is lost, stand by, and the next
     /// leader finds the batch or the timers still due.
     pub async fn commit(mut self, term: i64, decisions: &Decisions, settled: &[i64]) -> Result<Committed> {
-        let mut ids: Vec<(i32, Uuid)> = decisions.executions.iter().filter(|new| !new.skipped).map(|new| (new.seq, new.id)).collect();
+        let mut ids: Vec<(i32, Uuid)> =
+            decisions.executions.iter().filter(|new| !new.skipped).map(|new| (new.seq, new.id)).collect();
         ids.extend(decisions.retries.iter().map(|(retry, seq)| (*seq, retry.execution)));
         ids.sort_unstable();
         let ids: Vec<Uuid> = ids.into_iter().map(|(_, id)| id).collect();

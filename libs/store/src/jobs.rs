@@ -49,7 +49,8 @@ const INSERT_JOB: &str = "
 /// # Errors
 /// [`Error::KeyReused`] if the key was taken by another request; or if Postgres is unavailable.
 pub async fn create(store: &Store, new: NewJob, key: Option<&Key>) -> Result<Job> {
-    let created = insert(store, &new, key).await?;
+    // Boxed: its thirty values would make every caller's future large.
+    let created = Box::pin(insert(store, &new, key)).await?;
     if created {
         return Ok(new.into_job());
     }

@@ -86,8 +86,12 @@ impl Candidate {
             return Ok(Err(self));
         }
         let clock = DbClock::from_round_trip(sent, Instant::now(), row.try_get("now")?);
-        let newest: Option<i64> =
-            bounded(sqlx::query_scalar("SELECT max(number) FROM dispatch_batches WHERE shard = $1").bind(self.shard).fetch_one(&mut self.connection)).await?;
+        let newest: Option<i64> = bounded(
+            sqlx::query_scalar("SELECT max(number) FROM dispatch_batches WHERE shard = $1")
+                .bind(self.shard)
+                .fetch_one(&mut self.connection),
+        )
+        .await?;
         Ok(Ok(LeaderSession {
             connection: self.connection,
             shard: self.shard,

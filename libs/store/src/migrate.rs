@@ -42,9 +42,8 @@ impl Store {
     }
 
     async fn applied_versions(&self) -> Result<Vec<i64>> {
-        let exists: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
-            .fetch_one(&self.pool)
-            .await?;
+        let exists: bool =
+            sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(&self.pool).await?;
         if !exists {
             return Ok(Vec::new());
         }

@@ -8,9 +8,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection, Row};
 use uuid::Uuid;
 
+use crate::Result;
 use crate::definitions::{Definition, definitions_by_id_on_conn};
 use crate::leader_session::{LeaderSession, bounded};
-use crate::Result;
 
 /// What an entry says of its execution; the rest is in the job's definition.
 #[derive(Clone, Debug)]
@@ -111,10 +111,9 @@ impl LeaderSession {
     }
 
     async fn batches(&mut self, statement: &'static str, after: i64, limit: i64) -> Result<Vec<Batch>> {
-        let rows = bounded(
-            sqlx::query(statement).bind(self.shard).bind(after).bind(limit).fetch_all(&mut self.connection),
-        )
-        .await?;
+        let rows =
+            bounded(sqlx::query(statement).bind(self.shard).bind(after).bind(limit).fetch_all(&mut self.connection))
+                .await?;
         rows.iter().map(|row| Ok(Batch { number: row.try_get("number")?, ids: row.try_get("ids")? })).collect()
     }
 
@@ -139,11 +138,7 @@ impl LeaderSession {
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn open_of_batch(&mut self, batch: &Batch, lease: Option<Duration>) -> Result<Vec<(OpenEntry, bool)>> {
         let rows = bounded(
-            sqlx::query(OPEN_OF_BATCH)
-                .bind(&batch.ids)
-                .bind(batch.number)
-                .bind(lease)
-                .fetch_all(&mut self.connection),
+            sqlx::query(OPEN_OF_BATCH).bind(&batch.ids).bind(batch.number).bind(lease).fetch_all(&mut self.connection),
         )
         .await?;
         rows.iter().map(|row| Ok((read_open_entry(row)?, row.try_get("runs")?))).collect()

@@ -4,8 +4,8 @@
 //! retries hang on what the UPDATE returned and on nothing else, so that running the same batch again adds nothing (H17).
 //! An outcome that is not known (connection cut at COMMIT) or a deadlock is therefore answered by running it again.
 
-use chrono::{DateTime, Utc};
 use carillon_core::execution::Status;
+use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
@@ -225,7 +225,11 @@ async fn complete_on_conn(connection: &mut PgConnection, jobs: &[Uuid]) -> Resul
     Ok(sqlx::query_scalar(JOBS_COMPLETE).bind(jobs).fetch_all(connection).await?)
 }
 
-async fn mark_running_on_conn(connection: &mut PgConnection, worker: Uuid, started: &[Started]) -> Result<Vec<Verdict>> {
+async fn mark_running_on_conn(
+    connection: &mut PgConnection,
+    worker: Uuid,
+    started: &[Started],
+) -> Result<Vec<Verdict>> {
     if started.is_empty() {
         return Ok(Vec::new());
     }

@@ -59,10 +59,9 @@ impl LeaderSession {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn upcoming(&mut self, until: DateTime<Utc>, limit: i64) -> Result<Upcoming> {
-        let rows = bounded(
-            sqlx::query(UPCOMING).bind(self.shard).bind(until).bind(limit).fetch_all(&mut self.connection),
-        )
-        .await?;
+        let rows =
+            bounded(sqlx::query(UPCOMING).bind(self.shard).bind(until).bind(limit).fetch_all(&mut self.connection))
+                .await?;
         let mut upcoming = Upcoming { instants: Vec::with_capacity(rows.len()), complete_until: Some(until) };
         let mut counts = std::collections::HashMap::<Slot, i64>::new();
         for row in rows {

@@ -66,8 +66,7 @@ impl Store {
         }
         // Asked for by itself: the UPDATE waits for the disk, which would blur the measurement.
         let sent = Instant::now();
-        let now: DateTime<Utc> =
-            sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut *connection).await?;
+        let now: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut *connection).await?;
         Ok(Some(DbClock::from_round_trip(sent, Instant::now(), now)))
     }
 
@@ -119,7 +118,8 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn consumers_ended(&self, consumers: &[String]) -> Result<Vec<String>> {
-        let statement = "SELECT consumer FROM workers WHERE consumer = ANY ($1) GROUP BY consumer HAVING bool_and(ended)";
+        let statement =
+            "SELECT consumer FROM workers WHERE consumer = ANY ($1) GROUP BY consumer HAVING bool_and(ended)";
         Ok(sqlx::query_scalar(statement).bind(consumers).fetch_all(&self.pool).await?)
     }
 

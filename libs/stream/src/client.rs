@@ -103,7 +103,9 @@ fn builder(options: &RedisOptions, command_timeout: Duration) -> Result<Builder>
             connection.max_command_buffer_len = 50_000;
             connection.tcp = TcpConfig {
                 nodelay: Some(true),
-                keepalive: Some(TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(2))),
+                keepalive: Some(
+                    TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(2)),
+                ),
                 #[cfg(target_os = "linux")]
                 user_timeout: Some(Duration::from_secs(10)),
                 ..TcpConfig::default()

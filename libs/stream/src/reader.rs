@@ -102,7 +102,15 @@ impl Reader {
             Plan::Drain(shares) => {
                 for (line, share) in shares.iter().enumerate().filter(|(_, share)| **share > 0) {
                     let _: Value = pipeline
-                        .xreadgroup(GROUP, self.consumer.as_str(), Some(*share as u64), None, false, self.streams[line].as_str(), ">")
+                        .xreadgroup(
+                            GROUP,
+                            self.consumer.as_str(),
+                            Some(*share as u64),
+                            None,
+                            false,
+                            self.streams[line].as_str(),
+                            ">",
+                        )
                         .await?;
                 }
             }
@@ -110,7 +118,15 @@ impl Reader {
                 let block = u64::try_from(self.block.as_millis()).unwrap_or(u64::MAX);
                 let newest = vec![">"; self.streams.len()];
                 let _: Value = pipeline
-                    .xreadgroup(GROUP, self.consumer.as_str(), Some(*each as u64), Some(block), false, self.streams.clone(), newest)
+                    .xreadgroup(
+                        GROUP,
+                        self.consumer.as_str(),
+                        Some(*each as u64),
+                        Some(block),
+                        false,
+                        self.streams.clone(),
+                        newest,
+                    )
                     .await?;
             }
         }
@@ -159,7 +175,15 @@ impl Reader {
         let after = after.map_or_else(|| "0".to_owned(), |id| id.to_string());
         let answer: Value = self
             .client
-            .xreadgroup(GROUP, self.consumer.as_str(), Some(count as u64), None, false, self.streams[line].as_str(), after)
+            .xreadgroup(
+                GROUP,
+                self.consumer.as_str(),
+                Some(count as u64),
+                None,
+                false,
+                self.streams[line].as_str(),
+                after,
+            )
             .await?;
         let mut read = Read { counts: vec![0; self.streams.len()], ..Read::default() };
         self.collect(answer, &mut read)?;

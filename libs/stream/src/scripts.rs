@@ -30,19 +30,20 @@ impl Script {
 
     /// Loads it into the server's cache, which a restart or a failover empties.
     pub(crate) async fn load(&self, client: &Client) -> Result<String> {
-        let sha: String = client.script_load(self.text).await?;
+        let sha: String = Box::pin(client.script_load(self.text)).await?;
         Ok(self.sha.get_or_init(|| sha).clone())
     }
 
     /// Runs it, loading it if the server has lost it.
     pub(crate) async fn run(&self, client: &Client, keys: Vec<String>, args: Vec<Value>) -> Result<Value> {
         let sha = self.sha(client).await?;
+        // Boxed: the client's futures are large, and would make everything large that waits for one.
         let first: Result<Value, Error> =
-            client.evalsha(sha.as_str(), keys.clone(), args.clone()).await.map_err(Error::from);
+            Box::pin(client.evalsha(sha.as_str(), keys.clone(), args.clone())).await.map_err(Error::from);
         match first {
             Err(Error::NoScript(_)) => {
                 let sha = self.load(client).await?;
-                Ok(client.evalsha(sha.as_str(), keys, args).await?)
+                Ok(Box::pin(client.evalsha(sha.as_str(), keys, args)).await?)
             }
             other => other,
         }

@@ -55,7 +55,11 @@ impl Settings for Config {
         self.redis.check(checks);
         let own = &self.dispatcher;
         checks.that(own.shard >= 0, "dispatcher.shard", "must be 0 or more");
-        checks.that(own.lead <= self.protocol.window / 4, "dispatcher.lead", "must be at most a quarter of protocol.window");
+        checks.that(
+            own.lead <= self.protocol.window / 4,
+            "dispatcher.lead",
+            "must be at most a quarter of protocol.window",
+        );
         checks.that((1..=10_000).contains(&own.batch_max), "dispatcher.batch_max", "must be 1 to 10000");
         checks.that(
             (own.batch_max..=1_000_000).contains(&own.stream_entries_max),
@@ -67,11 +71,11 @@ impl Settings for Config {
             "dispatcher.poll",
             "must be 100ms to 60s",
         );
+        checks.that(self.protocol.window >= Duration::from_millis(200), "protocol.window", "must be at least 200ms");
         checks.that(
-            self.protocol.window >= Duration::from_millis(200),
-            "protocol.window",
-            "must be at least 200ms",
+            self.protocol.lease >= self.protocol.window * 10,
+            "protocol.lease",
+            "must be at least ten times protocol.window",
         );
-        checks.that(self.protocol.lease >= self.protocol.window * 10, "protocol.lease", "must be at least ten times protocol.window");
     }
 }

@@ -37,7 +37,8 @@ pub fn decide(
     now: DateTime<Utc>,
     misfire_threshold: TimeDelta,
 ) -> Decided {
-    let mut deciding = Deciding { decided: Decided::default(), opened: HashMap::new(), touched: HashSet::new(), seq: 0 };
+    let mut deciding =
+        Deciding { decided: Decided::default(), opened: HashMap::new(), touched: HashSet::new(), seq: 0 };
     for timer in timers {
         match known.get(&timer.job) {
             Some(job) => deciding.timer(timer, &job, now, misfire_threshold),
@@ -89,7 +90,11 @@ impl Deciding {
             scheduled_at: due.fire,
             max_retries: definition.max_retries,
             reason: due.missed_from.map(|from| {
-                format!("missed while down from {} to {}: fires once, for the latest instant", rfc3339(from), rfc3339(now))
+                format!(
+                    "missed while down from {} to {}: fires once, for the latest instant",
+                    rfc3339(from),
+                    rfc3339(now)
+                )
             }),
             payload: None,
             trace_id: None,

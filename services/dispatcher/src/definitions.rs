@@ -30,9 +30,12 @@ impl Definitions {
     /// Those of `wanted` (job and revision) that are unknown, or known in an older revision.
     pub fn unknown(&self, wanted: impl Iterator<Item = (Uuid, Option<i64>)>) -> Vec<Uuid> {
         let stale = |job: &Uuid, revision: Option<i64>| {
-            self.known.get(job).is_none_or(|known| revision.is_some_and(|revision| known.definition.revision < revision))
+            self.known
+                .get(job)
+                .is_none_or(|known| revision.is_some_and(|revision| known.definition.revision < revision))
         };
-        let mut unknown: Vec<Uuid> = wanted.filter(|(job, revision)| stale(job, *revision)).map(|(job, _)| job).collect();
+        let mut unknown: Vec<Uuid> =
+            wanted.filter(|(job, revision)| stale(job, *revision)).map(|(job, _)| job).collect();
         unknown.sort_unstable();
         unknown.dedup();
         unknown

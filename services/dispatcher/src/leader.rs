@@ -17,9 +17,9 @@ use carillon_core::line::Line;
 use carillon_store::Store;
 use carillon_store::claim::Room;
 use carillon_store::leader_session::LeaderSession;
+use carillon_stream::Redis;
 use carillon_stream::leader::Published;
 use carillon_stream::notices::Notices;
-use carillon_stream::Redis;
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::{counter, gauge, histogram};
 use tokio_util::sync::CancellationToken;
@@ -195,7 +195,9 @@ impl Leader {
                     self.whole_pass_due |= certified;
                 }
             }
-            Err(error) => warn!("redis does not answer, nothing is claimed until it does: {:#}", anyhow::Error::from(error)),
+            Err(error) => {
+                warn!("redis does not answer, nothing is claimed until it does: {:#}", anyhow::Error::from(error))
+            }
         }
         self.settle().await?;
         self.reconcile_some().await?;

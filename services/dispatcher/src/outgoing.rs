@@ -47,7 +47,7 @@ impl Batch {
             max_retries: new.max_retries.unsigned_abs(),
             retry_delay_ms: definition.retry_delay_ms.unsigned_abs(),
             last,
-            payload: small.and_then(raw),
+            payload: small.and_then(|text| raw(text)),
             traceparent: new.trace_id.clone(),
         };
         self.add(new.seq, &definition.line, &entry);
@@ -74,7 +74,7 @@ impl Batch {
             retry_delay_ms: definition.retry_delay_ms.unsigned_abs(),
             // Whether it is the job's last is not known any more: whoever finishes it looks.
             last: true,
-            payload: payload.and_then(raw),
+            payload: payload.and_then(|text| raw(text)),
             traceparent: open.trace_id.clone(),
         };
         self.add(open.seq, &definition.line, &entry);
@@ -93,6 +93,6 @@ impl Batch {
     }
 }
 
-fn raw(text: &String) -> Option<Box<RawValue>> {
-    RawValue::from_string(text.clone()).ok()
+fn raw(text: &str) -> Option<Box<RawValue>> {
+    RawValue::from_string(text.to_owned()).ok()
 }

@@ -64,7 +64,11 @@ impl Settings for Config {
         checks.that((1..=100_000).contains(&own.slots), "executor.slots", "must be 1 to 100000");
         checks.that((1..=1_000).contains(&own.handler_threads), "executor.handler_threads", "must be 1 to 1000");
         checks.that((1..=10_000).contains(&own.flush_max), "executor.flush_max", "must be 1 to 10000");
-        checks.that(own.unrecorded_max >= own.flush_max, "executor.unrecorded_max", "must be at least executor.flush_max");
+        checks.that(
+            own.unrecorded_max >= own.flush_max,
+            "executor.unrecorded_max",
+            "must be at least executor.flush_max",
+        );
         checks.that(own.lost_max >= 1, "executor.lost_max", "must be at least 1");
         checks.that(own.shard >= 0, "executor.shard", "must be 0 or more");
         checks.that(self.protocol.window >= Duration::from_millis(200), "protocol.window", "must be at least 200ms");

@@ -149,7 +149,8 @@ impl Engine {
                 self.check_doubtful(now);
                 self.look_while_holding();
                 gauge!("carillon_executor_slots_used").set(u32::try_from(self.shared.slots.used()).unwrap_or(u32::MAX));
-                gauge!("carillon_executor_unrecorded").set(u32::try_from(self.shared.slots.unrecorded()).unwrap_or(u32::MAX));
+                gauge!("carillon_executor_unrecorded")
+                    .set(u32::try_from(self.shared.slots.unrecorded()).unwrap_or(u32::MAX));
             }
             if self.drain_until.is_some() && self.is_drained(now) {
                 return Ok(());
@@ -470,7 +471,9 @@ impl Engine {
                     counter!("carillon_executor_taken_total").increment(1);
                     match then {
                         Then::Start => self.hold(key),
-                        Then::Cancel => self.finish_unstarted(key, AttemptEnd::Cancelled, "cancelled before it started"),
+                        Then::Cancel => {
+                            self.finish_unstarted(key, AttemptEnd::Cancelled, "cancelled before it started")
+                        }
                         Then::Skip => self.finish_unstarted_as_is(key),
                         Then::Fail => self.finish_unstarted(
                             key,
@@ -547,7 +550,10 @@ impl Engine {
         let gap = awake.saturating_sub(self.last_awake);
         self.last_awake = awake;
         if gap > self.shared.window / 2 {
-            warn!(gap_ms = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX), "this process stood still: what it held is checked");
+            warn!(
+                gap_ms = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX),
+                "this process stood still: what it held is checked"
+            );
             self.doubt_all_unstarted();
         }
     }
@@ -571,19 +577,19 @@ impl Engine {
         let grace = self.shared.grace.saturating_sub(Duration::from_secs(2)).max(self.shared.grace / 2);
         self.drain_until = Some(Instant::now() + grace);
         let unstarted: Vec<Key> = self.items.values().filter(|item| item.is_unstarted()).map(Item::key).collect();
-        info!(handed_back = unstarted.len(), running = self.items.len() - unstarted.len(), "stopping: nothing more starts");
+        info!(
+            handed_back = unstarted.len(),
+            running = self.items.len() - unstarted.len(),
+            "stopping: nothing more starts"
+        );
         for key in unstarted {
             self.let_go(key);
         }
     }
 
     fn is_drained(&mut self, now: Instant) -> bool {
-        let running: Vec<Key> = self
-            .items
-            .values()
-            .filter(|item| matches!(item.state, State::Running(_)))
-            .map(Item::key)
-            .collect();
+        let running: Vec<Key> =
+            self.items.values().filter(|item| matches!(item.state, State::Running(_))).map(Item::key).collect();
         if running.is_empty() {
             return true;
         }

@@ -132,7 +132,10 @@ impl Context {
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context").field("execution", &self.execution).field("attempt", &self.attempt).finish_non_exhaustive()
+        f.debug_struct("Context")
+            .field("execution", &self.execution)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
     }
 }
 
@@ -157,7 +160,11 @@ impl Logs {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut kept, dropped) = std::mem::take(&mut *lines);
         if dropped > 0 {
-            kept.push(LogLine { timestamp: now, level: "WARN", message: format!("{dropped} further lines were dropped") });
+            kept.push(LogLine {
+                timestamp: now,
+                level: "WARN",
+                message: format!("{dropped} further lines were dropped"),
+            });
         }
         kept
     }

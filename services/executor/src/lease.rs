@@ -111,7 +111,11 @@ impl Lease {
             let trying = self.shared.store.worker_succeed(old, &new, &started);
             match tokio::time::timeout(self.shared.lease / 4, trying).await {
                 Ok(Ok(kept)) => {
-                    info!(kept = kept.len(), started = started.len(), "contact with postgres is back, as a new incarnation");
+                    info!(
+                        kept = kept.len(),
+                        started = started.len(),
+                        "contact with postgres is back, as a new incarnation"
+                    );
                     let held = started.into_iter().map(|(held, _)| held).collect();
                     let _ = self.engine.send(Message::Reasserted(kept.into_iter().collect(), held));
                     self.shared.incarnation.succeed(new.id);

@@ -55,11 +55,7 @@ use crate::threads::HandlerThreads;
 ///
 /// # Errors
 /// When a part cannot go on.
-pub async fn run(
-    config: Config,
-    process: Process,
-    register: impl FnOnce(Registry) -> Registry,
-) -> anyhow::Result<()> {
+pub async fn run(config: Config, process: Process, register: impl FnOnce(Registry) -> Registry) -> anyhow::Result<()> {
     let options = StoreOptions {
         connections_max: config.postgres.connections_max,
         acquire_timeout: config.postgres.acquire_timeout,
@@ -181,12 +177,15 @@ impl Parts {
         tasks.spawn("handler threads", Arc::clone(&shared.threads).watch(process.shutdown()));
         tasks.spawn("lease", lease.run());
         // Boxed: the future of the whole path is large, and there is one.
-        tasks.spawn("path", Box::pin(async move {
-            let (reading, taking, running, recording) =
-                tokio::join!(reader.run(), takeover.run(), engine.run(), recorder.run());
-            done.cancel();
-            reading.and(taking).and(running).and(recording)
-        }));
+        tasks.spawn(
+            "path",
+            Box::pin(async move {
+                let (reading, taking, running, recording) =
+                    tokio::join!(reader.run(), takeover.run(), engine.run(), recorder.run());
+                done.cancel();
+                reading.and(taking).and(running).and(recording)
+            }),
+        );
         let outcome = tasks.run().await;
         shared.threads.stop();
         outcome

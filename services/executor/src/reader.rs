@@ -144,7 +144,9 @@ impl ReadingLoop {
             Error::NoGroup(_) => {
                 match self.reader.create_missing().await {
                     Ok(0) => {}
-                    Ok(groups) => warn!(groups, "consumer groups are missing: the leader is asked to certify redis anew"),
+                    Ok(groups) => {
+                        warn!(groups, "consumer groups are missing: the leader is asked to certify redis anew")
+                    }
                     Err(error) => warn!("streams are missing and cannot be created: {:#}", anyhow::Error::from(error)),
                 }
                 let _ = self.shared.redis.wake().await;

@@ -119,7 +119,11 @@ impl Recorder {
             match self.store.record(contact.worker, started, finished, ended_jobs).await {
                 Ok(verdicts) => return verdicts,
                 Err(error @ Error::Unavailable(_)) => {
-                    warn!(ended = finished.len(), "postgres is away, results are held: {:#}", anyhow::Error::from(error));
+                    warn!(
+                        ended = finished.len(),
+                        "postgres is away, results are held: {:#}",
+                        anyhow::Error::from(error)
+                    );
                     self.incarnation.broke(contact.worker);
                 }
                 Err(Error::Conflict(why)) => {

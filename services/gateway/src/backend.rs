@@ -51,19 +51,20 @@ impl Backend {
 
     /// Something may be due earlier than the leader knows.
     pub(crate) async fn wake(&self) {
-        self.tell("wake", self.redis.wake()).await;
+        self.tell("wake", Box::pin(self.redis.wake())).await;
     }
 
     /// R23: a job was paused, changed or deleted.
     pub(crate) async fn tell_job_changed(&self, job: Uuid) {
-        self.tell("job changed", self.redis.tell_job_changed(job)).await;
+        self.tell("job changed", Box::pin(self.redis.tell_job_changed(job))).await;
     }
 
     /// R17: the cancel of these executions was requested.
     pub(crate) async fn tell_cancelled(&self, executions: &[Uuid]) {
-        self.tell("cancelled", self.redis.tell_cancelled(executions)).await;
+        self.tell("cancelled", Box::pin(self.redis.tell_cancelled(executions))).await;
     }
 
+    /// Boxed words, since those of the Redis client are tens of kilobytes and would stand in every call's future.
     async fn tell(&self, what: &str, word: impl Future<Output = carillon_stream::Result<()>>) {
         let is_away = self.redis_is_away.load(Ordering::Relaxed);
         let limit = if is_away { WORD_TIMEOUT_AWAY } else { WORD_TIMEOUT };

@@ -5,51 +5,12 @@
 //! mistakes come together. The text is bounded, every item is read once from left to right, and no value expands to more
 //! than the field holds: the cost is linear in at most 1 KiB.
 
-use super::civil::YEARS;
 use super::cron::{ALL_60, ALL_DAYS, ALL_HOURS, ALL_MONTHS, ALL_WEEKDAYS, CronLine, Extra, Flags, YearSet};
+use super::cron_item::{FIELDS, Field, Item, Kind, Mistake};
 use super::error::{ERRORS_MAX, quoted};
 
 /// Longest expression that is read.
 pub(crate) const EXPRESSION_BYTES_MAX: usize = 1_024;
-
-/// One of the seven fields.
-struct Field {
-    name: &'static str,
-    min: u32,
-    max: u32,
-    /// The names of the values from `names_from` on.
-    names: &'static [&'static str],
-    names_from: u32,
-    kind: Kind,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Second,
-    Minute,
-    Hour,
-    Day,
-    Month,
-    Weekday,
-    Year,
-}
-
-const MONTHS: &[&str] = &["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"];
-const WEEKDAYS: &[&str] = &["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"];
-
-const fn numbers(name: &'static str, min: u32, max: u32, kind: Kind) -> Field {
-    Field { name, min, max, names: &[], names_from: 0, kind }
-}
-
-static FIELDS: [Field; 7] = [
-    numbers("second", 0, 59, Kind::Second),
-    numbers("minute", 0, 59, Kind::Minute),
-    numbers("hour", 0, 23, Kind::Hour),
-    numbers("day of month", 1, 31, Kind::Day),
-    Field { name: "month", min: 1, max: 12, names: MONTHS, names_from: 1, kind: Kind::Month },
-    Field { name: "weekday", min: 0, max: 7, names: WEEKDAYS, names_from: 0, kind: Kind::Weekday },
-    numbers("year", YEARS.start().unsigned_abs(), YEARS.end().unsigned_abs(), Kind::Year),
-];
 
 /// What an expression can be.
 #[derive(Debug)]
@@ -177,20 +138,6 @@ struct Reader<'t> {
     every_year: bool,
     errors: Vec<String>,
 }
-
-/// One item of a list, read from left to right.
-struct Item<'t> {
-    field: &'static Field,
-    hash: u32,
-    /// Whether it is the whole field.
-    alone: bool,
-    start: usize,
-    word: &'t str,
-    at: usize,
-}
-
-/// A mistake: the byte of the text it is at, and its words.
-struct Mistake(usize, String);
 
 impl Reader<'_> {
     fn field(&mut self, field: &'static Field, hash: u32, start: usize, word: &str) {
@@ -405,156 +352,5 @@ impl Reader<'_> {
 
     fn extra(&mut self) -> &mut Extra {
         self.line.extra.get_or_insert_default()
-    }
-}
-
-impl Field {
-    fn is_day(&self) -> bool {
-        matches!(self.kind, Kind::Day | Kind::Weekday)
-    }
-
-    /// The last value of a range that has no end of its own. (7 is only another way to write Sunday.)
-    fn last(&self) -> u32 {
-        if self.kind == Kind::Weekday { 6 } else { self.max }
-    }
-
-    /// From one value to another, over the end of the field where the first is the greater.
-    fn range(&self, from: u32, to: u32) -> impl Iterator<Item = u32> {
-        let from = if self.kind == Kind::Weekday && from > to { from % 7 } else { from };
-        let (head, tail) = if from <= to { (from..=to, None) } else { (from..=self.last(), Some(self.min..=to)) };
-        head.chain(tail.into_iter().flatten())
-    }
-
-    fn allowed(&self) -> String {
-        let mut text = format!("{}-{}", self.min, self.max);
-        if let (Some(first), Some(last)) = (self.names.first(), self.names.last()) {
-            text.push_str(&format!(" or {first}-{last}"));
-        }
-        text
-    }
-}
-
-impl<'t> Item<'t> {
-    fn peek(&self) -> Option<u8> {
-        self.word.as_bytes().get(self.at).copied()
-    }
-
-    /// The letters from here on.
-    fn letters(&self) -> &'t str {
-        let rest = self.rest();
-        &rest[..rest.bytes().take_while(u8::is_ascii_alphabetic).count()]
-    }
-
-    fn rest(&self) -> &'t str {
-        self.word.get(self.at..).unwrap_or_default()
-    }
-
-    /// A number or a name within the field.
-    fn value(&mut self) -> Result<u32, Mistake> {
-        let field = self.field;
-        if self.peek().is_some_and(|b| b.is_ascii_digit()) {
-            let number = self.digits();
-            let value = number.parse().unwrap_or(u32::MAX);
-            if value < field.min || value > field.max {
-                let words = format!("{} is outside {}", quoted(number), field.allowed());
-                return Err(Mistake(self.start + self.at - number.len(), words));
-            }
-            return Ok(value);
-        }
-        let letters = self.letters();
-        let name = letters.get(..3).unwrap_or(letters);
-        let index = field.names.iter().position(|known| known.eq_ignore_ascii_case(name));
-        // Four letters can only be a weekday and an L behind it.
-        let tail_fits = letters.len() <= 3 || (letters.len() == 4 && letters.ends_with(['l', 'L']));
-        match (index, tail_fits) {
-            (Some(index), true) => {
-                self.at += 3;
-                Ok(field.names_from + index as u32)
-            }
-            _ if self.rest().is_empty() => {
-                Err(self.wrong(format!("a value is missing; allowed are {}", field.allowed())))
-            }
-            (Some(_), false) => Err(self.wrong(format!(
-                "{} is not a value; names have three letters, as in {}",
-                quoted(letters),
-                name.to_ascii_uppercase()
-            ))),
-            _ => {
-                let found = if letters.is_empty() { self.rest() } else { letters };
-                Err(self.wrong(format!("{} is not a value; allowed are {}", quoted(found), field.allowed())))
-            }
-        }
-    }
-
-    fn digits(&mut self) -> &'t str {
-        let rest = self.rest();
-        let digits = &rest[..rest.bytes().take_while(u8::is_ascii_digit).count()];
-        self.at += digits.len();
-        digits
-    }
-
-    /// A plain number with a meaning of its own.
-    fn number(&mut self, what: &str, min: u32, max: u32) -> Result<u32, Mistake> {
-        let at = self.start + self.at;
-        let digits = self.digits();
-        match digits.parse() {
-            Ok(value) if (min..=max).contains(&value) => Ok(value),
-            Ok(_) | Err(_) if !digits.is_empty() => {
-                Err(Mistake(at, format!("{} is outside {min}-{max} ({what})", quoted(digits))))
-            }
-            _ => Err(Mistake(at, format!("a number is missing ({what}, {min}-{max})"))),
-        }
-    }
-
-    /// The step behind a `/`, or `default` if there is none.
-    fn step(&mut self, default: u32) -> Result<u32, Mistake> {
-        if self.peek() != Some(b'/') {
-            return Ok(default);
-        }
-        self.at += 1;
-        let field = self.field;
-        let at = self.start + self.at;
-        let digits = self.digits();
-        let most = field.last() - field.min + 1;
-        match digits.parse::<u32>() {
-            _ if digits.is_empty() => Err(Mistake(at, format!("a step is missing behind / (1-{most})"))),
-            Ok(0) => Err(Mistake(at, format!("a step of 0 stands still; allowed are 1-{most}"))),
-            Ok(step) if step <= most => Ok(step),
-            // Not read as "the first value only": whoever writes */90 means every 90, which a field cannot say.
-            _ => {
-                let unit = match field.kind {
-                    Kind::Second => "s",
-                    Kind::Minute => "m",
-                    Kind::Hour => "h",
-                    _ => "",
-                };
-                let hint =
-                    if unit.is_empty() { String::new() } else { format!("; write @every {}{unit}", quoted(digits)) };
-                Err(Mistake(at, format!("a step of {} is outside 1-{most}{hint}", quoted(digits))))
-            }
-        }
-    }
-
-    fn expect(&mut self, byte: u8, form: &str) -> Result<(), Mistake> {
-        if self.peek() != Some(byte) {
-            return Err(self.wrong(format!("{} is expected here, as in {form}", char::from(byte))));
-        }
-        self.at += 1;
-        Ok(())
-    }
-
-    fn end(&self) -> Result<(), Mistake> {
-        if self.at == self.word.len() {
-            return Ok(());
-        }
-        Err(self.wrong(format!("\"{}\" cannot follow \"{}\"", quoted(self.rest()), quoted(&self.word[..self.at]))))
-    }
-
-    fn wrong(&self, words: String) -> Mistake {
-        self.wrong_at(self.at, words)
-    }
-
-    fn wrong_at(&self, at: usize, words: String) -> Mistake {
-        Mistake(self.start + at, words)
     }
 }

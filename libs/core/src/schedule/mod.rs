@@ -5,12 +5,13 @@
 //! into in one file, `zone.rs`, once per zone and process. The rules are in `docs/schedules.md`, each with an example
 //! that a test runs.
 //!
-//! From text to instant: [`cron_parse`] reads text into the bits of [`cron`], which searches civil time; [`resolve`]
+//! From text to instant: [`cron_parse`] (with [`cron_item`]) reads text into the bits of [`cron`], which searches civil time; [`resolve`]
 //! places civil time in a zone and applies the rules for gaps and overlaps; [`timetable`] unites, excludes and bounds.
 //! [`civil`] is the calendar, [`describe`] the English, [`preview`] what a person sees beforehand.
 
 mod civil;
 mod cron;
+mod cron_item;
 mod cron_parse;
 mod describe;
 mod error;

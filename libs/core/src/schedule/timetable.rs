@@ -29,10 +29,10 @@ use super::zone::Zone;
 pub const SPECS_MAX: usize = 100;
 /// Most exclusions of one timetable: some decades of public holidays.
 pub const EXCLUSIONS_MAX: usize = 1_000;
-/// How often one search looks at an exclusion before it gives up, all specs together; some 100 ms. What is excluded is left
+/// How often one search looks at an exclusion before it gives up, all specs together; some 30 ms. What is excluded is left
 /// in leaps of at least a minute and mostly of a day or more, so with a handful of exclusions this is centuries; it is
 /// there for timetables made to cost something.
-pub const EXCLUSION_LOOKS_MAX: usize = 4_000_000;
+pub const EXCLUSION_LOOKS_MAX: usize = 1_000_000;
 /// What each spec of such a timetable has in any case, in excluded candidates in a row.
 const CANDIDATES_MIN: usize = 100;
 
@@ -344,7 +344,7 @@ fn hash_of(job_id: Uuid) -> [u8; 32] {
 /// The first whole millisecond at or after `at`.
 pub(crate) fn ceil_ms(at: DateTime<Utc>) -> i64 {
     let ms = at.timestamp_millis();
-    if at.timestamp_subsec_nanos() % 1_000_000 == 0 { ms } else { ms.saturating_add(1) }
+    if at.timestamp_subsec_nanos().is_multiple_of(1_000_000) { ms } else { ms.saturating_add(1) }
 }
 
 pub(crate) fn instant(ms: i64) -> Option<DateTime<Utc>> {

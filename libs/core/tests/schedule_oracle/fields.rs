@@ -114,9 +114,9 @@ impl Field {
     /// Whether a plain value fits, counting along the range, one by one, over the field's end.
     pub(crate) fn holds(&self, value: u32, min: u32, max: u32) -> bool {
         self.0.iter().any(|item| match item {
-            Item::Star(n) => (value - min) % n.unwrap_or(1) == 0,
+            Item::Star(n) => (value - min).is_multiple_of(n.unwrap_or(1)),
             Item::One(a) => value == *a,
-            Item::From(a, n) => value >= *a && (value - a) % n == 0,
+            Item::From(a, n) => value >= *a && (value - a).is_multiple_of(*n),
             Item::Range(a, b, n) => {
                 let mut at = *a;
                 let mut count = 0;
@@ -167,7 +167,7 @@ impl Field {
             Item::One(w) => w % 7 == weekday,
             // Sunday is both 0 and 7 where a range reaches to 7.
             Item::Range(a, 7, n) => {
-                let reaches = |value: u32| value >= *a && (value - a) % n.unwrap_or(1) == 0;
+                let reaches = |value: u32| value >= *a && (value - a).is_multiple_of(n.unwrap_or(1));
                 reaches(weekday) || (weekday == 0 && reaches(7))
             }
             Item::Range(7, b, n) => Field(vec![Item::Range(0, *b, *n)]).holds(weekday, 0, 6),

@@ -55,7 +55,7 @@ struct Locked {
 pub async fn pause(store: &Store, id: Uuid) -> Result<Job> {
     let mut attempt = 1;
     loop {
-        match pause_once(store, id).await {
+        match Box::pin(pause_once(store, id)).await {
             Err(error) if may_repeat(&error, attempt).await => attempt += 1,
             outcome => return outcome,
         }
@@ -83,7 +83,7 @@ async fn pause_once(store: &Store, id: Uuid) -> Result<Job> {
     .await?;
     // R23. The ids of what is to come are the greatest, so this reads the end of the index only.
     sqlx::query(
-        "UPDATE job_executions SET cancel_requested = true, reason = $4
+        "UPDATE job_executions SET cancel_requested = true, withdrawn = true, reason = $4
          WHERE job_id = $1 AND id >= $2 AND status = 'QUEUED' AND scheduled_at > $3 AND NOT cancel_requested",
     )
     .bind(id)
@@ -105,7 +105,7 @@ async fn pause_once(store: &Store, id: Uuid) -> Result<Job> {
 pub async fn resume(store: &Store, id: Uuid) -> Result<Job> {
     let mut attempt = 1;
     loop {
-        match resume_once(store, id).await {
+        match Box::pin(resume_once(store, id)).await {
             Err(error) if may_repeat(&error, attempt).await => attempt += 1,
             outcome => return outcome,
         }
@@ -130,7 +130,7 @@ async fn resume_once(store: &Store, id: Uuid) -> Result<Job> {
         .await?;
     // What the pause withdrew, nobody has recorded as SKIPPED yet and is still to come, may run after all.
     sqlx::query(
-        "UPDATE job_executions SET cancel_requested = false, reason = NULL
+        "UPDATE job_executions SET cancel_requested = false, withdrawn = false, reason = NULL
          WHERE job_id = $1 AND id >= $2 AND status = 'QUEUED' AND scheduled_at > $3 AND cancel_requested AND reason = $4",
     )
     .bind(id)
@@ -191,7 +191,7 @@ fn due_after_pause(locked: &Locked, id: Uuid, now: DateTime<Utc>) -> Result<Opti
 pub async fn delete(store: &Store, id: Uuid) -> Result<Deleted> {
     let mut attempt = 1;
     loop {
-        match delete_once(store, id).await {
+        match Box::pin(delete_once(store, id)).await {
             Err(error) if may_repeat(&error, attempt).await => attempt += 1,
             outcome => return outcome,
         }

@@ -206,7 +206,11 @@ fn show_places(services: &Services, backends: &Backends, listen: SocketAddr, scr
     screen.line("");
     screen.place("API", &format!("http://{listen}"), "gRPC, gRPC-Web and JSON");
     for service in services.list() {
-        screen.place(service.name(), &service.admin_url(), &format!("pid {}, log {}", service.pid(), service.log()));
+        screen.place(
+            service.name(),
+            &service.admin_url(),
+            &format!("{}pid {}, log {}", service.role(), service.pid(), service.log()),
+        );
     }
     let [postgres, redis] = backends.places();
     screen.place("Postgres", &postgres.0, &postgres.1);

@@ -56,7 +56,7 @@ async fn create(client: &mut Client) -> Result<()> {
     };
     client.create_cron_job(cron).await?;
     let recurring = CreateRecurringJobRequest {
-        name: "each 3 seconds, 250 ms long".into(),
+        name: "each 3 seconds, for 250 ms".into(),
         description: "A fixed interval in real elapsed time".into(),
         interval: "3s".into(),
         handler_name: "test:sleep".into(),

@@ -11,7 +11,7 @@ const RESET: &str = "\u{1b}[0m";
 const DIM: &str = "\u{1b}[2m";
 const BOLD: &str = "\u{1b}[1m";
 /// Names are cut to this, so that columns hold.
-const JOB_WIDTH: usize = 26;
+const JOB_WIDTH: usize = 28;
 const HANDLER_WIDTH: usize = 14;
 const NOTE_WIDTH: usize = 70;
 
@@ -66,17 +66,16 @@ fn execution_line(row: &Recent) -> String {
         "FAILED" | "TIMEOUT" => "\u{1b}[31m",
         _ => "\u{1b}[36m",
     };
+    let note = cut(&note(row), NOTE_WIDTH);
     format!(
-        "{time}  {colour}{:<9}{RESET}  {:<JOB_WIDTH$}  {:<HANDLER_WIDTH$}  {:>7}  {took:>10}  {:>10}  {DIM}{}{RESET}",
+        "{time}  {colour}{:<9}{RESET}  {:<JOB_WIDTH$}  {:<HANDLER_WIDTH$}  {:>7}  {took:>10}  {:>10}{}",
         row.status,
         cut(&row.job_name, JOB_WIDTH),
         cut(&row.handler_name, HANDLER_WIDTH),
         row.attempt,
         late.unwrap_or_default(),
-        cut(&note(row), NOTE_WIDTH),
+        if note.is_empty() { String::new() } else { format!("  {DIM}{note}{RESET}") },
     )
-    .trim_end()
-    .to_owned()
 }
 
 fn ended_by_duration(row: &Recent) -> Option<DateTime<Utc>> {
@@ -133,7 +132,7 @@ mod tests {
         let line = anstream::adapter::strip_str(&execution_line(&row("FAILED", 1))).to_string();
         let (_, line) = line.split_once("  ").unwrap();
         let wanted =
-            "FAILED     a name that is far too lo…  test:echo             1       10 ms      1.3 ms  two lines";
+            "FAILED     a name that is far too long…  test:echo             1       10 ms      1.3 ms  two lines";
         assert_eq!(line, wanted);
         assert!(!execution_line(&row("SUCCESS", 2)).contains("1.3 ms"));
         assert!(execution_line(&row("RETRYING", 1)).contains("next attempt at"));

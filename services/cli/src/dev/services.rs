@@ -47,6 +47,16 @@ impl Service {
         format!("http://{}/metrics", self.admin)
     }
 
+    /// What a dispatcher says of itself, if it leads.
+    pub(super) fn role(&self) -> &'static str {
+        let leads = get(self.admin, "/metrics").is_ok_and(|metrics| metrics.contains("carillon_dispatcher_leader 1"));
+        match (self.name().starts_with("dispatcher"), leads) {
+            (true, true) => "leads, ",
+            (true, false) => "stands by, ",
+            (false, _) => "",
+        }
+    }
+
     /// As short as it can be said from here.
     pub(super) fn log(&self) -> String {
         let log = self.process.log();
@@ -169,17 +179,19 @@ fn fresh_log(logs: &Path, name: &str) -> PathBuf {
 
 /// What `/readyz` misses; none if it is ready.
 fn not_ready(admin: SocketAddr) -> Option<String> {
-    const TIMEOUT: Duration = Duration::from_millis(500);
-    let asked = TcpStream::connect_timeout(&admin, TIMEOUT).and_then(|mut stream| {
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    });
-    match asked {
+    match get(admin, "/readyz") {
         Ok(answer) if answer.starts_with("HTTP/1.1 200") => None,
         Ok(answer) => Some(answer.lines().skip_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")),
         Err(error) => Some(error.to_string()),
     }
+}
+
+fn get(admin: SocketAddr, path: &str) -> std::io::Result<String> {
+    const TIMEOUT: Duration = Duration::from_millis(500);
+    let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }

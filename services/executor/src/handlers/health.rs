@@ -38,7 +38,9 @@ impl Handler for Check {
             .map(|(line, length)| (line.to_string(), json!({ "entries": length })))
             .collect();
         if !state.certified {
-            context.warn("redis carries no certificate of a leader that fits it: nothing is published until one is written");
+            context.warn(
+                "redis carries no certificate of a leader that fits it: nothing is published until one is written",
+            );
         }
         Ok(json!({
             "status": if state.certified { "healthy" } else { "degraded" },

@@ -167,7 +167,7 @@ impl Route {
         body: Option<&Json>,
     ) -> (DynamicMessage, Vec<FieldViolation>) {
         let mut mistakes = Mistakes::default();
-        let read = body.and_then(|json| self.from_body(json, &mut mistakes));
+        let read = body.and_then(|json| self.read_body(json, &mut mistakes));
         let mut message = read.unwrap_or_else(|| DynamicMessage::new(self.input.clone()));
         let from_path: Vec<&str> = self.template.variables().collect();
         let top = |name: &str| from_path.iter().any(|field| field.split('.').next() == Some(name));
@@ -183,7 +183,7 @@ impl Route {
         (message, mistakes.into_violations())
     }
 
-    fn from_body(&self, json: &Json, mistakes: &mut Mistakes) -> Option<DynamicMessage> {
+    fn read_body(&self, json: &Json, mistakes: &mut Mistakes) -> Option<DynamicMessage> {
         match &self.body {
             Body::None => {
                 if !json.is_null() && json.as_object().is_none_or(|object| !object.is_empty()) {

@@ -184,7 +184,7 @@ mod tests {
     fn integers_keep_to_their_range() {
         assert_eq!(from_json(&Kind::Uint32, &Json::from(3.0)), Ok(Value::U32(3)));
         assert_eq!(from_json(&Kind::Uint32, &Json::from("7")), Ok(Value::U32(7)));
-        assert_eq!(from_json(&Kind::Int64, &Json::from(u64::MAX)).is_err(), true);
+        assert!(from_json(&Kind::Int64, &Json::from(u64::MAX)).is_err());
         assert_eq!(
             from_json(&Kind::Uint32, &Json::from(-1)),
             Err("must be a whole number from 0 to 4294967295, is -1".to_owned())

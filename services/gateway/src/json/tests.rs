@@ -316,3 +316,61 @@ async fn the_deepest_document_passes_through() {
         assert_eq!(bench.call("POST", "/jobs/cron", &body).await.0, 400);
     }
 }
+
+mod no_input_panics {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn json() -> impl Strategy<Value = Json> {
+        let names = "(name|payload|tags|priority|max_retries|maxRetries|start_date|metadata|[a-z\\x00.]{0,3})";
+        let leaf = prop_oneof![
+            Just(Json::Null),
+            any::<bool>().prop_map(Json::from),
+            any::<i64>().prop_map(Json::from),
+            any::<u64>().prop_map(Json::from),
+            any::<f64>().prop_map(Json::from),
+            ".{0,8}".prop_map(Json::from),
+            "[0-9T:Z+.-]{0,24}".prop_map(Json::from),
+        ];
+        leaf.prop_recursive(6, 40, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Json::from),
+                prop::collection::btree_map(names, inner, 0..6).prop_map(|map| map.into_iter().collect()),
+            ]
+        })
+    }
+
+    fn routes() -> Routes {
+        Routes::from_descriptors(&DescriptorPool::decode(carillon_proto::FILE_DESCRIPTOR_SET).unwrap()).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn of_a_body(json in json()) {
+            let routes = routes();
+            for path in ["/jobs/cron", "/jobs/once", "/jobs/recurring", "/jobs/7/trigger", "/schedules/preview"] {
+                let path = format!("/api/v1/scheduler{path}");
+                let Found::Route(route, values) = routes.find(&Method::POST, &path) else { panic!("{path}") };
+                let (message, _) = route.request(values, "", Some(&json));
+                // What was read can also be shown.
+                serde_json::to_vec(&Shown::whole(&message)).unwrap();
+            }
+        }
+
+        #[test]
+        fn of_text(bytes in prop::collection::vec(any::<u8>(), 0..64), text in "[\\[\\]{}:,\"a0-9.eE+-]{0,64}") {
+            let _ = document::parse(&bytes);
+            let _ = document::parse(text.as_bytes());
+        }
+
+        #[test]
+        fn of_a_query(query in "[a-z_.=&%0-9A-F+]{0,80}", path in "[a-z/%0-9:{}.]{0,40}") {
+            let routes = routes();
+            let Found::Route(route, values) = routes.find(&Method::GET, "/api/v1/scheduler/jobs") else { panic!() };
+            route.request(values, &query, None);
+            routes.find(&Method::GET, &path);
+            routes.find(&Method::GET, &format!("/api/v1/scheduler/jobs/{path}"));
+        }
+    }
+}

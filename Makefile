@@ -1,0 +1,51 @@
+# All that people and CI do, by one name each. `make` alone lists it.
+SHELL := /bin/bash
+CARGO ?= cargo
+# Where `make run` serves the API.
+PORT ?= 3051
+# Further arguments for `carillon dev` and for the benchmark: make run ARGS="--executors 4"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run dev test ci fmt fmt-check lint build bench setup clean-data
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*## "} {printf "  make %-12s %s\n", $$1, $$2}'
+
+run: setup ## Run all of it on this machine: private Postgres and Redis, gateway, dispatchers, executors, sample jobs
+	@$(CARGO) build -p carillon-cli -p carillon-gateway -p carillon-dispatcher -p carillon-executor --bins
+	@# exec: a Ctrl-C reaches carillon alone, which ends the rest in good order.
+	@exec target/debug/carillon dev $(if $(filter-out 3051,$(PORT)),--port $(PORT)) $(ARGS)
+
+dev: run ## The same as make run
+
+test: setup ## Run every test; starts what it needs, assumes no service
+	$(CARGO) build --workspace --bins --examples
+	$(CARGO) test --workspace
+
+ci: fmt-check lint test ## What CI runs
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+fmt-check: ## Is the code formatted?
+	$(CARGO) fmt --all --check
+
+lint: ## Lints, as errors
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+build: ## Build optimised programs into target/release
+	$(CARGO) build --release --workspace --bins
+
+bench: setup ## Measure throughput and lateness against the floor of this machine (takes minutes)
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) run --release -p carillon-integration-tests --bin carillon-bench -- $(ARGS)
+
+setup: ## Install PostgreSQL and Redis by the package manager, if they are missing
+	@sh deploy/ensure-servers.sh
+
+clean-data: ## Forget what make run has kept (.carillon)
+	@# Refused while it runs: the lock is held.
+	@if [ -e .carillon/owner.lock ] && command -v flock >/dev/null && ! flock -n .carillon/owner.lock true; then \
+	    echo "carillon dev is running here: stop it first" >&2; exit 1; fi
+	rm -rf .carillon
