@@ -142,6 +142,29 @@ mod tests {
         }
     }
 
+    /// The page draws the table; this keeps both equal.
+    #[test]
+    fn the_table_in_the_docs_lists_every_pair() {
+        let page = include_str!("../../../docs/states.md");
+        let mut documented = std::collections::BTreeSet::new();
+        for row in page.lines().filter(|line| line.starts_with("| ")).skip(1) {
+            let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+            for from in cells[0].split(", ") {
+                for to in cells[1].split(", ").filter(|to| !to.is_empty()) {
+                    documented.insert((from.to_owned(), to.to_owned()));
+                }
+            }
+        }
+        let from_all = std::iter::once(None).chain(Status::ALL.iter().copied().map(Some));
+        let mut coded = std::collections::BTreeSet::new();
+        for from in from_all {
+            for to in Status::ALL.iter().filter(|to| may_follow(from, **to)) {
+                coded.insert((from.map_or("-".to_owned(), |from| from.to_string()), to.to_string()));
+            }
+        }
+        assert_eq!(documented, coded);
+    }
+
     #[test]
     fn pending_is_understood_as_queued() {
         assert_eq!(Status::from_input("pending"), Ok(Status::Queued));

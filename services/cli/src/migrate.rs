@@ -47,7 +47,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
 /// A store that answers. Waits for it, saying so.
 pub(crate) async fn connect(url: &str, shutdown: &CancellationToken, limit: Option<Duration>) -> Result<Store> {
     /// Shorter than the helper's own limit, so that its lines give the reason rather than a timeout.
-    const ATTEMPT_MAX: Duration = Duration::from_secs(5);
+    const ATTEMPT_MAX: Duration = Duration::from_secs(2);
     let shown = SecretUrl::new(url);
     let mut options = StoreOptions::new(url, "carillon");
     options.connections_max = 2;

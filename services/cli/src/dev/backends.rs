@@ -1,7 +1,6 @@
 //! Postgres and Redis for `carillon dev`: those that the environment names, or private ones.
 
 use std::fs;
-use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -167,13 +166,10 @@ fn port(home: &Home, name: &str) -> Result<u16> {
     Ok(port)
 }
 
-/// Its own words go to the terminal.
+/// Its own words go to the terminal. Given as an argument: on standard input, apt-get would read the rest of it.
 fn install() -> Result<()> {
-    let mut shell = Command::new("sh").arg("-s").stdin(Stdio::piped()).spawn().context("cannot start sh")?;
-    if let Some(mut stdin) = shell.stdin.take() {
-        stdin.write_all(ENSURE_SERVERS.as_bytes())?;
-    }
-    let status = shell.wait()?;
+    let mut shell = Command::new("sh");
+    let status = shell.args(["-c", ENSURE_SERVERS]).stdin(Stdio::null()).status().context("cannot start sh")?;
     if !status.success() {
         bail!("PostgreSQL and Redis could not be installed; or set CARILLON_POSTGRES_URL and CARILLON_REDIS_URL");
     }

@@ -37,7 +37,7 @@ use services::Services;
 #[command(after_help = "Exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 failed, 64 bad arguments.")]
 pub(crate) struct Arguments {
     /// Where the API listens (gRPC, gRPC-Web and JSON on one port).
-    #[arg(long, value_name = "ADDRESS:PORT", env = "CARILLON_GATEWAY_LISTEN", default_value = "127.0.0.1:3051")]
+    #[arg(long, value_name = "ADDRESS:PORT", env = "CARILLON_GATEWAY_LISTEN", default_value = LISTEN, value_parser = parse_listen)]
     listen: SocketAddr,
     /// The same on another port of 127.0.0.1.
     #[arg(long, value_name = "PORT")]
@@ -62,6 +62,13 @@ pub(crate) struct Arguments {
     no_samples: bool,
 }
 
+const LISTEN: &str = "127.0.0.1:3051";
+
+/// An empty variable is one that is not set, as for the services.
+fn parse_listen(text: &str) -> Result<SocketAddr, std::net::AddrParseError> {
+    if text.is_empty() { LISTEN.parse() } else { text.parse() }
+}
+
 impl Arguments {
     fn listen(&self) -> SocketAddr {
         self.port.map_or(self.listen, |port| SocketAddr::from(([127, 0, 0, 1], port)))
@@ -69,7 +76,6 @@ impl Arguments {
 }
 
 pub(crate) async fn run(mut arguments: Arguments) -> Result<()> {
-    // An empty variable is one that is not set, as for the services.
     arguments.postgres_url = arguments.postgres_url.filter(|url| !url.is_empty());
     arguments.redis_url = arguments.redis_url.filter(|url| !url.is_empty());
     migrate::log_to_stdout();
