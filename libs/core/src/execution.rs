@@ -77,8 +77,8 @@ pub const fn after_attempt(end: AttemptEnd, attempt: u32, max_retries: u32, canc
 pub const fn may_follow(from: Option<Status>, to: Status) -> bool {
     use Status::{Cancelled, Failed, Queued, Retrying, Running, Skipped, Success, Timeout};
     match (from, to) {
-        // R5 claims; an overlapping fire is born SKIPPED.
-        (None, Queued | Skipped) => true,
+        // R5 claims; an overlapping fire is born SKIPPED; a trigger whose job is deleted before its claim is born CANCELLED.
+        (None, Queued | Skipped | Cancelled) => true,
         // R10 and R13 (take); R11; R23.
         (Some(Queued), Running | Success | Failed | Timeout | Retrying | Cancelled | Skipped) => true,
         // R11; R13 takes over from a lost worker.

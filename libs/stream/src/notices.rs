@@ -5,6 +5,7 @@ use fred::clients::SubscriberClient;
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface, SetsInterface};
 use fred::types::Message;
 use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::{Redis, Result};
@@ -43,7 +44,25 @@ pub struct Notices {
     subscriber: SubscriberClient,
     messages: broadcast::Receiver<Message>,
     reconnects: broadcast::Receiver<fred::types::config::Server>,
+    tasks: Vec<JoinHandle<()>>,
     redis: Redis,
+}
+
+/// The client's tasks hold it: dropped without this, a subscription would live, and its connection with it, for as long as the
+/// process.
+impl Drop for Notices {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        let subscriber = self.subscriber.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                // Whether the server heard of it makes no difference.
+                let _ = subscriber.quit().await;
+            });
+        }
+    }
 }
 
 impl Notices {
@@ -63,12 +82,6 @@ impl Notices {
                 },
             }
         }
-    }
-
-    /// Closes the subscription's connection.
-    pub async fn close(self) {
-        // The process ends: whether the server heard of it makes no difference.
-        let _ = self.subscriber.quit().await;
     }
 
     fn parse(&self, message: &Message) -> Option<Notice> {
@@ -100,15 +113,15 @@ impl Redis {
         let messages = subscriber.message_rx();
         let reconnects = subscriber.reconnect_rx();
         let channels: Vec<String> = topics.iter().map(|topic| self.channel(*topic)).collect();
-        subscriber.manage_subscriptions();
+        let managing = subscriber.manage_subscriptions();
         let subscribing = subscriber.clone();
-        tokio::spawn(async move {
+        let first = tokio::spawn(async move {
             // Fails only when Redis is away for longer than the command's time-out.
             while subscribing.subscribe(channels.clone()).await.is_err() {
                 tokio::time::sleep(std::time::Duration::from_millis(200)).await;
             }
         });
-        Ok(Notices { subscriber, messages, reconnects, redis: self.clone() })
+        Ok(Notices { subscriber, messages, reconnects, tasks: vec![managing, first], redis: self.clone() })
     }
 
     /// Tells the leader to look at what is due.

@@ -153,7 +153,6 @@ impl Leader {
         }
         self.settle().await?;
         self.session.resign().await;
-        self.notices.close().await;
         Ok(())
     }
 

@@ -98,7 +98,7 @@ impl Recorder {
         let began = Instant::now();
         let (started, verdicts) = self.write(&starts, &mut finished, &ended_jobs).await;
         histogram!("carillon_executor_flush_seconds").record(began.elapsed().as_secs_f64());
-        histogram!("carillon_executor_flush_size").record(u32::try_from(verdicts.len()).unwrap_or(u32::MAX));
+        histogram!("carillon_executor_flush_items").record(u32::try_from(verdicts.len()).unwrap_or(u32::MAX));
         self.slots.recorded(entries.len());
         self.acknowledge(&entries, &verdicts);
         let started: Vec<(Key, Verdict)> = keys.into_iter().zip(started).collect();

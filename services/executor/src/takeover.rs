@@ -42,7 +42,7 @@ impl Takeover {
         let mut next_forget = Instant::now() + FORGET_EVERY;
         loop {
             tokio::select! {
-                () = self.shutdown.cancelled() => break,
+                () = self.shutdown.cancelled() => return Ok(()),
                 notice = self.notices.next() => {
                     if matches!(notice, Notice::Ended | Notice::Missed) {
                         next_round = Instant::now();
@@ -65,8 +65,6 @@ impl Takeover {
                 }
             }
         }
-        self.notices.close().await;
-        Ok(())
     }
 
     /// Answers whether all that could be taken over was.
