@@ -87,7 +87,8 @@ async fn a_job_lives_its_life_over_grpc() {
     let resumed = jobs.resume_job(ResumeJobRequest { id: id.clone() }).await.unwrap().into_inner();
     assert_eq!((resumed.status(), resumed.next_run), (JobStatus::Active, job.next_run));
     jobs.delete_job(DeleteJobRequest { id: id.clone() }).await.unwrap();
-    let refused = jobs.trigger_job(TriggerJobRequest { id: id.clone(), ..TriggerJobRequest::default() }).await.unwrap_err();
+    let refused =
+        jobs.trigger_job(TriggerJobRequest { id: id.clone(), ..TriggerJobRequest::default() }).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
 
     let request = CreateRecurringJobRequest {

@@ -137,7 +137,8 @@ async fn executions_are_listed_newest_first_and_by_status() {
     }
     world.triggered.extend(newest_first.iter().copied());
     world.judge(SOON).await;
-    let ids = |answer: &Value| -> Vec<Uuid> { answer["executions"].as_array().expect("list").iter().map(id_of).collect() };
+    let ids =
+        |answer: &Value| -> Vec<Uuid> { answer["executions"].as_array().expect("list").iter().map(id_of).collect() };
     let path = format!("/jobs/{job}/executions");
     let all = api.get(&path).await.body;
     let mut listed = ids(&all);
@@ -148,7 +149,8 @@ async fn executions_are_listed_newest_first_and_by_status() {
     assert_eq!(ids(&api.get(&format!("{path}?status=FAILED")).await.body).len(), 4);
     assert_eq!(ids(&api.get(&format!("{path}?status=pending")).await.body).len(), 0);
     // Within one millisecond the order of ids is that of a hash.
-    let due: Vec<_> = all["executions"].as_array().expect("list").iter().map(|row| instant(&row["scheduled_at"])).collect();
+    let due: Vec<_> =
+        all["executions"].as_array().expect("list").iter().map(|row| instant(&row["scheduled_at"])).collect();
     assert!(due.is_sorted_by(|a, b| a >= b), "{due:?}");
     listed.sort();
     newest_first.sort();
@@ -201,8 +203,17 @@ async fn all_wrong_fields_are_named_at_once_with_their_rules() {
     let answer = api.post("/jobs/cron", &body).await;
     assert_eq!((answer.status, &answer.body["code"]), (400, &json!(3)), "{}", answer.body);
     let expected = [
-        "colour", "handler_name", "max_retries", "name", "payload", "priority", "queue", "schedule", "start_date",
-        "timeout_ms", "timezone",
+        "colour",
+        "handler_name",
+        "max_retries",
+        "name",
+        "payload",
+        "priority",
+        "queue",
+        "schedule",
+        "start_date",
+        "timeout_ms",
+        "timezone",
     ];
     assert_eq!(answer.wrong_fields(), expected, "{}", answer.body);
     assert!(answer.violations().iter().all(|(_, rule)| !rule.is_empty()));
@@ -269,7 +280,11 @@ async fn wrong_ids_pages_routes_and_methods_are_told_apart() {
     for path in [format!("/jobs/{unknown}"), format!("/jobs/{unknown}/executions"), format!("/executions/{unknown}")] {
         let answer = api.get(&path).await;
         assert_eq!((answer.status, &answer.body["code"]), (404, &json!(5)), "{path}: {}", answer.body);
-        assert!(answer.body["message"].as_str().is_some_and(|text| text.contains(&unknown.to_string())), "{}", answer.body);
+        assert!(
+            answer.body["message"].as_str().is_some_and(|text| text.contains(&unknown.to_string())),
+            "{}",
+            answer.body
+        );
     }
     for verb in ["pause", "resume", "trigger"] {
         let answer = api.post(&format!("/jobs/{unknown}/{verb}"), &json!({})).await;
@@ -288,7 +303,12 @@ async fn wrong_ids_pages_routes_and_methods_are_told_apart() {
         ("limit=0&offset=-1&type=hourly&status=odd&colour=red", vec!["colour", "limit", "offset", "status", "type"]),
     ] {
         let answer = api.get(&format!("/jobs?{query}")).await;
-        assert_eq!((answer.status, answer.wrong_fields()), (400, fields.iter().map(|f| (*f).to_owned()).collect()), "{query}: {}", answer.body);
+        assert_eq!(
+            (answer.status, answer.wrong_fields()),
+            (400, fields.iter().map(|f| (*f).to_owned()).collect()),
+            "{query}: {}",
+            answer.body
+        );
     }
 
     let nowhere = api.get("/jobz").await;
@@ -309,7 +329,10 @@ async fn malformed_and_oversized_bodies_are_refused() {
         assert_eq!((answer.status, answer.wrong_fields()), (400, vec!["body".to_owned()]), "{text}: {}", answer.body);
     }
     let empty = api.post_text("/jobs/cron", "").await;
-    assert_eq!((empty.status, empty.wrong_fields()), (400, ["handler_name", "name", "schedule"].map(str::to_owned).to_vec()));
+    assert_eq!(
+        (empty.status, empty.wrong_fields()),
+        (400, ["handler_name", "name", "schedule"].map(str::to_owned).to_vec())
+    );
 
     // The bound is on the JSON text of the payload.
     let mut body = cron("full");

@@ -46,7 +46,11 @@ async fn what_does_not_end_within_the_grace_is_handed_back_and_taken_at_once() {
     let starts = history.journal.iter().filter(|line| line.event == Event::Start && line.pid != pid);
     let last = starts.map(|line| line.at).max().expect("some were handed on");
     assert!(last - ended < TimeDelta::seconds(3), "the last one waited for {}", last - ended);
-    assert_eq!(world.executions_where("lost > 0 OR attempt > 1").await.unwrap(), 0, "a drain is no loss and no attempt");
+    assert_eq!(
+        world.executions_where("lost > 0 OR attempt > 1").await.unwrap(),
+        0,
+        "a drain is no loss and no attempt"
+    );
     assert!(world.executions_where("take > 0").await.unwrap() > 0, "some were taken over");
 }
 

@@ -197,36 +197,46 @@ async fn busier(world: &mut World) -> String {
     .await
 }
 
-/// R11, R13, R15: the take-over's result stands; what the woken one has to say is refused.
+/// R11, R13, R15: the take-over's result stands; what the woken one has to say is refused, both of what is finished by then
+/// and of what the other still runs.
 #[tokio::test]
 async fn an_executor_frozen_past_its_lease_has_its_late_completions_refused() {
-    const FIRES: usize = 20;
+    const EACH: usize = 20;
     let mut world = World::start("executor_frozen", Plan { executors: 1, ..Plan::default() }).await;
     let victim = "executor-1";
     let first = Utc::now() + TimeDelta::milliseconds(800);
-    let payload = json!({"ms": 2_000});
-    let over = Duration::from_millis(20);
-    let jobs = one_time_jobs(&world.pool, FIRES, first, over, "test:sleep", &payload).await;
-    world.expected.extend(jobs);
+    for ms in [1_500, 7_000] {
+        let (over, payload) = (Duration::from_millis(20), json!({"ms": ms}));
+        let jobs = one_time_jobs(&world.pool, EACH, first, over, "test:sleep", &payload).await;
+        world.expected.extend(jobs);
+    }
     world.wake();
-    world.until("status = 'RUNNING'", |count| count == FIRES as i64).await;
+    world.until("status = 'RUNNING'", |count| count == 2 * EACH as i64).await;
     world.freeze(victim);
     world.add(Role::Executor, &[]).await;
-    world.until("status = 'SUCCESS' AND take = 1", |count| count == FIRES as i64).await;
+    world.until("status = 'SUCCESS' AND take = 1", |count| count == EACH as i64).await;
+    let still_run = world.executions_where("status = 'RUNNING' AND take = 1").await.unwrap();
+    assert_eq!(still_run, EACH as i64);
+    // It must find out that time has passed, drop what it ran, and be of use again.
     world.thaw(victim);
-    // Its handlers end as soon as it wakes; then it must find out, drop them, and be of use again.
-    let pid = world.cluster.node(victim).pid();
-    soon("the woken executor to be ready", || {
-        std::future::ready(world.cluster.node(victim).is_ready().map_err(|error| format!("{error:#}")))
-    })
-    .await;
-    let (first, over, payload) = (Utc::now() + TimeDelta::milliseconds(500), Duration::from_secs(2), json!({"ms": 50}));
-    let others = one_time_jobs(&world.pool, 40, first, over, "test:sleep", &payload).await;
+    let node = world.cluster.node(victim);
+    let pid = node.pid();
+    let refused = soon("late results to be refused", || {
+        let refused = node.metric("carillon_executor_refused_total", &[]);
+        std::future::ready(match refused {
+            Ok(count) if count > 0.0 && node.is_ready().is_ok() => Ok(count),
+            seen => Err(format!("{seen:?}")),
+        })
+    });
+    refused.await;
+    let (first, over) = (Utc::now() + TimeDelta::milliseconds(500), Duration::from_secs(2));
+    let others = one_time_jobs(&world.pool, 40, first, over, "test:sleep", &json!({"ms": 50})).await;
     world.expected.extend(others.iter().copied());
     world.wake();
     let history = world.judge(LOAD_MAX).await;
-    assert_eq!(history.count(Status::Success), FIRES + 40);
-    assert_eq!(world.executions_where("take = 1 AND lost = 1").await.unwrap(), FIRES as i64);
+    assert_eq!(history.count(Status::Success), 2 * EACH + 40);
+    let lost = world.executions_where("take = 1 AND lost = 1").await.unwrap();
+    assert_eq!(lost, 2 * EACH as i64, "each was taken once");
     let served = history.journal.iter().any(|line| line.pid == pid && others.iter().any(|(job, _)| *job == line.job));
     assert!(served, "the woken executor works again");
 }

@@ -88,10 +88,8 @@ pub(crate) async fn one_time_jobs(
 ) -> Vec<(Uuid, DateTime<Utc>)> {
     let over = TimeDelta::from_std(over).expect("short");
     let total = i32::try_from(count.max(1)).expect("small");
-    let fires: Vec<(Uuid, DateTime<Utc>)> = (0..total)
-        .take(count)
-        .map(|index| (Uuid::now_v7(), (first + over * index / total).trunc_subsecs(3)))
-        .collect();
+    let fires: Vec<(Uuid, DateTime<Utc>)> =
+        (0..total).take(count).map(|index| (Uuid::now_v7(), (first + over * index / total).trunc_subsecs(3))).collect();
     let timetables: Vec<Value> = fires
         .iter()
         .map(|(_, at)| serde_json::to_value(TimetableSpec::once(*at)).expect("it has a JSON form"))

@@ -49,7 +49,11 @@ async fn a_failed_attempt_is_tried_again_with_growing_delays_until_it_succeeds()
     let next = instant(&waiting["next_retry_at"]);
     assert!(next > instant(&waiting["started_at"]) && waiting["completed_at"].is_null(), "{waiting}");
     let row = api.execution_in(execution, &FINAL).await;
-    assert_eq!((&row["status"], &row["attempt"], &row["retry_count"]), (&json!("SUCCESS"), &json!(3), &json!(2)), "{row}");
+    assert_eq!(
+        (&row["status"], &row["attempt"], &row["retry_count"]),
+        (&json!("SUCCESS"), &json!(3), &json!(2)),
+        "{row}"
+    );
     let history = world.judge(SOON).await;
     assert_eq!(history.count(Status::Success), 1);
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use carillon_core::execution::Status;
-use carillon_testkit::journal::Event;
 use carillon_testkit::Role;
+use carillon_testkit::journal::Event;
 use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
 use serde_json::json;
 use uuid::Uuid;

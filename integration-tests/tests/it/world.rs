@@ -343,7 +343,8 @@ impl World {
         history.triggered.clone_from(&self.triggered);
         // What ended just before its executor was killed may not have been recorded any more, and runs again.
         let unrecorded = TimeDelta::seconds(2);
-        history.lost_workers = self.lost.iter().map(|lost| LostWorker { from: lost.from - unrecorded, ..*lost }).collect();
+        history.lost_workers =
+            self.lost.iter().map(|lost| LostWorker { from: lost.from - unrecorded, ..*lost }).collect();
         Ok(history)
     }
 

@@ -1,0 +1,16 @@
+//! The data path's statements against a real Postgres: who leads, the claim, the record, takes, incarnations, what is
+//! published again, partitions, and how they find their rows. Named after the rule (R) or hole (H) of the protocol that
+//! each shows.
+
+mod bench;
+mod claim;
+mod counters;
+mod finish;
+mod leadership;
+mod open_entries;
+mod partitions;
+mod plans;
+mod running;
+mod takes;
+mod upcoming;
+mod workers;
