@@ -3,26 +3,59 @@
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use chrono::{TimeDelta, Utc};
 use serde_json::json;
 
-use crate::load::{THOUSAND, Triggering, one_time_jobs};
-use crate::world::{LOAD_MAX, Plan, World};
+use crate::load::{Load, Triggering, one_time_jobs};
+use crate::world::{LOAD_MAX, Plan, World, soon};
 
 /// Fires whose handlers outlive the loss.
-const LONG: usize = 30;
+const LONG: usize = 6;
+/// Fires due at one instant, for which there are not slots enough: most of them wait in the stream.
+const BURST: usize = 200;
+/// What waits there when the fault comes.
+const BACKLOG: i64 = 80;
+/// What goes on beside them.
+const LOAD: Load = Load { one_time: 400, recurring: 8, triggers: 200, over: Duration::from_secs(5) };
 
 fn plan() -> Plan {
-    Plan::default().protocol(Duration::from_secs(1), Duration::from_secs(10))
+    Plan::default().protocol(Duration::from_secs(1), Duration::from_secs(10)).set("CARILLON_EXECUTOR_SLOTS", "8")
 }
 
-/// The usual load, and handlers that run right through it.
+/// A load, two bursts, and handlers that run right through all of it.
 async fn begin(world: &mut World) -> Triggering {
     let first = Utc::now() + TimeDelta::milliseconds(900);
-    let (over, payload) = (Duration::from_millis(500), json!({"ms": 3_000}));
-    let long = one_time_jobs(&world.pool, LONG, first, over, "test:sleep", &payload).await;
-    world.expected.extend(long);
-    world.load(THOUSAND).await
+    let long = (LONG, first, json!({"ms": 6_000}));
+    let bursts = [1_000, 3_500].map(|ms| (BURST, first + TimeDelta::milliseconds(ms), json!({"ms": 40})));
+    for (count, at, payload) in std::iter::once(long).chain(bursts) {
+        let jobs = one_time_jobs(&world.pool, count, at, Duration::from_millis(1), "test:sleep", &payload).await;
+        world.expected.extend(jobs);
+    }
+    world.load(LOAD).await
+}
+
+/// Waits until the next burst stands in the stream.
+async fn until_backlog(world: &World) {
+    let stream = world.stream("default", "MEDIUM");
+    soon("a backlog in the stream", || {
+        let length = world.redis.command(&["XLEN", &stream]).map(|reply| reply.number().unwrap_or_default());
+        std::future::ready(match length {
+            Ok(length) if length >= BACKLOG => Ok(()),
+            seen => Err(format!("{seen:?}")),
+        })
+    })
+    .await;
+}
+
+/// Waits until the burst before is worked off, so that the next fault meets the next one.
+async fn until_calm(world: &World) {
+    soon("the backlog to be worked off", || async {
+        let queued = world.executions_where("status = 'QUEUED'").await?;
+        ensure!(queued < 20, "{queued} QUEUED");
+        anyhow::Ok(())
+    })
+    .await;
 }
 
 async fn end(mut world: World, triggering: Triggering) {
@@ -30,60 +63,63 @@ async fn end(mut world: World, triggering: Triggering) {
     world.judge(LOAD_MAX).await;
 }
 
-#[tokio::test]
-async fn redis_wiped_again_and_again_loses_and_doubles_nothing() {
-    let mut world = World::start("wiped", plan()).await;
+/// Lets `break_it` happen in both bursts.
+async fn in_both_bursts(mut world: World, break_it: impl AsyncFn(&World)) {
     let triggering = begin(&mut world).await;
-    for finished in [150, 350, 550] {
-        world.until_finished(finished).await;
-        world.redis.flush_all().expect("redis answers");
+    for _ in 0..2 {
+        until_backlog(&world).await;
+        break_it(&world).await;
+        until_calm(&world).await;
     }
     end(world, triggering).await;
 }
 
-async fn crash(name: &str, append_only: bool) {
-    let mut world = World::start(name, Plan { append_only, ..plan() }).await;
-    let triggering = begin(&mut world).await;
-    for finished in [200, 450] {
-        world.until_finished(finished).await;
-        world.redis.kill();
-        world.redis.start_again().expect("it starts again");
-    }
-    end(world, triggering).await;
+#[tokio::test]
+async fn redis_wiped_again_and_again_loses_and_doubles_nothing() {
+    let world = World::start("wiped", plan()).await;
+    in_both_bursts(world, async |world| {
+        world.redis.flush_all().expect("redis answers");
+        // Once more while the first loss is being mended.
+        world.until("entry > claim", |again| again > 0).await;
+        world.redis.flush_all().expect("redis answers");
+    })
+    .await;
+}
+
+async fn crash(world: &World) {
+    world.redis.kill();
+    world.redis.start_again().expect("it starts again");
 }
 
 #[tokio::test]
 async fn redis_killed_and_back_without_its_data_loses_and_doubles_nothing() {
-    crash("crashed_empty", false).await;
+    in_both_bursts(World::start("crashed_empty", plan()).await, crash).await;
 }
 
 #[tokio::test]
 async fn redis_killed_and_back_with_its_data_loses_and_doubles_nothing() {
-    crash("crashed_full", true).await;
+    let world = World::start("crashed_full", Plan { append_only: true, ..plan() }).await;
+    in_both_bursts(world, crash).await;
 }
 
 #[tokio::test]
 async fn groups_destroyed_by_hand_lose_and_double_nothing() {
-    let mut world = World::start("group_destroyed", plan()).await;
-    let stream = world.stream("default", "MEDIUM");
-    let triggering = begin(&mut world).await;
-    for finished in [150, 400] {
-        world.until_finished(finished).await;
+    let world = World::start("group_destroyed", plan()).await;
+    in_both_bursts(world, async |world| {
+        let stream = world.stream("default", "MEDIUM");
         let answer = world.redis.command(&["XGROUP", "DESTROY", &stream, "executors"]).expect("redis answers");
         assert_eq!(answer.number(), Some(1), "there was a group");
-    }
-    end(world, triggering).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn streams_deleted_by_hand_lose_and_double_nothing() {
-    let mut world = World::start("stream_deleted", plan()).await;
-    let stream = world.stream("default", "MEDIUM");
-    let triggering = begin(&mut world).await;
-    for finished in [150, 400] {
-        world.until_finished(finished).await;
+    let world = World::start("stream_deleted", plan()).await;
+    in_both_bursts(world, async |world| {
+        let stream = world.stream("default", "MEDIUM");
         let answer = world.redis.command(&["DEL", &stream]).expect("redis answers");
         assert_eq!(answer.number(), Some(1), "there was a stream");
-    }
-    end(world, triggering).await;
+    })
+    .await;
 }

@@ -24,6 +24,7 @@ use std::time::Duration;
 use carillon_kit::Process;
 use carillon_store::{Store, StoreOptions};
 use carillon_stream::{Redis, RedisOptions};
+use tracing::info;
 
 /// Stands by and leads until the process is told to stop.
 ///
@@ -35,6 +36,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         acquire_timeout: config.postgres.acquire_timeout,
         ..StoreOptions::new(config.postgres.url.expose(), process.name())
     };
+    info!("time zones from {}", carillon_core::schedule::database_description());
     let store = Store::connect_lazily(&options)?;
     let redis = Redis::connect_lazily(RedisOptions {
         namespace: config.redis.namespace.clone(),
