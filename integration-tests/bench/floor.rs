@@ -2,9 +2,9 @@
 //! and results, the same batch sizes, and no logic: nothing is decided, held, checked, guarded, cancelled or retried.
 //!
 //! One producer and as many consumers as the product has executors, at once, in this process. The producer moves the due
-//! timers, inserts the executions and notes the batch in one transaction, and publishes by one script. A consumer reads,
-//! records the outcomes and the statistics by one statement, and acknowledges and deletes in one MULTI. Each waits for its
-//! own replies; the others use the machine meanwhile, and there are enough of them to use all of it.
+//! timers, inserts the executions and notes the batch in one transaction, and publishes by one script while it claims the
+//! next. A consumer reads, records the outcomes and the statistics by one statement, and acknowledges and deletes in one
+//! MULTI, in turn. Like the product it has one producer, since one session holds a shard's lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +22,7 @@ use fred::prelude::{Builder, Client, Config, Value};
 use serde_json::value::RawValue;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection, Row};
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::jobs::{HANDLER, PAYLOAD};
@@ -181,15 +182,29 @@ impl Floor {
 impl Producer {
     async fn produce(&mut self, at: DateTime<Utc>, count: usize) -> Result<()> {
         let mut produced = 0;
+        let mut on_its_way: Option<JoinHandle<Result<()>>> = None;
         while produced < count {
-            let batch = self.produce_batch(at).await?;
-            ensure!(batch > 0, "{produced} of {count} were due");
-            produced += batch;
+            let batch = self.claim(at).await?;
+            ensure!(batch.len() > 1, "{produced} of {count} were due");
+            produced += batch.len() - 1;
+            if let Some(sending) = on_its_way.take() {
+                sending.await??;
+            }
+            // As the product: while one batch is on its way to Redis the next one is claimed.
+            let (redis, script, stream) = (self.redis.clone(), self.script.clone(), self.stream.clone());
+            on_its_way = Some(tokio::spawn(async move {
+                let _: Value = redis.evalsha(script, stream, batch).await?;
+                Ok(())
+            }));
         }
-        Ok(())
+        match on_its_way {
+            Some(sending) => sending.await?,
+            None => Ok(()),
+        }
     }
 
-    async fn produce_batch(&mut self, at: DateTime<Utc>) -> Result<usize> {
+    /// One transaction. Answers what the script is given: the batch's number, and its entries.
+    async fn claim(&mut self, at: DateTime<Utc>) -> Result<Vec<Value>> {
         self.number += 1;
         let next = at + TimeDelta::days(3_650);
         let mut transaction = self.postgres.begin().await?;
@@ -204,8 +219,7 @@ impl Producer {
         for (execution, job) in executions.iter().zip(&jobs) {
             args.push(Value::Bytes(entry(*execution, *job, self.number, at)?));
         }
-        let _: Value = self.redis.evalsha(self.script.as_str(), self.stream.as_str(), args).await?;
-        Ok(jobs.len())
+        Ok(args)
     }
 }
 

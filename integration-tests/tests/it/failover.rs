@@ -215,6 +215,10 @@ async fn an_executor_frozen_past_its_lease_has_its_late_completions_refused() {
     world.freeze(victim);
     world.add(Role::Executor, &[]).await;
     world.until("status = 'SUCCESS' AND take = 1", |count| count == EACH as i64).await;
+    let workers: Vec<uuid::Uuid> = sqlx::query_scalar("SELECT id FROM workers ORDER BY started_at")
+        .fetch_all(&world.pool)
+        .await
+        .expect("postgres answers");
     let still_run = world.executions_where("status = 'RUNNING' AND take = 1").await.unwrap();
     assert_eq!(still_run, EACH as i64);
     // It must find out that time has passed, drop what it ran, and be of use again.
@@ -237,6 +241,12 @@ async fn an_executor_frozen_past_its_lease_has_its_late_completions_refused() {
     assert_eq!(history.count(Status::Success), 2 * EACH + 40);
     let lost = world.executions_where("take = 1 AND lost = 1").await.unwrap();
     assert_eq!(lost, 2 * EACH as i64, "each was taken once");
+    let late: i64 = sqlx::query_scalar("SELECT count(*) FROM job_executions WHERE take = 1 AND worker_id = $1")
+        .bind(workers[0])
+        .fetch_one(&world.pool)
+        .await
+        .expect("postgres answers");
+    assert_eq!(late, 0, "a late result counted");
     let served = history.journal.iter().any(|line| line.pid == pid && others.iter().any(|(job, _)| *job == line.job));
     assert!(served, "the woken executor works again");
 }

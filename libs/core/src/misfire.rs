@@ -31,10 +31,13 @@ pub fn resolve(timetable: &Timetable, fire_at: DateTime<Utc>, now: DateTime<Utc>
     Due { fire: fire_at, next: timetable.next_after(fire_at), missed_from: None }
 }
 
-/// Where the timer of a job stands that was paused from `paused_at` and is resumed at `now`: at the latest instant that it
-/// missed, else at the next one.
-pub fn resume(timetable: &Timetable, paused_at: DateTime<Utc>, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-    timetable.last_at_or_before(now, paused_at).or_else(|| timetable.next_after(now))
+/// Where the timer of a job stands that is resumed at `now`; at its pause it stood at `held_at`. If that is past, the latest
+/// instant that was missed is made up for.
+pub fn resume(timetable: &Timetable, held_at: DateTime<Utc>, now: DateTime<Utc>) -> DateTime<Utc> {
+    if held_at > now {
+        return held_at;
+    }
+    timetable.last_at_or_before(now, held_at).unwrap_or(held_at)
 }
 
 #[cfg(test)]
@@ -76,7 +79,8 @@ mod tests {
 
     #[test]
     fn a_resumed_job_makes_up_for_the_latest_missed_instant() {
-        assert_eq!(resume(&every_second(), at(5_100), at(9_500)), Some(at(9_000)));
-        assert_eq!(resume(&every_second(), at(5_100), at(5_500)), Some(at(6_000)));
+        assert_eq!(resume(&every_second(), at(5_000), at(9_500)), at(9_000));
+        assert_eq!(resume(&every_second(), at(6_000), at(5_500)), at(6_000), "nothing was missed");
+        assert_eq!(resume(&every_second(), at(5_000), at(5_000)), at(5_000));
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use carillon_core::ids;
 use carillon_core::job::JobStatus;
+use carillon_core::misfire;
 use carillon_core::schedule::{Timetable, TimetableSpec};
 use chrono::{DateTime, Utc};
 use sqlx::types::Json;
@@ -174,14 +175,11 @@ async fn has_ended(connection: &mut PgConnection, id: Uuid) -> Result<bool> {
 /// what was due and not yet claimed when it was paused too.
 fn due_after_pause(locked: &Locked, id: Uuid, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>> {
     let Some(held_at) = locked.held_at else { return Ok(None) };
-    if held_at > now {
-        return Ok(Some(held_at));
-    }
     let timetable = Timetable::parse(&locked.timetable, id).map_err(|errors| Error::Unreadable {
         what: "jobs.timetable",
         why: errors.first().map_or_else(String::new, |error| error.message.clone()),
     })?;
-    Ok(timetable.last_at_or_before(now, held_at).or(Some(held_at)))
+    Ok(Some(misfire::resume(&timetable, held_at, now)))
 }
 
 /// Deletes a job: it never fires again, what waits is CANCELLED, what is queued or runs is asked to stop (R17).

@@ -175,10 +175,12 @@ async fn r1_numbers_count_on_from_what_redis_remembers() -> Result<()> {
 async fn r1_a_new_term_counts_on_from_the_newest_batch_of_its_shard() -> Result<()> {
     let bench = Bench::new().await?;
     let ahead = (bench.now().await? + TimeDelta::days(1)).timestamp_millis();
-    sqlx::query("INSERT INTO dispatch_batches (shard, number, term, ids) VALUES (0, $1, 1, '{}'), (1, $1 + 5, 1, '{}')")
-        .bind(ahead)
-        .execute(&bench.pool)
-        .await?;
+    sqlx::query(
+        "INSERT INTO dispatch_batches (shard, number, term, ids) VALUES (0, $1, 1, '{}'), (1, $1 + 5, 1, '{}')",
+    )
+    .bind(ahead)
+    .execute(&bench.pool)
+    .await?;
     assert_eq!(bench.leader().await?.draw_number().await?, ahead + 1);
     Ok(())
 }

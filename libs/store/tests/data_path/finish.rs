@@ -1,0 +1,441 @@
+//! R11: the end of an attempt is written once, by whoever holds it, with all that hangs on it.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use carillon_core::execution::Status;
+use carillon_store::recorder::{Finished, Verdict};
+use carillon_store::{Error, Store, StoreOptions};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::bench::{Bench, DURATION_MS, Stats, end, finished, retry_at, start, started};
+
+const OVER: Verdict = Verdict::Over { unknown: false };
+
+/// As an executor: a deadlock is answered by running the same again.
+async fn record_surely(store: &Store, worker: Uuid, ends: &[Finished], ended_jobs: &[Uuid]) -> Result<Vec<Verdict>> {
+    for _ in 0..20 {
+        match store.record(worker, &[], ends, ended_jobs).await {
+            Ok((_, verdicts)) => return Ok(verdicts),
+            Err(Error::Conflict(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    anyhow::bail!("deadlocks without end")
+}
+
+async fn logs(bench: &Bench, execution: Uuid) -> Result<Vec<(i16, i32, String, String)>> {
+    let rows = sqlx::query_as(
+        "SELECT attempt, line, level, message FROM job_execution_logs WHERE execution_id = $1 ORDER BY attempt, line",
+    );
+    Ok(rows.bind(execution).fetch_all(&bench.pool).await?)
+}
+
+#[tokio::test]
+async fn r11_a_success_is_recorded_with_result_statistics_and_log_lines() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open_one(&mut bench.leader().await?).await?;
+    let (_, verdicts) = bench.store.record(worker, &[], &[finished(held, Status::Success)], &[]).await?;
+    assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
+    let row = bench.row(held.execution).await?;
+    assert_eq!((row.status.as_str(), row.worker_id), ("SUCCESS", Some(worker)));
+    assert_eq!((row.started_at, row.completed_at), (Some(start()), Some(end())));
+    assert_eq!((row.duration_ms, row.result), (Some(DURATION_MS), Some(json!({"answer": 42}))));
+    let expected = Stats {
+        finished_count: 1,
+        success_count: 1,
+        failure_count: 0,
+        total_duration_ms: DURATION_MS,
+        last_duration_ms: Some(DURATION_MS),
+        last_run_at: Some(end()),
+        last_success_id: Some(held.execution),
+    };
+    let job = bench.job_of(held.execution).await?;
+    assert_eq!(bench.stats(job).await?, expected);
+    let lines = logs(&bench, held.execution).await?;
+    assert_eq!(lines, [(1, 1, "INFO".into(), "begun".into()), (1, 2, "WARN".into(), "ended".into())]);
+    let last = bench.store.last_success(job).await?.expect("a success");
+    assert_eq!((last.execution, last.result.as_deref()), (held.execution, Some("{\"answer\": 42}")));
+    bench.assert_counters().await
+}
+
+#[tokio::test]
+async fn r11_what_runs_at_oneself_is_recorded_too() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open_one(&mut bench.leader().await?).await?;
+    bench.run(worker, held).await?;
+    let (_, verdicts) = bench.store.record(worker, &[], &[finished(held, Status::Timeout)], &[]).await?;
+    assert_eq!(verdicts, [Verdict::Recorded(Status::Timeout)]);
+    let row = bench.row(held.execution).await?;
+    assert_eq!((row.status.as_str(), row.error.as_deref()), ("TIMEOUT", Some("it broke")));
+    Ok(())
+}
+
+/// One batch holds a case of each guard and one that passes, so that the verdicts are seen to stay in order.
+#[tokio::test]
+async fn r11_every_guard_refuses_writes_nothing_and_says_why() -> Result<()> {
+    let bench = Bench::new().await?;
+    let (me, other) = (bench.live_worker().await?, bench.worker("other", chrono::TimeDelta::zero(), false).await?);
+    let mut leader = bench.leader().await?;
+    let mut held = bench.open(&mut leader, &bench.jobs(7).await?).await?;
+    held[0].claim -= 1;
+    held[1].take += 1;
+    bench.run(other, held[2]).await?;
+    bench.store.record(other, &[], &[finished(held[3], Status::Success)], &[]).await?;
+    bench.store.record(other, &[], &[finished(held[4], Status::Retrying)], &[]).await?;
+    held[5].execution = Uuid::now_v7();
+    let mut before = Vec::new();
+    for held in &held[..6] {
+        before.push(bench.whole_row(held.execution).await?);
+    }
+    let rest = (bench.count("job_execution_logs").await?, bench.count("execution_retries").await?);
+    for status in [Status::Failed, Status::Retrying, Status::Success, Status::Cancelled, Status::Skipped] {
+        let ends: Vec<_> = held.iter().map(|held| finished(*held, status)).collect();
+        let (_, verdicts) = bench.store.record(me, &[], &ends[..6], &[]).await?;
+        let unknown = Verdict::Over { unknown: true };
+        assert_eq!(verdicts, [OVER, Verdict::Lost, Verdict::Lost, OVER, OVER, unknown], "{status}");
+    }
+    for (held, before) in held.iter().zip(before) {
+        assert_eq!(bench.whole_row(held.execution).await?, before);
+    }
+    let after = (bench.count("job_execution_logs").await?, bench.count("execution_retries").await?);
+    assert_eq!(after, rest, "neither log lines nor retries of what was refused");
+    bench.assert_counters().await?;
+    let finished_counts: i64 =
+        sqlx::query_scalar("SELECT sum(finished_count)::bigint FROM job_stats").fetch_one(&bench.pool).await?;
+    assert_eq!(finished_counts, 1, "the one that was recorded");
+
+    let ends: Vec<_> = held.iter().rev().map(|held| finished(*held, Status::Failed)).collect();
+    let (_, verdicts) = bench.store.record(me, &[], &ends, &[]).await?;
+    assert_eq!(verdicts[0], Verdict::Recorded(Status::Failed), "the one that may pass does, among the refused");
+    assert!(!verdicts[1..].iter().any(|verdict| matches!(verdict, Verdict::Recorded(_))));
+    Ok(())
+}
+
+/// RUNNING at oneself, but by a later take: R11 calls that LOST, and acknowledges nothing.
+#[tokio::test]
+async fn r11_an_earlier_take_of_the_same_worker_is_lost() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open_one(&mut bench.leader().await?).await?;
+    let seen = bench.store.see(&[held.execution], crate::bench::LEASE).await?;
+    bench.store.take(worker, &[(held.execution, seen[&held.execution].clone(), false)]).await?;
+    let (_, verdicts) = bench.store.record(worker, &[], &[finished(held, Status::Success)], &[]).await?;
+    assert_eq!(verdicts, [Verdict::Lost]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn h17_a_repeated_commit_adds_nothing() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open(&mut bench.leader().await?, &bench.jobs(4).await?).await?;
+    let statuses = [Status::Success, Status::Failed, Status::Retrying, Status::Cancelled];
+    let ends: Vec<_> = held.iter().zip(statuses).map(|(held, status)| finished(*held, status)).collect();
+    let (_, verdicts) = bench.store.record(worker, &[], &ends, &[]).await?;
+    assert_eq!(verdicts, statuses.map(Verdict::Recorded));
+    let mut before = Vec::new();
+    for held in &held {
+        before.push((bench.whole_row(held.execution).await?, bench.stats(bench.job_of(held.execution).await?).await?));
+    }
+    for _ in 0..3 {
+        let (_, verdicts) = bench.store.record(worker, &[], &ends, &[]).await?;
+        assert_eq!(verdicts, [OVER; 4]);
+    }
+    for (held, before) in held.iter().zip(before) {
+        let job = bench.job_of(held.execution).await?;
+        assert_eq!((bench.whole_row(held.execution).await?, bench.stats(job).await?), before);
+    }
+    assert_eq!((bench.count("job_execution_logs").await?, bench.count("execution_retries").await?), (8, 1));
+    bench.assert_counters().await
+}
+
+#[tokio::test]
+async fn h17_two_commits_of_the_same_end_at_once_count_once() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open(&mut bench.leader().await?, &bench.jobs(20).await?).await?;
+    let ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Success)).collect();
+    let (one, two) =
+        tokio::join!(record_surely(&bench.store, worker, &ends, &[]), record_surely(&bench.store, worker, &ends, &[]));
+    for (one, two) in one?.into_iter().zip(two?) {
+        let recorded = [one, two].iter().filter(|verdict| matches!(verdict, Verdict::Recorded(_))).count();
+        assert_eq!(recorded, 1, "{one:?}, {two:?}");
+    }
+    bench.assert_counters().await
+}
+
+#[tokio::test]
+async fn r11_a_retry_waits_in_its_line_until_its_instant_and_counts_nothing() -> Result<()> {
+    let bench = Bench::new().await?;
+    let held = bench.open_one(&mut bench.leader().await?).await?;
+    let (_, verdicts) = bench.store.record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
+    assert_eq!(verdicts, [Verdict::Recorded(Status::Retrying)]);
+    let row = bench.row(held.execution).await?;
+    assert_eq!((row.status.as_str(), row.completed_at, row.next_retry_at), ("RETRYING", None, Some(retry_at())));
+    type Waiting = (Uuid, i64, chrono::DateTime<chrono::Utc>, String, i16);
+    let waiting: Vec<Waiting> =
+        sqlx::query_as("SELECT execution_id, claim, due_at, queue, priority FROM execution_retries")
+            .fetch_all(&bench.pool)
+            .await?;
+    assert_eq!(waiting, [(held.execution, held.claim, retry_at(), "default".into(), 1)]);
+    let job = bench.job_of(held.execution).await?;
+    assert_eq!(bench.stats(job).await?, Stats::default());
+    assert_eq!(logs(&bench, held.execution).await?.len(), 2, "its lines are kept");
+    bench.assert_counters().await
+}
+
+#[tokio::test]
+async fn h14_a_requested_cancel_beats_a_retry_and_a_failure_but_not_a_success() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open(&mut bench.leader().await?, &bench.jobs(4).await?).await?;
+    for held in &held {
+        bench.change(held.execution, "cancel_requested = true, reason = 'by hand'").await?;
+    }
+    let statuses = [Status::Retrying, Status::Failed, Status::Timeout, Status::Success];
+    let ends: Vec<_> = held.iter().zip(statuses).map(|(held, status)| finished(*held, status)).collect();
+    let (_, verdicts) = bench.store.record(worker, &[], &ends, &[]).await?;
+    let expected = [Status::Cancelled, Status::Cancelled, Status::Cancelled, Status::Success];
+    assert_eq!(verdicts, expected.map(Verdict::Recorded));
+    for (held, status) in held.iter().zip(expected) {
+        let row = bench.row(held.execution).await?;
+        assert_eq!((row.status.as_str(), row.completed_at), (status.as_str(), Some(end())));
+        assert_eq!(row.reason.as_deref(), Some("by hand"));
+        assert_eq!(bench.stats(bench.job_of(held.execution).await?).await?.failure_count, 0);
+    }
+    assert_eq!(bench.count("execution_retries").await?, 0);
+    bench.assert_counters().await
+}
+
+#[tokio::test]
+async fn h14_a_cancelled_execution_promises_no_next_attempt() -> Result<()> {
+    let bench = Bench::new().await?;
+    let held = bench.open_one(&mut bench.leader().await?).await?;
+    bench.change(held.execution, "cancel_requested = true").await?;
+    bench.store.record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
+    assert_eq!(bench.row(held.execution).await?.next_retry_at, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn r11_statistics_add_up_over_a_batch_of_one_job() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let mut leader = bench.leader().await?;
+    let job = bench.job().await?;
+    let mut held = Vec::new();
+    while held.len() < 4 {
+        // Another millisecond is another fire.
+        if let Ok(opened) = bench.open(&mut leader, &[job]).await {
+            held.extend(opened);
+        }
+    }
+    let statuses = [Status::Success, Status::Success, Status::Failed, Status::Timeout];
+    let ends: Vec<_> = held.iter().zip(statuses).map(|(held, status)| finished(*held, status)).collect();
+    bench.store.record(worker, &[], &ends, &[]).await?;
+    let stats = bench.stats(job).await?;
+    assert_eq!((stats.finished_count, stats.success_count, stats.failure_count), (4, 2, 2));
+    assert_eq!(stats.total_duration_ms, 4 * DURATION_MS);
+    assert_eq!(stats.last_success_id, Some(held[1].execution), "the later of the two");
+    bench.assert_counters().await
+}
+
+/// The mean is `total_duration_ms / (success_count + failure_count)`: what is in neither must not be in the sum.
+#[tokio::test]
+async fn r11_a_cancelled_run_is_finished_but_spoils_no_mean() -> Result<()> {
+    let bench = Bench::new().await?;
+    let held = bench.open_one(&mut bench.leader().await?).await?;
+    bench.store.record(Uuid::nil(), &[], &[finished(held, Status::Cancelled)], &[]).await?;
+    let stats = bench.stats(bench.job_of(held.execution).await?).await?;
+    assert_eq!((stats.finished_count, stats.success_count, stats.failure_count), (1, 0, 0));
+    assert_eq!(stats.total_duration_ms, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn r23_a_withdrawn_fire_ends_skipped_with_the_reason_of_whoever_withdrew_it() -> Result<()> {
+    let bench = Bench::new().await?;
+    let held = bench.open_one(&mut bench.leader().await?).await?;
+    bench.change(held.execution, "cancel_requested = true, withdrawn = true, reason = 'job paused'").await?;
+    let end = Finished { started_at: None, reason: Some("withdrawn".into()), ..finished(held, Status::Skipped) };
+    let (_, verdicts) = bench.store.record(Uuid::nil(), &[], &[end], &[]).await?;
+    assert_eq!(verdicts, [Verdict::Recorded(Status::Skipped)]);
+    let row = bench.row(held.execution).await?;
+    assert_eq!((row.reason.as_deref(), row.started_at, row.duration_ms), (Some("job paused"), None, None));
+    bench.assert_counters().await
+}
+
+#[tokio::test]
+async fn r11_what_postgres_cannot_hold_is_told_apart_and_leaves_nothing() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open(&mut bench.leader().await?, &bench.jobs(2).await?).await?;
+    let good = finished(held[0], Status::Success);
+    let bad = finished(held[1], Status::Success);
+    let mut log = bad.clone();
+    log.logs[0].message = "a\0b".into();
+    let bads = [
+        Finished { error: Some("a\0b".into()), ..bad.clone() },
+        Finished { result: Some("\"a\\u0000b\"".into()), ..bad.clone() },
+        Finished { result: Some("{".into()), ..bad.clone() },
+        Finished { reason: Some("\0".into()), ..bad },
+        log,
+    ];
+    for bad in bads {
+        let refused = bench.store.record(worker, &[], &[good.clone(), bad], &[]).await;
+        assert!(matches!(refused, Err(Error::Data(_))), "{refused:?}");
+        assert_eq!(bench.row(held[0].execution).await?.status, "QUEUED", "nothing of the batch is written");
+    }
+    let (_, verdicts) = bench.store.record(worker, &[], &[good], &[]).await?;
+    assert_eq!(verdicts, [Verdict::Recorded(Status::Success)], "without it the batch passes, on the same connections");
+    Ok(())
+}
+
+#[tokio::test]
+async fn r11_a_postgres_that_is_gone_is_unavailable_and_the_same_batch_passes_when_it_is_back() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open_one(&mut bench.leader().await?).await?;
+    let ends = [finished(held, Status::Success)];
+    assert!(bench.database.terminate_backends("executor").await? >= 1);
+    let cut = bench.store.record(worker, &[], &ends, &[]).await;
+    assert!(matches!(&cut, Err(error) if error.is_unavailable()), "{cut:?}");
+    let (_, verdicts) = bench.store.record(worker, &[], &ends, &[]).await?;
+    assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
+    bench.assert_counters().await
+}
+
+/// A deadlock with somebody who locks the same rows the other way round ends in Conflict, and nothing was written.
+#[tokio::test]
+async fn r11_a_deadlock_is_a_conflict_and_the_same_batch_passes_again() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open_one(&mut bench.leader().await?).await?;
+    let job = bench.job_of(held.execution).await?;
+    let ends = [finished(held, Status::Success)];
+    let mut other = bench.pool.begin().await?;
+    sqlx::query("SELECT FROM job_stats WHERE job_id = $1 FOR UPDATE").bind(job).execute(&mut *other).await?;
+    let (recorded, locked) = tokio::join!(bench.store.record(worker, &[], &ends, &[]), async {
+        // The record has the execution's row and waits for the statistics.
+        carillon_testkit::wait_until("the record to wait", Duration::from_secs(5), || async {
+            let waits: bool = sqlx::query_scalar(
+                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'executor'
+                 AND datname = current_database() AND wait_event_type = 'Lock')",
+            )
+            .fetch_one(&bench.pool)
+            .await?;
+            anyhow::ensure!(waits, "it does not wait");
+            Ok(())
+        })
+        .await?;
+        let lock = sqlx::query("SELECT FROM job_executions WHERE id = $1 FOR UPDATE").bind(held.execution);
+        let locked = lock.execute(&mut *other).await;
+        other.rollback().await?;
+        Ok::<_, anyhow::Error>(locked)
+    });
+    match (recorded, locked?) {
+        (Err(Error::Conflict(_)), Ok(_)) => {
+            let (_, verdicts) = bench.store.record(worker, &[], &ends, &[]).await?;
+            assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
+        }
+        // Postgres chose the other one.
+        (Ok((_, verdicts)), Err(_)) => assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]),
+        other => panic!("no deadlock: {other:?}"),
+    }
+    bench.assert_counters().await
+}
+
+async fn end_timetable(bench: &Bench, jobs: &[Uuid]) -> Result<()> {
+    sqlx::query("UPDATE job_timers SET fire_at = NULL, exhausted = true WHERE job_id = ANY ($1)")
+        .bind(jobs)
+        .execute(&bench.pool)
+        .await?;
+    Ok(())
+}
+
+async fn job_status(bench: &Bench, job: Uuid) -> Result<String> {
+    Ok(sqlx::query_scalar("SELECT status FROM jobs WHERE id = $1").bind(job).fetch_one(&bench.pool).await?)
+}
+
+#[tokio::test]
+async fn a_job_is_complete_once_its_timetable_has_ended_and_nothing_is_open() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let jobs = bench.jobs(4).await?;
+    let held = bench.open(&mut bench.leader().await?, &jobs).await?;
+    end_timetable(&bench, &jobs[..3]).await?;
+    sqlx::query("UPDATE jobs SET status = 'PAUSED', paused_at = now() WHERE id = $1")
+        .bind(jobs[1])
+        .execute(&bench.pool)
+        .await?;
+    assert!(bench.store.jobs_complete(&jobs).await?.is_empty(), "all are open");
+    let mut ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Failed)).collect();
+    ends[2] = finished(held[2], Status::Retrying);
+    bench.store.record(worker, &[], &ends, &jobs).await?;
+    assert_eq!(job_status(&bench, jobs[0]).await?, "COMPLETED");
+    assert_eq!(job_status(&bench, jobs[1]).await?, "PAUSED", "its resume completes it");
+    assert_eq!(job_status(&bench, jobs[2]).await?, "ACTIVE", "its retry is open");
+    assert_eq!(job_status(&bench, jobs[3]).await?, "ACTIVE", "its timetable goes on");
+    assert_eq!(bench.store.jobs_ending().await?, [jobs[2]]);
+    bench.change(held[2].execution, "status = 'QUEUED'").await?;
+    bench.store.record(worker, &[], &[finished(held[2], Status::Success)], &[]).await?;
+    assert_eq!(bench.store.jobs_complete(&[jobs[2], jobs[2], jobs[3]]).await?, [jobs[2]]);
+    assert!(bench.store.jobs_complete(&jobs).await?.is_empty(), "once");
+    Ok(())
+}
+
+/// Of two executors that record the last two executions at once, the later one sees both.
+#[tokio::test]
+async fn a_job_whose_last_two_executions_end_at_once_is_complete() -> Result<()> {
+    let bench = Bench::new().await?;
+    let (one, two) = (bench.live_worker().await?, bench.worker("two", chrono::TimeDelta::zero(), false).await?);
+    let jobs = bench.jobs(30).await?;
+    let mut leader = bench.leader().await?;
+    let first = bench.open(&mut leader, &jobs).await?;
+    // The same instants again would be doubles: a new instant is a later millisecond.
+    let second = loop {
+        if let Ok(second) = bench.open(&mut leader, &jobs).await {
+            break second;
+        }
+    };
+    end_timetable(&bench, &jobs).await?;
+    let other = Store::connect_lazily(&StoreOptions::new(bench.database.url(), "other"))?;
+    let one = async {
+        for (held, job) in first.iter().zip(&jobs) {
+            record_surely(&bench.store, one, &[finished(*held, Status::Success)], &[*job]).await?;
+        }
+        anyhow::Ok(())
+    };
+    let two = async {
+        for (held, job) in second.iter().zip(&jobs) {
+            record_surely(&other, two, &[finished(*held, Status::Success)], &[*job]).await?;
+        }
+        anyhow::Ok(())
+    };
+    let (one, two) = tokio::join!(one, two);
+    one?;
+    two?;
+    for job in &jobs {
+        assert_eq!(job_status(&bench, *job).await?, "COMPLETED");
+    }
+    bench.assert_counters().await
+}
+
+#[tokio::test]
+async fn r11_the_start_of_a_later_attempt_is_kept_apart_from_its_end() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open_one(&mut bench.leader().await?).await?;
+    bench.store.record(worker, &[started(held)], &[], &[]).await?;
+    // A handler that never began (nobody offers it) has no duration, and takes no start away.
+    let end = Finished { started_at: None, ..finished(held, Status::Failed) };
+    bench.store.record(worker, &[], &[end], &[]).await?;
+    let row = bench.row(held.execution).await?;
+    assert_eq!((row.started_at, row.duration_ms), (Some(start()), None));
+    assert_eq!(bench.stats(bench.job_of(held.execution).await?).await?.last_duration_ms, None);
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! R7 and R19: what an earlier leader left unsettled is sent again, what Redis has lost is published again, and nothing that
+//! has moved on by itself is touched.
+
+use anyhow::Result;
+use carillon_core::execution::Status;
+use carillon_store::leader_session::LeaderSession;
+use carillon_store::open_entries::{Batch, OpenEntry};
+use carillon_store::recorder::{Held, Verdict};
+use uuid::Uuid;
+
+use crate::bench::{Bench, LEASE, finished};
+
+async fn batch_of(leader: &mut LeaderSession, number: i64) -> Result<Batch> {
+    let all = [leader.batches_unsettled().await?, leader.batches_settled(0, 1_000).await?].concat();
+    all.into_iter().find(|batch| batch.number == number).ok_or_else(|| anyhow::anyhow!("no batch {number}"))
+}
+
+async fn open_entries(leader: &mut LeaderSession, number: i64) -> Result<Vec<OpenEntry>> {
+    let batch = batch_of(leader, number).await?;
+    Ok(leader.open_of_batch(&batch, None).await?.into_iter().map(|(entry, _)| entry).collect())
+}
+
+#[tokio::test]
+async fn r7_a_new_term_finds_every_unsettled_batch_in_order() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut leader = bench.leader().await?;
+    let mut numbers = Vec::new();
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        let held = bench.open_one(&mut leader).await?;
+        numbers.push(held.claim);
+        ids.push(vec![held.execution]);
+    }
+    leader.settle(&[numbers[1]]).await?;
+    leader.resign().await;
+    let mut successor = loop {
+        if let Ok(leader) = bench.leader().await {
+            break leader;
+        }
+    };
+    let unsettled = successor.batches_unsettled().await?;
+    let found: Vec<_> = unsettled.into_iter().map(|batch| (batch.number, batch.ids)).collect();
+    let expected: Vec<_> = [0, 2, 3].into_iter().map(|at| (numbers[at], ids[at].clone())).collect();
+    assert_eq!(found, expected);
+    let settled = successor.batches_settled(0, 10).await?;
+    assert_eq!(settled.iter().map(|batch| batch.number).collect::<Vec<_>>(), [numbers[1]]);
+    assert!(successor.batches_settled(numbers[1], 10).await?.is_empty(), "behind it there is none");
+    assert!(successor.batch_exists(numbers[3]).await?);
+    assert!(!successor.batch_exists(numbers[3] + 1).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn r7_an_entry_that_is_sent_again_says_what_it_said_before() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut leader = bench.leader().await?;
+    let held = bench.open(&mut leader, &bench.jobs(3).await?).await?;
+    bench.change(held[1].execution, "payload = '{\"own\": true}', trace_id = 'trace'").await?;
+    sqlx::query("UPDATE job_executions SET payload = $2 WHERE id = $1")
+        .bind(held[2].execution)
+        .bind(serde_json::json!({"big": "x".repeat(5_000)}))
+        .execute(&bench.pool)
+        .await?;
+    let entries = open_entries(&mut leader, held[0].claim).await?;
+    assert_eq!(entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [1, 2, 3]);
+    let of = |held: &Held| entries.iter().find(|entry| entry.execution == held.execution).expect("it is open");
+    let plain = of(&held[0]);
+    assert_eq!((plain.claim, plain.entry, plain.attempt, plain.max_retries), (held[0].claim, held[0].claim, 1, 3));
+    assert_eq!((plain.own_payload, plain.payload.as_deref()), (false, None));
+    assert_eq!(plain.job, bench.job_of(held[0].execution).await?);
+    let own = of(&held[1]);
+    assert_eq!((own.own_payload, own.payload.as_deref()), (true, Some("{\"own\": true}")));
+    assert_eq!(own.trace_id.as_deref(), Some("trace"));
+    let big = of(&held[2]);
+    assert_eq!((big.own_payload, big.payload.as_deref()), (true, None), "too large to travel");
+    Ok(())
+}
+
+#[tokio::test]
+async fn r19_open_of_a_batch_is_what_it_still_stands_for() -> Result<()> {
+    let bench = Bench::new().await?;
+    let (live, dead) = (bench.live_worker().await?, bench.dead_worker().await?);
+    let ended = bench.worker("ended", chrono::TimeDelta::zero(), true).await?;
+    let mut leader = bench.leader().await?;
+    let held = bench.open(&mut leader, &bench.jobs(7).await?).await?;
+    bench.run(live, held[1]).await?;
+    bench.run(dead, held[2]).await?;
+    bench.run(ended, held[3]).await?;
+    bench.store.record(live, &[], &[finished(held[4], Status::Success)], &[]).await?;
+    bench.store.record(live, &[], &[finished(held[5], Status::Retrying)], &[]).await?;
+    bench.change(held[6].execution, "entry = entry + 1").await?;
+    let batch = batch_of(&mut leader, held[0].claim).await?;
+    assert_eq!(batch.ids.len(), 7);
+    let in_order = |open: Vec<(OpenEntry, bool)>| {
+        held.iter()
+            .filter_map(|held| open.iter().find(|(entry, _)| entry.execution == held.execution))
+            .map(|(_, runs)| *runs)
+            .collect::<Vec<_>>()
+    };
+    // QUEUED, at a live worker, at a dead one, at one that ended.
+    let judged = leader.open_of_batch(&batch, Some(LEASE)).await?;
+    assert_eq!((judged.len(), in_order(judged)), (4, vec![false, true, false, false]));
+    let unjudged = leader.open_of_batch(&batch, None).await?;
+    assert_eq!(
+        in_order(unjudged),
+        [false, true, true, true],
+        "R15: before a lease has passed nobody is called not live"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn r19_lost_entries_stand_in_a_new_batch_and_keep_claim_and_take() -> Result<()> {
+    let bench = Bench::new().await?;
+    let (me, dead) = (bench.live_worker().await?, bench.dead_worker().await?);
+    let mut leader = bench.leader().await?;
+    let held = bench.open(&mut leader, &bench.jobs(3).await?).await?;
+    bench.run(dead, held[1]).await?;
+    bench.change(held[2].execution, "take = 4, lost = 2").await?;
+    let lost = open_entries(&mut leader, held[0].claim).await?;
+    let number = leader.draw_number().await?;
+    let republished = leader.republish(number, 9, &lost, LEASE).await?;
+    assert_eq!(republished.len(), 3);
+    for (lost, seq) in lost.iter().zip(1..) {
+        let entry = republished.iter().find(|entry| entry.execution == lost.execution).expect("it is published again");
+        assert_eq!((entry.entry, entry.seq, entry.claim), (number, seq, lost.claim));
+        let row = bench.row(lost.execution).await?;
+        assert_eq!((row.entry, row.seq, row.claim), (Some(number), seq, Some(lost.claim)));
+    }
+    assert_eq!(bench.row(held[1].execution).await?.worker_id, Some(dead));
+    let row = bench.row(held[2].execution).await?;
+    assert_eq!((row.take, row.lost), (4, 2));
+    let batch = batch_of(&mut leader, number).await?;
+    assert_eq!(batch.ids, lost.iter().map(|entry| entry.execution).collect::<Vec<_>>());
+    assert!(open_entries(&mut leader, held[0].claim).await?.is_empty(), "the old batch stands for nothing any more");
+
+    // H6: whoever runs it already still finishes it.
+    let ends = [finished(held[0], Status::Success), finished(Held { take: 4, ..held[2] }, Status::Success)];
+    let (_, verdicts) = bench.store.record(me, &[], &ends, &[]).await?;
+    assert_eq!(verdicts, [Verdict::Recorded(Status::Success); 2]);
+    let (_, verdicts) = bench.store.record(dead, &[], &[finished(held[1], Status::Success)], &[]).await?;
+    assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
+    bench.assert_counters().await
+}
+
+#[tokio::test]
+async fn r19_what_has_moved_on_by_itself_is_not_published_again() -> Result<()> {
+    let bench = Bench::new().await?;
+    let live = bench.live_worker().await?;
+    let mut leader = bench.leader().await?;
+    let held = bench.open(&mut leader, &bench.jobs(6).await?).await?;
+    let lost = open_entries(&mut leader, held[0].claim).await?;
+    bench.run(live, held[0]).await?;
+    bench.store.record(live, &[], &[finished(held[1], Status::Success)], &[]).await?;
+    bench.store.record(live, &[], &[finished(held[2], Status::Retrying)], &[]).await?;
+    bench.change(held[3].execution, "claim = claim + 1").await?;
+    bench.change(held[4].execution, "entry = entry + 1").await?;
+    let mut before = Vec::new();
+    for held in &held[..5] {
+        before.push(bench.whole_row(held.execution).await?);
+    }
+    let number = leader.draw_number().await?;
+    let republished = leader.republish(number, 9, &lost, LEASE).await?;
+    assert_eq!(republished.iter().map(|entry| entry.execution).collect::<Vec<_>>(), [held[5].execution]);
+    for (held, before) in held.iter().zip(before) {
+        assert_eq!(bench.whole_row(held.execution).await?, before);
+    }
+    let again = leader.draw_number().await?;
+    assert!(leader.republish(again, 9, &lost, LEASE).await?.is_empty(), "nor once more by the same look");
+    Ok(())
+}
+
+#[tokio::test]
+async fn r19_batches_of_which_nothing_is_open_are_forgotten_but_never_the_newest() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut leader = bench.leader().await?;
+    let mut numbers = Vec::new();
+    for _ in 0..4 {
+        numbers.push(bench.open_one(&mut leader).await?.claim);
+    }
+    sqlx::query("INSERT INTO dispatch_batches (shard, number, term, ids, settled_at) VALUES (1, $1, 1, '{}', now())")
+        .bind(numbers[0])
+        .execute(&bench.pool)
+        .await?;
+    leader.settle(&[numbers[0], numbers[1], numbers[3]]).await?;
+    leader.forget_batches(&[numbers[0], numbers[2], numbers[3]]).await?;
+    let left: Vec<(i16, i64)> = sqlx::query_as("SELECT shard, number FROM dispatch_batches ORDER BY shard, number")
+        .fetch_all(&bench.pool)
+        .await?;
+    // Not asked for; not settled; the newest; another shard's.
+    assert_eq!(left, [(0, numbers[1]), (0, numbers[2]), (0, numbers[3]), (1, numbers[0])]);
+    leader.settle(&numbers).await?;
+    leader.forget_batches(&numbers).await?;
+    assert!(leader.batch_exists(numbers[3]).await?, "R3: the newest is compared with what Redis remembers");
+    assert_eq!(bench.count("dispatch_batches").await?, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn r19_republishing_nothing_known_leaves_every_row_alone() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut leader = bench.leader().await?;
+    let held = bench.open_one(&mut leader).await?;
+    let lost = open_entries(&mut leader, held.claim).await?;
+    let unknown = OpenEntry { execution: Uuid::now_v7(), ..lost[0].clone() };
+    let number = leader.draw_number().await?;
+    assert!(leader.republish(number, 9, &[unknown], LEASE).await?.is_empty());
+    assert_eq!(bench.row(held.execution).await?.entry, Some(held.claim));
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! How the hot statements find their rows, on tables that are filled but were never analyzed, as a young partition is: by
+//! index, in the partition of their ids alone. Postgres counts its scans; the sessions of the statements under test are
+//! ended first, which makes each of them report what it has counted.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use carillon_core::agenda::Source;
+use carillon_core::execution::Status;
+use carillon_core::ids;
+use carillon_store::claim::Decisions;
+use carillon_testkit::wait_until;
+use chrono::TimeDelta;
+
+use crate::bench::{Bench, LEASE, finished, incarnation, medium, retry_at, room, started};
+
+const FILL: i32 = 5_000;
+/// What a batch of the statements under test touches.
+const BATCH: usize = 20;
+
+/// Scans and rows read, by table.
+#[derive(Clone, Copy, Debug, Default, sqlx::FromRow)]
+struct Scans {
+    seq_scan: i64,
+    idx_scan: i64,
+    idx_tup_fetch: i64,
+}
+
+async fn scans(bench: &Bench) -> Result<BTreeMap<String, Scans>> {
+    type Counted = (String, i64, i64, i64);
+    let rows: Vec<Counted> = sqlx::query_as(
+        "SELECT relname::text, seq_scan, coalesce(idx_scan, 0), coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables",
+    )
+    .fetch_all(&bench.pool)
+    .await?;
+    let scans = |(name, seq_scan, idx_scan, idx_tup_fetch)| (name, Scans { seq_scan, idx_scan, idx_tup_fetch });
+    Ok(rows.into_iter().map(scans).collect())
+}
+
+/// Jobs, timers, statistics, executions of yesterday and today, retries, triggers and batches that nobody asks for.
+async fn fill(bench: &Bench) -> Result<()> {
+    let now = bench.now().await?;
+    sqlx::query(
+        "WITH job AS (
+             INSERT INTO jobs (id, name, type, status, timetable, handler_name)
+             SELECT gen_random_uuid(), 'fill', 'CRON', 'ACTIVE', '{}', 'echo' FROM generate_series(1, $1) RETURNING id
+         ), timer AS (
+             INSERT INTO job_timers (job_id, fire_at, queue, priority, claimed_count)
+             SELECT id, $2 + random() * interval '1 hour', 'default', 1, 2 FROM job
+         ), stats AS (
+             INSERT INTO job_stats (job_id, finished_count) SELECT id, 2 FROM job
+         ), triggers AS (
+             INSERT INTO job_triggers (execution_id, job_id, fire_at, queue, priority)
+             SELECT gen_random_uuid(), id, $2, 'default', 1 FROM job
+         )
+         INSERT INTO execution_retries (execution_id, job_id, claim, due_at, queue, priority)
+         SELECT gen_random_uuid(), id, 1, $2, 'default', 1 FROM job",
+    )
+    .bind(FILL)
+    .bind(now + TimeDelta::days(1_000))
+    .execute(&bench.pool)
+    .await?;
+    for days in [0, 1] {
+        let first = ids::first_at(now - TimeDelta::days(days));
+        // The tail of the id is random, its head is the day's.
+        sqlx::query(
+            "INSERT INTO job_executions (id, job_id, claim, entry, status, scheduled_at, completed_at)
+             SELECT (substr($2::text, 1, 14) || substr(gen_random_uuid()::text, 15))::uuid, gen_random_uuid(), 1, 1,
+                    'SUCCESS', now(), now() FROM generate_series(1, $1)",
+        )
+        .bind(FILL)
+        .bind(first.to_string())
+        .execute(&bench.pool)
+        .await?;
+    }
+    sqlx::query("INSERT INTO dispatch_batches (number, term, ids, settled_at) SELECT n, 1, '{}', now() FROM generate_series(1, $1) n")
+        .bind(FILL)
+        .execute(&bench.pool)
+        .await?;
+    Ok(())
+}
+
+/// Waits until no session of the statements under test is left: each reports its counts before it is gone.
+async fn sessions_end(bench: &Bench) -> Result<()> {
+    wait_until("the sessions to end", Duration::from_secs(5), || async {
+        let left: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+             AND application_name IN ('leader', 'executor')",
+        )
+        .fetch_one(&bench.pool)
+        .await?;
+        anyhow::ensure!(left == 0, "{left} are left");
+        Ok(())
+    })
+    .await
+}
+
+const HOT: [&str; 7] = [
+    "job_executions",
+    "job_execution_logs",
+    "job_timers",
+    "job_stats",
+    "job_triggers",
+    "execution_retries",
+    "dispatch_batches",
+];
+
+#[tokio::test]
+async fn hot_statements_never_scan_a_table() -> Result<()> {
+    let bench = Bench::new().await?;
+    fill(&bench).await?;
+    let worker = bench.live_worker().await?;
+    let jobs = bench.jobs(BATCH).await?;
+    for job in &jobs[..3] {
+        bench.trigger(*job, bench.now().await?).await?;
+    }
+    // The tests' own statements end before the counting begins.
+    let now = bench.now().await?;
+    sqlx::query("UPDATE job_timers SET fire_at = $2 WHERE job_id = ANY ($1)")
+        .bind(&jobs)
+        .bind(now)
+        .execute(&bench.pool)
+        .await?;
+    sqlx::query("SELECT pg_stat_force_next_flush()").execute(&bench.pool).await?;
+    let before = scans(&bench).await?;
+
+    let mut leader = bench.leader().await?;
+    leader.upcoming(now + TimeDelta::hours(1), 100).await?;
+    let rooms = [Source::Timer, Source::Trigger, Source::Retry].map(|source| room(source, &medium(), 1_000));
+    let claim = leader.claim(&rooms, now, &[]).await?;
+    assert_eq!((claim.timers.len(), claim.triggers.len()), (BATCH, 3));
+    let decisions = crate::bench::one_each(&claim.timers);
+    let number = claim.number;
+    let born = claim.commit(1, &decisions, &[1]).await?.born;
+    let held: Vec<_> =
+        born.iter().map(|id| carillon_store::recorder::Held { execution: *id, claim: number, take: 0 }).collect();
+    leader.settle(&[number]).await?;
+    leader.batches_unsettled().await?;
+    leader.batches_settled(number - 1, 10).await?;
+    leader.batch_exists(number).await?;
+    let batch = carillon_store::open_entries::Batch { number, ids: born.clone() };
+    let open = leader.open_of_batch(&batch, Some(LEASE)).await?;
+    let lost: Vec<_> = open.into_iter().map(|(entry, _)| entry).take(2).collect();
+    let again = leader.draw_number().await?;
+    leader.republish(again, 1, &lost, LEASE).await?;
+
+    let starts: Vec<_> = held.iter().take(5).map(|held| started(*held)).collect();
+    bench.store.record(worker, &starts, &[], &[]).await?;
+    let seen = bench.store.see(&born, LEASE).await?;
+    let wanted: Vec<_> = held[5..8].iter().map(|held| (held.execution, seen[&held.execution].clone(), false)).collect();
+    bench.store.take(worker, &wanted).await?;
+    let mut ends: Vec<_> = held[8..].iter().map(|held| finished(*held, Status::Success)).collect();
+    ends.extend(held[..5].iter().map(|held| finished(*held, Status::Retrying)));
+    bench.store.record(worker, &[], &ends, &jobs).await?;
+    bench.store.record(worker, &[], &ends, &[]).await?;
+    bench.store.payloads(&born).await?;
+    bench.store.last_success(jobs[9]).await?;
+    let succession = [(carillon_store::recorder::Held { take: 1, ..held[5] }, now)];
+    bench.store.worker_succeed(worker, &incarnation("live"), &succession).await?;
+    let claim = leader.claim(&[room(Source::Retry, &medium(), 1_000)], retry_at(), &[]).await?;
+    assert_eq!(claim.retries.len(), 5);
+    let retries = claim.retries.iter().zip(1..).map(|(retry, seq)| (*retry, seq)).collect();
+    claim.commit(1, &Decisions { retries, ..Decisions::default() }, &[]).await?;
+    leader.forget_batches(&[1, 2, 3]).await?;
+    leader.resign().await;
+    bench.store.close().await;
+    sessions_end(&bench).await?;
+
+    let after = scans(&bench).await?;
+    let mut found_by_index = 0;
+    for (table, after) in &after {
+        if !HOT.iter().any(|hot| table.starts_with(hot)) {
+            continue;
+        }
+        let before = before.get(table).context("a table appeared")?;
+        assert_eq!(after.seq_scan, before.seq_scan, "{table} was scanned");
+        found_by_index += after.idx_scan - before.idx_scan;
+    }
+    assert!(found_by_index > 100, "nothing was counted: {found_by_index}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_recorded_is_looked_for_in_the_partition_of_its_day_alone() -> Result<()> {
+    let bench = Bench::new().await?;
+    fill(&bench).await?;
+    let worker = bench.live_worker().await?;
+    let mut leader = bench.leader().await?;
+    let held = bench.open(&mut leader, &bench.jobs(BATCH).await?).await?;
+    leader.resign().await;
+    sqlx::query("SELECT pg_stat_force_next_flush()").execute(&bench.pool).await?;
+    let before = scans(&bench).await?;
+    let starts: Vec<_> = held.iter().map(|held| started(*held)).collect();
+    bench.store.record(worker, &starts, &[], &[]).await?;
+    let ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Success)).collect();
+    bench.store.record(worker, &[], &ends, &[]).await?;
+    bench.store.close().await;
+    sessions_end(&bench).await?;
+    let after = scans(&bench).await?;
+    let probed: Vec<&String> = after
+        .iter()
+        .filter(|(table, _)| table.starts_with("job_executions"))
+        .filter(|(table, after)| after.idx_scan > before.get(*table).map_or(0, |before| before.idx_scan))
+        .map(|(table, _)| table)
+        .collect();
+    assert_eq!(probed.len(), 1, "{probed:?}");
+    Ok(())
+}
+
+/// The lines are found by skipping through the index: many jobs far away cost nothing.
+#[tokio::test]
+async fn upcoming_reads_as_many_timers_as_it_has_lines_and_answers() -> Result<()> {
+    let bench = Bench::new().await?;
+    fill(&bench).await?;
+    let now = bench.now().await?;
+    for at in 0..3 {
+        bench.job_at(&medium(), Some(now + TimeDelta::seconds(at))).await?;
+    }
+    sqlx::query("SELECT pg_stat_force_next_flush()").execute(&bench.pool).await?;
+    let before = scans(&bench).await?;
+    let mut leader = bench.leader().await?;
+    let upcoming = leader.upcoming(now + TimeDelta::hours(1), 1_000).await?;
+    assert_eq!(upcoming.instants.len(), 3);
+    leader.resign().await;
+    sessions_end(&bench).await?;
+    let after = scans(&bench).await?;
+    for table in ["job_timers", "job_triggers", "execution_retries"] {
+        let read = after[table].idx_tup_fetch - before[table].idx_tup_fetch;
+        assert!(read <= 20, "{read} rows of {table} were read");
+        assert!(after[table].idx_scan > before[table].idx_scan, "{table} was not looked into");
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! What is to come: the first instants of every line, and until when that is all of them.
+
+use anyhow::Result;
+use carillon_core::agenda::Source;
+use carillon_core::execution::Status;
+use carillon_core::job::Priority;
+use carillon_core::line::Line;
+use carillon_store::recorder::Finished;
+use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
+
+use crate::bench::{Bench, finished, medium, retry_at};
+
+#[tokio::test]
+async fn every_line_of_every_source_is_found() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut leader = bench.leader().await?;
+    let held = bench.open_one(&mut leader).await?;
+    let waiting = Finished { queue: "slow".into(), priority: 0, ..finished(held, Status::Retrying) };
+    bench.store.record(Uuid::nil(), &[], &[waiting], &[]).await?;
+    let now = bench.now().await?;
+    let lines = [
+        medium(),
+        Line::new("default", Priority::Low),
+        Line::new("default", Priority::Critical),
+        Line::new("a", Priority::High),
+        Line::new("z", Priority::Low),
+    ];
+    let mut expected = vec![((Source::Retry, Line::new("slow", Priority::Low)), retry_at())];
+    for (line, ms) in lines.iter().zip(1..) {
+        for further in [0, 100] {
+            let at = now + TimeDelta::milliseconds(ms + further);
+            bench.job_at(line, Some(at)).await?;
+            expected.push(((Source::Timer, line.clone()), at));
+        }
+    }
+    let job = bench.job_at(&lines[3], None).await?;
+    bench.trigger(job, now).await?;
+    expected.push(((Source::Trigger, lines[3].clone()), now));
+
+    let upcoming = leader.upcoming(retry_at(), 100).await?;
+    let mut found = upcoming.instants;
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
+    assert_eq!(upcoming.complete_until, Some(retry_at()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn instants_beyond_the_horizon_are_left_for_later() -> Result<()> {
+    let bench = Bench::new().await?;
+    let now = bench.now().await?;
+    let until = now + TimeDelta::seconds(10);
+    bench.job_at(&medium(), Some(until)).await?;
+    bench.job_at(&medium(), Some(until + TimeDelta::milliseconds(1))).await?;
+    bench.job_at(&Line::new("later", Priority::Medium), Some(until + TimeDelta::hours(1))).await?;
+    let upcoming = bench.leader().await?.upcoming(until, 100).await?;
+    assert_eq!(upcoming.instants, [((Source::Timer, medium()), until)]);
+    assert_eq!(upcoming.complete_until, Some(until));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_line_that_holds_more_than_the_limit_says_until_when_it_is_complete() -> Result<()> {
+    let bench = Bench::new().await?;
+    let now = bench.now().await?;
+    let other = Line::new("other", Priority::Medium);
+    for second in 1..=5 {
+        bench.job_at(&medium(), Some(now + TimeDelta::seconds(second))).await?;
+        bench.job_at(&other, Some(now + TimeDelta::seconds(10 * second))).await?;
+    }
+    bench.job_at(&Line::new("short", Priority::Medium), Some(now + TimeDelta::seconds(1))).await?;
+    let upcoming = bench.leader().await?.upcoming(now + TimeDelta::hours(1), 3).await?;
+    let of = |line: &Line| {
+        let mut at: Vec<DateTime<Utc>> = upcoming.instants.iter().filter(|i| i.0.1 == *line).map(|i| i.1).collect();
+        at.sort();
+        at
+    };
+    assert_eq!(of(&medium()), [1, 2, 3].map(|second| now + TimeDelta::seconds(second)), "the earliest");
+    assert_eq!(of(&other), [10, 20, 30].map(|second| now + TimeDelta::seconds(second)));
+    assert_eq!(upcoming.instants.len(), 7);
+    assert_eq!(upcoming.complete_until, Some(now + TimeDelta::seconds(3)), "of the fullest line");
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_to_come_is_complete() -> Result<()> {
+    let bench = Bench::new().await?;
+    bench.job().await?;
+    let until = bench.now().await?;
+    let upcoming = bench.leader().await?.upcoming(until, 10).await?;
+    assert!(upcoming.instants.is_empty());
+    assert_eq!(upcoming.complete_until, Some(until));
+    Ok(())
+}
