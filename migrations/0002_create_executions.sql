@@ -106,7 +106,8 @@ BEGIN
         RETURN;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('carillon partitions'));
-    IF to_regclass(child) IS NOT NULL THEN
+    -- Asked of the table itself: an advisory lock does not refresh the caches that to_regclass looks into.
+    IF EXISTS (SELECT FROM pg_catalog.pg_class WHERE relname = child AND relnamespace = current_schema()::regnamespace) THEN
         RETURN;
     END IF;
     EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING DEFAULTS INCLUDING CONSTRAINTS) WITH (fillfactor = 70)', child, parent);

@@ -111,7 +111,7 @@ WITH input AS (
     SET status = CASE WHEN e.cancel_requested AND i.status IN ('RETRYING', 'FAILED', 'TIMEOUT') THEN 'CANCELLED' ELSE i.status END,
         started_at = COALESCE(i.started_at, e.started_at),
         completed_at = CASE WHEN i.status <> 'RETRYING' OR e.cancel_requested THEN i.ended_at END,
-        next_retry_at = CASE WHEN i.status = 'RETRYING' THEN i.next_retry_at ELSE e.next_retry_at END,
+        next_retry_at = CASE WHEN i.status = 'RETRYING' AND NOT e.cancel_requested THEN i.next_retry_at END,
         duration_ms = CASE WHEN i.started_at IS NOT NULL THEN (EXTRACT(EPOCH FROM i.ended_at - i.started_at) * 1000)::bigint END,
         worker_id = $1,
         result = i.result::jsonb, error = i.error, error_stack = i.error_stack,
