@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::PgPool;
+use sqlx::{Connection, PgConnection, PgPool};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use crate::Result;
@@ -62,6 +62,7 @@ impl StoreOptions {
 #[derive(Clone, Debug)]
 pub struct Store {
     pub(crate) pool: PgPool,
+    connect: Box<PgConnectOptions>,
 }
 
 impl Store {
@@ -70,13 +71,24 @@ impl Store {
     /// # Errors
     /// If the URL cannot be read.
     pub fn connect_lazily(options: &StoreOptions) -> Result<Self> {
+        let connect = options.connect_options()?;
         let pool = PgPoolOptions::new()
             .max_connections(options.connections_max)
             .acquire_timeout(options.acquire_timeout)
             // A hot flush need not ask first whether the connection lives: if it does not, the flush fails and is run again.
             .test_before_acquire(!options.nested_loops_only)
-            .connect_lazy_with(options.connect_options()?);
-        Ok(Self { pool })
+            .connect_lazy_with(connect.clone());
+        Ok(Self { pool, connect: Box::new(connect) })
+    }
+
+    /// Makes one connection of its own, for whoever waits for Postgres: unlike the pool, which only says that it timed out,
+    /// this says why there is none.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`] with the cause.
+    pub async fn reach(&self) -> Result<()> {
+        let connection = PgConnection::connect_with(&self.connect).await?;
+        Ok(connection.close().await?)
     }
 
     /// Whether Postgres answers.

@@ -54,7 +54,7 @@ pub(crate) async fn connect(url: &str, shutdown: &CancellationToken, limit: Opti
     options.acquire_timeout = ATTEMPT_MAX;
     let store = Store::connect_lazily(&options).with_context(|| format!("cannot read the URL {shown}"))?;
     let what = format!("Postgres at {shown}");
-    let there = carillon_kit::wait_for(&what, shutdown, || async { store.ping().await.map_err(anyhow::Error::new) });
+    let there = carillon_kit::wait_for(&what, shutdown, || async { store.reach().await.map_err(anyhow::Error::new) });
     match limit {
         Some(limit) => match tokio::time::timeout(limit, there).await {
             Ok(outcome) => outcome?,

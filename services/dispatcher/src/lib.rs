@@ -57,6 +57,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 
 /// Whether the schema is there.
 async fn migrated(store: &Store) -> anyhow::Result<()> {
+    store.reach().await?;
     if store.is_migrated().await? {
         return Ok(());
     }

@@ -76,6 +76,7 @@ pub async fn run(config: Config, process: Process, register: impl FnOnce(Registr
     let ready = process.readiness().flag("contact");
     let clock = process
         .wait_for("postgres with the current schema (`carillon migrate`)", || async {
+            store.reach().await?;
             anyhow::ensure!(store.is_migrated().await?, "the schema is older than this program");
             Ok(store.measure_clock().await?)
         })
