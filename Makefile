@@ -37,9 +37,9 @@ lint: ## Lints, as errors
 build: ## Build optimised programs into target/release
 	$(CARGO) build --release --workspace --bins
 
-bench: setup ## Measure throughput and lateness against the floor of this machine (takes minutes)
-	$(CARGO) build --release --workspace --bins
-	$(CARGO) run --release -p carillon-integration-tests --bin carillon-bench -- $(ARGS)
+bench: setup ## Measure throughput and lateness against the floor of this machine (minutes; ARGS=--quick, ARGS=--help)
+	$(CARGO) build --release -p carillon-dispatcher -p carillon-executor -p carillon-integration-tests --bins
+	@exec target/release/carillon-bench $(ARGS)
 
 setup: ## Install PostgreSQL and Redis by the package manager, if they are missing
 	@sh deploy/ensure-servers.sh

@@ -107,9 +107,8 @@ async fn witness(
 async fn steady(database: &Database, seconds: u32) -> Result<Scenario> {
     let first = first_instant(database).await?;
     let count = usize::try_from(seconds)? * 100;
-    let instants: Vec<DateTime<Utc>> = (0..i64::try_from(count)?)
-        .map(|index| first + TimeDelta::milliseconds(index * 10 + index * 7 % 10))
-        .collect();
+    let instants: Vec<DateTime<Utc>> =
+        (0..i64::try_from(count)?).map(|index| first + TimeDelta::milliseconds(index * 10 + index * 7 % 10)).collect();
     let ids = jobs::new_ids(count, first);
     let jobs = ids.into_iter().zip(&instants).map(|(id, at)| Job::once(id, *at)).collect();
     Ok(Scenario { jobs, executions: count, last: instants.last().copied().unwrap_or(first) })
@@ -152,7 +151,8 @@ impl Bench<'_> {
             anyhow::Ok(())
         });
         ended.await.map_err(|error| error.context(self.product.logs()))?;
-        let statement = "SELECT id, status, reason, error, scheduled_at, started_at FROM job_executions WHERE job_id = ANY ($1)";
+        let statement =
+            "SELECT id, status, reason, error, scheduled_at, started_at FROM job_executions WHERE job_id = ANY ($1)";
         let mut started = Vec::with_capacity(scenario.executions);
         for row in sqlx::query(statement).bind(&jobs).fetch_all(pool).await? {
             let (status, why): (String, [Option<String>; 2]) =

@@ -95,7 +95,7 @@ impl Options {
         let base = Plan {
             parts: if self.only.is_empty() { all.to_vec() } else { self.only.clone() },
             size: "default",
-            rounds: 7,
+            rounds: 11,
             fires: 20_000,
             batch: self.batch,
             executors: self.executors,
@@ -110,7 +110,7 @@ impl Options {
         let sized = if self.quick {
             Plan {
                 size: "quick",
-                rounds: 3,
+                rounds: 5,
                 steady_s: 5,
                 instant_rounds: 2,
                 every_s: 5,
@@ -121,7 +121,7 @@ impl Options {
         } else if self.full {
             Plan {
                 size: "full",
-                rounds: 15,
+                rounds: 40,
                 steady_s: 60,
                 instant_rounds: 10,
                 every_s: 60,

@@ -46,6 +46,7 @@ impl Round {
 pub struct Throughput {
     floor: Vec<Round>,
     product: Vec<Round>,
+    overlapped: Vec<Round>,
     memory: Memory,
     /// Mean number of executions in one flush of an executor.
     pub mean_flush: Option<f64>,
@@ -55,15 +56,15 @@ pub struct Throughput {
 
 impl Throughput {
     /// One more of each.
-    pub fn add(&mut self, floor: Round, product: Round, memory: Memory) {
+    pub fn add(&mut self, floor: Round, product: Round, overlapped: Round, memory: Memory) {
         self.floor.push(floor);
+        self.overlapped.push(overlapped);
         self.product.push(product);
         self.memory = self.memory.or_more(memory);
     }
 
     fn per_s(&self) -> (f64, f64) {
-        let median_of = |rounds: &[Round]| median(&rounds.iter().map(|round| round.per_s).collect::<Vec<_>>());
-        (median_of(&self.floor), median_of(&self.product))
+        (median_per_s(&self.floor), median_per_s(&self.product))
     }
 
     fn cpu_per_1000(rounds: &[Round]) -> Cpu {
@@ -73,7 +74,7 @@ impl Throughput {
 
     /// Cores that other programs used meanwhile.
     fn foreign_cores(&self) -> f64 {
-        let rounds = || self.floor.iter().chain(&self.product);
+        let rounds = || self.floor.iter().chain(&self.product).chain(&self.overlapped);
         let foreign: f64 = rounds().map(|round| round.cpu.foreign()).sum();
         foreign / rounds().map(|round| round.took_s).sum::<f64>().max(1e-9)
     }
@@ -182,10 +183,17 @@ impl Report {
     pub fn table(&self) -> String {
         let mut text = String::from("\n");
         let machine = &self.machine;
-        line(&mut text, format_args!(
-            "{} · {} cores, {} · {:.0} GiB · {}",
-            self.at.to_rfc3339_opts(SecondsFormat::Secs, true), machine.cores, machine.cpu, machine.memory_gib, machine.system
-        ));
+        line(
+            &mut text,
+            format_args!(
+                "{} · {} cores, {} · {:.0} GiB · {}",
+                self.at.to_rfc3339_opts(SecondsFormat::Secs, true),
+                machine.cores,
+                machine.cpu,
+                machine.memory_gib,
+                machine.system
+            ),
+        );
         for (name, value) in self.conditions.as_object().into_iter().flatten() {
             line(&mut text, format_args!("{name}: {}", value.to_string().replace('"', "")));
         }
@@ -204,7 +212,13 @@ impl Report {
         if self.lateness.is_empty() {
             return;
         }
-        line(text, format_args!("\n{:<44} {:>9} {:>9} {:>9} {:>9} {:>7}", "Lateness", "starts", "p50 ms", "p99 ms", "max ms", "early"));
+        line(
+            text,
+            format_args!(
+                "\n{:<44} {:>9} {:>9} {:>9} {:>9} {:>7}",
+                "Lateness", "starts", "p50 ms", "p99 ms", "max ms", "early"
+            ),
+        );
         let named = self.lateness.iter().map(|(name, lateness)| {
             let what = match *name {
                 "steady" => "steady: 100 a second, each at its own ms",
@@ -214,10 +228,13 @@ impl Report {
             (what, lateness)
         });
         for (what, late) in named.chain(self.witness.iter().map(|late| ("all three, by the handlers' journal", late))) {
-            line(text, format_args!(
-                "{what:<44} {:>9} {:>9.2} {:>9.2} {:>9.2} {:>7}",
-                late.count, late.p50_ms, late.p99_ms, late.max_ms, late.early
-            ));
+            line(
+                text,
+                format_args!(
+                    "{what:<44} {:>9} {:>9.2} {:>9.2} {:>9.2} {:>7}",
+                    late.count, late.p50_ms, late.p99_ms, late.max_ms, late.early
+                ),
+            );
         }
     }
 
@@ -225,14 +242,23 @@ impl Report {
         if self.scale.is_empty() {
             return;
         }
-        line(text, format_args!("\n{:<22} {:>12} {:>16} {:>9} {:>9}", "Scale, a batch of 1,000", "timers", "rows of history", "p50 ms", "max ms"));
+        line(
+            text,
+            format_args!(
+                "\n{:<22} {:>12} {:>16} {:>9} {:>9}",
+                "Scale, a batch of 1,000", "timers", "rows of history", "p50 ms", "max ms"
+            ),
+        );
         let mut points = self.scale.clone();
         points.sort_by_key(|point| point.what);
         for point in points {
-            line(text, format_args!(
-                "{:<22} {:>13} {:>16} {:>9.2} {:>9.2}",
-                point.what, point.timers, point.history, point.p50_ms, point.max_ms
-            ));
+            line(
+                text,
+                format_args!(
+                    "{:<22} {:>13} {:>16} {:>9.2} {:>9.2}",
+                    point.what, point.timers, point.history, point.p50_ms, point.max_ms
+                ),
+            );
         }
     }
 
@@ -246,23 +272,41 @@ impl Report {
         all.insert("conditions".into(), self.conditions.clone());
         if let Some(throughput) = &self.throughput {
             let (floor, product) = throughput.per_s();
-            all.insert("throughput".into(), json!({
-                "product_per_s": round(product), "floor_per_s": round(floor), "ratio": round(product / floor),
-            }));
-            let rounds = throughput.floor.iter().zip(&throughput.product);
-            all.insert("rounds".into(), rounds.map(|(floor, product)| json!({
-                "product_per_s": round(product.per_s), "floor_per_s": round(floor.per_s),
-            })).collect());
+            all.insert(
+                "throughput".into(),
+                json!({
+                    "product_per_s": round(product), "floor_per_s": round(floor), "ratio": round(product / floor),
+                }),
+            );
+            let rounds = throughput.floor.iter().zip(&throughput.product).zip(&throughput.overlapped);
+            all.insert(
+                "rounds".into(),
+                rounds
+                    .map(|((floor, product), overlapped)| {
+                        json!({
+                            "product_per_s": round(product.per_s), "floor_per_s": round(floor.per_s),
+                            "overlapped_floor_per_s": round(overlapped.per_s),
+                        })
+                    })
+                    .collect(),
+            );
+            all.insert("overlapped_floor_per_s".into(), json!(round(median_per_s(&throughput.overlapped))));
             let cpu = Throughput::cpu_per_1000(&throughput.product);
-            all.insert("cpu_s_per_1000".into(), json!({
-                "dispatcher": round(cpu.dispatcher), "executor": round(cpu.executor),
-                "postgres": round(cpu.postgres), "redis": round(cpu.redis),
-            }));
+            all.insert(
+                "cpu_s_per_1000".into(),
+                json!({
+                    "dispatcher": round(cpu.dispatcher), "executor": round(cpu.executor),
+                    "postgres": round(cpu.postgres), "redis": round(cpu.redis),
+                }),
+            );
             let memory = throughput.memory;
-            all.insert("peak_memory_mb".into(), json!({
-                "dispatcher": round(memory.dispatcher), "executor": round(memory.executor),
-                "postgres": round(memory.postgres), "redis": round(memory.redis),
-            }));
+            all.insert(
+                "peak_memory_mb".into(),
+                json!({
+                    "dispatcher": round(memory.dispatcher), "executor": round(memory.executor),
+                    "postgres": round(memory.postgres), "redis": round(memory.redis),
+                }),
+            );
             all.insert("foreign_cores".into(), json!(round(throughput.foreign_cores())));
         }
         if !self.lateness.is_empty() {
@@ -312,37 +356,80 @@ fn throughput_table(text: &mut String, throughput: &Throughput, plan: &Plan) {
         let all: Vec<f64> = rounds.iter().map(|round| round.per_s).collect();
         format!("{:.0} to {:.0}", quantile(&all, 0.0), quantile(&all, 1.0))
     };
-    line(text, format_args!("\n{:<34} {:>12}   {} rounds of {} fires", "Throughput", "fires/s", plan.rounds, plan.fires));
+    line(
+        text,
+        format_args!("\n{:<34} {:>12}   {} rounds of {} fires", "Throughput", "fires/s", plan.rounds, plan.fires),
+    );
     line(text, format_args!("{:<34} {floor:>12.0}   {}", "floor", spread(&throughput.floor)));
     line(text, format_args!("{:<34} {product:>12.0}   {}", "product", spread(&throughput.product)));
-    line(text, format_args!(
-        "{:<34} {:>12.3}   {:.3} to {:.3} within a round", "ratio",
-        product / floor, quantile(&ratios, 0.0), quantile(&ratios, 1.0)
-    ));
-    line(text, format_args!("{:<34} {:>12.2}   of {}", "cores used by other programs", throughput.foreign_cores(), Machine::this().map_or(0, |machine| machine.cores)));
+    line(
+        text,
+        format_args!(
+            "{:<34} {:>12.3}   {:.3} to {:.3} within a round",
+            "ratio",
+            product / floor,
+            quantile(&ratios, 0.0),
+            quantile(&ratios, 1.0)
+        ),
+    );
+    let overlapped = median_per_s(&throughput.overlapped);
+    line(
+        text,
+        format_args!(
+            "{:<34} {overlapped:>12.0}   {}, product / this {:.3}",
+            "floor that publishes while it claims",
+            spread(&throughput.overlapped),
+            product / overlapped
+        ),
+    );
+    line(
+        text,
+        format_args!(
+            "{:<34} {:>12.2}   of {}",
+            "cores used by other programs",
+            throughput.foreign_cores(),
+            Machine::this().map_or(0, |machine| machine.cores)
+        ),
+    );
     if let Some(mean) = throughput.mean_flush {
         line(text, format_args!("{:<34} {mean:>12.0}", "executions in a flush, mean"));
     }
     let (floor_row, product_row) = throughput.row_bytes;
     line(text, format_args!("{:<34} {product_row:>12.0}   floor {floor_row:.0}", "bytes in an execution's row"));
-    let head = format!("{:>11} {:>9} {:>9} {:>7} {:>7} {:>9}", "dispatcher", "executor", "postgres", "redis", "floor", "together");
+    usage_table(text, throughput);
+}
+
+fn usage_table(text: &mut String, throughput: &Throughput) {
+    let head = format!(
+        "{:>11} {:>9} {:>9} {:>7} {:>7} {:>9}",
+        "dispatcher", "executor", "postgres", "redis", "floor", "together"
+    );
     line(text, format_args!("\n{:<28} {head}", "CPU ms for each execution"));
     let (own, of_floor) = (Throughput::cpu_per_1000(&throughput.product), Throughput::cpu_per_1000(&throughput.floor));
     let together = own.dispatcher + own.executor + own.postgres + own.redis;
-    line(text, format_args!(
-        "{:<28} {:>11.4} {:>9.4} {:>9.4} {:>7.4} {:>7} {together:>9.4}", "product",
-        own.dispatcher, own.executor, own.postgres, own.redis, "-"
-    ));
+    line(
+        text,
+        format_args!(
+            "{:<28} {:>11.4} {:>9.4} {:>9.4} {:>7.4} {:>7} {together:>9.4}",
+            "product", own.dispatcher, own.executor, own.postgres, own.redis, "-"
+        ),
+    );
     let together = of_floor.postgres + of_floor.redis + of_floor.bench;
-    line(text, format_args!(
-        "{:<28} {:>11} {:>9} {:>9.4} {:>7.4} {:>7.4} {together:>9.4}", "floor",
-        "-", "-", of_floor.postgres, of_floor.redis, of_floor.bench
-    ));
+    line(
+        text,
+        format_args!(
+            "{:<28} {:>11} {:>9} {:>9.4} {:>7.4} {:>7.4} {together:>9.4}",
+            "floor", "-", "-", of_floor.postgres, of_floor.redis, of_floor.bench
+        ),
+    );
     let memory = throughput.memory;
-    line(text, format_args!(
-        "{:<28} {:>11.0} {:>9.0} {:>9.0} {:>7.0}", "peak memory MiB",
-        memory.dispatcher, memory.executor, memory.postgres, memory.redis
-    ));
+    line(
+        text,
+        format_args!(
+            "{:<28} {:>11.0} {:>9.0} {:>9.0} {:>7.0}",
+            "peak memory MiB", memory.dispatcher, memory.executor, memory.postgres, memory.redis
+        ),
+    );
 }
 
 async fn conditions(pool: &PgPool, servers: &Servers, plan: &Plan) -> Result<Value> {
@@ -358,7 +445,13 @@ async fn conditions(pool: &PgPool, servers: &Servers, plan: &Plan) -> Result<Val
         ("postgres", json!(format!("{postgres}, {}", settings.join(" ")))),
         ("redis", json!(format!("{}, appendonly yes, appendfsync everysec", version.unwrap_or("?").trim()))),
         ("data on", json!(file_system_of(servers.home.path()))),
-        ("product", json!(format!("1 dispatcher, {} executors, batches of {} {}", plan.executors, plan.batch, changed.join(" ")).trim())),
+        (
+            "product",
+            json!(
+                format!("1 dispatcher, {} executors, batches of {} {}", plan.executors, plan.batch, changed.join(" "))
+                    .trim()
+            ),
+        ),
     ];
     Ok(Value::Object(own.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()))
 }
@@ -368,15 +461,20 @@ fn line(text: &mut String, what: std::fmt::Arguments<'_>) {
     let _ = writeln!(text, "{what}");
 }
 
-fn median(values: &[f64]) -> f64 {
-    quantile(values, 0.5)
+fn median_per_s(rounds: &[Round]) -> f64 {
+    quantile(&rounds.iter().map(|round| round.per_s).collect::<Vec<_>>(), 0.5)
 }
 
 /// The smallest value that at least this share of all does not exceed.
 fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an index")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index"
+    )]
     let index = ((sorted.len() as f64 * share).ceil() as usize).saturating_sub(1);
     sorted.get(index).copied().unwrap_or(f64::NAN)
 }

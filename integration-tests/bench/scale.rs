@@ -95,7 +95,13 @@ pub async fn run(servers: &Servers, plan: &Plan, report: &mut Report) -> Result<
     Ok(())
 }
 
-fn point(what: &'static str, timers: u64, history: u64, samples: &[Sample], of: impl Fn(&Sample) -> Duration) -> ScalePoint {
+fn point(
+    what: &'static str,
+    timers: u64,
+    history: u64,
+    samples: &[Sample],
+    of: impl Fn(&Sample) -> Duration,
+) -> ScalePoint {
     let millis: Vec<f64> = samples.iter().map(|sample| of(sample).as_secs_f64() * 1_000.0).collect();
     ScalePoint::of(what, timers, history, BATCH, &millis)
 }
@@ -141,7 +147,10 @@ impl Scale {
         let until = now - TimeDelta::minutes(1);
         let from = midnight.min(until - TimeDelta::minutes(10));
         let part = |rows: u64| {
-            let share = TimeDelta::milliseconds((until - from).num_milliseconds() * i64::try_from(rows).unwrap_or_default() / i64::try_from(want).unwrap_or(1));
+            let share = TimeDelta::milliseconds(
+                (until - from).num_milliseconds() * i64::try_from(rows).unwrap_or_default()
+                    / i64::try_from(want).unwrap_or(1),
+            );
             from + share
         };
         let some_jobs: Vec<Uuid> = self.jobs.iter().copied().step_by(self.jobs.len() / 1_000 + 1).collect();
@@ -198,7 +207,8 @@ impl Scale {
         let commit = began.elapsed();
         ensure!(committed.born.len() == BATCH, "{} of {BATCH} executions were born", committed.born.len());
 
-        let finished: Vec<Finished> = committed.born.iter().map(|execution| finished(*execution, batch_number, due)).collect();
+        let finished: Vec<Finished> =
+            committed.born.iter().map(|execution| finished(*execution, batch_number, due)).collect();
         let began = Instant::now();
         let (_, verdicts) = self.recorder.record(self.worker, &[], &finished, &[]).await?;
         let record = began.elapsed();

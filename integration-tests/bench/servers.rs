@@ -133,7 +133,10 @@ impl Database {
                                 left(regexp_replace(query, '\\s+', ' ', 'g'), 100) AS query \
                          FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) \
                          ORDER BY total_exec_time DESC LIMIT 14";
-        let mut lines = vec![format!("{:>8} {:>10} {:>9} {:>9} {:>9}  statement", "calls", "total ms", "mean ms", "rows", "WAL KB")];
+        let mut lines = vec![format!(
+            "{:>8} {:>10} {:>9} {:>9} {:>9}  statement",
+            "calls", "total ms", "mean ms", "rows", "WAL KB"
+        )];
         for row in sqlx::query(statement).fetch_all(&self.pool).await? {
             lines.push(format!(
                 "{:>8} {:>10.1} {:>9.3} {:>9} {:>9}  {}",
@@ -162,7 +165,11 @@ impl Database {
 async fn pool(url: &str, connections: u32) -> Result<PgPool> {
     let options: PgConnectOptions = url.parse()?;
     let options = options.application_name("carillon-bench");
-    PgPoolOptions::new().max_connections(connections).connect_with(options).await.with_context(|| format!("no answer from {url}"))
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .connect_with(options)
+        .await
+        .with_context(|| format!("no answer from {url}"))
 }
 
 /// `ext4`, `tmpfs`, …; empty where the machine does not say.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use carillon_core::ids;
 use chrono::{DateTime, Utc};
 
-use crate::floor::{self, Floor};
+use crate::floor::{self, Floor, Pace};
 use crate::jobs::{self, Job};
 use crate::options::Plan;
 use crate::product::{Binaries, Product, who_serves};
@@ -35,7 +35,7 @@ pub async fn run(servers: &Servers, binaries: &Binaries, plan: &Plan, report: &m
     let mut product = Product::start(servers, binaries, &database, "throughput", plan, None).await?;
     let mut throughput = Throughput::default();
     for number in 0..=plan.rounds {
-        let floor_round = floor_round(servers, &database, &mut floor, count).await?;
+        let simple = floor_round(servers, &database, &mut floor, count, Pace::Simple).await?;
         if number > 0 && plan.statements {
             report.note_statements("floor, one round", database.costliest().await?);
         }
@@ -44,15 +44,17 @@ pub async fn run(servers: &Servers, binaries: &Binaries, plan: &Plan, report: &m
         if number > 0 && plan.statements {
             report.note_statements("product, one round", database.costliest().await?);
         }
+        let overlapped = floor_round(servers, &database, &mut floor, count, Pace::Overlapped).await?;
         let what = if number == 0 { "warm-up".to_owned() } else { format!("round {number} of {}", plan.rounds) };
         progress(&format!(
-            "throughput: {what}: floor {:.0}/s, product {:.0}/s, {:.2}",
-            floor_round.per_s,
+            "throughput: {what}: floor {:.0}/s, product {:.0}/s, {:.2}; overlapped floor {:.0}/s",
+            simple.per_s,
             product_round.per_s,
-            product_round.per_s / floor_round.per_s
+            product_round.per_s / simple.per_s,
+            overlapped.per_s
         ));
         if number > 0 {
-            throughput.add(floor_round, product_round, memory);
+            throughput.add(simple, product_round, overlapped, memory);
         }
     }
     throughput.mean_flush = product.mean_of("carillon_executor_flush_size");
@@ -63,12 +65,18 @@ pub async fn run(servers: &Servers, binaries: &Binaries, plan: &Plan, report: &m
     Ok(())
 }
 
-async fn floor_round(servers: &Servers, database: &Database, floor: &mut Floor, count: usize) -> Result<Round> {
+async fn floor_round(
+    servers: &Servers,
+    database: &Database,
+    floor: &mut Floor,
+    count: usize,
+    pace: Pace,
+) -> Result<Round> {
     database.tidy().await?;
     let who = who_serves(servers);
     let at = release(database, floor::SHARD, count).await?;
     let before = Cpu::now(&who);
-    let took = floor.round(at, count).await?;
+    let took = floor.round(at, count, pace).await?;
     let cpu = Cpu::now(&who).since(before);
     check(database, at, count).await.context("the floor")?;
     Ok(Round::of(count, took, cpu))
@@ -131,7 +139,11 @@ async fn row_bytes(database: &Database) -> Result<(f64, f64)> {
     let statement = "SELECT avg(pg_column_size(e.*))::float8 FROM job_executions e JOIN job_timers t USING (job_id) WHERE t.shard = $1";
     let mut sizes = [0.0; 2];
     for (size, shard) in sizes.iter_mut().zip([floor::SHARD, 0]) {
-        *size = sqlx::query_scalar::<_, Option<f64>>(statement).bind(shard).fetch_one(&database.pool).await?.unwrap_or_default();
+        *size = sqlx::query_scalar::<_, Option<f64>>(statement)
+            .bind(shard)
+            .fetch_one(&database.pool)
+            .await?
+            .unwrap_or_default();
     }
     Ok((sizes[0], sizes[1]))
 }

@@ -156,8 +156,14 @@ fn family(pid: i32) -> f64 {
 
 fn machine() -> f64 {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let numbers: Vec<f64> =
-        text.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|word| word.parse().ok()).collect();
+    let numbers: Vec<f64> = text
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|word| word.parse().ok())
+        .collect();
     // user nice system idle iowait irq softirq steal
     let busy = [0, 1, 2, 5, 6, 7].iter().map(|index| numbers.get(*index).copied().unwrap_or_default());
     busy.sum::<f64>() / TICKS_PER_SECOND

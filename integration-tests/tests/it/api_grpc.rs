@@ -182,7 +182,8 @@ async fn health_is(channel: &Channel, expected: ServingStatus) {
         .await;
     }
     let unknown = HealthCheckRequest { service: "carillon.v1.Nothing".into() };
-    assert_eq!(health.check(unknown).await.unwrap_err().code(), Code::NotFound);
+    let refused = health.check(unknown).await.expect_err("there is no such service");
+    assert_eq!(refused.code(), Code::NotFound);
 }
 
 #[tokio::test]

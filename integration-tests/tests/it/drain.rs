@@ -10,7 +10,7 @@ use carillon_testkit::journal::Event;
 use chrono::{TimeDelta, Utc};
 use serde_json::json;
 
-use crate::load::{HUNDREDS, one_time_jobs};
+use crate::load::{HUNDREDS, in_ms, one_time_jobs};
 use crate::world::{LOAD_MAX, Plan, World};
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -24,7 +24,7 @@ async fn what_does_not_end_within_the_grace_is_handed_back_and_taken_at_once() {
     const FIRES: usize = 40;
     let plan = plan().set("CARILLON_SHUTDOWN_GRACE", "500ms").set("CARILLON_EXECUTOR_SLOTS", "30");
     let mut world = World::start("handed_back", plan).await;
-    let first = Utc::now() + TimeDelta::milliseconds(800);
+    let first = in_ms(800);
     let (over, payload) = (Duration::from_millis(50), json!({"ms": 3_000}));
     let jobs = one_time_jobs(&world.pool, FIRES, first, over, "test:sleep", &payload).await;
     world.expected.extend(jobs);
@@ -58,7 +58,7 @@ async fn what_does_not_end_within_the_grace_is_handed_back_and_taken_at_once() {
 async fn what_ends_within_the_grace_ends_where_it_runs() {
     const FIRES: usize = 20;
     let mut world = World::start("graceful", plan().set("CARILLON_SHUTDOWN_GRACE", "20s")).await;
-    let first = Utc::now() + TimeDelta::milliseconds(800);
+    let first = in_ms(800);
     let (over, payload) = (Duration::from_millis(50), json!({"ms": 2_000}));
     let jobs = one_time_jobs(&world.pool, FIRES, first, over, "test:sleep", &payload).await;
     world.expected.extend(jobs);

@@ -8,7 +8,7 @@ use carillon_testkit::{Proxy, Role};
 use chrono::{TimeDelta, Utc};
 use serde_json::json;
 
-use crate::load::{HUNDREDS, THOUSAND, one_time_jobs};
+use crate::load::{HUNDREDS, THOUSAND, in_ms, one_time_jobs};
 use crate::world::{LOAD_MAX, LOOK_EACH, Plan, World, soon};
 
 /// A standby asks ten times a second; the rest is the machine.
@@ -78,6 +78,33 @@ async fn leaders_frozen_at_any_moment_and_woken_do_no_harm() {
     }
 }
 
+/// R2: the server ends a session that has been silent for three seconds, and nobody has to tell it.
+#[tokio::test]
+async fn a_leader_that_is_cut_off_without_a_word_is_followed_within_five_seconds() {
+    let mut world = World::start("leader_cut_off", Plan { dispatchers: 0, ..Plan::default() }).await;
+    let to_postgres = Proxy::to(world.database.port().expect("a port")).expect("a proxy");
+    let to_redis = Proxy::to(world.redis.port()).expect("a proxy");
+    let postgres_url = world.database.url_through(to_postgres.port());
+    let redis_url = world.redis.url_through(to_redis.port());
+    let urls = [("CARILLON_POSTGRES_URL", postgres_url.as_str()), ("CARILLON_REDIS_URL", redis_url.as_str())];
+    let old = world.add(Role::Dispatcher, &urls).await;
+    assert_eq!(world.leader().await, old);
+    world.add(Role::Dispatcher, &[]).await;
+    let triggering = world.load(HUNDREDS).await;
+    world.until_finished(60).await;
+    let silenced = Instant::now();
+    to_postgres.silence();
+    to_redis.silence();
+    let new = world.new_leader(&old).await;
+    assert!(silenced.elapsed() < Duration::from_secs(5), "{new} led after {:?}", silenced.elapsed());
+    // What it had sent arrives after all; both think that they lead, until the old one hears that it does not.
+    to_redis.heal();
+    to_postgres.heal();
+    world.finish(triggering).await;
+    world.judge(LOAD_MAX).await;
+    assert_eq!(world.leader().await, new);
+}
+
 /// When the zombie's publish arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Late {
@@ -98,7 +125,7 @@ async fn frozen_between_commit_and_publish(name: &str, late: Late) {
     world.add(Role::Dispatcher, &[]).await;
 
     let ms = if late == Late::WhileItRuns { 2_500 } else { 10 };
-    let first = Utc::now() + TimeDelta::milliseconds(1_500);
+    let first = in_ms(1_500);
     let payload = json!({"ms": ms});
     let jobs = one_time_jobs(&world.pool, FIRES, first, Duration::from_millis(20), "test:sleep", &payload).await;
     world.expected.extend(jobs);
@@ -122,8 +149,8 @@ async fn frozen_between_commit_and_publish(name: &str, late: Late) {
     let claimed = count(&world, "SELECT count(*) FROM job_executions").await;
     let stream = world.stream("default", "MEDIUM");
     let published = world.redis.command(&["XLEN", &stream]).expect("redis answers").number().unwrap_or_default();
-    assert_eq!((unsettled.unwrap(), published), (1, 0), "committed and not published");
-    assert!(claimed.unwrap() > 0);
+    assert_eq!((unsettled.expect("postgres answers"), published), (1, 0), "committed and not published");
+    assert!(claimed.expect("postgres answers") > 0);
 
     world.new_leader(&old).await;
     match late {
@@ -164,7 +191,7 @@ async fn a_publish_that_arrives_after_all_is_over_starts_nothing() {
 async fn what_an_executor_ran_when_it_was_killed_finishes_elsewhere() {
     const FIRES: usize = 60;
     let mut world = World::start("executor_killed", Plan::default()).await;
-    let first = Utc::now() + TimeDelta::milliseconds(800);
+    let first = in_ms(800);
     let payload = json!({"ms": 1_500});
     let over = Duration::from_millis(100);
     let jobs = one_time_jobs(&world.pool, FIRES, first, over, "test:sleep", &payload).await;
@@ -204,7 +231,7 @@ async fn an_executor_frozen_past_its_lease_has_its_late_completions_refused() {
     const EACH: usize = 20;
     let mut world = World::start("executor_frozen", Plan { executors: 1, ..Plan::default() }).await;
     let victim = "executor-1";
-    let first = Utc::now() + TimeDelta::milliseconds(800);
+    let first = in_ms(800);
     for ms in [1_500, 7_000] {
         let (over, payload) = (Duration::from_millis(20), json!({"ms": ms}));
         let jobs = one_time_jobs(&world.pool, EACH, first, over, "test:sleep", &payload).await;
@@ -233,7 +260,7 @@ async fn an_executor_frozen_past_its_lease_has_its_late_completions_refused() {
         })
     });
     refused.await;
-    let (first, over) = (Utc::now() + TimeDelta::milliseconds(500), Duration::from_secs(2));
+    let (first, over) = (in_ms(500), Duration::from_secs(2));
     let others = one_time_jobs(&world.pool, 40, first, over, "test:sleep", &json!({"ms": 50})).await;
     world.expected.extend(others.iter().copied());
     world.wake();

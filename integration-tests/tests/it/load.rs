@@ -46,7 +46,7 @@ pub(crate) struct Triggering {
 impl World {
     /// Begins a load: what it leads to is expected by the verdict. The triggers go on meanwhile: `finish` waits for them.
     pub(crate) async fn load(&mut self, load: Load) -> Triggering {
-        let first = Utc::now() + TimeDelta::milliseconds(700);
+        let first = in_ms(700);
         let handlers = [("test:echo", json!({"n": 1})), ("test:sleep", json!({"ms": 30}))];
         for (index, (handler, payload)) in handlers.iter().enumerate() {
             let share = load.one_time / 2 + (load.one_time % 2) * usize::from(index == 0);
@@ -123,7 +123,7 @@ async fn recurring_job(api: &Api, index: usize, end: DateTime<Utc>) -> Vec<(Uuid
     let body = json!({
         "name": format!("recurring {index}"), "interval": format!("{}ms", EVERY.num_milliseconds()),
         "handler_name": "test:sleep", "payload": {"ms": 20}, "end_date": rfc3339(end),
-        "allow_overlap": index % 2 == 0, "retry_delay_ms": 200,
+        "allow_overlap": index.is_multiple_of(2), "retry_delay_ms": 200,
     });
     let job = api.create("recurring", &body).await;
     fires_until(&job, EVERY, end)
@@ -174,6 +174,11 @@ async fn trigger_surely(api: &Api, job: Uuid, key: &str) -> Uuid {
         }
     });
     answered.await.unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// So long from now, to the millisecond, as instants of jobs are.
+pub(crate) fn in_ms(ms: i64) -> DateTime<Utc> {
+    (Utc::now() + TimeDelta::milliseconds(ms)).trunc_subsecs(3)
 }
 
 /// As the API writes it.

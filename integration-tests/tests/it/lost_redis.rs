@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use chrono::{TimeDelta, Utc};
+use carillon_testkit::{Proxy, Role};
 use serde_json::json;
 
-use crate::load::{Load, Triggering, one_time_jobs};
+use crate::load::{Load, Triggering, in_ms, one_time_jobs};
 use crate::world::{LOAD_MAX, Plan, World, soon};
 
 /// Fires whose handlers outlive the loss.
@@ -24,8 +24,7 @@ fn plan() -> Plan {
 
 /// The load, and handlers that run right through all of it.
 async fn begin(world: &mut World) -> Triggering {
-    let (first, over, payload) =
-        (Utc::now() + TimeDelta::milliseconds(900), Duration::from_millis(1), json!({"ms": 6_000}));
+    let (first, over, payload) = (in_ms(900), Duration::from_millis(1), json!({"ms": 6_000}));
     let long = one_time_jobs(&world.pool, LONG, first, over, "test:sleep", &payload).await;
     world.expected.extend(long);
     world.load(LOAD).await
@@ -33,8 +32,7 @@ async fn begin(world: &mut World) -> Triggering {
 
 /// Waits until a burst stands in the stream.
 async fn backlog(world: &mut World) {
-    let (first, over, payload) =
-        (Utc::now() + TimeDelta::milliseconds(600), Duration::from_millis(1), json!({"ms": 60}));
+    let (first, over, payload) = (in_ms(600), Duration::from_millis(1), json!({"ms": 60}));
     let burst = one_time_jobs(&world.pool, BURST, first, over, "test:sleep", &payload).await;
     world.expected.extend(burst);
     world.wake();
@@ -118,4 +116,26 @@ async fn streams_deleted_by_hand_lose_and_double_nothing() {
         assert_eq!(answer.number(), Some(1), "there was a stream");
     })
     .await;
+}
+
+/// Every line to Redis is cut again and again: commands whose answer is lost are sent twice, or never arrive.
+#[tokio::test]
+async fn connections_cut_at_any_moment_lose_and_double_nothing() {
+    const CUTS: usize = 8;
+    let plan = Plan { dispatchers: 0, executors: 0, ..plan() };
+    let mut world = World::start("redis_cut", plan).await;
+    let proxy = Proxy::to(world.redis.port()).expect("a proxy");
+    let url = world.redis.url_through(proxy.port());
+    for role in [Role::Dispatcher, Role::Dispatcher, Role::Executor, Role::Executor] {
+        world.add(role, &[("CARILLON_REDIS_URL", url.as_str())]).await;
+    }
+    world.leader().await;
+    let triggering = begin(&mut world).await;
+    for cut in 1..=CUTS {
+        world.until_finished(cut * 50).await;
+        proxy.reset_connections();
+    }
+    backlog(&mut world).await;
+    proxy.reset_connections();
+    end(world, triggering).await;
 }

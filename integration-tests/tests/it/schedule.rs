@@ -7,12 +7,12 @@ use anyhow::ensure;
 use carillon_core::execution::Status;
 use carillon_testkit::Role;
 use carillon_testkit::journal::Event;
-use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::api::{id_of, instant};
-use crate::load::{fires_until, rfc3339};
+use crate::load::{fires_until, in_ms, rfc3339};
 use crate::world::{LOAD_MAX, Plan, SOON, World, soon};
 
 /// What a start may be late by on a machine that also builds and runs other tests.
@@ -40,11 +40,11 @@ fn assert_punctual(world: &World, fires: &[(Uuid, DateTime<Utc>)]) {
 async fn all_three_types_fire_once_on_time_and_complete() {
     let mut world = World::start("three_types", one_of_each()).await;
     let api = world.api();
-    let end = Utc::now() + TimeDelta::milliseconds(4_500);
+    let end = in_ms(4_500);
     let until = rfc3339(end);
     let cron = json!({"name": "cron", "schedule": "* * * * * *", "handler_name": "test:echo", "end_date": until});
     let recurring = json!({"name": "recurring", "interval": "300ms", "handler_name": "test:echo", "end_date": until});
-    let at = Utc::now().duration_trunc(TimeDelta::milliseconds(1)).unwrap() + TimeDelta::milliseconds(1_200);
+    let at = in_ms(1_200);
     let once = json!({"name": "once", "execute_at": rfc3339(at), "handler_name": "test:echo", "payload": {"n": 42}});
     let cron = api.create("cron", &cron).await;
     let recurring = api.create("recurring", &recurring).await;
@@ -78,7 +78,7 @@ async fn what_is_created_a_moment_before_it_is_due_fires_on_time() {
     let mut world = World::start("just_in_time", plan).await;
     let api = world.api();
     for _ in 0..10 {
-        let at = Utc::now().duration_trunc(TimeDelta::milliseconds(1)).unwrap() + TimeDelta::milliseconds(150);
+        let at = in_ms(150);
         let body = json!({"name": "soon", "execute_at": rfc3339(at), "handler_name": "test:echo", "allow_past": true});
         let job = api.create("once", &body).await;
         world.expected.push((id_of(&job), at));
@@ -104,7 +104,7 @@ async fn withdrawn(name: &str, withdraw: &str, status: &str, reason: &str) {
     let api = world.api();
     // On a slow machine the word may come too late for the instant, and then it promises nothing: another time.
     for _ in 0..10 {
-        let at = Utc::now().duration_trunc(TimeDelta::milliseconds(1)).unwrap() + TimeDelta::milliseconds(1_000);
+        let at = in_ms(1_000);
         let body = json!({"name": "held", "execute_at": rfc3339(at), "handler_name": "test:echo"});
         let job = id_of(&api.create("once", &body).await);
         world.expected.push((job, at));
@@ -147,7 +147,7 @@ async fn a_deletion_before_the_instant_holds_for_what_was_claimed_ahead() {
 async fn a_fire_whose_predecessor_is_open_is_skipped_with_that_reason() {
     let mut world = World::start("no_overlap", one_of_each()).await;
     let api = world.api();
-    let end = Utc::now() + TimeDelta::milliseconds(4_000);
+    let end = in_ms(4_000);
     let body = json!({
         "name": "slow", "interval": "400ms", "handler_name": "test:sleep", "payload": {"ms": 1_000},
         "end_date": rfc3339(end),
@@ -181,7 +181,7 @@ async fn executors_run_only_the_queues_they_serve() {
     let mut jobs = Vec::new();
     for queue in ["default", "reports"] {
         for _ in 0..5 {
-            let at = Utc::now() + TimeDelta::milliseconds(50);
+            let at = in_ms(50);
             let body = json!({
                 "name": queue, "execute_at": rfc3339(at), "handler_name": "test:echo", "queue": queue,
                 "allow_past": true,

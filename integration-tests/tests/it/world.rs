@@ -112,6 +112,7 @@ pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) redis: Redis,
     pub(crate) postgres: Option<Postgres>,
+    pub(crate) database: Database,
     pub(crate) pool: PgPool,
     /// Workers that this test killed or froze: what may have been started twice.
     pub(crate) lost: Vec<LostWorker>,
@@ -145,6 +146,7 @@ impl World {
             redis,
             postgres,
             pool: database.pool().await?,
+            database,
             lost: Vec::new(),
             expected: Vec::new(),
             triggered: HashSet::new(),

@@ -85,6 +85,8 @@ impl From<sqlx::Error> for Error {
             "08" | "53" | "57" | "58" => Self::Unavailable(error),
             // 40001 serialization failure, 40P01 deadlock, 55P03 lock not available.
             "40" | "55" => Self::Conflict(error),
+            // 23514 without a name: the row's partition was being made at that moment.
+            "23" if code == "23514" && database.constraint().is_none() => Self::Conflict(error),
             "22" => Self::Data(error),
             // 25006: a read-only transaction, as on a standby that was not promoted yet; 25P03: idle too long in one.
             "25" => Self::Unavailable(error),

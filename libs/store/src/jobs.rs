@@ -18,7 +18,7 @@ pub use rows::{Definition, Job, NewJob};
 use crate::idempotency::{self, Key};
 use crate::page::{self, Page, Slice};
 use crate::{Error, Result, Store};
-use rows::{JobRow, SELECT_JOB};
+use rows::{JobRow, SELECT_JOB, TimetableWritten};
 
 /// One statement, so one transaction and one round trip: the key first, since a conflict on it must stop the rest.
 const INSERT_JOB: &str = "
@@ -67,7 +67,7 @@ async fn insert(store: &Store, new: &NewJob, key: Option<&Key>) -> Result<bool> 
         .bind(job.job_type.as_str())
         .bind(&job.schedule)
         .bind(&job.timezone)
-        .bind(Json(&new.timetable))
+        .bind(Json(TimetableWritten { timetable: &new.timetable, schedules: &job.schedules }))
         .bind(job.start_date)
         .bind(job.end_date)
         .bind(job.max_executions)

@@ -134,7 +134,8 @@ WITH input AS (
         SELECT job_id, count(*) AS finished,
                count(*) FILTER (WHERE status = 'SUCCESS') AS succeeded,
                count(*) FILTER (WHERE status IN ('FAILED', 'TIMEOUT')) AS failed,
-               COALESCE(sum(duration_ms), 0)::bigint AS duration_ms,
+               -- Of what counts as success or failure: what was cancelled says nothing about how long a run takes.
+               COALESCE(sum(duration_ms) FILTER (WHERE status IN ('SUCCESS', 'FAILED', 'TIMEOUT')), 0)::bigint AS duration_ms,
                max(duration_ms) AS last_duration_ms,
                max(completed_at) AS last_run_at,
                max(id::text) FILTER (WHERE status = 'SUCCESS')::uuid AS last_success_id
@@ -157,7 +158,7 @@ SELECT id, status FROM finished";
 
 /// For what a guarded UPDATE did not return.
 const EXECUTIONS_LOOK: &str = "
-SELECT e.id, e.claim, e.status, e.worker_id FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id";
+SELECT e.id, e.claim, e.take, e.status, e.worker_id, e.cancel_requested FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id";
 
 /// A job whose timetable has ended is complete once nothing of it is open. Runs after the finish, in the same transaction,
 /// so that of two executors that finish the last two the later one sees both.
@@ -307,19 +308,21 @@ async fn judge_on_conn(
         for row in sqlx::query(EXECUTIONS_LOOK).bind(&refused).fetch_all(connection).await? {
             let status = read_status(row.try_get("status")?)?;
             let claim: Option<i64> = row.try_get("claim")?;
+            let take: i32 = row.try_get("take")?;
             let worker_id: Option<Uuid> = row.try_get("worker_id")?;
-            seen.insert(row.try_get::<Uuid, _>("id")?, (claim, status, worker_id));
+            let cancel_requested: bool = row.try_get("cancel_requested")?;
+            seen.insert(row.try_get::<Uuid, _>("id")?, (claim, take, status, worker_id, cancel_requested));
         }
     }
     let verdicts = held.iter().map(|held| match (written.get(&held.execution), seen.get(&held.execution)) {
         (Some(verdict), _) => *verdict,
         (None, None) => Verdict::Over { unknown: true },
-        (None, Some((claim, status, worker_id))) => {
+        (None, Some((claim, take, status, worker_id, cancel_requested))) => {
             if *claim != Some(held.claim) || status.is_final() || *status == Status::Retrying {
                 Verdict::Over { unknown: false }
-            } else if *status == Status::Running && *worker_id == Some(worker) {
+            } else if *status == Status::Running && *worker_id == Some(worker) && *take == held.take {
                 // Already marked by a flush whose outcome was not known.
-                Verdict::Running { cancel_requested: false }
+                Verdict::Running { cancel_requested: *cancel_requested }
             } else {
                 Verdict::Lost
             }

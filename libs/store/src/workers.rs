@@ -29,12 +29,13 @@ pub struct Worker {
 
 const WORKER_INSERT: &str = "INSERT INTO workers (id, consumer, queues, slots) VALUES ($1, $2, $3, $4)";
 
-/// R21: what the incarnation `$2` had started becomes the new one's; each guarded.
+/// R21: what the incarnation `$2` had started becomes the new one's; each guarded. Also what an incarnation of the same
+/// process did whose beginning was committed and never answered: consumer = pod and boot, so it is this very process.
 const EXECUTIONS_REASSERT: &str = "
 UPDATE job_executions e SET worker_id = $1, status = 'RUNNING', started_at = h.started_at
 FROM UNNEST($3::uuid[], $4::bigint[], $5::int[], $6::timestamptz[]) AS h(id, claim, take, started_at)
 WHERE e.id = h.id AND e.claim = h.claim AND e.take = h.take
-  AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND e.worker_id = $2)
+  AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND (e.worker_id = $2 OR e.worker_id IN (SELECT id FROM workers WHERE consumer = $7)))
 RETURNING e.id";
 
 impl Store {
@@ -97,9 +98,15 @@ impl Store {
             .bind(started.iter().map(|(held, _)| held.claim).collect::<Vec<_>>())
             .bind(started.iter().map(|(held, _)| held.take).collect::<Vec<_>>())
             .bind(started.iter().map(|(_, at)| *at).collect::<Vec<_>>())
+            .bind(&new.consumer)
             .fetch_all(&mut *transaction)
             .await?;
-        sqlx::query("UPDATE workers SET ended = true WHERE id = $1").bind(old).execute(&mut *transaction).await?;
+        sqlx::query("UPDATE workers SET ended = true WHERE (id = $1 OR consumer = $2) AND id <> $3")
+            .bind(old)
+            .bind(&new.consumer)
+            .bind(new.id)
+            .execute(&mut *transaction)
+            .await?;
         transaction.commit().await?;
         rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
     }

@@ -3,15 +3,18 @@
 use std::time::Duration;
 
 use carillon_core::line::Line;
-use fred::interfaces::{ClientLike, StreamsInterface, TransactionInterface};
+use fred::interfaces::ClientLike;
 use fred::prelude::Value;
 use fred::types::{ClusterHash, CustomCommand};
 
 use crate::entry::EntryId;
 use crate::keys::GROUP;
 use crate::reader::{Item, Received, SetAside, parse_item};
-use crate::scripts::{FORGET, RENEW};
+use crate::scripts::{ACKNOWLEDGE, FORGET, RENEW};
 use crate::{Redis, Result, reply};
+
+/// Lua unpacks at most some thousands of values at once.
+const UNPACKED_MAX: usize = 1_000;
 
 /// An entry that somebody holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,21 +37,16 @@ pub struct Claimed {
 }
 
 impl Redis {
-    /// R12: acknowledges and deletes entries in one MULTI, so that no acknowledged entry stays behind (H10). Only for what is
+    /// R12: acknowledges and deletes entries at once, so that no acknowledged entry stays behind (H10). Only for what is
     /// recorded or over.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: they stay pending, and are found over when they are looked at next.
     pub async fn acknowledge(&self, line: &Line, ids: &[EntryId]) -> Result<()> {
-        if ids.is_empty() {
-            return Ok(());
+        for some in ids.chunks(UNPACKED_MAX) {
+            let args = some.iter().map(|id| Value::from(id.to_string())).collect();
+            ACKNOWLEDGE.run(&self.client, vec![self.keys.stream(line)], args).await?;
         }
-        let key = self.keys.stream(line);
-        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
-        let multi = self.client.multi();
-        let _: Value = multi.xack(key.as_str(), GROUP, ids.clone()).await?;
-        let _: Value = multi.xdel(key.as_str(), ids).await?;
-        let _: Value = multi.exec(true).await?;
         Ok(())
     }
 
@@ -57,10 +55,8 @@ impl Redis {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn renew(&self, line: &Line, consumer: &str, ids: &[EntryId]) -> Result<i64> {
-        // Lua unpacks at most some thousands of values at once.
-        const AT_ONCE: usize = 1_000;
         let mut renewed = 0;
-        for some in ids.chunks(AT_ONCE) {
+        for some in ids.chunks(UNPACKED_MAX) {
             let mut args: Vec<Value> = vec![consumer.into()];
             args.extend(some.iter().map(|id| Value::from(id.to_string())));
             renewed += reply::integer(&RENEW.run(&self.client, vec![self.keys.stream(line)], args).await?)?;
@@ -125,7 +121,7 @@ impl Redis {
             match parse_item(line_index, item)? {
                 Item::Entry(received) => claimed.entries.push(*received),
                 Item::SetAside(aside) => claimed.set_aside.push(aside),
-                Item::Deleted => {}
+                Item::Deleted(_) => {}
             }
         }
         Ok(claimed)

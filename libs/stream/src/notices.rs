@@ -4,11 +4,14 @@
 use fred::clients::SubscriberClient;
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface, SetsInterface};
 use fred::types::Message;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::{Redis, Result};
+
+/// Between two tries to subscribe.
+const SUBSCRIBE_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// What a process wants to hear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +46,9 @@ pub enum Notice {
 pub struct Notices {
     subscriber: SubscriberClient,
     messages: broadcast::Receiver<Message>,
-    reconnects: broadcast::Receiver<fred::types::config::Server>,
-    tasks: Vec<JoinHandle<()>>,
+    /// Says when the subscription stands anew: only what is said after that is heard.
+    standing: mpsc::Receiver<()>,
+    subscription: JoinHandle<()>,
     redis: Redis,
 }
 
@@ -52,9 +56,7 @@ pub struct Notices {
 /// process.
 impl Drop for Notices {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.subscription.abort();
         let subscriber = self.subscriber.clone();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
@@ -76,9 +78,9 @@ impl Notices {
                     // The client is gone with the process.
                     Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
                 },
-                reconnect = self.reconnects.recv() => match reconnect {
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return Notice::Missed,
-                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+                anew = self.standing.recv() => match anew {
+                    Some(()) => return Notice::Missed,
+                    None => std::future::pending().await,
                 },
             }
         }
@@ -111,17 +113,24 @@ impl Redis {
     pub fn subscribe(&self, topics: &[Topic]) -> Result<Notices> {
         let subscriber = self.own_subscriber()?;
         let messages = subscriber.message_rx();
-        let reconnects = subscriber.reconnect_rx();
+        let mut reconnects = subscriber.reconnect_rx();
         let channels: Vec<String> = topics.iter().map(|topic| self.channel(*topic)).collect();
-        let managing = subscriber.manage_subscriptions();
+        let (stands, standing) = mpsc::channel(1);
         let subscribing = subscriber.clone();
-        let first = tokio::spawn(async move {
-            // Fails only when Redis is away for longer than the command's time-out.
-            while subscribing.subscribe(channels.clone()).await.is_err() {
-                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        let subscription = tokio::spawn(async move {
+            loop {
+                // Fails only when Redis is away for longer than the command's time-out.
+                while subscribing.subscribe(channels.clone()).await.is_err() {
+                    tokio::time::sleep(SUBSCRIBE_PAUSE).await;
+                }
+                // One that was not heard yet says the same.
+                let _ = stands.try_send(());
+                if let Err(broadcast::error::RecvError::Closed) = reconnects.recv().await {
+                    return;
+                }
             }
         });
-        Ok(Notices { subscriber, messages, reconnects, tasks: vec![managing, first], redis: self.clone() })
+        Ok(Notices { subscriber, messages, standing, subscription, redis: self.clone() })
     }
 
     /// Tells the leader to look at what is due.
@@ -149,10 +158,12 @@ impl Redis {
             return Ok(());
         }
         let ids: Vec<String> = executions.iter().map(ToString::to_string).collect();
-        let _: i64 = self.client.sadd(self.keys.cancelled(), ids.clone()).await?;
+        // A full Redis cannot remember it, and can still tell it.
+        let remembered = self.client.sadd::<i64, _, _>(self.keys.cancelled(), ids.clone()).await;
         for id in ids {
             self.tell(Topic::Cancel, &id).await?;
         }
+        remembered?;
         Ok(())
     }
 

@@ -61,6 +61,8 @@ pub struct Read {
     pub set_aside: Vec<SetAside>,
     /// How many entries each line gave, readable or not.
     pub counts: Vec<usize>,
+    /// The last id that was seen and is one of ours, readable or not: where a listing goes on.
+    pub last: Option<EntryId>,
     /// What Redis says of itself.
     pub look: Look,
 }
@@ -98,6 +100,10 @@ impl Reader {
     pub async fn read(&self, plan: &Plan) -> Result<Read> {
         let sha = LOOK.sha(&self.client).await?;
         let pipeline = self.client.pipeline();
+        let asked = match plan {
+            Plan::Drain(shares) => shares.iter().filter(|share| **share > 0).count(),
+            Plan::Wait(_) => 1,
+        };
         match plan {
             Plan::Drain(shares) => {
                 for (line, share) in shares.iter().enumerate().filter(|(_, share)| **share > 0) {
@@ -136,6 +142,11 @@ impl Reader {
         let evalsha = CustomCommand::new_static("EVALSHA", ClusterHash::Offset(2), false);
         let _: Value = pipeline.custom(evalsha, args).await?;
         let mut answers = pipeline.try_all::<Value>().await;
+        if answers.len() != asked + 1 {
+            // A pipeline that failed as a whole has one answer: why.
+            let why = answers.into_iter().find_map(Result::err).map(Error::from);
+            return Err(why.unwrap_or_else(|| Error::Unexpected("a pipeline has fewer answers than commands".into())));
+        }
         let look = answers.pop();
         let mut read = Read { counts: vec![0; self.streams.len()], ..Read::default() };
         let mut failure = None;
@@ -215,9 +226,15 @@ impl Reader {
             for item in reply::array(reply::next(&mut stream)?)? {
                 read.counts[line] += 1;
                 match parse_item(line, item)? {
-                    Item::Entry(received) => read.entries.push(*received),
-                    Item::SetAside(aside) => read.set_aside.push(aside),
-                    Item::Deleted => {}
+                    Item::Entry(received) => {
+                        read.last = Some(received.id);
+                        read.entries.push(*received);
+                    }
+                    Item::SetAside(aside) => {
+                        read.last = aside.id.parse().ok().or(read.last);
+                        read.set_aside.push(aside);
+                    }
+                    Item::Deleted(id) => read.last = id.parse().ok().or(read.last),
                 }
             }
         }
@@ -270,7 +287,7 @@ pub(crate) enum Item {
     Entry(Box<Received>),
     SetAside(SetAside),
     /// Pending, but no longer in the stream.
-    Deleted,
+    Deleted(String),
 }
 
 /// Takes `[id, [field, value, …]]` apart.
@@ -278,7 +295,7 @@ pub(crate) fn parse_item(line: usize, item: Value) -> Result<Item> {
     let mut item = reply::array(item)?.into_iter();
     let id = reply::text(&reply::next(&mut item)?)?;
     let fields = match reply::next(&mut item)? {
-        Value::Null => return Ok(Item::Deleted),
+        Value::Null => return Ok(Item::Deleted(id)),
         fields => reply::array(fields)?,
     };
     let mut text: Option<Bytes> = None;

@@ -1,6 +1,6 @@
 //! Every Lua script, each named for the rule of PROTOCOL.md that it is. What they lean on (a script can read the
 //! replication id, Redis refuses an id not greater than the last, emptied streams remember theirs) is tested in
-//! `tests/facts.rs`.
+//! `tests/scripts/`.
 
 use std::sync::OnceLock;
 
@@ -156,6 +156,14 @@ for k = 3, #KEYS do
 end
 if lost > 0 then redis.call('HDEL', KEYS[1], 'server') end
 return lost",
+);
+
+/// R12. KEYS: stream. ARGV: ids. As atomic as a MULTI, and unlike one it also runs on a Redis that is full: only what is
+/// acknowledged makes room there.
+pub(crate) static ACKNOWLEDGE: Script = Script::new(
+    r"
+redis.call('XACK', KEYS[1], 'executors', unpack(ARGV))
+return redis.call('XDEL', KEYS[1], unpack(ARGV))",
 );
 
 /// R14. KEYS: stream. ARGV: consumer, ids. Renews the idle clock of those entries that are still pending under the consumer.

@@ -2,6 +2,7 @@
 
 mod dev;
 mod migrate;
+mod preview;
 
 use std::process::ExitCode;
 
@@ -20,9 +21,10 @@ struct Arguments {
 enum Command {
     Dev(dev::Arguments),
     Migrate(migrate::Arguments),
+    Preview(preview::Arguments),
 }
 
-/// Bad arguments, as the services say it too.
+/// Bad arguments or a bad schedule, as the services say it too.
 const EXIT_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
@@ -34,14 +36,27 @@ fn main() -> ExitCode {
             return if answer.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    match arguments.command {
+        Command::Preview(arguments) => match preview::run(&arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(mistakes) => {
+                for mistake in mistakes {
+                    anstream::eprintln!("carillon: {mistake}");
+                }
+                ExitCode::from(EXIT_USAGE)
+            }
+        },
+        Command::Dev(arguments) => ended(dev::run(arguments)),
+        Command::Migrate(arguments) => ended(migrate::run(arguments)),
+    }
+}
+
+/// Runs a command that waits for others, to its exit code.
+fn ended(command: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let outcome = runtime.context("cannot start the async runtime").and_then(|runtime| {
-        runtime.block_on(async {
-            match arguments.command {
-                Command::Dev(arguments) => Box::pin(dev::run(arguments)).await,
-                Command::Migrate(arguments) => migrate::run(arguments).await,
-            }
-        })
+        // Boxed: the future of a whole command is large, and there is one.
+        runtime.block_on(Box::pin(command))
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -22,6 +22,7 @@ use carillon_stream::leader::Published;
 use carillon_stream::notices::Notices;
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::{counter, gauge, histogram};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -83,6 +84,8 @@ pub struct Leader {
     unsettled: Vec<i64>,
     /// Completed by nobody else, since their last fire was skipped.
     ended_by_skip: Vec<Uuid>,
+    /// What earlier leaders left of them.
+    ending: Option<JoinHandle<Vec<Uuid>>>,
     whole_pass_due: bool,
     next_tick: Instant,
     next_refill: Instant,
@@ -120,6 +123,7 @@ impl Leader {
             lengths: HashMap::new(),
             unsettled: Vec::new(),
             ended_by_skip: Vec::new(),
+            ending: None,
             whole_pass_due: false,
             next_tick: now,
             next_refill: now,
@@ -174,9 +178,9 @@ impl Leader {
             self.publish_surely(outgoing).await?;
         }
         self.settle().await?;
-        if let Ok(ending) = self.store.jobs_ending().await {
-            self.ended_by_skip.extend(ending.into_iter().take(ENDED_MAX));
-        }
+        // It reads every timer, so the take-over does not wait for it.
+        let store = self.store.clone();
+        self.ending = Some(tokio::spawn(async move { store.jobs_ending().await.unwrap_or_default() }));
         Ok(())
     }
 
@@ -200,6 +204,9 @@ impl Leader {
         }
         self.settle().await?;
         self.reconcile_some().await?;
+        if let Some(ending) = self.ending.take_if(|ending| ending.is_finished()) {
+            self.ended_by_skip.extend(ending.await.unwrap_or_default().into_iter().take(ENDED_MAX));
+        }
         if !self.ended_by_skip.is_empty()
             && let Ok(completed) = self.store.jobs_complete(&self.ended_by_skip).await
         {

@@ -110,7 +110,7 @@ impl ReadingLoop {
                 }
                 let read = self.reader.own_pending(line, after, free).await?;
                 let got = read.counts[line];
-                after = read.entries.last().map(|received| received.id);
+                after = read.last;
                 self.hand_in(read, Origin::Pending);
                 if got < free || after.is_none() {
                     break;

@@ -7,13 +7,15 @@
 //! ones by [`WORD_TIMEOUT_AWAY`]: dispatcher and executors look at Postgres by themselves.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use carillon_store::Store;
 use carillon_stream::Redis;
+use tokio::sync::Semaphore;
 use tonic::Status;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::error_response::{of_store, unavailable};
@@ -28,13 +30,22 @@ pub(crate) struct Backend {
     redis: Redis,
     statement_timeout: Duration,
     pub(crate) payload_bytes_max: usize,
+    /// One at a time: see [`Backend::aside`].
+    aside: Arc<Semaphore>,
     /// Whether the last word to Redis failed: an outage is logged once, and waited for no longer than it must.
     redis_is_away: AtomicBool,
 }
 
 impl Backend {
     pub(crate) fn new(store: Store, redis: Redis, statement_timeout: Duration, payload_bytes_max: usize) -> Self {
-        Self { store, redis, statement_timeout, payload_bytes_max, redis_is_away: AtomicBool::new(false) }
+        Self {
+            store,
+            redis,
+            statement_timeout,
+            payload_bytes_max,
+            aside: Arc::new(Semaphore::new(1)),
+            redis_is_away: AtomicBool::new(false),
+        }
     }
 
     pub(crate) const fn store(&self) -> &Store {
@@ -47,6 +58,28 @@ impl Backend {
             Ok(outcome) => outcome.map_err(|error| of_store(&error)),
             Err(_) => Err(unavailable("Postgres did not answer in time: try again")),
         }
+    }
+
+    /// Does work that may take some tenths of a second aside, one piece at a time: not on a thread that serves others, and
+    /// never on so many cores that these starve. Whoever waits is counted by the bound on requests.
+    pub(crate) async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let broken = |what: &str| {
+            error!("work aside did not end: {what}");
+            Status::internal("internal error: see the gateway's log")
+        };
+        let turn = Arc::clone(&self.aside).acquire_owned();
+        let turn = tokio::time::timeout(self.statement_timeout, turn).await;
+        let turn = turn.map_err(|_| unavailable("others with large schedules are before: try again"))?;
+        let turn = turn.map_err(|error| broken(&error.to_string()))?;
+        let work = move || {
+            // Held by the work itself, which goes on even if the caller has gone.
+            let _turn = turn;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|error| broken(&error.to_string()))
     }
 
     /// Something may be due earlier than the leader knows.

@@ -12,6 +12,7 @@ use carillon_kit::config::{PostgresConfig, RedisConfig, SecretUrl};
 use carillon_proto::v1;
 use carillon_proto::v1::execution_service_client::ExecutionServiceClient;
 use carillon_proto::v1::job_service_client::JobServiceClient;
+use carillon_proto::v1::schedule_service_client::ScheduleServiceClient;
 use carillon_testkit::{Database, Postgres, Redis, StopMode, wait_until};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -133,6 +134,83 @@ async fn grpc_and_json_are_one_api_on_one_port() -> Result<()> {
     let refused = jobs.create_cron_job(v1::CreateCronJobRequest::default()).await.err().context("accepted")?;
     let (status, body) = gateway.post("/jobs/cron", &json!({})).await?;
     assert_eq!((status, &body["message"]), (StatusCode::BAD_REQUEST, &json!(refused.message())));
+    gateway.stop().await
+}
+
+/// Lists of schedules and exclusions, over JSON and gRPC, written to Postgres and shown again; and what only the database's
+/// clock can tell.
+#[tokio::test]
+async fn a_timetable_is_kept_as_it_was_written() -> Result<()> {
+    let (database, redis) = (Database::new().await?, Redis::start().await?);
+    let gateway = Gateway::start(database.url(), &redis.url()).await?;
+    let body = json!({"name": "Report", "handler_name": "reports:generate", "timezone": "Europe/Berlin",
+        "schedules": ["@every 90000ms", "0 9 * * MON"], "dst_gap": "skip", "dst_overlap": "BOTH",
+        "exclusions": [{"date": "2026-12-24"}, {"from": "2026-12-30", "to": "2027-01-02", "timezone": "Asia/Tokyo"},
+                       {"cron": "* 0-5 1 1 *"}]});
+    let (status, created) = gateway.post("/jobs/cron", &body).await?;
+    assert_eq!(status, StatusCode::CREATED, "{created}");
+    let exclusion = |date: Value, from: Value, to: Value, cron: Value, timezone: Value| {
+        json!({"date": date, "from": from,
+        "to": to, "cron": cron, "timezone": timezone})
+    };
+    let none = || Value::Null;
+    let exclusions = json!([
+        exclusion("2026-12-24".into(), none(), none(), none(), none()),
+        exclusion(none(), "2026-12-30".into(), "2027-01-02".into(), none(), "Asia/Tokyo".into()),
+        exclusion(none(), none(), none(), "* 0-5 1 1 *".into(), none()),
+    ]);
+    let id = created["id"].as_str().context("no id")?;
+    for job in [&created, &gateway.get(&format!("/jobs/{id}")).await?.1, &gateway.get("/jobs").await?.1["jobs"][0]] {
+        assert_eq!(
+            (&job["schedule"], &job["schedules"], &job["exclusions"]),
+            (&json!(""), &body["schedules"], &exclusions)
+        );
+        assert_eq!((&job["dst_gap"], &job["dst_overlap"]), (&json!("SKIP"), &json!("BOTH")));
+    }
+    // What a job shows, a job can be made of.
+    let again = json!({"name": "Again", "handler_name": "reports:generate", "schedules": created["schedules"],
+                       "exclusions": created["exclusions"], "dst_gap": created["dst_gap"], "interval": null});
+    assert_eq!(
+        gateway.post("/jobs/cron", &again).await?.0,
+        StatusCode::BAD_REQUEST,
+        "interval is no field of a cron job"
+    );
+    let again = json!({"name": "Again", "handler_name": "reports:generate", "schedules": created["schedules"],
+                       "exclusions": created["exclusions"], "dst_gap": created["dst_gap"]});
+    assert_eq!(gateway.post("/jobs/cron", &again).await?.0, StatusCode::CREATED);
+
+    let mut jobs = JobServiceClient::new(gateway.channel().await?);
+    let nights = v1::Exclusion { cron: Some("* 0-5 * * *".into()), ..v1::Exclusion::default() };
+    let recurring = v1::CreateRecurringJobRequest {
+        name: "Beat".into(),
+        interval: "90s".into(),
+        handler_name: "health:check".into(),
+        exclusions: vec![nights.clone()],
+        ..v1::CreateRecurringJobRequest::default()
+    };
+    let beat = jobs.create_recurring_job(recurring).await?.into_inner();
+    assert_eq!((beat.exclusions, beat.schedules, beat.dst_gap), (vec![nights], vec![], None));
+
+    let past = json!({"name": "n", "handler_name": "a:b", "schedules": ["0 0 9 1 1 ? 2020"]});
+    let (status, refused) = gateway.post("/jobs/cron", &past).await?;
+    let message = refused["message"].as_str().unwrap_or_default();
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{refused}");
+    assert!(message.starts_with("schedules[0]: has no fire after 2"), "{refused}");
+    assert!(message.ends_with("its last was 2020-01-01T09:00:00Z"), "{refused}");
+
+    let preview = json!({"schedule": "* * * * *", "count": 2});
+    let (status, shown) = gateway.post("/schedules/preview", &preview).await?;
+    assert_eq!((status, shown["fires"].as_array().map(Vec::len)), (StatusCode::OK, Some(2)), "by the database's clock");
+    let mut schedules = ScheduleServiceClient::new(gateway.channel().await?);
+    let request = v1::PreviewScheduleRequest {
+        schedules: vec!["@hourly".into()],
+        exclusions: vec![v1::Exclusion { date: Some("2026-12-01".into()), ..v1::Exclusion::default() }],
+        from: Some("2026-12-01T00:00:00Z".parse()?),
+        count: Some(1),
+        ..v1::PreviewScheduleRequest::default()
+    };
+    let shown = schedules.preview_schedule(request).await?.into_inner();
+    assert_eq!(shown.details[0].local_time, "2026-12-02T00:00:00+00:00");
     gateway.stop().await
 }
 

@@ -1,8 +1,9 @@
 //! A job as it is written and as it is read.
 
 use carillon_core::job::{HandlerType, JobStatus, JobType, Priority};
-use carillon_core::schedule::TimetableSpec;
+use carillon_core::schedule::{DstGap, DstOverlap, Exclusion, TimetableSpec};
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -20,8 +21,16 @@ pub struct Definition {
     pub job_type: JobType,
     /// The schedule as written.
     pub schedule: String,
-    /// IANA time zone of the schedule.
+    /// Further schedules, as written.
+    pub schedules: Vec<String>,
+    /// IANA time zone of the schedules.
     pub timezone: String,
+    /// When it does not fire after all.
+    pub exclusions: Vec<Exclusion>,
+    /// What becomes of a local time that does not exist, if the author chose.
+    pub dst_gap: Option<DstGap>,
+    /// Which pass of a local time that occurs twice fires, if the author chose.
+    pub dst_overlap: Option<DstOverlap>,
     /// No fire before.
     pub start_date: Option<DateTime<Utc>>,
     /// No fire after.
@@ -65,7 +74,7 @@ pub struct NewJob {
     pub id: Uuid,
     /// What its author decided.
     pub definition: Definition,
-    /// What `definition.schedule` means.
+    /// What the schedules and exclusions of `definition` mean.
     pub timetable: TimetableSpec,
     /// The first instant to fire at, if there is one.
     pub fire_at: Option<DateTime<Utc>>,
@@ -116,10 +125,34 @@ impl Job {
     }
 }
 
+/// What is written to `jobs.timetable`: the meaning, and beside it the further schedules as written, since an `@every` line
+/// is kept anchored and no longer tells its text. Who wants the meaning reads a [`TimetableSpec`], which passes over the rest.
+#[derive(Serialize)]
+pub(super) struct TimetableWritten<'a> {
+    #[serde(flatten)]
+    pub(super) timetable: &'a TimetableSpec,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    pub(super) schedules: &'a [String],
+}
+
+/// What is shown of `jobs.timetable`. Its specs are passed over: a kind of spec that a newer program writes hinders nobody
+/// from reading and listing.
+#[derive(Deserialize)]
+struct TimetableShown {
+    #[serde(default)]
+    schedules: Vec<String>,
+    #[serde(default)]
+    exclusions: Vec<Exclusion>,
+    #[serde(default)]
+    dst_gap: Option<DstGap>,
+    #[serde(default)]
+    dst_overlap: Option<DstOverlap>,
+}
+
 /// What [`JobRow`] is read from; a `WHERE` follows. Three primary keys, no aggregate.
 pub(super) const SELECT_JOB: &str = "
-    SELECT j.id, j.name, j.description, j.type, j.status, j.revision, j.schedule, j.timezone, j.start_date, j.end_date,
-           j.max_executions, j.handler_name, j.handler_type, j.payload, j.queue, j.priority, j.max_retries,
+    SELECT j.id, j.name, j.description, j.type, j.status, j.revision, j.schedule, j.timezone, j.timetable, j.start_date,
+           j.end_date, j.max_executions, j.handler_name, j.handler_type, j.payload, j.queue, j.priority, j.max_retries,
            j.retry_delay_ms, j.timeout_ms, j.concurrency, j.allow_overlap, j.tags, j.metadata, j.platform_id,
            j.created_by, j.created_at, j.updated_at, j.paused_at, j.completed_at, j.cancelled_at,
            t.fire_at AS next_run, COALESCE(t.claimed_count, 0) AS executions_count, s.last_run_at AS last_run,
@@ -137,6 +170,7 @@ pub(super) struct JobRow {
     revision: i64,
     schedule: String,
     timezone: String,
+    timetable: Json<TimetableShown>,
     start_date: Option<DateTime<Utc>>,
     end_date: Option<DateTime<Utc>>,
     max_executions: Option<i64>,
@@ -171,6 +205,7 @@ impl TryFrom<JobRow> for Job {
     type Error = Error;
 
     fn try_from(row: JobRow) -> Result<Self> {
+        let TimetableShown { schedules, exclusions, dst_gap, dst_overlap } = row.timetable.0;
         Ok(Self {
             id: row.id,
             definition: Definition {
@@ -178,7 +213,11 @@ impl TryFrom<JobRow> for Job {
                 description: row.description,
                 job_type: word("jobs.type", &row.r#type)?,
                 schedule: row.schedule,
+                schedules,
                 timezone: row.timezone,
+                exclusions,
+                dst_gap,
+                dst_overlap,
                 start_date: row.start_date,
                 end_date: row.end_date,
                 max_executions: row.max_executions,

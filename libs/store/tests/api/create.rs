@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 use carillon_core::job::{JobStatus, JobType};
+use carillon_core::schedule::{DstGap, DstOverlap, Exclusion, Spec, TimetableSpec};
 use carillon_store::{Error, idempotency, jobs};
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::bench::{Bench, key, new_job};
@@ -22,6 +24,53 @@ async fn what_is_created_reads_back_as_it_was_answered() -> Result<()> {
             .await?;
     assert_eq!((queue.as_str(), priority, exhausted), ("slow", 2, false));
     assert_eq!(bench.count("job_stats").await?, 1);
+    Ok(())
+}
+
+/// Lists are kept as written beside what they mean, and whoever reads the meaning alone is not disturbed.
+#[tokio::test]
+async fn schedules_and_exclusions_read_back_as_written() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut new = new_job(bench.now().await?);
+    let definition = &mut new.definition;
+    definition.schedule = String::new();
+    definition.schedules = vec!["@every 90000ms".to_owned(), "0 9 * * MON".to_owned()];
+    definition.exclusions = vec![
+        Exclusion::dates("2026-12-24".parse()?, "2026-12-26".parse()?).in_timezone("Asia/Tokyo"),
+        Exclusion::cron("* 0-5 * * *"),
+    ];
+    definition.dst_gap = Some(DstGap::Skip);
+    definition.dst_overlap = Some(DstOverlap::Both);
+    new.timetable = TimetableSpec {
+        specs: definition.schedules.iter().cloned().map(Spec::Cron).collect(),
+        exclusions: definition.exclusions.clone(),
+        dst_gap: definition.dst_gap,
+        dst_overlap: definition.dst_overlap,
+        ..TimetableSpec::never()
+    }
+    .anchored(new.created_at);
+    let created = jobs::create(&bench.store, new.clone(), None).await?;
+    assert_eq!(created.definition, new.definition);
+    assert_eq!(created, jobs::get(&bench.store, new.id).await?);
+    let kept: Json<TimetableSpec> =
+        sqlx::query_scalar("SELECT timetable FROM jobs WHERE id = $1").bind(new.id).fetch_one(&bench.pool).await?;
+    assert_eq!(kept.0, new.timetable);
+    jobs::pause(&bench.store, new.id).await?;
+    assert_eq!(jobs::resume(&bench.store, new.id).await?.definition, new.definition);
+    Ok(())
+}
+
+/// A newer program may know more kinds of specs: this one still lists the job.
+#[tokio::test]
+async fn a_timetable_of_a_newer_program_can_be_shown() -> Result<()> {
+    let bench = Bench::new().await?;
+    let new = new_job(bench.now().await?);
+    jobs::create(&bench.store, new.clone(), None).await?;
+    sqlx::query(r#"UPDATE jobs SET timetable = '{"specs": [{"tide": "high"}], "moon": "full"}' WHERE id = $1"#)
+        .bind(new.id)
+        .execute(&bench.pool)
+        .await?;
+    assert_eq!(jobs::get(&bench.store, new.id).await?.definition, new.definition);
     Ok(())
 }
 

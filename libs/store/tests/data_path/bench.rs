@@ -247,6 +247,21 @@ impl Bench {
         Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(statement)).fetch_one(&self.pool).await?)
     }
 
+    /// Waits until a statement of [`Bench::store`] stands before a lock.
+    pub(crate) async fn executor_waits_for_a_lock(&self) -> Result<()> {
+        carillon_testkit::wait_until("an executor's statement to wait", Duration::from_secs(5), || async {
+            let waits: bool = sqlx::query_scalar(
+                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'executor'
+                 AND datname = current_database() AND wait_event_type = 'Lock')",
+            )
+            .fetch_one(&self.pool)
+            .await?;
+            anyhow::ensure!(waits, "it does not wait");
+            Ok(())
+        })
+        .await
+    }
+
     /// Promise 5, for every job: claimed − finished = open rows.
     pub(crate) async fn assert_counters(&self) -> Result<()> {
         let wrong: Vec<(Uuid, i64, i64, i64)> = sqlx::query_as(

@@ -1,7 +1,5 @@
 //! R11: the end of an attempt is written once, by whoever holds it, with all that hangs on it.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use carillon_core::execution::Status;
 use carillon_store::recorder::{Finished, Verdict};
@@ -321,17 +319,7 @@ async fn r11_a_deadlock_is_a_conflict_and_the_same_batch_passes_again() -> Resul
     sqlx::query("SELECT FROM job_stats WHERE job_id = $1 FOR UPDATE").bind(job).execute(&mut *other).await?;
     let (recorded, locked) = tokio::join!(bench.store.record(worker, &[], &ends, &[]), async {
         // The record has the execution's row and waits for the statistics.
-        carillon_testkit::wait_until("the record to wait", Duration::from_secs(5), || async {
-            let waits: bool = sqlx::query_scalar(
-                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'executor'
-                 AND datname = current_database() AND wait_event_type = 'Lock')",
-            )
-            .fetch_one(&bench.pool)
-            .await?;
-            anyhow::ensure!(waits, "it does not wait");
-            Ok(())
-        })
-        .await?;
+        bench.executor_waits_for_a_lock().await?;
         let lock = sqlx::query("SELECT FROM job_executions WHERE id = $1 FOR UPDATE").bind(held.execution);
         let locked = lock.execute(&mut *other).await;
         other.rollback().await?;

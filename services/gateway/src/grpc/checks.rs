@@ -5,7 +5,6 @@
 //! [`Checks::finish`] refuses the request.
 
 use carillon_core::error::FieldViolation;
-use carillon_core::schedule::ScheduleError;
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use prost_types::{Struct, Timestamp};
 use serde_json::Value;
@@ -18,27 +17,30 @@ use crate::values;
 
 /// What is wrong with a request so far.
 #[derive(Debug, Default)]
-pub(crate) struct Checks(Vec<FieldViolation>);
+pub(crate) struct Checks {
+    violations: Vec<FieldViolation>,
+    /// How many of them, the first ones, the JSON side found.
+    known: usize,
+}
 
 impl Checks {
     /// Begins with what the JSON side found.
     pub(crate) fn of<T>(request: &Request<T>) -> Self {
         let known = request.extensions().get::<KnownMistakes>();
-        Self(known.map(|known| known.0.to_vec()).unwrap_or_default())
+        let violations = known.map(|known| known.0.to_vec()).unwrap_or_default();
+        Self { known: violations.len(), violations }
     }
 
     /// Reports `rule` against `field`, unless the field, something inside of it, or the whole body is wrong already.
     pub(crate) fn refuse(&mut self, field: &str, rule: impl Into<String>) {
-        let known = |violation: &FieldViolation| {
-            violation.field == "body"
-                || violation
-                    .field
-                    .strip_prefix(field)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        };
-        if !self.0.iter().any(known) {
-            self.0.push(FieldViolation::new(field, rule));
+        if !self.is_wrong(field) {
+            self.violations.push(FieldViolation::new(field, rule));
         }
+    }
+
+    /// Whether the field, something inside of it, or the whole body is wrong already.
+    pub(crate) fn is_wrong(&self, field: &str) -> bool {
+        self.violations.iter().any(|violation| violation.field == "body" || lies_in(&violation.field, field))
     }
 
     /// Reports `rule` against `field` unless `holds`.
@@ -51,21 +53,26 @@ impl Checks {
     /// Reports mistakes in a timetable.
     pub(crate) fn schedule(&mut self, violations: impl IntoIterator<Item = FieldViolation>) {
         for violation in violations {
-            // Not `refuse`: several mistakes of one expression are all worth knowing.
-            if !self.0.contains(&violation) {
-                self.0.push(violation);
+            // Not `refuse`: several mistakes of one expression are all worth knowing. But what the JSON side could not read
+            // is not in the message, so nothing that is found there was written by the client.
+            let unread = |known: &FieldViolation| {
+                lies_in(&known.field, &violation.field) || lies_in(&violation.field, &known.field)
+            };
+            let (known, _) = self.violations.split_at(self.known);
+            if !known.iter().any(unread) && !self.violations.contains(&violation) {
+                self.violations.push(violation);
             }
         }
     }
 
     /// Whether nothing is wrong so far.
     pub(crate) fn is_clean(&self) -> bool {
-        self.0.is_empty()
+        self.violations.is_empty()
     }
 
     /// Refuses the request if anything is wrong.
     pub(crate) fn finish(self) -> Result<(), Status> {
-        if self.0.is_empty() { Ok(()) } else { Err(invalid(&self.0)) }
+        if self.violations.is_empty() { Ok(()) } else { Err(invalid(&self.violations)) }
     }
 
     /// A text of `least` to `most` characters that Postgres can hold.
@@ -151,13 +158,9 @@ impl Checks {
     }
 }
 
-/// A mistake in a timetable as a wrong field. Its text is readable alone and so begins with the field's name, which here
-/// stands beside it.
-pub(crate) fn violation_of(error: ScheduleError) -> FieldViolation {
-    let ScheduleError { field, message } = error;
-    let rule = [field.as_str(), "schedule"].iter().find_map(|name| message.strip_prefix(name)?.strip_prefix(": "));
-    let rule = rule.unwrap_or(&message).to_owned();
-    FieldViolation::new(field, rule)
+/// Whether the path `inner` is `outer` or leads into it.
+fn lies_in(inner: &str, outer: &str) -> bool {
+    inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 const fn is_plain(byte: u8) -> bool {
@@ -176,7 +179,7 @@ mod tests {
     fn rules(check: impl FnOnce(&mut Checks)) -> Vec<String> {
         let mut checks = Checks::default();
         check(&mut checks);
-        checks.0.iter().map(ToString::to_string).collect()
+        checks.violations.iter().map(ToString::to_string).collect()
     }
 
     #[test]

@@ -1,34 +1,19 @@
 //! What the three requests that create a job have in common, checked once.
 
-use carillon_core::error::FieldViolation;
 use carillon_core::job::{HandlerType, JobType, Priority};
 use carillon_core::limits;
-use carillon_core::schedule::{ScheduleError, Spec, Timetable, TimetableSpec, parse_interval};
 use carillon_proto::v1;
 use carillon_store::jobs::Definition;
-use chrono::{DateTime, SecondsFormat, Utc};
-use prost_types::{Struct, Timestamp};
-use uuid::Uuid;
+use chrono::SecondsFormat;
+use prost_types::Struct;
 
-use super::checks::{self, Checks};
+use super::checks::Checks;
+use super::when::{self, Frame, Source, When};
 use super::words;
 
 /// Characters of a queue's name: it becomes part of Redis keys and of metric labels.
 const QUEUE_CHARS_MAX: usize = 63;
 const QUEUE_DEFAULT: &str = "default";
-
-/// When a job is to fire, as far as it is known without a clock.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum When {
-    /// A cron expression.
-    Cron(String),
-    /// Milliseconds between two fires; anchored at the start date or the creation.
-    Every(u64),
-    /// An instant, and whether it may be past.
-    Once(DateTime<Utc>, bool),
-    /// It could not be read; the checks know.
-    Unreadable,
-}
 
 /// A request to create a job, checked as far as that is possible without a clock.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,13 +26,13 @@ pub(super) struct Draft {
 /// The fields that all three requests have.
 pub(super) struct Common {
     pub(super) name: String,
+    /// Further schedules, as written.
+    pub(super) schedules: Vec<String>,
+    pub(super) frame: Frame,
     pub(super) handler_name: String,
     pub(super) payload: Option<Struct>,
     pub(super) created_by: String,
     pub(super) description: String,
-    pub(super) timezone: String,
-    pub(super) start_date: Option<Timestamp>,
-    pub(super) end_date: Option<Timestamp>,
     pub(super) max_executions: Option<u32>,
     pub(super) handler_type: Option<i32>,
     pub(super) max_retries: Option<u32>,
@@ -64,17 +49,22 @@ pub(super) struct Common {
 }
 
 pub(super) fn cron(request: v1::CreateCronJobRequest, payload_bytes_max: usize, checks: &mut Checks) -> Draft {
-    let schedule = checks.text("schedule", &request.schedule, 1, 1_024);
-    let when = if schedule.trim().is_empty() { When::Unreadable } else { When::Cron(schedule.clone()) };
+    let source = when::lines(&request.schedule, &request.schedules, checks);
     let common = Common {
         name: request.name,
+        schedules: request.schedules,
+        frame: Frame {
+            timezone: request.timezone,
+            start_date: request.start_date,
+            end_date: request.end_date,
+            exclusions: request.exclusions,
+            dst_gap: request.dst_gap,
+            dst_overlap: request.dst_overlap,
+        },
         handler_name: request.handler_name,
         payload: request.payload,
         created_by: request.created_by,
         description: request.description,
-        timezone: request.timezone,
-        start_date: request.start_date,
-        end_date: request.end_date,
         max_executions: request.max_executions,
         handler_type: request.handler_type,
         max_retries: request.max_retries,
@@ -89,23 +79,27 @@ pub(super) fn cron(request: v1::CreateCronJobRequest, payload_bytes_max: usize, 
         queue: request.queue,
         request_id: request.request_id,
     };
-    common.draft(JobType::Cron, schedule, when, payload_bytes_max, checks)
+    common.draft(JobType::Cron, request.schedule, source, payload_bytes_max, checks)
 }
 
 pub(super) fn one_time(request: v1::CreateOneTimeJobRequest, payload_bytes_max: usize, checks: &mut Checks) -> Draft {
     checks.that(request.execute_at.is_some(), "execute_at", "must be given");
     let at = checks.instant("execute_at", request.execute_at);
-    let when = at.map_or(When::Unreadable, |at| When::Once(at, request.allow_past));
+    let source = at.map_or(Source::Unreadable, |at| Source::Once(at, request.allow_past));
     let schedule = at.map(|at| at.to_rfc3339_opts(SecondsFormat::AutoSi, true)).unwrap_or_default();
     let common = Common {
         name: request.name,
+        schedules: Vec::new(),
+        frame: Frame {
+            timezone: request.timezone,
+            start_date: request.start_date,
+            end_date: request.end_date,
+            ..Frame::default()
+        },
         handler_name: request.handler_name,
         payload: request.payload,
         created_by: request.created_by,
         description: request.description,
-        timezone: request.timezone,
-        start_date: request.start_date,
-        end_date: request.end_date,
         max_executions: request.max_executions,
         handler_type: request.handler_type,
         max_retries: request.max_retries,
@@ -120,7 +114,7 @@ pub(super) fn one_time(request: v1::CreateOneTimeJobRequest, payload_bytes_max: 
         queue: request.queue,
         request_id: request.request_id,
     };
-    common.draft(JobType::OneTime, schedule, when, payload_bytes_max, checks)
+    common.draft(JobType::OneTime, schedule, source, payload_bytes_max, checks)
 }
 
 pub(super) fn recurring(
@@ -128,16 +122,21 @@ pub(super) fn recurring(
     payload_bytes_max: usize,
     checks: &mut Checks,
 ) -> Draft {
-    let (interval, when) = interval("interval", &request.interval, checks);
+    let (interval, source) = when::interval("interval", &request.interval, checks);
     let common = Common {
         name: request.name,
+        schedules: Vec::new(),
+        frame: Frame {
+            timezone: request.timezone,
+            start_date: request.start_date,
+            end_date: request.end_date,
+            exclusions: request.exclusions,
+            ..Frame::default()
+        },
         handler_name: request.handler_name,
         payload: request.payload,
         created_by: request.created_by,
         description: request.description,
-        timezone: request.timezone,
-        start_date: request.start_date,
-        end_date: request.end_date,
         max_executions: request.max_executions,
         handler_type: request.handler_type,
         max_retries: request.max_retries,
@@ -152,25 +151,7 @@ pub(super) fn recurring(
         queue: request.queue,
         request_id: request.request_id,
     };
-    common.draft(JobType::Recurring, format!("@every {interval}"), when, payload_bytes_max, checks)
-}
-
-/// Reads an interval such as `1h30m`; answers with its text, too.
-pub(super) fn interval(field: &str, text: &str, checks: &mut Checks) -> (String, When) {
-    let text = checks.text(field, text, 1, 100).trim().to_owned();
-    if text.is_empty() {
-        return (text, When::Unreadable);
-    }
-    match parse_interval(&text) {
-        Ok(interval) => {
-            let when = When::Every(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX));
-            (text, when)
-        }
-        Err(error) => {
-            checks.refuse(field, checks::violation_of(error).rule);
-            (text, When::Unreadable)
-        }
-    }
+    common.draft(JobType::Recurring, format!("@every {interval}"), source, payload_bytes_max, checks)
 }
 
 impl Common {
@@ -178,13 +159,12 @@ impl Common {
         self,
         job_type: JobType,
         schedule: String,
-        when: When,
+        source: Source,
         payload_bytes_max: usize,
         checks: &mut Checks,
     ) -> Draft {
         let word_max = limits::WORD_CHARS_MAX;
-        let start_date = checks.instant("start_date", self.start_date);
-        let end_date = checks.instant("end_date", self.end_date);
+        let when = self.frame.around(source, checks);
         let handler_type = checked_handler_type(self.handler_type, checks);
         let concurrency = checked_concurrency(self.concurrency, self.allow_overlap, checks);
         let max_executions = self.max_executions.map(|count| checks.number("max_executions", count, 1, u32::MAX));
@@ -199,9 +179,13 @@ impl Common {
             description: checks.text("description", &self.description, 0, limits::DESCRIPTION_CHARS_MAX),
             job_type,
             schedule,
-            timezone: if self.timezone.is_empty() { "UTC".to_owned() } else { self.timezone },
-            start_date,
-            end_date,
+            schedules: self.schedules,
+            timezone: when.timezone.clone(),
+            exclusions: when.exclusions.clone(),
+            dst_gap: when.dst_gap,
+            dst_overlap: when.dst_overlap,
+            start_date: when.start,
+            end_date: when.end,
             max_executions: max_executions.map(i64::from),
             handler_name: checks.handler_name("handler_name", &self.handler_name, word_max),
             handler_type,
@@ -279,87 +263,4 @@ fn checked_tags(tags: Vec<String>, checks: &mut Checks) -> Vec<String> {
         checks.text(&format!("tags[{index}]"), tag, 1, limits::WORD_CHARS_MAX);
     }
     tags
-}
-
-impl Draft {
-    /// What the schedule means for a job created at `now`.
-    pub(super) fn timetable(&self, now: DateTime<Utc>) -> TimetableSpec {
-        let definition = &self.definition;
-        spec(&self.when, &definition.timezone, definition.start_date, definition.end_date, now)
-    }
-
-    /// Checks the timetable without a clock: any `now` serves.
-    pub(super) fn check_timetable(&self, checks: &mut Checks) {
-        let spec = self.timetable(DateTime::UNIX_EPOCH);
-        if let Err(errors) = Timetable::parse(&spec, Uuid::nil()) {
-            checks.schedule(errors.into_iter().map(|error| self.violation_of(error)));
-        }
-    }
-
-    /// The timetable and the first instant of the job, or why it has none.
-    pub(super) fn first_fire(
-        &self,
-        id: Uuid,
-        now: DateTime<Utc>,
-    ) -> Result<(TimetableSpec, Option<DateTime<Utc>>), Vec<FieldViolation>> {
-        let spec = self.timetable(now);
-        let timetable = Timetable::parse(&spec, id).map_err(|errors| -> Vec<FieldViolation> {
-            errors.into_iter().map(|error| self.violation_of(error)).collect()
-        })?;
-        if let When::Once(at, allow_past) = self.when
-            && at <= now
-        {
-            return if allow_past { Ok((spec, Some(at))) } else { Err(vec![past(at, now)]) };
-        }
-        match timetable.next_after(now) {
-            Some(fire_at) => Ok((spec, Some(fire_at))),
-            None => {
-                let field = if self.definition.end_date.is_some() { "end_date" } else { self.schedule_field() };
-                Err(vec![FieldViolation::new(field, format!("leaves no fire after {}, which is now", shown(now)))])
-            }
-        }
-    }
-
-    fn schedule_field(&self) -> &'static str {
-        match self.definition.job_type {
-            JobType::OneTime => "execute_at",
-            JobType::Recurring => "interval",
-            JobType::Cron | JobType::Event => "schedule",
-        }
-    }
-
-    /// The engine calls every schedule `schedule`; the request may call it otherwise.
-    fn violation_of(&self, error: ScheduleError) -> FieldViolation {
-        let mut violation = checks::violation_of(error);
-        if violation.field == "schedule" {
-            self.schedule_field().clone_into(&mut violation.field);
-        }
-        violation
-    }
-}
-
-fn past(at: DateTime<Utc>, now: DateTime<Utc>) -> FieldViolation {
-    let rule = format!("must be later than now, {}, unless allow_past is true, is {}", shown(now), shown(at));
-    FieldViolation::new("execute_at", rule)
-}
-
-fn shown(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Secs, true)
-}
-
-/// One schedule with its zone and bounds.
-pub(super) fn spec(
-    when: &When,
-    timezone: &str,
-    start: Option<DateTime<Utc>>,
-    end: Option<DateTime<Utc>>,
-    now: DateTime<Utc>,
-) -> TimetableSpec {
-    let specs = match when {
-        When::Cron(expression) => vec![Spec::Cron(expression.clone())],
-        When::Every(interval_ms) => vec![Spec::Every { interval_ms: *interval_ms, anchor: start.unwrap_or(now) }],
-        When::Once(at, _) => vec![Spec::Once(*at)],
-        When::Unreadable => Vec::new(),
-    };
-    TimetableSpec { specs, timezone: timezone.to_owned(), start, end, ..TimetableSpec::never() }.anchored(now)
 }

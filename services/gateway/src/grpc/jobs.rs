@@ -5,9 +5,10 @@ use std::sync::Arc;
 use carillon_core::{ids, limits};
 use carillon_proto::v1;
 use carillon_proto::v1::job_service_server::JobService;
-use carillon_store::idempotency::{self, Key};
+use carillon_store::idempotency::{self, Beginning, Key};
 use carillon_store::jobs::{self, Filter, Job, NewJob};
 use carillon_store::triggers::{self, NewTrigger};
+use chrono::DateTime;
 use prost::Message;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
@@ -15,7 +16,8 @@ use uuid::Uuid;
 
 use super::checks::Checks;
 use super::definition::{self, Draft};
-use super::{executions, key, slice, words};
+use super::when::When;
+use super::{executions, key, slice, when, words};
 use crate::backend::Backend;
 use crate::{observe, values};
 
@@ -98,12 +100,17 @@ impl Jobs {
     ) -> Result<v1::Job, Status> {
         let mut checks = Checks::of(&request);
         let fingerprint_of = request.get_ref().encode_to_vec();
-        let draft = read(request.into_inner(), self.0.payload_bytes_max, &mut checks);
-        draft.check_timetable(&mut checks);
-        if !checks.is_clean() {
-            self.check_against_the_clock(&draft, &mut checks).await;
-            checks.finish()?;
+        let Draft { definition, when, request_id } = read(request.into_inner(), self.0.payload_bytes_max, &mut checks);
+        // Without a clock: any instant serves.
+        let (when, parsed) = when.look(&self.0, |when| when.parse(Uuid::nil(), DateTime::UNIX_EPOCH)).await?;
+        if let Err(violations) = parsed {
+            checks.schedule(violations);
         }
+        if !checks.is_clean() {
+            self.check_against_the_clock(when, &mut checks).await;
+            return checks.finish().and(Err(Status::internal("a request that is wrong was not refused")));
+        }
+        let draft = Draft { definition, when, request_id };
         let scope = format!("job/{}", draft.definition.platform_id.as_deref().unwrap_or_default());
         let key = key(scope, method, &draft.request_id, &fingerprint_of);
         let job = self.create_checked(draft, key).await?;
@@ -119,19 +126,20 @@ impl Jobs {
         let mut random = [0; 10];
         random.copy_from_slice(&Uuid::new_v4().as_bytes()[6..]);
         let id = ids::job_created(beginning.now, random);
-        let (timetable, fire_at) =
-            draft.first_fire(id, beginning.now).map_err(|violations| crate::error_response::invalid(&violations))?;
-        let new = NewJob { id, definition: draft.definition, timetable, fire_at, created_at: beginning.now };
+        let now = beginning.now;
+        let (_, first) = draft.when.look(&self.0, move |when| when.first_fire(id, now)).await?;
+        let (timetable, fire_at) = first.map_err(|violations| crate::error_response::invalid(&violations))?;
+        let new = NewJob { id, definition: draft.definition, timetable, fire_at, created_at: now };
         let job = self.0.ask(jobs::create(store, new, key.as_ref())).await?;
         self.0.wake().await;
         Ok(job)
     }
 
     /// A request that is wrong anyway should also hear of what only the clock can tell, if Postgres is there to ask.
-    async fn check_against_the_clock(&self, draft: &Draft, checks: &mut Checks) {
-        if let Ok(beginning) = self.0.ask(idempotency::begin(self.0.store(), None)).await
-            && draft.when != definition::When::Unreadable
-            && let Err(violations) = draft.first_fire(Uuid::nil(), beginning.now)
+    async fn check_against_the_clock(&self, when: When, checks: &mut Checks) {
+        if when.is_readable()
+            && let Ok(Beginning { now, .. }) = self.0.ask(idempotency::begin(self.0.store(), None)).await
+            && let Ok((_, Err(violations))) = when.look(&self.0, move |when| when.first_fire(Uuid::nil(), now)).await
         {
             for violation in violations {
                 checks.refuse(&violation.field, violation.rule);
@@ -228,5 +236,9 @@ fn to_wire(job: Job) -> v1::Job {
         queue: definition.queue,
         paused_at: job.paused_at.map(values::to_timestamp),
         revision: values::to_count(job.revision),
+        schedules: definition.schedules,
+        exclusions: definition.exclusions.into_iter().map(when::exclusion_to_wire).collect(),
+        dst_gap: definition.dst_gap.map(|gap| words::dst_gap(gap).into()),
+        dst_overlap: definition.dst_overlap.map(|overlap| words::dst_overlap(overlap).into()),
     }
 }

@@ -9,6 +9,7 @@ mod jobs;
 mod schedules;
 #[cfg(test)]
 mod tests;
+mod when;
 mod words;
 
 use std::sync::Arc;

@@ -1,23 +1,25 @@
 //! `ScheduleService`.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use carillon_core::schedule::{Timetable, preview};
+use carillon_core::schedule::{PREVIEW_MAX, Timetable, preview};
 use carillon_proto::v1;
 use carillon_proto::v1::preview_schedule_response::Fire;
 use carillon_proto::v1::schedule_service_server::ScheduleService;
 use carillon_store::idempotency;
 use chrono::{DateTime, Utc};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
-use super::checks::{Checks, violation_of};
-use super::definition::{self, When};
+use super::checks::Checks;
+use super::when::{self, Frame, Source};
 use crate::backend::Backend;
 use crate::{observe, values};
 
 const COUNT_DEFAULT: u32 = 10;
-const COUNT_MAX: u32 = 1_000;
+/// How long the instants of one preview may take to find: 1,000 of an ordinary schedule take a millisecond.
+const TIME_MAX: Duration = Duration::from_millis(500);
 
 /// Answers questions about schedules.
 #[derive(Clone, Debug)]
@@ -40,41 +42,48 @@ impl Schedules {
     ) -> Result<v1::PreviewScheduleResponse, Status> {
         let mut checks = Checks::of(&request);
         let request = request.into_inner();
-        let when = when(&request, &mut checks);
-        let count = checks.number("count", request.count.unwrap_or(COUNT_DEFAULT), 1, COUNT_MAX);
-        let start = checks.instant("start_date", request.start_date);
-        let end = checks.instant("end_date", request.end_date);
+        let source = source(&request, &mut checks);
+        let most = u32::try_from(PREVIEW_MAX).unwrap_or(u32::MAX);
+        let count = checks.number("count", request.count.unwrap_or(COUNT_DEFAULT), 1, most);
         let from = checks.instant("from", request.from);
         let job = if request.job_id.is_empty() { Uuid::nil() } else { checks.id("job_id", &request.job_id) };
-        let timezone = if request.timezone.is_empty() { "UTC" } else { &request.timezone };
-        let timetable =
-            |from: DateTime<Utc>| Timetable::parse(&definition::spec(&when, timezone, start, end, from), job);
-        if let Err(errors) = timetable(from.unwrap_or_default()) {
-            checks.schedule(errors.into_iter().map(violation_of));
+        let frame = Frame {
+            timezone: request.timezone,
+            start_date: request.start_date,
+            end_date: request.end_date,
+            exclusions: request.exclusions,
+            dst_gap: request.dst_gap,
+            dst_overlap: request.dst_overlap,
+        };
+        let when = frame.around(source, &mut checks);
+        let without_clock = from.unwrap_or_default();
+        let (when, parsed) = when.look(&self.0, move |when| when.parse(job, without_clock)).await?;
+        if let Err(violations) = parsed {
+            checks.schedule(violations);
         }
         checks.finish()?;
         let from = match from {
             Some(from) => from,
             None => self.0.ask(idempotency::begin(self.0.store(), None)).await?.now,
         };
-        let timetable = timetable(from).map_err(|errors| {
-            let mut checks = Checks::default();
-            checks.schedule(errors.into_iter().map(violation_of));
-            checks.finish().err().unwrap_or_else(|| Status::invalid_argument("the schedule is wrong"))
-        })?;
-        Ok(shown(timetable, from, count).await)
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let parsed = move || when.parse(job, from).map_err(|violations| crate::error_response::invalid(&violations));
+        self.0.aside(move || shown(&parsed()?, from, count)).await?
     }
 }
 
-/// A thousand instants of a sparse schedule take a while: not on a thread that serves others.
-async fn shown(timetable: Timetable, from: DateTime<Utc>, count: u32) -> v1::PreviewScheduleResponse {
-    let count = usize::try_from(count).unwrap_or(usize::MAX);
-    let work = move || {
-        let description = timetable.describe();
-        (preview(&timetable, from, count), description)
-    };
-    let (fires, description) = tokio::task::spawn_blocking(work).await.unwrap_or_default();
-    v1::PreviewScheduleResponse {
+/// The answer, unless it takes too long.
+fn shown(timetable: &Timetable, from: DateTime<Utc>, count: usize) -> Result<v1::PreviewScheduleResponse, Status> {
+    let began = Instant::now();
+    for (found, _) in timetable.between(from, DateTime::<Utc>::MAX_UTC).take(count).enumerate() {
+        if began.elapsed() > TIME_MAX {
+            let why =
+                format!("its exclusions leave so little that {} instants took {TIME_MAX:?}: ask for fewer", found + 1);
+            return Err(Status::new(Code::ResourceExhausted, why));
+        }
+    }
+    let fires = preview(timetable, from, count);
+    Ok(v1::PreviewScheduleResponse {
         fires: fires.iter().map(|fire| values::to_timestamp(fire.at)).collect(),
         details: fires
             .into_iter()
@@ -84,21 +93,25 @@ async fn shown(timetable: Timetable, from: DateTime<Utc>, count: u32) -> v1::Pre
                 note: fire.note.unwrap_or_default(),
             })
             .collect(),
-        description,
-    }
+        description: timetable.describe(),
+    })
 }
 
-fn when(request: &v1::PreviewScheduleRequest, checks: &mut Checks) -> When {
-    match (request.schedule.is_empty(), request.interval.is_empty()) {
-        (false, true) => When::Cron(checks.text("schedule", &request.schedule, 1, 1_024)),
-        (true, false) => definition::interval("interval", &request.interval, checks).1,
-        (true, true) => {
-            checks.refuse("schedule", "must be given, or else interval");
-            When::Unreadable
+fn source(request: &v1::PreviewScheduleRequest, checks: &mut Checks) -> Source {
+    let has_lines = !request.schedule.is_empty() || !request.schedules.is_empty();
+    match (has_lines, request.interval.is_empty()) {
+        (true, true) => when::lines(&request.schedule, &request.schedules, checks),
+        (false, false) => when::interval("interval", &request.interval, checks).1,
+        (false, true) => {
+            // One that could not be read is no missing one.
+            if !checks.is_wrong("schedules") && !checks.is_wrong("interval") {
+                checks.refuse("schedule", "must be given, or else schedules or interval");
+            }
+            Source::Unreadable
         }
-        (false, false) => {
-            checks.refuse("interval", "must not be given together with schedule");
-            When::Unreadable
+        (true, false) => {
+            checks.refuse("interval", "must not be given together with schedule or schedules: use @every there");
+            Source::Unreadable
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use carillon_core::schedule::{DstGap, DstOverlap};
 use carillon_proto::v1;
 use carillon_proto::v1::job_service_server::JobService;
 use carillon_store::{Store, StoreOptions};
@@ -199,4 +200,278 @@ fn a_key_tells_requests_apart() {
     assert_ne!(of(b"a", "m"), of(b"b", "m"));
     assert_ne!(of(b"a", "m"), of(b"a", "n"));
     assert_eq!(key("s".into(), "m", "", b"a"), None);
+}
+
+/// Posts JSON to the services; answers with the HTTP status and the body.
+async fn post(backend: &Arc<Backend>, path: &str, body: serde_json::Value) -> (u16, serde_json::Value) {
+    let transcoder = crate::json::Transcoder::new(services(backend).prepare(), 640 * 1024).unwrap();
+    let request = http::Request::post(format!("/api/v1/scheduler{path}"));
+    let request = request.body(http_body_util::Full::new(bytes::Bytes::from(body.to_string()))).unwrap();
+    let (parts, body) = transcoder.answer(request).await.into_parts();
+    let bytes = http_body_util::BodyExt::collect(body).await.unwrap().to_bytes();
+    (parts.status.as_u16(), serde_json::from_slice(&bytes).unwrap())
+}
+
+/// The wrong fields of an answer, as `field: rule`, in order.
+fn fields(answer: &serde_json::Value) -> Vec<String> {
+    let violations = answer["details"][0]["field_violations"].as_array().unwrap_or_else(|| panic!("{answer}"));
+    let text = |json: &serde_json::Value| json.as_str().unwrap().to_owned();
+    let mut found: Vec<String> =
+        violations.iter().map(|one| format!("{}: {}", text(&one["field"]), text(&one["description"]))).collect();
+    found.sort();
+    found
+}
+
+/// What `docs/schedules.md` says of the API is what the API does.
+#[tokio::test]
+async fn the_page_about_schedules_is_true() {
+    const PAGE: &str = include_str!("../../../../docs/schedules.md");
+    let backend = alone();
+    let mut examples = 0;
+    for block in PAGE.split("```json POST ").skip(1) {
+        let (path, rest) = block.split_once('\n').unwrap();
+        let (request, rest) = rest.split_once("```\n```json answer\n").unwrap();
+        let answer: serde_json::Value = serde_json::from_str(rest.split_once("```").unwrap().0).unwrap();
+        let (status, found) = post(&backend, path, serde_json::from_str(request).unwrap()).await;
+        if path == "/schedules/preview" {
+            assert_eq!((status, &found), (200, &answer));
+        } else {
+            let rules = answer.as_object().unwrap();
+            let mut rules: Vec<String> =
+                rules.iter().map(|(field, rule)| format!("{field}: {}", rule.as_str().unwrap())).collect();
+            rules.sort();
+            assert_eq!((status, fields(&found)), (400, rules));
+        }
+        examples += 1;
+    }
+    assert_eq!(examples, 3);
+}
+
+#[tokio::test]
+async fn a_mistake_is_named_where_the_client_wrote_it() {
+    let backend = alone();
+    let wrong = async |body: serde_json::Value| {
+        let mut whole = serde_json::json!({"name": "n", "handler_name": "a:b"});
+        whole.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
+        let (status, answer) = post(&backend, "/jobs/cron", whole).await;
+        assert_eq!(status, 400, "{answer}");
+        fields(&answer)
+    };
+    let json = |text| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    assert_eq!(wrong(json("{}")).await, ["schedule: must be given, or else schedules"]);
+    assert_eq!(wrong(json(r#"{"schedules":[]}"#)).await, ["schedule: must be given, or else schedules"]);
+    let minute = "minute: 61 is outside 0-59 (at 1)";
+    // The engine calls a lone line `schedule`, and counts `schedule` as the first of several.
+    assert_eq!(wrong(json(r#"{"schedules":["61 * * * *"]}"#)).await, [format!("schedules[0]: {minute}")]);
+    assert_eq!(wrong(json(r#"{"schedules":["0 * * * *","61 * * * *"]}"#)).await, [format!("schedules[1]: {minute}")]);
+    assert_eq!(
+        wrong(json(r#"{"schedule":"@daily","schedules":["61 * * * *",""]}"#)).await,
+        [
+            format!("schedules[0]: {minute}"),
+            "schedules[1]: is empty; five fields are needed, such as 0 2 * * *".to_owned()
+        ]
+    );
+    // What JSON could not read keeps its place and is not reported twice.
+    assert_eq!(
+        wrong(json(r#"{"schedules":[7,"61 * * * *"],"exclusions":[7,{"cron":"61 * * * *"},{"date":7}]}"#)).await,
+        [
+            format!("exclusions[1].cron: {minute}"),
+            "exclusions[0]: must be an object, is 7".to_owned(),
+            "exclusions[2].date: must be a string, is 7".to_owned(),
+            "schedules[0]: must be a string, is 7".to_owned(),
+            format!("schedules[1]: {minute}"),
+        ]
+        .into_iter()
+        .collect::<std::collections::BTreeSet<_>>()
+        .into_iter()
+        .collect::<Vec<_>>()
+    );
+    assert_eq!(wrong(json(r#"{"schedules":"@daily"}"#)).await, ["schedules: must be a list, is \"@daily\""]);
+    assert_eq!(
+        wrong(json(
+            r#"{"schedule":"@daily","dst_gap":"often","dst_overlap":9,
+            "exclusions":[{},{"date":"2026-12-24","cron":"* * * * *"},{"to":"2026-12-24"},{"date":"2026-12-4 "}]}"#
+        ))
+        .await,
+        [
+            "dst_gap: must be one of RUN_AFTER, SKIP, is \"often\"",
+            "dst_overlap: must be one of FIRST, LAST, BOTH, is 9",
+            "exclusions[0]: must have a date, from and to, or cron",
+            "exclusions[1]: must have only one of a date, from with to, and cron",
+            "exclusions[2].from: must be given together with to",
+            "exclusions[3].date: must be a date such as 2026-12-24, is \"2026-12-4 \"",
+        ]
+    );
+    assert_eq!(
+        wrong(json(r#"{"schedule":"@daily","exclusions":[{"cron":"* * * * *"}]}"#)).await,
+        ["exclusions: can never fire: the exclusions leave nothing of it"]
+    );
+}
+
+#[tokio::test]
+async fn schedules_and_exclusions_are_bounded() {
+    let backend = alone();
+    let many = |count: usize, one: serde_json::Value| serde_json::Value::from(vec![one; count]);
+    let body = |schedules, exclusions| {
+        serde_json::json!({"name": "n", "handler_name": "a:b", "schedule": "@daily", "schedules": schedules,
+                           "exclusions": exclusions})
+    };
+    let day = serde_json::json!({"date": "2026-12-24"});
+    // Postgres is away, so what is right is answered with 503.
+    let fits = body(many(99, "@hourly".into()), many(1_000, day.clone()));
+    assert_eq!(post(&backend, "/jobs/cron", fits).await.0, 503);
+    let (_, answer) = post(&backend, "/jobs/cron", body(many(100, "@hourly".into()), many(1_001, day))).await;
+    assert_eq!(
+        fields(&answer),
+        ["exclusions: at most 1000 are allowed, 1001 were given", "schedules: at most 100 are allowed, 101 were given"]
+    );
+    let odd = many(1_000, serde_json::json!({"date": "x"}));
+    let (_, answer) = post(&backend, "/jobs/cron", body(many(99, "x".into()), odd)).await;
+    assert!(fields(&answer).len() <= 40, "{answer}");
+}
+
+#[test]
+fn only_what_the_clock_tells_is_left_for_the_clock() {
+    let now: chrono::DateTime<chrono::Utc> = "2026-11-27T12:00:00Z".parse().unwrap();
+    let first = |request: v1::CreateCronJobRequest| {
+        let mut checks = Checks::default();
+        let when = definition::cron(request, 1_024, &mut checks).when;
+        assert!(checks.is_clean(), "{checks:?}");
+        let first = when.first_fire(uuid::Uuid::nil(), now);
+        first.map(|(spec, at)| (spec, at.unwrap().to_string())).map_err(|wrong| wrong[0].to_string())
+    };
+    let at = |text: &str| Some(crate::values::to_timestamp(text.parse().unwrap()));
+    let past = v1::CreateCronJobRequest { schedule: "0 0 9 1 1 ? 2020".into(), ..cron() };
+    let last = "has no fire after 2026-11-27T12:00:00Z; its last was 2020-01-01T09:00:00Z";
+    assert_eq!(first(past.clone()).unwrap_err(), format!("schedule: {last}"));
+    let listed = v1::CreateCronJobRequest { schedule: String::new(), schedules: vec![past.schedule.clone()], ..cron() };
+    assert_eq!(first(listed).unwrap_err(), format!("schedules[0]: {last}"));
+    let far_end = v1::CreateCronJobRequest { end_date: at("2090-01-01T00:00:00Z"), ..past };
+    assert_eq!(first(far_end).unwrap_err(), format!("schedule: {last}"), "the end is not to blame");
+    let ended = v1::CreateCronJobRequest { end_date: at("2026-11-27T11:00:00Z"), ..cron() };
+    assert_eq!(
+        first(ended).unwrap_err(),
+        "end_date: with it the schedule has no fire after 2026-11-27T12:00:00Z; its last was 2026-11-27T02:00:00Z"
+    );
+    let out =
+        v1::Exclusion { from: Some("2026-11-27".into()), to: Some("9999-12-31".into()), ..v1::Exclusion::default() };
+    let excluded = v1::CreateCronJobRequest { exclusions: vec![out], ..cron() };
+    assert!(first(excluded).unwrap_err().starts_with("exclusions: with them the schedule has no fire after"));
+
+    // `@every` counts from the creation, or from the start date.
+    let every = v1::CreateCronJobRequest { schedules: vec!["@every 90m".into()], ..cron() };
+    assert_eq!(first(every.clone()).unwrap().1, "2026-11-27 12:00:00 UTC".replace("12:00", "13:30"));
+    let start = v1::CreateCronJobRequest { start_date: at("2026-11-27T11:00:00Z"), ..every };
+    let (spec, next) = first(start).unwrap();
+    assert_eq!(next, "2026-11-27 12:30:00 UTC");
+    assert!(format!("{spec:?}").contains("Every { interval_ms: 5400000, anchor: 2026-11-27T11:00:00Z }"), "{spec:?}");
+}
+
+#[test]
+fn what_is_not_chosen_stays_unchosen() {
+    let read = |request| {
+        let mut checks = Checks::default();
+        let definition = definition::cron(request, 1_024, &mut checks).definition;
+        (definition.dst_gap, definition.dst_overlap, checks.is_clean())
+    };
+    assert_eq!(read(cron()), (None, None, true));
+    assert_eq!(read(v1::CreateCronJobRequest { dst_gap: Some(0), dst_overlap: Some(0), ..cron() }), (None, None, true));
+    let chosen = v1::CreateCronJobRequest {
+        dst_gap: Some(v1::DstGap::Skip.into()),
+        dst_overlap: Some(v1::DstOverlap::Last.into()),
+        ..cron()
+    };
+    assert_eq!(read(chosen), (Some(DstGap::Skip), Some(DstOverlap::Last), true));
+    assert!(!read(v1::CreateCronJobRequest { dst_gap: Some(3), ..cron() }).2);
+}
+
+#[test]
+fn exclusions_read_back_as_they_were_given() {
+    let given = [
+        r#"{"date":"2026-12-24"}"#,
+        r#"{"from":"2026-12-24","to":"2026-12-26","timezone":"Asia/Tokyo"}"#,
+        r#"{"cron":"* 0-5 * * *","timezone":"UTC"}"#,
+    ];
+    let exclusion = |text: &str| {
+        let json: std::collections::HashMap<String, String> = serde_json::from_str(text).unwrap();
+        let field = |name: &str| json.get(name).cloned();
+        v1::Exclusion {
+            date: field("date"),
+            from: field("from"),
+            to: field("to"),
+            cron: field("cron"),
+            timezone: field("timezone"),
+        }
+    };
+    let given: Vec<v1::Exclusion> = given.into_iter().map(exclusion).collect();
+    let mut checks = Checks::default();
+    let request = v1::CreateCronJobRequest { exclusions: given.clone(), ..cron() };
+    let definition = definition::cron(request, 1_024, &mut checks).definition;
+    assert!(checks.is_clean(), "{checks:?}");
+    assert_eq!(definition.exclusions.into_iter().map(when::exclusion_to_wire).collect::<Vec<_>>(), given);
+}
+
+#[tokio::test]
+async fn a_preview_needs_postgres_only_for_now() {
+    let schedules = Schedules(alone());
+    let preview = async |request| {
+        use carillon_proto::v1::schedule_service_server::ScheduleService;
+        schedules.preview_schedule(Request::new(request)).await.map(tonic::Response::into_inner)
+    };
+    let from = Some(prost_types::Timestamp { seconds: 1_764_547_200, nanos: 0 });
+    let request =
+        v1::PreviewScheduleRequest { schedule: "@daily".into(), from, ..v1::PreviewScheduleRequest::default() };
+    assert_eq!(preview(request.clone()).await.unwrap().fires.len(), 10);
+    let many = preview(v1::PreviewScheduleRequest { count: Some(1_000), ..request.clone() }).await.unwrap();
+    assert_eq!((many.fires.len(), many.details.len()), (1_000, 1_000));
+    let now = v1::PreviewScheduleRequest { from: None, ..request.clone() };
+    assert_eq!(preview(now).await.unwrap_err().code(), Code::Unavailable);
+
+    let of = async |job: u128| {
+        let job_id = uuid::Uuid::from_u128(job).to_string();
+        let request = v1::PreviewScheduleRequest { schedule: "H H(1-4) * * *".into(), job_id, ..request.clone() };
+        preview(request).await.unwrap().description
+    };
+    assert_eq!(of(1).await, "at 02:04 every day (chosen by H for this job), UTC");
+    assert_eq!(of(2).await, "at 02:55 every day (chosen by H for this job), UTC");
+
+    let refused = [
+        v1::PreviewScheduleRequest { schedule: String::new(), ..request.clone() },
+        v1::PreviewScheduleRequest { interval: "1h".into(), ..request.clone() },
+        v1::PreviewScheduleRequest { count: Some(1_001), ..request.clone() },
+        v1::PreviewScheduleRequest { count: Some(0), ..request.clone() },
+        v1::PreviewScheduleRequest { job_id: "7".into(), ..request.clone() },
+        v1::PreviewScheduleRequest { schedules: vec!["@reboot".into()], ..request },
+    ];
+    let mut found = Vec::new();
+    for request in refused {
+        found.extend(wrong(&preview(request).await.unwrap_err()));
+    }
+    assert_eq!(
+        found,
+        [
+            "schedule: must be given, or else schedules or interval",
+            "interval: must not be given together with schedule or schedules: use @every there",
+            "count: must be 1 to 1000, is 1001",
+            "count: must be 1 to 1000, is 0",
+            "job_id: must be a UUID, is \"7\"",
+            "schedules[0]: @reboot has no meaning here: jobs do not belong to a machine (at 1)",
+        ]
+    );
+}
+
+/// A timetable made to cost something is cut off.
+#[tokio::test]
+async fn a_preview_that_takes_too_long_is_refused() {
+    // One instant a month is left, and between two lie 720 hours, each excluded by itself, each asked of 1,000 exclusions.
+    let exclusions: Vec<serde_json::Value> = (0..23)
+        .map(|hour| serde_json::json!({"cron": format!("* {hour} * * *")}))
+        .chain(["* 23 2-31 * *", "1-59 23 1 * *"].map(|cron| serde_json::json!({"cron": cron})))
+        .chain((0..975).map(|_| serde_json::json!({"date": "2026-01-01"})))
+        .collect();
+    let body = serde_json::json!({"schedule": "* * * * *", "count": 1_000, "from": "2026-02-01T00:00:00Z",
+                                  "exclusions": exclusions});
+    let (status, answer) = post(&alone(), "/schedules/preview", body).await;
+    assert_eq!((status, &answer["code"]), (429, &serde_json::json!(8)), "{answer}");
+    assert!(answer["message"].as_str().unwrap().ends_with("took 500ms: ask for fewer"), "{answer}");
 }

@@ -2,6 +2,7 @@
 
 use carillon_core::execution::Status;
 use carillon_core::job::{HandlerType, JobStatus, JobType, Priority};
+use carillon_core::schedule::{DstGap, DstOverlap};
 use carillon_proto::v1;
 
 use super::checks::Checks;
@@ -55,6 +56,21 @@ pub(super) const fn execution_status(status: Status) -> v1::ExecutionStatus {
     }
 }
 
+pub(super) const fn dst_gap(gap: DstGap) -> v1::DstGap {
+    match gap {
+        DstGap::RunAfter => v1::DstGap::RunAfter,
+        DstGap::Skip => v1::DstGap::Skip,
+    }
+}
+
+pub(super) const fn dst_overlap(overlap: DstOverlap) -> v1::DstOverlap {
+    match overlap {
+        DstOverlap::First => v1::DstOverlap::First,
+        DstOverlap::Last => v1::DstOverlap::Last,
+        DstOverlap::Both => v1::DstOverlap::Both,
+    }
+}
+
 /// The word that a number of the wire stands for: 0 is "not given", and a number that the protos do not know is refused.
 fn read<W: Copy, T: Copy>(checks: &mut Checks, field: &str, number: i32, all: &[T], wire: impl Fn(T) -> W) -> Option<T>
 where
@@ -86,4 +102,12 @@ pub(super) fn read_priority(checks: &mut Checks, field: &str, number: i32) -> Op
 
 pub(super) fn read_execution_status(checks: &mut Checks, field: &str, number: i32) -> Option<Status> {
     read(checks, field, number, Status::ALL, execution_status)
+}
+
+pub(super) fn read_dst_gap(checks: &mut Checks, field: &str, number: i32) -> Option<DstGap> {
+    read(checks, field, number, &[DstGap::RunAfter, DstGap::Skip], dst_gap)
+}
+
+pub(super) fn read_dst_overlap(checks: &mut Checks, field: &str, number: i32) -> Option<DstOverlap> {
+    read(checks, field, number, &[DstOverlap::First, DstOverlap::Last, DstOverlap::Both], dst_overlap)
 }

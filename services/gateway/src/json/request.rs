@@ -86,7 +86,9 @@ fn field_value(field: &FieldDescriptor, json: &Json, path: &str, mistakes: &mut 
     };
     let mut list = Vec::with_capacity(elements.len());
     for (index, element) in elements.iter().enumerate() {
-        list.extend(single(field, element, &format!("{path}[{index}]"), mistakes));
+        // What cannot be read keeps its place, so that mistakes that are found later name the right one.
+        let read = single(field, element, &format!("{path}[{index}]"), mistakes);
+        list.push(read.unwrap_or_else(|| Value::default_value(&field.kind())));
     }
     Some(Value::List(list))
 }

@@ -1,0 +1,11 @@
+//! The scripts, and the facts about Redis that they lean on (`protocol/redis_facts.py`), asked through this crate's functions
+//! of a real Redis. Named after the rule (R) or hole (H) of the protocol that each shows.
+
+mod bench;
+mod certificate;
+mod claims;
+mod failover;
+mod notices;
+mod publish;
+mod reading;
+mod reconcile;

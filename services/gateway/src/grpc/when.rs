@@ -1,0 +1,342 @@
+//! When something is to fire, as a client wrote it: read in one place for creating a job and for a preview, so that both mean
+//! the same and refuse in the same words.
+//!
+//! The engine reports mistakes by its own places (the third spec, the second exclusion that could be read); here they get
+//! back the names by which the client knows them: `schedule`, `schedules[1]`, `exclusions[4].timezone`.
+
+use carillon_core::error::FieldViolation;
+use carillon_core::schedule::{DstGap, DstOverlap, Exclusion, ScheduleError, Spec, Timetable, TimetableSpec};
+use carillon_proto::v1;
+use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
+use prost_types::Timestamp;
+use tonic::Status;
+use uuid::Uuid;
+
+use super::checks::Checks;
+use super::words;
+use crate::backend::Backend;
+
+/// Most exclusions whose mistakes are listed in one answer.
+const WRONG_EXCLUSIONS_MAX: usize = 16;
+
+/// A source of instants, as far as it is known without a clock.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Source {
+    /// Cron expressions and `@every`.
+    Lines(Vec<Line>),
+    /// Milliseconds between two fires; anchored at the start date or the creation.
+    Every(u64),
+    /// An instant, and whether it may be past.
+    Once(DateTime<Utc>, bool),
+    /// It could not be read; the checks know.
+    Unreadable,
+}
+
+/// One expression, and the field that it was given in.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Line {
+    field: String,
+    text: String,
+}
+
+/// What stands around a source, as it is on the wire.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Frame {
+    pub(super) timezone: String,
+    pub(super) start_date: Option<Timestamp>,
+    pub(super) end_date: Option<Timestamp>,
+    pub(super) exclusions: Vec<v1::Exclusion>,
+    pub(super) dst_gap: Option<i32>,
+    pub(super) dst_overlap: Option<i32>,
+}
+
+/// A source and its frame, checked as far as that is possible without a clock.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct When {
+    source: Source,
+    pub(super) timezone: String,
+    pub(super) start: Option<DateTime<Utc>>,
+    pub(super) end: Option<DateTime<Utc>>,
+    pub(super) exclusions: Vec<Exclusion>,
+    /// Where in the request each of the exclusions stood.
+    places: Vec<usize>,
+    pub(super) dst_gap: Option<DstGap>,
+    pub(super) dst_overlap: Option<DstOverlap>,
+}
+
+/// The expressions of `schedule` and `schedules`: at least one.
+pub(super) fn lines(schedule: &str, schedules: &[String], checks: &mut Checks) -> Source {
+    let one = (!schedule.is_empty()).then(|| Line { field: "schedule".to_owned(), text: schedule.to_owned() });
+    let further = schedules.iter().enumerate();
+    let further = further.map(|(index, text)| Line { field: format!("schedules[{index}]"), text: text.clone() });
+    let lines: Vec<Line> = one.into_iter().chain(further).collect();
+    if lines.is_empty() {
+        if !checks.is_wrong("schedules") {
+            checks.refuse("schedule", "must be given, or else schedules");
+        }
+        return Source::Unreadable;
+    }
+    Source::Lines(lines)
+}
+
+/// Reads an interval such as `1h30m`; answers with its text, too.
+pub(super) fn interval(field: &str, text: &str, checks: &mut Checks) -> (String, Source) {
+    let text = checks.text(field, text, 1, 100).trim().to_owned();
+    if text.is_empty() {
+        return (text, Source::Unreadable);
+    }
+    match carillon_core::schedule::parse_interval(&text) {
+        Ok(interval) => {
+            let source = Source::Every(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX));
+            (text, source)
+        }
+        Err(error) => {
+            checks.refuse(field, rule_of(&error.message));
+            (text, Source::Unreadable)
+        }
+    }
+}
+
+impl Frame {
+    /// Checks the frame and puts the source into it.
+    pub(super) fn around(self, source: Source, checks: &mut Checks) -> When {
+        let (mut exclusions, mut places) = (Vec::with_capacity(self.exclusions.len()), Vec::new());
+        let mut wrong = 0;
+        for (index, written) in self.exclusions.iter().enumerate() {
+            match exclusion(&format!("exclusions[{index}]"), written, checks) {
+                Some(exclusion) => {
+                    exclusions.push(exclusion);
+                    places.push(index);
+                }
+                None => wrong += 1,
+            }
+            if wrong == WRONG_EXCLUSIONS_MAX {
+                break;
+            }
+        }
+        When {
+            source,
+            timezone: if self.timezone.is_empty() { "UTC".to_owned() } else { self.timezone },
+            start: checks.instant("start_date", self.start_date),
+            end: checks.instant("end_date", self.end_date),
+            exclusions,
+            places,
+            dst_gap: words::read_dst_gap(checks, "dst_gap", self.dst_gap.unwrap_or_default()),
+            dst_overlap: words::read_dst_overlap(checks, "dst_overlap", self.dst_overlap.unwrap_or_default()),
+        }
+    }
+}
+
+/// Reads one exclusion. Whether an expression and a zone can be read is for the engine to say.
+fn exclusion(field: &str, written: &v1::Exclusion, checks: &mut Checks) -> Option<Exclusion> {
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let (date, from, to, cron) = (given(&written.date), given(&written.from), given(&written.to), given(&written.cron));
+    let read = match (date, from, to, cron) {
+        (Some(date), None, None, None) => Exclusion::date(day(&format!("{field}.date"), &date, checks)?),
+        (None, Some(from), Some(to), None) => {
+            let from = day(&format!("{field}.from"), &from, checks);
+            let to = day(&format!("{field}.to"), &to, checks);
+            Exclusion::dates(from?, to?)
+        }
+        (None, None, None, Some(cron)) => Exclusion::cron(cron),
+        (None, Some(_), None, None) => {
+            checks.refuse(&format!("{field}.to"), "must be given together with from");
+            return None;
+        }
+        (None, None, Some(_), None) => {
+            checks.refuse(&format!("{field}.from"), "must be given together with to");
+            return None;
+        }
+        (None, None, None, None) => {
+            checks.refuse(field, "must have a date, from and to, or cron");
+            return None;
+        }
+        _ => {
+            checks.refuse(field, "must have only one of a date, from with to, and cron");
+            return None;
+        }
+    };
+    Some(match given(&written.timezone) {
+        Some(timezone) => read.in_timezone(timezone),
+        None => read,
+    })
+}
+
+fn day(field: &str, text: &str, checks: &mut Checks) -> Option<NaiveDate> {
+    // As it is written back: the library would also take fewer digits, and blanks between them.
+    let day = text.parse::<NaiveDate>().ok().filter(|day| day.to_string() == text);
+    if day.is_none() {
+        checks.refuse(field, format!("must be a date such as 2026-12-24, is {}", crate::json::quoted(text)));
+    }
+    day
+}
+
+/// An exclusion for the wire.
+pub(super) fn exclusion_to_wire(exclusion: Exclusion) -> v1::Exclusion {
+    match exclusion {
+        Exclusion::Dates { from, to, timezone } if from == to => {
+            v1::Exclusion { date: Some(from.to_string()), timezone, ..v1::Exclusion::default() }
+        }
+        Exclusion::Dates { from, to, timezone } => v1::Exclusion {
+            from: Some(from.to_string()),
+            to: Some(to.to_string()),
+            timezone,
+            ..v1::Exclusion::default()
+        },
+        Exclusion::Cron { expression, timezone } => {
+            v1::Exclusion { cron: Some(expression), timezone, ..v1::Exclusion::default() }
+        }
+    }
+}
+
+impl When {
+    /// Whether the source could be read.
+    pub(super) fn is_readable(&self) -> bool {
+        self.source != Source::Unreadable
+    }
+
+    /// What it means at `now`: what has no anchor of its own counts from the start date, or else from `now`.
+    pub(super) fn timetable(&self, now: DateTime<Utc>) -> TimetableSpec {
+        let specs = match &self.source {
+            Source::Lines(lines) => lines.iter().map(|line| Spec::Cron(line.text.clone())).collect(),
+            Source::Every(interval_ms) => {
+                vec![Spec::Every { interval_ms: *interval_ms, anchor: self.start.unwrap_or(now) }]
+            }
+            Source::Once(at, _) => vec![Spec::Once(*at)],
+            Source::Unreadable => Vec::new(),
+        };
+        let spec = TimetableSpec {
+            specs,
+            timezone: self.timezone.clone(),
+            exclusions: self.exclusions.clone(),
+            start: self.start,
+            end: self.end,
+            dst_gap: self.dst_gap,
+            dst_overlap: self.dst_overlap,
+        };
+        spec.anchored(now)
+    }
+
+    /// The timetable at `now` for a job, or all that is wrong with it.
+    pub(super) fn parse(&self, id: Uuid, now: DateTime<Utc>) -> Result<Timetable, Vec<FieldViolation>> {
+        Timetable::parse(&self.timetable(now), id)
+            .map_err(|errors| errors.into_iter().map(|error| self.violation_of(error)).collect())
+    }
+
+    /// The timetable and the first instant of a job that is created at `now`, or why it has none.
+    pub(super) fn first_fire(
+        &self,
+        id: Uuid,
+        now: DateTime<Utc>,
+    ) -> Result<(TimetableSpec, Option<DateTime<Utc>>), Vec<FieldViolation>> {
+        let timetable = self.parse(id, now)?;
+        let spec = self.timetable(now);
+        if let Source::Once(at, allow_past) = self.source
+            && at <= now
+        {
+            return if allow_past { Ok((spec, Some(at))) } else { Err(vec![past(at, now)]) };
+        }
+        match timetable.check_fires_after(now) {
+            Ok(()) => Ok((spec, timetable.next_after(now))),
+            Err(error) => Err(vec![self.no_fire(&spec, id, now, &error)]),
+        }
+    }
+
+    /// Nothing is to come: names what must be changed so that something is.
+    fn no_fire(&self, spec: &TimetableSpec, id: Uuid, now: DateTime<Utc>, error: &ScheduleError) -> FieldViolation {
+        let fires = |spec| Timetable::parse(&spec, id).is_ok_and(|timetable| timetable.next_after(now).is_some());
+        let rule = rule_of(&error.message);
+        if self.end.is_some() && fires(TimetableSpec { end: None, ..spec.clone() }) {
+            return FieldViolation::new("end_date", format!("with it the schedule {rule}"));
+        }
+        if !self.exclusions.is_empty() && fires(TimetableSpec { exclusions: Vec::new(), ..spec.clone() }) {
+            return FieldViolation::new("exclusions", format!("with them the schedule {rule}"));
+        }
+        FieldViolation::new(self.schedule_field(), rule)
+    }
+
+    /// The field that the schedule as a whole was given in.
+    fn schedule_field(&self) -> &str {
+        match &self.source {
+            Source::Lines(lines) => match lines.as_slice() {
+                [only] => &only.field,
+                _ => "schedules",
+            },
+            Source::Every(_) => "interval",
+            Source::Once(..) => "execute_at",
+            Source::Unreadable => "schedule",
+        }
+    }
+
+    /// A mistake that the engine found, at the place where the client wrote it.
+    fn violation_of(&self, error: ScheduleError) -> FieldViolation {
+        let ScheduleError { field, message } = error;
+        let index = |list: &str| -> Option<usize> {
+            field.strip_prefix(list)?.strip_prefix('[')?.strip_suffix(']')?.parse().ok()
+        };
+        let place = if field == "schedule" {
+            self.schedule_field().to_owned()
+        } else if let (Some(index), Source::Lines(lines)) = (index("schedules"), &self.source) {
+            lines.get(index).map_or(field, |line| line.field.clone())
+        } else if let Some(index) = index("exclusions") {
+            let part = match self.exclusions.get(index) {
+                _ if message.starts_with("timezone: ") => "timezone",
+                Some(Exclusion::Dates { .. }) => "to",
+                Some(Exclusion::Cron { .. }) | None => "cron",
+            };
+            self.places.get(index).map_or(field, |index| format!("exclusions[{index}].{part}"))
+        } else {
+            field
+        };
+        FieldViolation::new(place, rule_of(&message))
+    }
+
+    /// Whether looking at it takes microseconds: one source, nothing excluded.
+    fn is_light(&self) -> bool {
+        let lines = if let Source::Lines(lines) = &self.source { lines.len() } else { 1 };
+        lines <= 1 && self.exclusions.is_empty()
+    }
+
+    /// Looks at it. Many schedules with many exclusions take some tenths of a second, so these are looked at one by one and
+    /// not on a thread that serves others.
+    pub(super) async fn look<T: Send + 'static>(
+        self,
+        backend: &Backend,
+        look: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<(Self, T), Status> {
+        if self.is_light() {
+            let found = look(&self);
+            return Ok((self, found));
+        }
+        backend
+            .aside(move || {
+                let found = look(&self);
+                (self, found)
+            })
+            .await
+    }
+}
+
+/// The engine's text is readable alone and so begins with the name of what it is about, which here stands beside it.
+fn rule_of(message: &str) -> String {
+    const NAMES: [&str; 8] = [
+        "schedule: ",
+        "exclusion: ",
+        "interval: ",
+        "timezone: ",
+        "end_date: ",
+        "start_date: ",
+        "schedules: ",
+        "exclusions: ",
+    ];
+    NAMES.iter().find_map(|name| message.strip_prefix(name)).unwrap_or(message).to_owned()
+}
+
+fn past(at: DateTime<Utc>, now: DateTime<Utc>) -> FieldViolation {
+    let rule = format!("must be later than now, {}, unless allow_past is true, is {}", shown(now), shown(at));
+    FieldViolation::new("execute_at", rule)
+}
+
+fn shown(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
