@@ -72,15 +72,17 @@ impl Notices {
     pub async fn next(&mut self) -> Notice {
         loop {
             tokio::select! {
+                // First, since what was said before the subscription stood anew is of the past.
+                biased;
+                anew = self.standing.recv() => match anew {
+                    Some(()) => return Notice::Missed,
+                    None => std::future::pending().await,
+                },
                 message = self.messages.recv() => match message {
                     Ok(message) => if let Some(notice) = self.parse(&message) { return notice },
                     Err(broadcast::error::RecvError::Lagged(_)) => return Notice::Missed,
                     // The client is gone with the process.
                     Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-                },
-                anew = self.standing.recv() => match anew {
-                    Some(()) => return Notice::Missed,
-                    None => std::future::pending().await,
                 },
             }
         }
@@ -119,6 +121,11 @@ impl Redis {
         let subscribing = subscriber.clone();
         let subscription = tokio::spawn(async move {
             loop {
+                while subscribing.wait_for_connect().await.is_err() {
+                    tokio::time::sleep(SUBSCRIBE_PAUSE).await;
+                }
+                // Connections until here are answered by the subscription that follows; a later one asks for another.
+                while matches!(reconnects.try_recv(), Ok(_) | Err(broadcast::error::TryRecvError::Lagged(_))) {}
                 // Fails only when Redis is away for longer than the command's time-out.
                 while subscribing.subscribe(channels.clone()).await.is_err() {
                     tokio::time::sleep(SUBSCRIBE_PAUSE).await;
