@@ -5,7 +5,7 @@
 //! The product says itself when a handler started, by its estimate of the database's clock. So a second, shorter run asks
 //! another witness: the journal that handlers write, by the clock of the machine, which here is the database's too.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -31,6 +31,9 @@ const SCHEDULES: usize = 200;
 /// After the last instant all must have ended within this.
 const END_MAX: Duration = Duration::from_secs(60);
 
+/// Starts later than this are explained.
+const VERY_LATE: TimeDelta = TimeDelta::milliseconds(100);
+
 /// What of the run is at hand.
 struct Bench<'a> {
     database: &'a Database,
@@ -44,11 +47,13 @@ struct Scenario {
     last: DateTime<Utc>,
 }
 
-/// One execution: its id, its instant, its start.
+/// One execution: its id, its instant, its claim (whose number is the millisecond of it), its start, its executor.
 struct Started {
     execution: Uuid,
     scheduled_at: DateTime<Utc>,
+    claimed_at: DateTime<Utc>,
     started_at: DateTime<Utc>,
+    worker: Option<Uuid>,
 }
 
 /// Measures, and adds to `report`.
@@ -151,19 +156,47 @@ impl Bench<'_> {
             anyhow::Ok(())
         });
         ended.await.map_err(|error| error.context(self.product.logs()))?;
-        let statement =
-            "SELECT id, status, reason, error, scheduled_at, started_at FROM job_executions WHERE job_id = ANY ($1)";
+        let statement = "SELECT id, status, reason, error, scheduled_at, started_at, worker_id, \
+                                to_timestamp(claim / 1000.0) AS claimed_at \
+                         FROM job_executions WHERE job_id = ANY ($1)";
         let mut started = Vec::with_capacity(scenario.executions);
         for row in sqlx::query(statement).bind(&jobs).fetch_all(pool).await? {
             let (status, why): (String, [Option<String>; 2]) =
                 (row.try_get("status")?, [row.try_get("reason")?, row.try_get("error")?]);
             ensure!(status == "SUCCESS", "an execution ended {status}: {:?}\n{}", why, self.product.logs());
-            let (execution, scheduled_at, started_at) =
-                (row.try_get("id")?, row.try_get("scheduled_at")?, row.try_get("started_at")?);
-            started.push(Started { execution, scheduled_at, started_at });
+            started.push(Started {
+                execution: row.try_get("id")?,
+                scheduled_at: row.try_get("scheduled_at")?,
+                claimed_at: row.try_get("claimed_at")?,
+                started_at: row.try_get("started_at")?,
+                worker: row.try_get("worker_id")?,
+            });
         }
+        explain(&started);
         Ok(started)
     }
+}
+
+/// Says of starts that are very late where the time went: before the claim, or behind it.
+fn explain(started: &[Started]) {
+    let late: Vec<&Started> =
+        started.iter().filter(|started| started.started_at - started.scheduled_at > VERY_LATE).collect();
+    if late.is_empty() {
+        return;
+    }
+    let claims = || late.iter().map(|late| (late.claimed_at - late.scheduled_at).num_milliseconds());
+    let starts = || late.iter().map(|late| (late.started_at - late.scheduled_at).num_milliseconds());
+    let executors: HashSet<Option<Uuid>> = late.iter().map(|late| late.worker).collect();
+    progress(&format!(
+        "lateness: {} of {} starts were {} to {} ms late, at {} executors; they were claimed {:+} to {:+} ms from their instants",
+        late.len(),
+        started.len(),
+        starts().min().unwrap_or_default(),
+        starts().max().unwrap_or_default(),
+        executors.len(),
+        claims().min().unwrap_or_default(),
+        claims().max().unwrap_or_default(),
+    ));
 }
 
 fn millis(started: &[Started]) -> Vec<f64> {

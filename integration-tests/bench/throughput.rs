@@ -57,7 +57,7 @@ pub async fn run(servers: &Servers, binaries: &Binaries, plan: &Plan, report: &m
             throughput.add(simple, product_round, overlapped, memory);
         }
     }
-    throughput.mean_flush = product.mean_of("carillon_executor_flush_size");
+    throughput.mean_flush = product.mean_of("carillon_executor_flush_items");
     product.stop().await?;
     throughput.row_bytes = row_bytes(&database).await?;
     report.throughput = Some(throughput);

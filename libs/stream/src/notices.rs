@@ -3,12 +3,20 @@
 
 use fred::clients::SubscriberClient;
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface, SetsInterface};
+use fred::prelude::Client;
 use fred::types::Message;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::{Redis, Result};
+
+/// How often, and how far apart, the server is asked whether a new subscription stands, before it is made again.
+const LISTENERS_ASKED_MAX: u32 = 50;
+const LISTENERS_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// What a report of something missing says on the channel of wakes.
+const LOST: &str = "lost";
 
 /// Between two tries to subscribe.
 const SUBSCRIBE_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
@@ -31,6 +39,8 @@ pub enum Topic {
 pub enum Notice {
     /// Look at what is due.
     Wake,
+    /// R19: an executor met a stream or a group that is missing; look for what was lost with it.
+    Lost,
     /// This job was paused, changed or deleted.
     JobChanged(Uuid),
     /// The cancel of this execution was requested.
@@ -93,7 +103,8 @@ impl Notices {
         let channel: &str = &message.channel;
         let id = || message.value.as_str().and_then(|text| text.parse().ok());
         if channel == keys.wake_channel() {
-            Some(Notice::Wake)
+            let lost = message.value.as_str().is_some_and(|what| what == LOST);
+            Some(if lost { Notice::Lost } else { Notice::Wake })
         } else if channel == keys.ended_channel() {
             Some(Notice::Ended)
         } else if channel == keys.jobs_channel() {
@@ -106,6 +117,17 @@ impl Notices {
     }
 }
 
+/// Whether somebody hears what is said on `channel`, soon.
+async fn is_heard(client: &Client, channel: &str) -> bool {
+    for _ in 0..LISTENERS_ASKED_MAX {
+        if client.publish::<i64, _, _>(channel, "heard?").await.is_ok_and(|listeners| listeners > 0) {
+            return true;
+        }
+        tokio::time::sleep(LISTENERS_PAUSE).await;
+    }
+    false
+}
+
 impl Redis {
     /// Subscribes to `topics`. An unreachable Redis is no error: the subscription stands once it is there, and says
     /// [`Notice::Missed`].
@@ -116,9 +138,12 @@ impl Redis {
         let subscriber = self.own_subscriber()?;
         let messages = subscriber.message_rx();
         let mut reconnects = subscriber.reconnect_rx();
-        let channels: Vec<String> = topics.iter().map(|topic| self.channel(*topic)).collect();
+        let mut channels: Vec<String> = topics.iter().map(|topic| self.channel(*topic)).collect();
         let (stands, standing) = mpsc::channel(1);
-        let subscribing = subscriber.clone();
+        let own_channel = format!("{}:{}", self.keys.wake_channel(), Uuid::new_v4().simple());
+        // Last, so that the others stand when it does.
+        channels.push(own_channel.clone());
+        let (subscribing, asking) = (subscriber.clone(), self.client.clone());
         let subscription = tokio::spawn(async move {
             loop {
                 while subscribing.wait_for_connect().await.is_err() {
@@ -129,6 +154,10 @@ impl Redis {
                 // Fails only when Redis is away for longer than the command's time-out.
                 while subscribing.subscribe(channels.clone()).await.is_err() {
                     tokio::time::sleep(SUBSCRIBE_PAUSE).await;
+                }
+                // The client may call a subscription made before the server has it: asked of the server itself.
+                if !is_heard(&asking, &own_channel).await {
+                    continue;
                 }
                 // One that was not heard yet says the same.
                 let _ = stands.try_send(());
@@ -146,6 +175,14 @@ impl Redis {
     /// [`crate::Error::Unavailable`]: nobody heard it; the leader's slow poll finds it.
     pub async fn wake(&self) -> Result<()> {
         self.tell(Topic::Wake, "look").await
+    }
+
+    /// R19: tells the leader that a stream or a group was missing.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: nobody heard it; the leader finds what was lost by its own rounds.
+    pub async fn tell_lost(&self) -> Result<()> {
+        self.tell(Topic::Wake, LOST).await
     }
 
     /// R23: tells executors that `job` was paused, changed or deleted.

@@ -20,10 +20,13 @@ pub(crate) async fn run(store: Store, shutdown: CancellationToken) -> anyhow::Re
             _ = tick.tick() => {}
         }
         if let Err(error) = partitions::make_ahead(&store).await {
-            warn!("cannot make the partitions of the days to come, trying again later: {error:#}");
+            warn!(
+                "cannot make the partitions of the days to come, trying again later: {:#}",
+                anyhow::Error::from(error)
+            );
         }
         if let Err(error) = store.workers_forget(WORKERS_KEPT).await {
-            warn!("cannot forget old executors, trying again later: {error:#}");
+            warn!("cannot forget old executors, trying again later: {:#}", anyhow::Error::from(error));
         }
     }
 }

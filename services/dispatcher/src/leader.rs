@@ -19,7 +19,7 @@ use carillon_store::claim::Room;
 use carillon_store::leader_session::LeaderSession;
 use carillon_stream::Redis;
 use carillon_stream::leader::Published;
-use carillon_stream::notices::Notices;
+use carillon_stream::notices::{Notice, Notices};
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::{counter, gauge, histogram};
 use tokio::task::JoinHandle;
@@ -407,9 +407,12 @@ impl Leader {
         tokio::select! {
             () = self.shutdown.cancelled() => {}
             () = tokio::time::sleep_until(until.into()) => {}
-            _ = self.notices.next() => {
+            notice = self.notices.next() => {
+                self.whole_pass_due |= notice == Notice::Lost;
                 // Many wakes are one: what is due is read from Postgres anyway.
-                while tokio::time::timeout(Duration::ZERO, self.notices.next()).await.is_ok() {}
+                while let Ok(notice) = tokio::time::timeout(Duration::ZERO, self.notices.next()).await {
+                    self.whole_pass_due |= notice == Notice::Lost;
+                }
                 self.next_refill = self.next_refill.min(self.last_refill + REFILL_PAUSE);
             }
         }

@@ -272,12 +272,12 @@ impl Engine {
             } else if self.cancelled.contains(&key.execution) {
                 self.finish_unstarted(key, AttemptEnd::Cancelled, "cancelled before it started");
             } else {
-                self.start(key, now);
+                self.start(key);
             }
         }
     }
 
-    fn start(&mut self, key: Key, now: Instant) {
+    fn start(&mut self, key: Key) {
         let clock = self.shared.incarnation.clock().clone();
         let Some(item) = self.items.get_mut(&key) else { return };
         let Some(handler) = self.shared.registry.get(&item.entry.handler) else {
@@ -302,9 +302,11 @@ impl Engine {
             histogram!("carillon_execution_lateness_seconds").record(late.to_std().unwrap_or_default().as_secs_f64());
         }
         let timeout = Duration::from_millis(u64::from(item.entry.timeout_ms));
-        item.state = State::Running(Running { started_at, started: now, cancelled, abort, stopping: None });
-        self.deadlines.push(Reverse((now + timeout, key)));
-        self.to_show.push_back((now + SHOWN_AFTER, key));
+        // Read after the spawn: a time-out never strikes early.
+        let started = Instant::now();
+        item.state = State::Running(Running { started_at, started, cancelled, abort, stopping: None });
+        self.deadlines.push(Reverse((started + timeout, key)));
+        self.to_show.push_back((started + SHOWN_AFTER, key));
     }
 
     /// R10: what outlived a flush is shown RUNNING.
@@ -519,7 +521,7 @@ impl Engine {
             }
             // Something may have been changed meanwhile.
             Notice::Missed => self.doubt(|_| true),
-            Notice::Wake | Notice::Ended => {}
+            Notice::Wake | Notice::Lost | Notice::Ended => {}
         }
     }
 

@@ -149,7 +149,8 @@ impl ReadingLoop {
                     }
                     Err(error) => warn!("streams are missing and cannot be created: {:#}", anyhow::Error::from(error)),
                 }
-                let _ = self.shared.redis.wake().await;
+                // R19: at once, not at the pace of the leader's rounds.
+                let _ = self.shared.redis.tell_lost().await;
             }
             error => {
                 if !std::mem::replace(&mut self.failing, true) {
