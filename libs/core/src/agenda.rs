@@ -44,7 +44,23 @@ impl Agenda {
 
     /// Something is due at `at`.
     pub fn note(&mut self, slot: Slot, at: DateTime<Utc>) {
-        *self.ahead.entry(at).or_default().entry(slot).or_default() += 1;
+        self.note_many(slot, at, 1);
+    }
+
+    /// Several are due at `at`.
+    pub fn note_many(&mut self, slot: Slot, at: DateTime<Utc>, count: u32) {
+        *self.ahead.entry(at).or_default().entry(slot).or_default() += count;
+    }
+
+    /// A look that was taken out, until `due`, has not brought all that it may: look again at once for what is due by now, and
+    /// ahead for what is due between `from` (where it stopped) and `due`. Without that, what a raised lead had taken out of
+    /// the agenda and the ordinary lead does not reach would be forgotten until the next refill.
+    pub fn look_again(&mut self, slot: &Slot, now: DateTime<Utc>, from: DateTime<Utc>, due: DateTime<Utc>, count: u32) {
+        self.note_exactly(slot.clone(), now);
+        if from > now {
+            self.note_many(slot.clone(), from, count);
+        }
+        self.note(slot.clone(), due);
     }
 
     /// Something is to be looked at at `at`, not earlier.
@@ -139,6 +155,22 @@ mod tests {
         assert_eq!(lead_for(2_000, 10_000.0, LEAD, max), TimeDelta::milliseconds(400));
         assert_eq!(lead_for(50_000, 10_000.0, LEAD, max), max);
         assert_eq!(lead_for(50_000, 0.0, LEAD, max), LEAD, "no rate known yet");
+    }
+
+    /// A herd of which one claim took only a part, with a lead that only the whole herd justified.
+    #[test]
+    fn the_rest_of_a_herd_is_not_forgotten_when_the_lead_shrinks() {
+        let mut agenda = Agenda::default();
+        let (herd, raised) = (at(10_000), TimeDelta::milliseconds(500));
+        agenda.note_many(slot("a"), herd, 2_000);
+        agenda.note(slot("a"), at(10_090));
+        assert_eq!(agenda.take_due(at(9_600), raised), BTreeSet::from([slot("a")]));
+        agenda.look_again(&slot("a"), at(9_600), herd, at(10_100), 1_000);
+        assert_eq!(agenda.expected_until(herd), 1_000, "the rest still asks for a longer lead");
+        assert_eq!(agenda.take_due(at(9_610), LEAD), BTreeSet::from([slot("a")]), "at once, for what is due");
+        assert_eq!(agenda.next_look(LEAD), Some(at(9_800)), "and before the instant of the rest");
+        assert_eq!(agenda.take_due(at(9_800), LEAD), BTreeSet::from([slot("a")]));
+        assert_eq!(agenda.next_look(LEAD), Some(at(9_900)), "and for what else the first look had taken out");
     }
 
     #[test]

@@ -238,14 +238,15 @@ impl Leader {
         if slots.is_empty() {
             return Ok(None);
         }
-        let rooms = self.rooms(&slots, now).await?;
+        let due = now + lead;
+        let rooms = self.rooms(&slots, now, due).await?;
         if rooms.is_empty() {
             return Ok(None);
         }
         self.left.retain(|_, at| *at > now);
         let excluded: Vec<Uuid> = self.left.keys().copied().collect();
         let began = Instant::now();
-        let mut claim = self.session.claim(&rooms, now + lead, &excluded).await?;
+        let mut claim = self.session.claim(&rooms, due, &excluded).await?;
         if claim.is_empty() {
             return Ok(None);
         }
@@ -259,7 +260,7 @@ impl Leader {
         }
         let threshold = delta(self.config.dispatcher.misfire_threshold);
         let decided = decide(&claim.timers, &claim.triggers, &claim.retries, &self.definitions, claim.now, threshold);
-        note_limited(&mut self.agenda, &rooms, &claim, now);
+        note_limited(&mut self.agenda, &rooms, &claim, now, due);
         let number = claim.number;
         let committed = claim.commit(self.term, &decided.decisions, &self.unsettled).await?;
         self.unsettled.clear();
@@ -308,7 +309,7 @@ impl Leader {
     }
 
     /// How much of each slot may be claimed: what its stream may still hold, and a share of the batch by priority.
-    async fn rooms(&mut self, slots: &[Slot], now: DateTime<Utc>) -> Result<Vec<Room>, End> {
+    async fn rooms(&mut self, slots: &[Slot], now: DateTime<Utc>, due: DateTime<Utc>) -> Result<Vec<Room>, End> {
         let bound = u64::from(self.config.dispatcher.stream_entries_max);
         let full = |lengths: &HashMap<Line, u64>, line: &Line| lengths.get(line).is_some_and(|length| *length >= bound);
         if slots.iter().any(|(_, line)| full(&self.lengths, line)) {
@@ -326,7 +327,7 @@ impl Leader {
             let length = self.lengths.entry(line.clone()).or_default();
             let free = i64::try_from(bound.saturating_sub(*length)).unwrap_or(i64::MAX);
             if free == 0 {
-                self.agenda.note_exactly((*source, line.clone()), now + FULL_PAUSE);
+                self.agenda.look_again(&(*source, line.clone()), now + FULL_PAUSE, now, due, 0);
                 continue;
             }
             let behind = i64::try_from(by_priority.len() - index - 1).unwrap_or(0);
@@ -455,16 +456,27 @@ impl Leader {
     }
 }
 
-/// A slot that gave all it was asked for holds more: it is looked at again at once.
-fn note_limited(agenda: &mut Agenda, rooms: &[Room], claim: &carillon_store::claim::Claim<'_>, now: DateTime<Utc>) {
+/// A slot that gave all it was asked for holds more: it is looked at again.
+fn note_limited(
+    agenda: &mut Agenda,
+    rooms: &[Room],
+    claim: &carillon_store::claim::Claim<'_>,
+    now: DateTime<Utc>,
+    due: DateTime<Utc>,
+) {
     for room in rooms {
+        let mut until = now;
         let got = match room.source {
-            Source::Timer => claim.timers.iter().filter(|timer| timer.line == room.line).count(),
+            Source::Timer => {
+                let of_line = claim.timers.iter().filter(|timer| timer.line == room.line);
+                of_line.inspect(|timer| until = until.max(timer.fire_at)).count()
+            }
             Source::Trigger => claim.triggers.len(),
             Source::Retry => claim.retries.len(),
         };
         if i64::try_from(got).unwrap_or(i64::MAX) >= room.room {
-            agenda.note_exactly((room.source, room.line.clone()), now);
+            let count = u32::try_from(got).unwrap_or(u32::MAX);
+            agenda.look_again(&(room.source, room.line.clone()), now, until, due, count);
         }
     }
 }
