@@ -12,10 +12,10 @@ use clap::{Parser, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(name = "carillon-bench", version, max_term_width = 110)]
 pub struct Options {
-    /// A look of about a minute: fewer and shorter rounds, at most 100,000 timers. Too short to quote.
+    /// A look of a minute and a half: fewer and shorter rounds, at most 100,000 timers. Too short to quote.
     #[arg(long, conflicts_with = "full")]
     quick: bool,
-    /// All of it, with 10,000,000 rows of history: half an hour, 10 GB of disk.
+    /// All of it, longer, with 10,000,000 rows of history: about ten minutes, 10 GB of disk.
     #[arg(long)]
     full: bool,
     /// Only these parts, separated by commas.
