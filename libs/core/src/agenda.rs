@@ -31,6 +31,9 @@ pub struct Agenda {
     ahead: BTreeMap<DateTime<Utc>, BTreeMap<Slot, u32>>,
     /// Instants at which something is decided that could not be decided ahead, or is to be tried again.
     exact: BTreeMap<DateTime<Utc>, BTreeSet<Slot>>,
+    /// Until when the last look went. No later look goes less far: what a raised lead has taken out of the agenda and a
+    /// bounded claim did not bring, an ordinary lead would not reach.
+    looked_until: DateTime<Utc>,
 }
 
 impl Agenda {
@@ -52,25 +55,18 @@ impl Agenda {
         *self.ahead.entry(at).or_default().entry(slot).or_default() += count;
     }
 
-    /// A look that was taken out, until `due`, has not brought all that it may: look again at once for what is due by now, and
-    /// ahead for what is due between `from` (where it stopped) and `due`. Without that, what a raised lead had taken out of
-    /// the agenda and the ordinary lead does not reach would be forgotten until the next refill.
-    pub fn look_again(&mut self, slot: &Slot, now: DateTime<Utc>, from: DateTime<Utc>, due: DateTime<Utc>, count: u32) {
-        self.note_exactly(slot.clone(), now);
-        if from > now {
-            self.note_many(slot.clone(), from, count);
-        }
-        self.note(slot.clone(), due);
-    }
-
-    /// Something is to be looked at at `at`, not earlier.
+    /// Something is to be looked at at `at`, not earlier: what could not be decided ahead, or the rest of what a bounded claim
+    /// left, for which that may be now.
     pub fn note_exactly(&mut self, slot: Slot, at: DateTime<Utc>) {
         self.exact.entry(at).or_default().insert(slot);
     }
 
     /// When to look next.
-    pub fn next_look(&self, lead: TimeDelta) -> Option<DateTime<Utc>> {
-        let ahead = self.ahead.keys().next().map(|at| *at - lead);
+    pub fn next_look(&self, lead: Lead) -> Option<DateTime<Utc>> {
+        let ahead = self.ahead.keys().next().and_then(|first| {
+            // An instant further off than this is looked at after the first one, however many are expected at it.
+            self.looks(*first + (lead.max - lead.base), lead).map(|(_, look)| look).min()
+        });
         let exact = self.exact.keys().next().copied();
         match (ahead, exact) {
             (Some(a), Some(e)) => Some(a.min(e)),
@@ -78,11 +74,14 @@ impl Agenda {
         }
     }
 
-    /// Takes out what is to be looked at now: the slots in which something may be due until `now + lead`.
-    pub fn take_due(&mut self, now: DateTime<Utc>, lead: TimeDelta) -> BTreeSet<Slot> {
+    /// Takes out what is to be looked at now.
+    pub fn take_due(&mut self, now: DateTime<Utc>, lead: Lead) -> Due {
+        let overdue_for_a_look =
+            self.looks(now + lead.max, lead).filter(|(_, look)| *look <= now).map(|(at, _)| at).max();
+        let until = overdue_for_a_look.unwrap_or_default().max(now + lead.base).max(self.looked_until);
         let mut slots = BTreeSet::new();
         while let Some(entry) = self.ahead.first_entry()
-            && *entry.key() <= now + lead
+            && *entry.key() <= until
         {
             slots.extend(entry.remove().into_keys());
         }
@@ -91,24 +90,49 @@ impl Agenda {
         {
             slots.extend(entry.remove());
         }
-        slots
+        if !slots.is_empty() {
+            self.looked_until = until;
+        }
+        Due { slots, until }
     }
 
-    /// How many fires are expected until `until`: a herd is claimed with a longer lead.
-    pub fn expected_until(&self, until: DateTime<Utc>) -> u64 {
-        self.ahead.range(..=until).flat_map(|(_, slots)| slots.values()).map(|count| u64::from(*count)).sum()
+    /// The instants up to `until`, each with when to look at it: early enough for all that is expected by then.
+    fn looks(&self, until: DateTime<Utc>, lead: Lead) -> impl Iterator<Item = (DateTime<Utc>, DateTime<Utc>)> {
+        let mut expected = 0_u64;
+        self.ahead.range(..=until).map(move |(at, slots)| {
+            expected += slots.values().map(|count| u64::from(*count)).sum::<u64>();
+            (*at, *at - lead.of(expected))
+        })
     }
 }
 
-/// R23: how long before its instant a fire is claimed: `base`, raised towards `max` as far as dispatching what is expected
-/// will take at the measured rate.
-pub fn lead_for(expected: u64, per_second: f64, base: TimeDelta, max: TimeDelta) -> TimeDelta {
-    if per_second <= 0.0 {
-        return base;
+/// What is to be claimed now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// Where something may be due.
+    pub slots: BTreeSet<Slot>,
+    /// What is due until then is claimed.
+    pub until: DateTime<Utc>,
+}
+
+/// R23: how long before its instant a fire is claimed.
+#[derive(Clone, Copy, Debug)]
+pub struct Lead {
+    /// For a single fire.
+    pub base: TimeDelta,
+    /// At most; at least `base`.
+    pub max: TimeDelta,
+    /// Fires that the dispatcher handles in a second, as measured.
+    pub per_second: f64,
+}
+
+impl Lead {
+    /// `base`, raised towards `max` by as long as dispatching what is expected will take.
+    fn of(self, expected: u64) -> TimeDelta {
+        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a duration of milliseconds")]
+        let needed = TimeDelta::milliseconds((expected as f64 / self.per_second.max(1.0) * 1_000.0) as i64);
+        (self.base + needed).min(self.max)
     }
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a duration of milliseconds")]
-    let needed = TimeDelta::milliseconds((expected as f64 / per_second * 1_000.0) as i64);
-    (base + needed).clamp(base, max.max(base))
 }
 
 #[cfg(test)]
@@ -124,7 +148,8 @@ mod tests {
         (Source::Timer, Line::new(queue, Priority::Medium))
     }
 
-    const LEAD: TimeDelta = TimeDelta::milliseconds(200);
+    const LEAD: Lead =
+        Lead { base: TimeDelta::milliseconds(200), max: TimeDelta::milliseconds(500), per_second: 10_000.0 };
 
     #[test]
     fn it_looks_a_lead_before_the_next_instant() {
@@ -133,8 +158,9 @@ mod tests {
         agenda.note(slot("a"), at(5_000));
         agenda.note(slot("b"), at(3_000));
         assert_eq!(agenda.next_look(LEAD), Some(at(2_800)));
-        assert_eq!(agenda.take_due(at(2_799), LEAD), BTreeSet::new());
-        assert_eq!(agenda.take_due(at(2_800), LEAD), BTreeSet::from([slot("b")]));
+        assert_eq!(agenda.take_due(at(2_799), LEAD).slots, BTreeSet::new());
+        let due = agenda.take_due(at(2_800), LEAD);
+        assert_eq!(due, Due { slots: BTreeSet::from([slot("b")]), until: at(3_000) });
         assert_eq!(agenda.next_look(LEAD), Some(at(4_800)));
     }
 
@@ -144,42 +170,94 @@ mod tests {
         agenda.note_exactly(slot("a"), at(1_000));
         agenda.refill([(slot("b"), at(9_000))]);
         assert_eq!(agenda.next_look(LEAD), Some(at(1_000)));
-        assert!(agenda.take_due(at(999), LEAD).is_empty());
-        assert_eq!(agenda.take_due(at(1_000), LEAD), BTreeSet::from([slot("a")]));
+        assert!(agenda.take_due(at(999), LEAD).slots.is_empty());
+        assert_eq!(agenda.take_due(at(1_000), LEAD).slots, BTreeSet::from([slot("a")]));
     }
 
     #[test]
     fn a_herd_raises_the_lead_up_to_its_bound() {
-        let max = TimeDelta::milliseconds(500);
-        assert_eq!(lead_for(0, 10_000.0, LEAD, max), LEAD);
-        assert_eq!(lead_for(2_000, 10_000.0, LEAD, max), TimeDelta::milliseconds(400));
-        assert_eq!(lead_for(50_000, 10_000.0, LEAD, max), max);
-        assert_eq!(lead_for(50_000, 0.0, LEAD, max), LEAD, "no rate known yet");
+        for (expected, lead) in [(0, 200), (1, 200), (2_000, 400), (50_000, 500)] {
+            assert_eq!(LEAD.of(expected), TimeDelta::milliseconds(lead), "{expected} fires");
+        }
+        assert_eq!(Lead { per_second: 0.0, ..LEAD }.of(1), LEAD.max, "no rate is no division by zero");
+    }
+
+    #[test]
+    fn a_herd_behind_a_single_fire_is_looked_at_before_it() {
+        let mut agenda = Agenda::default();
+        agenda.note(slot("a"), at(10_000));
+        agenda.note_many(slot("b"), at(10_100), 2_999);
+        assert_eq!(agenda.next_look(LEAD), Some(at(9_600)));
+        let due = agenda.take_due(at(9_600), LEAD);
+        assert_eq!(due, Due { slots: BTreeSet::from([slot("a"), slot("b")]), until: at(10_100) });
     }
 
     /// A herd of which one claim took only a part, with a lead that only the whole herd justified.
     #[test]
     fn the_rest_of_a_herd_is_not_forgotten_when_the_lead_shrinks() {
         let mut agenda = Agenda::default();
-        let (herd, raised) = (at(10_000), TimeDelta::milliseconds(500));
-        agenda.note_many(slot("a"), herd, 2_000);
+        agenda.note_many(slot("a"), at(10_000), 2_000);
         agenda.note(slot("a"), at(10_090));
-        assert_eq!(agenda.take_due(at(9_600), raised), BTreeSet::from([slot("a")]));
-        agenda.look_again(&slot("a"), at(9_600), herd, at(10_100), 1_000);
-        assert_eq!(agenda.expected_until(herd), 1_000, "the rest still asks for a longer lead");
-        assert_eq!(agenda.take_due(at(9_610), LEAD), BTreeSet::from([slot("a")]), "at once, for what is due");
-        assert_eq!(agenda.next_look(LEAD), Some(at(9_800)), "and before the instant of the rest");
-        assert_eq!(agenda.take_due(at(9_800), LEAD), BTreeSet::from([slot("a")]));
-        assert_eq!(agenda.next_look(LEAD), Some(at(9_900)), "and for what else the first look had taken out");
+        let due = agenda.take_due(at(9_700), LEAD);
+        assert_eq!(due, Due { slots: BTreeSet::from([slot("a")]), until: at(10_090) });
+        agenda.note_exactly(slot("a"), at(9_700));
+        assert_eq!(agenda.next_look(LEAD), Some(at(9_700)), "at once");
+        assert_eq!(agenda.take_due(at(9_710), LEAD), due, "and as far ahead as before");
+        assert_eq!(agenda.next_look(LEAD), None);
     }
 
-    #[test]
-    fn expected_fires_are_counted() {
-        let mut agenda = Agenda::default();
-        for _ in 0..3 {
-            agenda.note(slot("a"), at(1_000));
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The leader in miniature: it looks when the agenda says so and at arbitrary other moments (ticks, wakes), its claims
+        /// are bounded and take time. Whatever can be dispatched within the longest lead is claimed before its instant.
+        #[test]
+        fn a_herd_is_claimed_before_its_instant(
+            herds in prop::collection::btree_map(10_000_i64..20_000, 1_u32..2_500, 1..4),
+            disturbances in prop::collection::vec(0_i64..20_000, 0..40),
+            batch_max in prop::sample::select(vec![100_u32, 500, 1_000]),
+        ) {
+            let mut last = 0;
+            // Far enough apart that one does not take the other's time.
+            let mut pending: BTreeMap<i64, u32> = herds.into_iter().filter(|(herd, _)| {
+                let apart = herd - last > 600;
+                if apart { last = *herd; }
+                apart
+            }).collect();
+            let mut agenda = Agenda::default();
+            for (herd, count) in &pending {
+                agenda.note_many(slot("a"), at(*herd), *count);
+            }
+            let mut disturbances: BTreeSet<i64> = disturbances.into_iter().collect();
+            let mut now = 0;
+            while !pending.is_empty() {
+                let look = agenda.next_look(LEAD).map(|look| look.timestamp_millis());
+                let next = look.into_iter().chain(disturbances.first().copied()).min();
+                prop_assert!(next.is_some(), "forgotten: {pending:?}");
+                now = now.max(next.unwrap_or_default());
+                disturbances.retain(|disturbance| *disturbance > now);
+                let due = agenda.take_due(at(now), LEAD);
+                if due.slots.is_empty() {
+                    continue;
+                }
+                let mut claimed = 0;
+                while claimed < batch_max
+                    && let Some(mut herd) = pending.first_entry()
+                    && at(*herd.key()) <= due.until
+                {
+                    prop_assert!(now <= *herd.key(), "claimed at {now}, due at {}", herd.key());
+                    let taken = (*herd.get()).min(batch_max - claimed);
+                    claimed += taken;
+                    *herd.get_mut() -= taken;
+                    if *herd.get() == 0 {
+                        herd.remove();
+                    }
+                }
+                if claimed == batch_max {
+                    agenda.note_exactly(slot("a"), at(now));
+                }
+                now += i64::from(claimed) / 10;
+            }
         }
-        agenda.note(slot("a"), at(2_000));
-        assert_eq!(agenda.expected_until(at(1_999)), 3);
     }
 }

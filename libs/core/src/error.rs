@@ -49,3 +49,31 @@ impl fmt::Display for FieldViolation {
         write!(f, "{}: {}", self.field, self.rule)
     }
 }
+
+/// The first `max` characters of someone else's text, safe to print: without control characters, and with a sign that
+/// something was left out.
+pub fn excerpt(text: &str, max: usize) -> String {
+    let mut shown: String =
+        text.chars().take(max).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
+    if text.chars().nth(max).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// Someone else's text in quotation marks, as an error shows it.
+pub fn quoted(text: &str) -> String {
+    format!("\"{}\"", excerpt(text, 60))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_quoted_is_short_and_steers_no_terminal() {
+        assert_eq!(quoted("a\u{1b}[31mb\n"), "\"a\u{fffd}[31mb\u{fffd}\"");
+        assert_eq!(excerpt("Ährenfeld", 4), "Ähre…");
+        assert_eq!(excerpt("Ähre", 4), "Ähre");
+    }
+}

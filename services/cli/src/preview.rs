@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::SystemTime;
 
+use carillon_core::error::quoted;
 use carillon_core::schedule::{
     DstGap, DstOverlap, Exclusion, PREVIEW_MAX, PreviewFire, ScheduleError, Spec, Timetable, TimetableSpec,
     parse_interval, preview,
@@ -180,17 +181,6 @@ fn told(arguments: &Arguments, error: &ScheduleError) -> String {
     let rule = names.iter().find_map(|name| message.strip_prefix(name)).unwrap_or(message);
     // Its names for two of the arguments.
     format!("{place}: {}", rule.replace("start_date", "--start").replace("end_date", "--end"))
-}
-
-/// What the person wrote, short, and without what would steer the terminal.
-fn quoted(text: &str) -> String {
-    const SHOWN: usize = 60;
-    let mut shown: String =
-        text.chars().take(SHOWN).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
-    if text.chars().nth(SHOWN).is_some() {
-        shown.push('…');
-    }
-    format!("\"{shown}\"")
 }
 
 /// The description, the table, and what is worth knowing besides.

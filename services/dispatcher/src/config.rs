@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carillon_kit::config::{Checks, PostgresConfig, RedisConfig, Settings, duration};
+use carillon_kit::config::{Checks, PostgresConfig, ProtocolConfig, RedisConfig, Settings, duration};
 use serde::Deserialize;
 
 /// All settings.
@@ -38,21 +38,11 @@ pub struct DispatcherConfig {
     pub misfire_threshold: Duration,
 }
 
-/// The times that the dispatch protocol rests on.
-#[derive(Clone, Debug, Deserialize)]
-pub struct ProtocolConfig {
-    /// W.
-    #[serde(deserialize_with = "duration")]
-    pub window: Duration,
-    /// The lease of an executor.
-    #[serde(deserialize_with = "duration")]
-    pub lease: Duration,
-}
-
 impl Settings for Config {
     fn check(&self, checks: &mut Checks) {
         self.postgres.check(checks);
         self.redis.check(checks);
+        self.protocol.check(checks);
         let own = &self.dispatcher;
         checks.that(own.shard >= 0, "dispatcher.shard", "must be 0 or more");
         checks.that(
@@ -70,12 +60,6 @@ impl Settings for Config {
             own.poll >= Duration::from_millis(100) && own.poll <= Duration::from_secs(60),
             "dispatcher.poll",
             "must be 100ms to 60s",
-        );
-        checks.that(self.protocol.window >= Duration::from_millis(200), "protocol.window", "must be at least 200ms");
-        checks.that(
-            self.protocol.lease >= self.protocol.window * 10,
-            "protocol.lease",
-            "must be at least ten times protocol.window",
         );
     }
 }

@@ -8,27 +8,25 @@
 //! The session is spoken to at least each second; its loss ends the term, whatever else is under way. Nothing that a term
 //! knows outlives it: the next leader reads everything anew.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use carillon_core::agenda::{Agenda, Slot, Source, lead_for};
+use carillon_core::agenda::{Agenda, Lead};
 use carillon_core::line::Line;
 use carillon_store::Store;
-use carillon_store::claim::Room;
 use carillon_store::leader_session::LeaderSession;
 use carillon_stream::Redis;
 use carillon_stream::leader::Published;
 use carillon_stream::notices::{Notice, Notices};
 use chrono::{DateTime, TimeDelta, Utc};
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, gauge};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::certify::{announce, draw_term};
-use crate::decide::{Decided, decide};
 use crate::definitions::Definitions;
 use crate::outgoing::Batch;
 use crate::{Config, TICK};
@@ -37,16 +35,12 @@ use crate::{Config, TICK};
 const UPCOMING_MAX: i64 = 5_000;
 /// Between two readings that wakes ask for.
 const REFILL_PAUSE: Duration = Duration::from_millis(3);
-/// Between two looks at a line whose stream is full.
-const FULL_PAUSE: TimeDelta = TimeDelta::milliseconds(50);
 /// Between two tries to reach Redis.
 const REDIS_PAUSE: Duration = Duration::from_millis(100);
-/// A job that cannot be read is tried again after this.
-const UNREADABLE_PAUSE: TimeDelta = TimeDelta::minutes(1);
-/// Each line gets at least so much of a batch, however much stands in the lines before it.
-const LINE_SHARE_MIN: i64 = 50;
 /// Jobs remembered that ended by a skipped fire.
-const ENDED_MAX: usize = 1_000;
+pub(crate) const ENDED_MAX: usize = 1_000;
+/// Fires that a leader is thought to handle in a second, until it has seen: few, so that its first herd gets a long lead.
+const RATE_ASSUMED: f64 = 5_000.0;
 
 /// Why a term ended.
 #[derive(Debug)]
@@ -75,15 +69,15 @@ pub struct Leader {
     store: Store,
     notices: Notices,
     shutdown: CancellationToken,
-    agenda: Agenda,
+    pub(crate) agenda: Agenda,
     /// Jobs whose fire cannot be decided before that instant.
-    left: HashMap<Uuid, DateTime<Utc>>,
+    pub(crate) left: HashMap<Uuid, DateTime<Utc>>,
     /// Entries in each stream, as last heard.
-    lengths: HashMap<Line, u64>,
+    pub(crate) lengths: HashMap<Line, u64>,
     /// In Redis, not yet marked so.
-    unsettled: Vec<i64>,
+    pub(crate) unsettled: Vec<i64>,
     /// Completed by nobody else, since their last fire was skipped.
-    ended_by_skip: Vec<Uuid>,
+    pub(crate) ended_by_skip: Vec<Uuid>,
     /// What earlier leaders left of them.
     ending: Option<JoinHandle<Vec<Uuid>>>,
     whole_pass_due: bool,
@@ -91,9 +85,9 @@ pub struct Leader {
     next_refill: Instant,
     last_refill: Instant,
     /// Until when the agenda is complete.
-    horizon: DateTime<Utc>,
+    pub(crate) horizon: DateTime<Utc>,
     /// Fires a second, while busy.
-    rate: f64,
+    pub(crate) rate: f64,
 }
 
 impl Leader {
@@ -128,7 +122,7 @@ impl Leader {
             next_tick: now,
             next_refill: now,
             last_refill: now,
-            rate: 0.0,
+            rate: RATE_ASSUMED,
         }
     }
 
@@ -230,115 +224,6 @@ impl Leader {
         Ok(())
     }
 
-    /// Claims what is due. `None`: nothing was, or nothing of it may be published yet.
-    async fn claim_due(&mut self) -> Result<Option<Batch>, End> {
-        let now = self.session.clock().now();
-        let lead = self.lead(now);
-        let slots: Vec<Slot> = self.agenda.take_due(now, lead).into_iter().collect();
-        if slots.is_empty() {
-            return Ok(None);
-        }
-        let due = now + lead;
-        let rooms = self.rooms(&slots, now, due).await?;
-        if rooms.is_empty() {
-            return Ok(None);
-        }
-        self.left.retain(|_, at| *at > now);
-        let excluded: Vec<Uuid> = self.left.keys().copied().collect();
-        let began = Instant::now();
-        let mut claim = self.session.claim(&rooms, due, &excluded).await?;
-        if claim.is_empty() {
-            return Ok(None);
-        }
-        let wanted = claim.timers.iter().map(|timer| (timer.job, Some(timer.revision)));
-        let wanted = wanted.chain(claim.triggers.iter().map(|trigger| (trigger.job, Some(trigger.revision))));
-        let wanted = wanted.chain(claim.retries.iter().map(|retry| (retry.job, None)));
-        let unknown = self.definitions.unknown(wanted);
-        if !unknown.is_empty() {
-            let learned = claim.definitions(&unknown).await?;
-            self.definitions.learn(learned);
-        }
-        let threshold = delta(self.config.dispatcher.misfire_threshold);
-        let decided = decide(&claim.timers, &claim.triggers, &claim.retries, &self.definitions, claim.now, threshold);
-        note_limited(&mut self.agenda, &rooms, &claim, now, due);
-        let number = claim.number;
-        let committed = claim.commit(self.term, &decided.decisions, &self.unsettled).await?;
-        self.unsettled.clear();
-        let (born, last): (HashSet<Uuid>, HashSet<Uuid>) =
-            (committed.born.iter().copied().collect(), decided.last.iter().copied().collect());
-        let mut batch = Batch::new(number);
-        for new in decided.decisions.executions.iter().filter(|new| !new.skipped && born.contains(&new.id)) {
-            if let Some(job) = self.definitions.get(&new.job) {
-                batch.add_new(new, &job, last.contains(&new.id));
-            }
-        }
-        for open in &committed.retried {
-            if let Some(job) = self.definitions.get(&open.job) {
-                batch.add_open(open, &job);
-            }
-        }
-        self.learn_from(decided, batch.entries.len(), began.elapsed(), now);
-        Ok(Some(batch).filter(|batch| !batch.entries.is_empty()))
-    }
-
-    fn learn_from(&mut self, decided: Decided, claimed: usize, took: Duration, now: DateTime<Utc>) {
-        for (line, at) in decided.next {
-            if at <= self.horizon {
-                self.agenda.note((Source::Timer, line), at);
-            }
-        }
-        for (job, line, at) in decided.left {
-            self.left.insert(job, at);
-            self.agenda.note_exactly((Source::Timer, line), at);
-        }
-        for job in decided.unreadable {
-            self.left.insert(job, now + UNREADABLE_PAUSE);
-        }
-        if self.ended_by_skip.len() < ENDED_MAX {
-            self.ended_by_skip.extend(decided.ended_by_skip);
-        }
-        let skipped = decided.decisions.executions.iter().filter(|new| new.skipped).count();
-        counter!("carillon_dispatcher_skipped_total").increment(skipped as u64);
-        counter!("carillon_dispatcher_claimed_total").increment(claimed as u64);
-        histogram!("carillon_dispatcher_claim_seconds").record(took.as_secs_f64());
-        if claimed > 0 {
-            #[expect(clippy::cast_precision_loss, reason = "a rate")]
-            let rate = claimed as f64 / took.as_secs_f64().max(1e-6);
-            self.rate = if self.rate == 0.0 { rate } else { 0.8 * self.rate + 0.2 * rate };
-        }
-    }
-
-    /// How much of each slot may be claimed: what its stream may still hold, and a share of the batch by priority.
-    async fn rooms(&mut self, slots: &[Slot], now: DateTime<Utc>, due: DateTime<Utc>) -> Result<Vec<Room>, End> {
-        let bound = u64::from(self.config.dispatcher.stream_entries_max);
-        let full = |lengths: &HashMap<Line, u64>, line: &Line| lengths.get(line).is_some_and(|length| *length >= bound);
-        if slots.iter().any(|(_, line)| full(&self.lengths, line)) {
-            let lines: Vec<Line> = slots.iter().map(|(_, line)| line.clone()).collect();
-            let redis = self.redis.clone();
-            if let Ok(lengths) = alive(&mut self.session, redis.lengths(&lines)).await? {
-                self.hear_lengths(&lines, &lengths);
-            }
-        }
-        let mut by_priority: Vec<&Slot> = slots.iter().collect();
-        by_priority.sort_by_key(|(_, line)| std::cmp::Reverse(line.priority));
-        let mut left_of_batch = i64::from(self.config.dispatcher.batch_max);
-        let mut rooms = Vec::with_capacity(slots.len());
-        for (index, (source, line)) in by_priority.iter().enumerate() {
-            let length = self.lengths.entry(line.clone()).or_default();
-            let free = i64::try_from(bound.saturating_sub(*length)).unwrap_or(i64::MAX);
-            if free == 0 {
-                self.agenda.look_again(&(*source, line.clone()), now + FULL_PAUSE, now, due, 0);
-                continue;
-            }
-            let behind = i64::try_from(by_priority.len() - index - 1).unwrap_or(0);
-            let share = (left_of_batch - behind * LINE_SHARE_MIN).max(LINE_SHARE_MIN);
-            let room = free.min(share);
-            left_of_batch -= room;
-            rooms.push(Room { source: *source, line: line.clone(), room });
-        }
-        Ok(rooms)
-    }
-
     /// Sends a batch, and claims the next while it is on its way, until nothing is due.
     async fn publish_and_claim_on(&mut self, first: Batch) -> Result<(), End> {
         let mut on_its_way = Some(first);
@@ -400,9 +285,8 @@ impl Leader {
 
     /// Sleeps until there is something to do.
     async fn wait(&mut self) {
-        let now = self.session.clock().now();
         let mut until = self.next_tick.min(self.next_refill);
-        if let Some(look) = self.agenda.next_look(self.lead(now)) {
+        if let Some(look) = self.agenda.next_look(self.lead()) {
             until = until.min(self.session.clock().surely_reached(look));
         }
         tokio::select! {
@@ -438,7 +322,7 @@ impl Leader {
         Ok(())
     }
 
-    fn hear_lengths(&mut self, lines: &[Line], lengths: &[u64]) {
+    pub(crate) fn hear_lengths(&mut self, lines: &[Line], lengths: &[u64]) {
         for (line, length) in lines.iter().zip(lengths) {
             gauge!("carillon_stream_entries", "queue" => line.queue.clone(), "priority" => line.priority.as_str())
                 .set(u32::try_from(*length).unwrap_or(u32::MAX));
@@ -446,38 +330,12 @@ impl Leader {
         }
     }
 
-    fn lead(&self, now: DateTime<Utc>) -> TimeDelta {
-        let max = self.lead_max();
-        lead_for(self.agenda.expected_until(now + max), self.rate, delta(self.config.dispatcher.lead), max)
+    pub(crate) fn lead(&self) -> Lead {
+        Lead { base: delta(self.config.dispatcher.lead), max: self.lead_max(), per_second: self.rate }
     }
 
-    fn lead_max(&self) -> TimeDelta {
+    pub(crate) fn lead_max(&self) -> TimeDelta {
         delta(self.config.protocol.window / 4)
-    }
-}
-
-/// A slot that gave all it was asked for holds more: it is looked at again.
-fn note_limited(
-    agenda: &mut Agenda,
-    rooms: &[Room],
-    claim: &carillon_store::claim::Claim<'_>,
-    now: DateTime<Utc>,
-    due: DateTime<Utc>,
-) {
-    for room in rooms {
-        let mut until = now;
-        let got = match room.source {
-            Source::Timer => {
-                let of_line = claim.timers.iter().filter(|timer| timer.line == room.line);
-                of_line.inspect(|timer| until = until.max(timer.fire_at)).count()
-            }
-            Source::Trigger => claim.triggers.len(),
-            Source::Retry => claim.retries.len(),
-        };
-        if i64::try_from(got).unwrap_or(i64::MAX) >= room.room {
-            let count = u32::try_from(got).unwrap_or(u32::MAX);
-            agenda.look_again(&(room.source, room.line.clone()), now, until, due, count);
-        }
     }
 }
 
@@ -518,6 +376,6 @@ where
     }
 }
 
-fn delta(duration: Duration) -> TimeDelta {
+pub(crate) fn delta(duration: Duration) -> TimeDelta {
     TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX)
 }

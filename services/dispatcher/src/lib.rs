@@ -1,7 +1,7 @@
 //! The dispatcher: one replica leads its shard and makes stream entries of what is due, the others stand by.
 //!
 //! - [`election`] stands by until the shard's lock is free, then leads until its session is lost.
-//! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim, publish and settle.
+//! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim ([`claim`]), publish and settle.
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries.
 //! - [`reconcile`] publishes again what Redis has lost; [`chores`] keep the house.
 //!
@@ -9,6 +9,7 @@
 
 pub mod certify;
 pub mod chores;
+pub mod claim;
 pub mod config;
 pub mod decide;
 pub mod definitions;

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use crate::engine::Message;
 use crate::in_hand::Key;
+use crate::message::Message;
 use crate::shared::Shared;
 
 /// What became of a check.

@@ -1,8 +1,6 @@
 //! The settings of an executor; `config/default.toml` documents each.
 
-use std::time::Duration;
-
-use carillon_kit::config::{Checks, PostgresConfig, RedisConfig, Settings, duration};
+use carillon_kit::config::{Checks, PostgresConfig, ProtocolConfig, RedisConfig, Settings};
 use serde::Deserialize;
 
 /// All settings.
@@ -39,21 +37,11 @@ pub struct ExecutorConfig {
     pub shard: i16,
 }
 
-/// The times that the dispatch protocol rests on.
-#[derive(Clone, Debug, Deserialize)]
-pub struct ProtocolConfig {
-    /// W.
-    #[serde(deserialize_with = "duration")]
-    pub window: Duration,
-    /// The lease of an executor.
-    #[serde(deserialize_with = "duration")]
-    pub lease: Duration,
-}
-
 impl Settings for Config {
     fn check(&self, checks: &mut Checks) {
         self.postgres.check(checks);
         self.redis.check(checks);
+        self.protocol.check(checks);
         let own = &self.executor;
         checks.that(!own.queues.is_empty() && own.queues.len() <= 100, "executor.queues", "must name 1 to 100 queues");
         for queue in &own.queues {
@@ -71,11 +59,5 @@ impl Settings for Config {
         );
         checks.that(own.lost_max >= 1, "executor.lost_max", "must be at least 1");
         checks.that(own.shard >= 0, "executor.shard", "must be 0 or more");
-        checks.that(self.protocol.window >= Duration::from_millis(200), "protocol.window", "must be at least 200ms");
-        checks.that(
-            self.protocol.lease >= self.protocol.window * 10,
-            "protocol.lease",
-            "must be at least ten times protocol.window",
-        );
     }
 }

@@ -6,7 +6,9 @@
 //!
 //! Never early (R23): an entry starts once the database's clock has surely shown its instant. Never unseen: whatever makes
 //! an unstarted entry doubtful (a certificate that does not fit, a stall of this process, a broken connection, a change of
-//! its job) sends it through `checks.rs` first.
+//! its job) sends it through a check first (`doubt.rs`).
+
+mod doubt;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
@@ -14,22 +16,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use carillon_core::execution::AttemptEnd;
-use carillon_core::take::Then;
 use carillon_store::recorder::{Held, Verdict};
-use carillon_stream::entry::EntryId;
 use carillon_stream::notices::Notice;
-use carillon_stream::reader::{Look, Received};
-use chrono::{DateTime, Utc};
+use carillon_stream::reader::Received;
 use metrics::{counter, gauge, histogram};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::boottime;
-use crate::checks::{self, Checked};
+use crate::checks;
 use crate::handler::Logs;
 use crate::in_hand::{Item, Key, Origin, Running, State, Stop};
+use crate::message::{Arrival, Message};
 use crate::recorder::ToRecord;
 use crate::runner::Ended;
 use crate::shared::Shared;
@@ -40,42 +40,6 @@ const STOP_GRACE: Duration = Duration::from_secs(1);
 const SHOWN_AFTER: Duration = Duration::from_millis(20);
 /// Messages taken at once.
 const MESSAGES_MAX: usize = 512;
-
-/// What the engine hears.
-#[derive(Debug)]
-pub(crate) enum Message {
-    /// Entries, with slots filled for them.
-    Read(Arrival),
-    /// A handler has ended.
-    Ended(Key, Box<Ended>),
-    /// R10, R11: what became of what was handed to the recorder.
-    Recorded { started: Vec<(Key, Verdict)>, finished: Vec<(Key, Verdict)> },
-    /// R13: what became of a check.
-    Checked(Vec<(Key, Checked)>),
-    /// Payloads that did not travel in their entries.
-    Payloads(Vec<Key>, HashMap<Uuid, String>),
-    /// R23: Redis was looked at while something is held.
-    Looked(Look),
-    /// A hint.
-    Notice(Notice),
-    /// R14: which entries to renew, by line.
-    WhatIsHeld(oneshot::Sender<Vec<(usize, EntryId)>>),
-    /// R21: which handlers have started.
-    WhatHasStarted(oneshot::Sender<Vec<(Held, DateTime<Utc>)>>),
-    /// R21: which of them the new incarnation owns.
-    Reasserted(HashSet<Uuid>, Vec<Held>),
-}
-
-/// Entries on their way in.
-#[derive(Debug)]
-pub(crate) struct Arrival {
-    pub entries: Vec<Received>,
-    /// Behind a read; `None` for what did not come by one.
-    pub look: Option<Look>,
-    pub origin: Origin,
-    /// When the read was answered, on a clock that goes on while the machine sleeps.
-    pub read_at: Duration,
-}
 
 /// See the module.
 pub(crate) struct Engine {
@@ -426,73 +390,10 @@ impl Engine {
         }
     }
 
-    /// Forgets an entry: it stays pending under this consumer, and is looked at again with the others (R8).
-    fn let_go(&mut self, key: Key) {
-        if self.items.remove(&key).is_some() {
-            self.shared.slots.release(1);
-            self.cancelled.remove(&key.execution);
+    fn reasserted(&mut self, kept: &HashSet<Uuid>, asked: &[Held]) {
+        for held in asked.iter().filter(|held| !kept.contains(&held.execution)) {
+            self.ask_to_stop(Key { execution: held.execution, claim: held.claim }, Stop::Lost);
         }
-    }
-
-    /// R13, the I/O of which is in `checks.rs`.
-    fn check_doubtful(&mut self, now: Instant) {
-        let contact = self.shared.incarnation.contact();
-        if !self.shared.incarnation.may_start(self.shared.lease) {
-            return;
-        }
-        let mut asked = Vec::new();
-        for (key, item) in &mut self.items {
-            if let State::Doubtful { since, checking } = &mut item.state
-                && !*checking
-            {
-                // Counted only while one's own contact is unbroken.
-                let waited = now.saturating_duration_since((*since).max(contact.since)) >= self.shared.window;
-                *checking = true;
-                asked.push((*key, waited));
-            }
-        }
-        if !asked.is_empty() {
-            checks::check(&self.shared, asked, self.own.clone());
-        }
-    }
-
-    fn checked(&mut self, checked: Vec<(Key, Checked)>) {
-        for (key, outcome) in checked {
-            let Some(item) = self.items.get_mut(&key) else { continue };
-            let State::Doubtful { checking, .. } = &mut item.state else { continue };
-            *checking = false;
-            match outcome {
-                Checked::Wait => {}
-                Checked::Leave => self.let_go(key),
-                Checked::Over => {
-                    checks::acknowledge(&self.shared, item.line, item.id);
-                    self.let_go(key);
-                }
-                Checked::Taken(take, then) => {
-                    item.take = take;
-                    counter!("carillon_executor_taken_total").increment(1);
-                    match then {
-                        Then::Start => self.hold(key),
-                        Then::Cancel => {
-                            self.finish_unstarted(key, AttemptEnd::Cancelled, "cancelled before it started")
-                        }
-                        Then::Skip => self.finish_unstarted_as_is(key),
-                        Then::Fail => self.finish_unstarted(
-                            key,
-                            AttemptEnd::Failed { retry: false },
-                            "every executor that ran it died: it is not run again",
-                        ),
-                    }
-                }
-            }
-        }
-    }
-
-    /// R23: the reason was written by whoever withdrew it.
-    fn finish_unstarted_as_is(&mut self, key: Key) {
-        let ended = Ended::without_run(AttemptEnd::Skipped, self.shared.incarnation.clock().now());
-        self.shared.slots.release(1);
-        self.hand_to_recorder(key, ended);
     }
 
     fn payloads(&mut self, asked: &[Key], mut payloads: HashMap<Uuid, String>) {
@@ -525,52 +426,11 @@ impl Engine {
         }
     }
 
-    /// R23: while anything is held, Redis is looked at each W/4.
-    fn look_while_holding(&self) {
-        if self.items.values().any(|item| matches!(item.state, State::Held)) {
-            checks::look(&self.shared, self.own.clone());
-        }
-    }
-
-    fn looked(&mut self, look: &Look) {
-        // One that was taken says RUNNING here: whatever Redis forgets, nobody else starts it.
-        self.doubt(|item| item.take == 0 && (!look.certified || item.id.number <= look.doubt));
-        for execution in &look.cancelled {
-            self.noticed(&Notice::Cancel(*execution));
-        }
-    }
-
-    fn reasserted(&mut self, kept: &HashSet<Uuid>, asked: &[Held]) {
-        for held in asked.iter().filter(|held| !kept.contains(&held.execution)) {
-            self.ask_to_stop(Key { execution: held.execution, claim: held.claim }, Stop::Lost);
-        }
-    }
-
-    /// R9: a process that stood still makes doubtful what it had read and not started.
-    fn guard_against_stalls(&mut self) {
-        let awake = boottime::now();
-        let gap = awake.saturating_sub(self.last_awake);
-        self.last_awake = awake;
-        if gap > self.shared.window / 2 {
-            warn!(
-                gap_ms = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX),
-                "this process stood still: what it held is checked"
-            );
-            self.doubt_all_unstarted();
-        }
-    }
-
-    fn doubt_all_unstarted(&mut self) {
-        self.doubt(|_| true);
-    }
-
-    fn doubt(&mut self, which: impl Fn(&Item) -> bool) {
-        let now = Instant::now();
-        for item in self.items.values_mut() {
-            if matches!(item.state, State::Held) && which(item) {
-                item.state = State::Doubtful { since: now, checking: false };
-                counter!("carillon_executor_doubtful_total").increment(1);
-            }
+    /// Forgets an entry: it stays pending under this consumer, and is looked at again with the others (R8).
+    fn let_go(&mut self, key: Key) {
+        if self.items.remove(&key).is_some() {
+            self.shared.slots.release(1);
+            self.cancelled.remove(&key.execution);
         }
     }
 

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use crate::engine::Message;
+use crate::message::Message;
 use crate::shared::Shared;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);

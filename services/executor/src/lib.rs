@@ -2,7 +2,8 @@
 //! side by side; none keeps anything that another could not take over.
 //!
 //! - [`handler`] is what a user of this crate implements; [`handlers`] come with it.
-//! - `reader` reads (R8), `engine` owns what is in hand (R9, R23), `checks` takes what is doubtful (R13), `runner` runs a
+//! - `reader` reads (R8), `engine` owns what is in hand (R9, R23), `engine/doubt` says what of
+//!   it must be looked up first and `checks` does (R13), `runner` runs a
 //!   handler, `recorder` writes and acknowledges (R10 to R12).
 //! - `lease` keeps this executor live (R14, R21), `takeover` takes what others have left (R15).
 //!
@@ -18,6 +19,7 @@ mod in_hand;
 mod incarnation;
 mod journal;
 mod lease;
+mod message;
 mod reader;
 mod recorder;
 mod runner;

@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::boottime;
-use crate::engine::{Arrival, Message};
 use crate::in_hand::Origin;
+use crate::message::{Arrival, Message};
 use crate::shared::Shared;
 
 /// How long a read waits for something to come: no longer, since a stop waits for it.

@@ -20,9 +20,9 @@ use tokio::sync::mpsc;
 use tracing::{debug, error, warn};
 use uuid::Uuid;
 
-use crate::engine::Message;
 use crate::in_hand::Key;
 use crate::incarnation::Incarnation;
+use crate::message::Message;
 use crate::slots::Slots;
 
 /// After a deadlock or serialization failure.

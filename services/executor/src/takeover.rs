@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::boottime;
-use crate::engine::{Arrival, Message};
 use crate::in_hand::Origin;
+use crate::message::{Arrival, Message};
 use crate::shared::Shared;
 
 /// Entries taken over at once.

@@ -21,13 +21,7 @@ impl ScheduleError {
 /// Most mistakes that one answer lists: enough to mend a text in one go, bounded whatever the text.
 pub(crate) const ERRORS_MAX: usize = 16;
 
-/// Someone else's text, safe to quote in an error: short, and without control characters.
+/// The part of a text that an error is about, which stands at a position named beside it.
 pub(crate) fn quoted(text: &str) -> String {
-    const SHOWN: usize = 24;
-    let mut shown: String =
-        text.chars().take(SHOWN).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
-    if text.chars().nth(SHOWN).is_some() {
-        shown.push('…');
-    }
-    shown
+    crate::error::excerpt(text, 24)
 }

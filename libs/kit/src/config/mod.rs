@@ -17,7 +17,8 @@ pub(crate) use catalogue::catalogue;
 pub use check::{Checks, Problem, Problems};
 pub use load::{Loaded, load};
 pub use types::{
-    AdminConfig, LogConfig, LogFormat, PostgresConfig, RedisConfig, SecretUrl, ShellConfig, ShutdownConfig, duration,
+    AdminConfig, LogConfig, LogFormat, PostgresConfig, ProtocolConfig, RedisConfig, SecretUrl, ShellConfig,
+    ShutdownConfig, duration,
 };
 
 use serde::de::DeserializeOwned;

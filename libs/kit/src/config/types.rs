@@ -234,6 +234,25 @@ impl RedisConfig {
     }
 }
 
+/// `[protocol]`: the times that the rules of dispatch and recovery rest on. All services must agree on them.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ProtocolConfig {
+    /// W: from an executor's read to its RUNNING in Postgres, at most.
+    #[serde(deserialize_with = "duration")]
+    pub window: Duration,
+    /// An executor not heard of for so long may lose what it runs.
+    #[serde(deserialize_with = "duration")]
+    pub lease: Duration,
+}
+
+impl ProtocolConfig {
+    /// For [`super::Settings::check`].
+    pub fn check(&self, checks: &mut Checks) {
+        checks.that(self.window >= Duration::from_millis(200), "protocol.window", "must be at least 200ms");
+        checks.that(self.lease >= self.window * 10, "protocol.lease", "must be at least ten times protocol.window");
+    }
+}
+
 fn check_url(checks: &mut Checks, setting: &str, url: &SecretUrl, right_scheme: bool, form: &str) {
     if url.is_empty() {
         checks.refuse(setting, format!("must be set, as {form}"));

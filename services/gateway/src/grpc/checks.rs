@@ -4,7 +4,7 @@
 //! Each check returns a value in any case: the neutral one where the field is wrong. It is never used, since
 //! [`Checks::finish`] refuses the request.
 
-use carillon_core::error::FieldViolation;
+use carillon_core::error::{FieldViolation, quoted};
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use prost_types::{Struct, Timestamp};
 use serde_json::Value;
@@ -92,7 +92,7 @@ impl Checks {
     /// A name made of the characters a-z, 0-9, `_`, `.`, `-`.
     pub(crate) fn plain_word(&mut self, field: &str, text: &str, most: usize) -> String {
         let plain = !text.is_empty() && text.len() <= most && text.bytes().all(is_plain);
-        self.that(plain, field, format!("must be 1 to {most} characters of a-z, 0-9, _ . -, is {}", found(text)));
+        self.that(plain, field, format!("must be 1 to {most} characters of a-z, 0-9, _ . -, is {}", quoted(text)));
         text.to_owned()
     }
 
@@ -107,7 +107,7 @@ impl Checks {
         {
             let rule = format!(
                 "must be group:verb, at most {most} characters, each part of a-z, 0-9, _ . -, is {}",
-                found(text)
+                quoted(text)
             );
             self.refuse(field, rule);
         }
@@ -118,7 +118,7 @@ impl Checks {
     pub(crate) fn id(&mut self, field: &str, text: &str) -> Uuid {
         let read = Some(text).filter(|text| text.len() == 36).and_then(|text| Uuid::try_parse(text).ok());
         read.unwrap_or_else(|| {
-            self.refuse(field, format!("must be a UUID, is {}", found(text)));
+            self.refuse(field, format!("must be a UUID, is {}", quoted(text)));
             Uuid::nil()
         })
     }
@@ -165,11 +165,6 @@ fn lies_in(inner: &str, outer: &str) -> bool {
 
 const fn is_plain(byte: u8) -> bool {
     matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-')
-}
-
-/// What was found, short enough to be quoted.
-fn found(text: &str) -> String {
-    crate::json::quoted(text)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! The engine reports mistakes by its own places (the third spec, the second exclusion that could be read); here they get
 //! back the names by which the client knows them: `schedule`, `schedules[1]`, `exclusions[4].timezone`.
 
-use carillon_core::error::FieldViolation;
+use carillon_core::error::{FieldViolation, quoted};
 use carillon_core::schedule::{DstGap, DstOverlap, Exclusion, ScheduleError, Spec, Timetable, TimetableSpec};
 use carillon_proto::v1;
 use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
@@ -166,7 +166,7 @@ fn day(field: &str, text: &str, checks: &mut Checks) -> Option<NaiveDate> {
     // As it is written back: the library would also take fewer digits, and blanks between them.
     let day = text.parse::<NaiveDate>().ok().filter(|day| day.to_string() == text);
     if day.is_none() {
-        checks.refuse(field, format!("must be a date such as 2026-12-24, is {}", crate::json::quoted(text)));
+        checks.refuse(field, format!("must be a date such as 2026-12-24, is {}", quoted(text)));
     }
     day
 }

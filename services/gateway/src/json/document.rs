@@ -4,10 +4,9 @@
 
 use std::fmt;
 
+use carillon_core::error::quoted;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
-
-use super::text::quoted;
 
 /// Levels of objects and arrays.
 pub(crate) const DEPTH_MAX: usize = 30;

@@ -38,7 +38,6 @@ use crate::observe;
 use codec::DynamicCodec;
 use reply::Shown;
 use routes::{Found, Route, Routes};
-pub(crate) use text::quoted;
 
 /// How long the body of a request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);

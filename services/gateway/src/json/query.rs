@@ -1,11 +1,12 @@
 //! Query parameters into the fields of a request that neither path nor body binds: `limit=10`, `jobType=cron`, `a.b=c`,
 //! `tags=x&tags=y`.
 
+use carillon_core::error::quoted;
 use prost_reflect::{DynamicMessage, Kind, ReflectMessage, Value};
 
 use super::request::{Mistakes, field_named};
-use super::text::{percent_decoded, quoted};
-use super::{scalar, text};
+use super::scalar;
+use super::text::percent_decoded;
 
 /// Parameters of one query.
 const PARAMETERS_MAX: usize = 100;
@@ -60,7 +61,7 @@ fn set(message: &mut DynamicMessage, key: &str, value: &str, takes: &impl Fn(&st
     };
     if !field.is_list() {
         if at.has_field(&field) {
-            return Err(format!("is given twice, the second time as {}", text::quoted(value)));
+            return Err(format!("is given twice, the second time as {}", quoted(value)));
         }
         at.set_field(&field, read);
     } else if let Some(list) = at.get_field_mut(&field).as_list_mut() {

@@ -6,12 +6,11 @@
 
 use std::collections::HashMap;
 
-use carillon_core::error::FieldViolation;
+use carillon_core::error::{FieldViolation, quoted};
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
 use serde_json::{Map, Value as Json};
 
 use super::scalar;
-use super::text::quoted;
 
 /// More mistakes than anybody mends in one go are not listed.
 const VIOLATIONS_MAX: usize = 50;

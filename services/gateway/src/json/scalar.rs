@@ -1,12 +1,12 @@
 //! Scalars, enums and instants from JSON and from text (a query parameter, a path segment, the key of a map). Each error is
 //! the rule that is broken and what was found instead.
 
+use carillon_core::error::quoted;
 use chrono::{DateTime, Utc};
 use prost_reflect::{DynamicMessage, Kind, MessageDescriptor, Value};
 use serde_json::Value as Json;
 
 use super::request::shown;
-use super::text::quoted;
 use super::words;
 
 /// From a JSON value, by the proto3 mapping: integers also as strings, enums as words or numbers.

@@ -1,0 +1,124 @@
+//! What makes an unstarted entry doubtful, and what becomes of it: it starts only after a check in Postgres (R8, R9, R13, R23).
+//!
+//! The engine's part of it; the I/O is in `checks.rs`.
+
+use std::time::Instant;
+
+use carillon_core::execution::AttemptEnd;
+use carillon_core::take::Then;
+use carillon_stream::notices::Notice;
+use carillon_stream::reader::Look;
+use metrics::counter;
+use tracing::warn;
+
+use super::Engine;
+use crate::boottime;
+use crate::checks::{self, Checked};
+use crate::in_hand::{Item, Key, State};
+use crate::runner::Ended;
+
+impl Engine {
+    /// R9: a process that stood still makes doubtful what it had read and not started.
+    pub(super) fn guard_against_stalls(&mut self) {
+        let awake = boottime::now();
+        let gap = awake.saturating_sub(self.last_awake);
+        self.last_awake = awake;
+        if gap > self.shared.window / 2 {
+            warn!(
+                gap_ms = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX),
+                "this process stood still: what it held is checked"
+            );
+            self.doubt_all_unstarted();
+        }
+    }
+
+    pub(super) fn doubt_all_unstarted(&mut self) {
+        self.doubt(|_| true);
+    }
+
+    pub(super) fn doubt(&mut self, which: impl Fn(&Item) -> bool) {
+        let now = Instant::now();
+        for item in self.items.values_mut() {
+            if matches!(item.state, State::Held) && which(item) {
+                item.state = State::Doubtful { since: now, checking: false };
+                counter!("carillon_executor_doubtful_total").increment(1);
+            }
+        }
+    }
+
+    /// R23: while anything is held, Redis is looked at each W/4.
+    pub(super) fn look_while_holding(&self) {
+        if self.items.values().any(|item| matches!(item.state, State::Held)) {
+            checks::look(&self.shared, self.own.clone());
+        }
+    }
+
+    pub(super) fn looked(&mut self, look: &Look) {
+        // One that was taken says RUNNING here: whatever Redis forgets, nobody else starts it.
+        self.doubt(|item| item.take == 0 && (!look.certified || item.id.number <= look.doubt));
+        for execution in &look.cancelled {
+            self.noticed(&Notice::Cancel(*execution));
+        }
+    }
+
+    /// R13, the I/O of which is in `checks.rs`.
+    pub(super) fn check_doubtful(&mut self, now: Instant) {
+        let contact = self.shared.incarnation.contact();
+        if !self.shared.incarnation.may_start(self.shared.lease) {
+            return;
+        }
+        let mut asked = Vec::new();
+        for (key, item) in &mut self.items {
+            if let State::Doubtful { since, checking } = &mut item.state
+                && !*checking
+            {
+                // Counted only while one's own contact is unbroken.
+                let waited = now.saturating_duration_since((*since).max(contact.since)) >= self.shared.window;
+                *checking = true;
+                asked.push((*key, waited));
+            }
+        }
+        if !asked.is_empty() {
+            checks::check(&self.shared, asked, self.own.clone());
+        }
+    }
+
+    pub(super) fn checked(&mut self, checked: Vec<(Key, Checked)>) {
+        for (key, outcome) in checked {
+            let Some(item) = self.items.get_mut(&key) else { continue };
+            let State::Doubtful { checking, .. } = &mut item.state else { continue };
+            *checking = false;
+            match outcome {
+                Checked::Wait => {}
+                Checked::Leave => self.let_go(key),
+                Checked::Over => {
+                    checks::acknowledge(&self.shared, item.line, item.id);
+                    self.let_go(key);
+                }
+                Checked::Taken(take, then) => {
+                    item.take = take;
+                    counter!("carillon_executor_taken_total").increment(1);
+                    match then {
+                        Then::Start => self.hold(key),
+                        Then::Cancel => {
+                            self.finish_unstarted(key, AttemptEnd::Cancelled, "cancelled before it started")
+                        }
+                        Then::Skip => self.finish_unstarted_as_is(key),
+                        Then::Fail => self.finish_unstarted(
+                            key,
+                            AttemptEnd::Failed { retry: false },
+                            "every executor that ran it died: it is not run again",
+                        ),
+                    }
+                }
+            }
+        }
+    }
+
+    /// R23: the reason was written by whoever withdrew it.
+    pub(super) fn finish_unstarted_as_is(&mut self, key: Key) {
+        let ended = Ended::without_run(AttemptEnd::Skipped, self.shared.incarnation.clock().now());
+        self.shared.slots.release(1);
+        self.hand_to_recorder(key, ended);
+    }
+}

@@ -1,0 +1,52 @@
+//! What the engine hears from the tasks around it.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use carillon_store::recorder::{Held, Verdict};
+use carillon_stream::entry::EntryId;
+use carillon_stream::notices::Notice;
+use carillon_stream::reader::{Look, Received};
+use chrono::{DateTime, Utc};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::checks::Checked;
+use crate::in_hand::{Key, Origin};
+use crate::runner::Ended;
+
+/// One thing that it hears.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// Entries, with slots filled for them.
+    Read(Arrival),
+    /// A handler has ended.
+    Ended(Key, Box<Ended>),
+    /// R10, R11: what became of what was handed to the recorder.
+    Recorded { started: Vec<(Key, Verdict)>, finished: Vec<(Key, Verdict)> },
+    /// R13: what became of a check.
+    Checked(Vec<(Key, Checked)>),
+    /// Payloads that did not travel in their entries.
+    Payloads(Vec<Key>, HashMap<Uuid, String>),
+    /// R23: Redis was looked at while something is held.
+    Looked(Look),
+    /// A hint.
+    Notice(Notice),
+    /// R14: which entries to renew, by line.
+    WhatIsHeld(oneshot::Sender<Vec<(usize, EntryId)>>),
+    /// R21: which handlers have started.
+    WhatHasStarted(oneshot::Sender<Vec<(Held, DateTime<Utc>)>>),
+    /// R21: which of them the new incarnation owns.
+    Reasserted(HashSet<Uuid>, Vec<Held>),
+}
+
+/// Entries on their way in.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub entries: Vec<Received>,
+    /// Behind a read; `None` for what did not come by one.
+    pub look: Option<Look>,
+    pub origin: Origin,
+    /// When the read was answered, on a clock that goes on while the machine sleeps.
+    pub read_at: Duration,
+}
