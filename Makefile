@@ -12,10 +12,11 @@ ARGS ?=
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*## "} {printf "  make %-12s %s\n", $$1, $$2}'
 
-run: setup ## Run all of it on this machine: private Postgres and Redis, gateway, dispatchers, executors, sample jobs
+run: ## Run all of it on this machine: private Postgres and Redis, gateway, dispatchers, executors, sample jobs
+	@sh deploy/setup.sh servers-unless-given compiler
 	@$(CARGO) build -p carillon-cli -p carillon-gateway -p carillon-dispatcher -p carillon-executor --bins
 	@# exec: a Ctrl-C reaches carillon alone, which ends the rest in good order.
-	@exec target/debug/carillon dev $(if $(filter-out 3051,$(PORT)),--port $(PORT)) $(ARGS)
+	@exec target/debug/carillon dev --with-parent $(if $(filter-out 3051,$(PORT)),--port $(PORT)) $(ARGS)
 
 dev: run ## The same as make run
 
@@ -41,11 +42,14 @@ bench: setup ## Measure throughput and lateness against the floor of this machin
 	$(CARGO) build --release -p carillon-dispatcher -p carillon-executor -p carillon-integration-tests --bins
 	@exec target/release/carillon-bench $(ARGS)
 
-setup: ## Install PostgreSQL and Redis by the package manager, if they are missing
-	@sh deploy/ensure-servers.sh
+setup: ## Install PostgreSQL, Redis and a C compiler by the package manager, if they are missing
+	@sh deploy/setup.sh servers compiler
 
 clean-data: ## Forget what make run has kept (.carillon)
 	@# Refused while it runs: the lock is held.
 	@if [ -e .carillon/owner.lock ] && command -v flock >/dev/null && ! flock -n .carillon/owner.lock true; then \
 	    echo "carillon dev is running here: stop it first" >&2; exit 1; fi
+	@# Where Postgres lives if root runs it in a place that its user may not get to.
+	@place="$$(cat .carillon/postgres.place 2>/dev/null || true)"; \
+	    case "$$place" in /*/carillon-dev-*) echo "rm -rf $$place"; rm -rf "$$place";; esac
 	rm -rf .carillon

@@ -47,7 +47,7 @@ fn main() -> ExitCode {
 async fn serve(config: Config, process: kit::Process) -> anyhow::Result<()> {
     let ready = process.readiness().flag("probe");
     if config.probe.mode == "wait" {
-        process.wait_for("godot", || std::future::ready(Err::<(), _>("not today"))).await?;
+        process.wait_for("godot", || std::future::ready(Err::<(), _>(anyhow::anyhow!("not today")))).await?;
     }
     let shutdown = process.shutdown();
     let mut tasks = process.tasks();

@@ -1,7 +1,6 @@
 //! Waiting for a neighbour that is not there yet: with patience, and with few, clear lines in the log. In a cluster all
 //! parts start at once; a crash loop until Postgres is up would only delay the start and fill the log.
 
-use std::fmt::Display;
 use std::future::Future;
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 /// [`Stopped`] once `shutdown` is cancelled.
 pub async fn wait_for<T, E, F, Fut>(what: &str, shutdown: &CancellationToken, mut attempt: F) -> Result<T, Stopped>
 where
-    E: Display,
+    E: Into<anyhow::Error>,
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, E>>,
 {
@@ -46,7 +45,7 @@ where
                 }
                 return Ok(value);
             }
-            Ok(Err(error)) => format!("{error:#}"),
+            Ok(Err(error)) => format!("{:#}", error.into()),
             Err(_) => format!("no answer within {ATTEMPT_MAX:?}"),
         };
         if last_line.is_none_or(|at: Instant| at.elapsed() >= BETWEEN_LINES) {
@@ -75,9 +74,9 @@ mod tests {
         let shutdown = CancellationToken::new();
         let outcome = wait_for("the bell", &shutdown, || {
             tries += 1;
-            std::future::ready(if tries < 5 { Err("not cast yet") } else { Ok(tries) })
+            std::future::ready(if tries < 5 { Err(anyhow::anyhow!("not cast yet")) } else { Ok(tries) })
         });
-        assert_eq!(outcome.await, Ok(5));
+        assert_eq!(outcome.await, Ok::<_, Stopped>(5));
     }
 
     #[tokio::test(start_paused = true)]
@@ -85,7 +84,7 @@ mod tests {
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();
         let (outcome, ()) =
-            tokio::join!(wait_for("the bell", &shutdown, std::future::pending::<Result<(), String>>), async move {
+            tokio::join!(wait_for("the bell", &shutdown, std::future::pending::<anyhow::Result<()>>), async move {
                 stop.cancel()
             });
         assert_eq!(outcome, Err(Stopped));

@@ -1,6 +1,5 @@
 //! What a running service is given by its shell.
 
-use std::fmt::Display;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -76,7 +75,7 @@ impl Process {
     /// [`Stopped`] on a stop: hand it on with `?`, the shell takes it for a clean end.
     pub async fn wait_for<T, E, F, Fut>(&self, what: &str, attempt: F) -> Result<T, Stopped>
     where
-        E: Display,
+        E: Into<anyhow::Error>,
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {

@@ -151,11 +151,15 @@ impl Home {
         // A Ctrl-C in the terminal is for us alone: we end the others in good order.
         command.process_group(0);
         let program = command.get_program().to_string_lossy().into_owned();
-        let child = command.spawn().with_context(|| format!("cannot start {name} ({program})"))?;
+        let child = command.spawn().with_context(|| match command.get_current_dir() {
+            // The one error stands for both.
+            Some(directory) => format!("cannot start {name} ({program}) in {}", directory.display()),
+            None => format!("cannot start {name} ({program})"),
+        })?;
         let file = self.inner.pids.join(child.id().to_string());
         let word = last_signal.as_str().trim_start_matches("SIG");
         fs::write(&file, word).with_context(|| format!("cannot write {}", file.display()))?;
-        Ok(Process::new(name.to_owned(), child, file, log.to_owned()))
+        Ok(Process::new(name.to_owned(), child, file, log.to_owned(), self.clone()))
     }
 }
 

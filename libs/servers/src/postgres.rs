@@ -95,13 +95,16 @@ impl PostgresServer {
 
     /// Stops it, waits for its end. Its port stays the same for the next start.
     pub fn stop(&mut self, mode: StopMode) {
+        self.stop_within(mode, STOP_MAX);
+    }
+
+    /// Stops it; kills it if it has not ended within `limit`. Says whether it had.
+    pub fn stop_within(&mut self, mode: StopMode, limit: Duration) -> bool {
         let signal = match mode {
             StopMode::Fast => Signal::SIGINT,
             StopMode::Immediate => Signal::SIGQUIT,
         };
-        if let Some(mut process) = self.process.take() {
-            process.stop(signal, STOP_MAX);
-        }
+        self.process.take().is_none_or(|mut process| process.stop(signal, limit))
     }
 
     /// The running server.

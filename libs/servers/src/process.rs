@@ -9,6 +9,8 @@ use anyhow::{Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::Home;
+
 /// How often a state is looked at that nobody reports.
 const LOOK_EACH: Duration = Duration::from_millis(10);
 /// What is shown of a log when something goes wrong.
@@ -22,13 +24,15 @@ pub struct Process {
     pid: i32,
     pid_file: PathBuf,
     log: PathBuf,
+    /// The watcher ends all of a home's processes when nobody holds the home any more: this one does while it lives.
+    _home: Home,
 }
 
 impl Process {
-    pub(crate) fn new(name: String, child: Child, pid_file: PathBuf, log: PathBuf) -> Self {
+    pub(crate) fn new(name: String, child: Child, pid_file: PathBuf, log: PathBuf, home: Home) -> Self {
         // Process ids fit: the kernel's type is a signed 32-bit one.
         let pid = child.id().cast_signed();
-        Self { name, child: Some(child), pid, pid_file, log }
+        Self { name, child: Some(child), pid, pid_file, log, _home: home }
     }
 
     /// What it is called in messages.

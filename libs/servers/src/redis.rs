@@ -76,9 +76,12 @@ impl RedisServer {
 
     /// Stops it in good order, waits for its end. Its port stays the same for the next start.
     pub fn stop(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.stop(Signal::SIGTERM, STOP_MAX);
-        }
+        self.stop_within(STOP_MAX);
+    }
+
+    /// Stops it; kills it if it has not ended within `limit`. Says whether it had.
+    pub fn stop_within(&mut self, limit: Duration) -> bool {
+        self.process.take().is_none_or(|mut process| process.stop(Signal::SIGTERM, limit))
     }
 
     /// Ends it as a crash does.

@@ -78,7 +78,7 @@ impl Store {
                 _ => clock,
             });
         }
-        best.ok_or_else(|| crate::Error::Unavailable(sqlx::Error::PoolClosed))
+        best.ok_or_else(|| crate::Error::Unavailable(sqlx::Error::PoolClosed.into()))
     }
 }
 

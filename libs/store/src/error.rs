@@ -1,5 +1,7 @@
 //! What can go wrong with Postgres, sorted by who can do something about it.
 
+use std::fmt;
+
 use carillon_core::error::Kind;
 
 /// Why a statement did not do its work.
@@ -7,13 +9,16 @@ use carillon_core::error::Kind;
 pub enum Error {
     /// Postgres cannot be reached, is starting or stopping, has no connection left, or is read-only: try again later.
     #[error("postgres is unavailable")]
-    Unavailable(#[source] sqlx::Error),
+    Unavailable(#[source] Cause),
+    /// Postgres is there and lets nobody in under this user, password or database name.
+    #[error("postgres refuses the login")]
+    Refused(#[source] Cause),
     /// A deadlock or serialization failure: nothing was written, the same may be run again at once.
     #[error("postgres refused a concurrent change")]
-    Conflict(#[source] sqlx::Error),
+    Conflict(#[source] Cause),
     /// A value that Postgres cannot hold (class 22), such as a NUL in a text.
     #[error("postgres cannot hold a value")]
-    Data(#[source] sqlx::Error),
+    Data(#[source] Cause),
     /// No such job or execution.
     #[error("no {what} with the id {id}")]
     NotFound {
@@ -33,7 +38,7 @@ pub enum Error {
     },
     /// A defect of ours, or of the schema.
     #[error("statement failed")]
-    Internal(#[source] sqlx::Error),
+    Internal(#[source] Cause),
     /// A row that this version cannot read.
     #[error("stored {what} cannot be read: {why}")]
     Unreadable {
@@ -44,6 +49,35 @@ pub enum Error {
     },
 }
 
+/// What Postgres or the connection said, each thing once: the driver's own texts say twice what the server said, with a line
+/// number of the server's source.
+#[derive(Debug)]
+pub struct Cause(sqlx::Error);
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_database_error() {
+            Some(said) => match said.code() {
+                Some(code) => write!(f, "{} (SQLSTATE {code})", said.message()),
+                None => f.write_str(said.message()),
+            },
+            None => match std::error::Error::source(&self.0) {
+                // The driver's text ends with that of its source.
+                Some(source) => write!(f, "{source}"),
+                None => write!(f, "{}", self.0),
+            },
+        }
+    }
+}
+
+impl std::error::Error for Cause {}
+
+impl From<sqlx::Error> for Cause {
+    fn from(error: sqlx::Error) -> Self {
+        Self(error)
+    }
+}
+
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -51,7 +85,7 @@ impl Error {
     /// Its kind at an edge.
     pub const fn kind(&self) -> Kind {
         match self {
-            Self::Unavailable(_) => Kind::Unavailable,
+            Self::Unavailable(_) | Self::Refused(_) => Kind::Unavailable,
             Self::Conflict(_) => Kind::Conflict,
             Self::NotFound { .. } => Kind::NotFound,
             Self::FailedPrecondition(_) => Kind::FailedPrecondition,
@@ -60,9 +94,14 @@ impl Error {
         }
     }
 
+    /// Whether trying again helps only once somebody has changed the login or the server.
+    pub const fn is_refused(&self) -> bool {
+        matches!(self, Self::Refused(_))
+    }
+
     /// Whether Postgres, not the request, is the cause: what was sent may or may not have been done.
     pub const fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
+        matches!(self, Self::Unavailable(_) | Self::Refused(_))
     }
 }
 
@@ -75,22 +114,24 @@ impl From<sqlx::Error> for Error {
                 | sqlx::Error::PoolTimedOut
                 | sqlx::Error::PoolClosed
                 | sqlx::Error::WorkerCrashed
-                | sqlx::Error::Protocol(_) => Self::Unavailable(error),
-                _ => Self::Internal(error),
+                | sqlx::Error::Protocol(_) => Self::Unavailable(error.into()),
+                _ => Self::Internal(error.into()),
             };
         };
         let code = database.code().unwrap_or_default().into_owned();
         match code.get(..2).unwrap_or_default() {
             // 08 connection, 53 resources (slots, memory, disk), 57 operator intervention, 58 system error.
-            "08" | "53" | "57" | "58" => Self::Unavailable(error),
+            "08" | "53" | "57" | "58" => Self::Unavailable(error.into()),
+            // 28 user or password, 3D000 no such database.
+            "28" | "3D" => Self::Refused(error.into()),
             // 40001 serialization failure, 40P01 deadlock, 55P03 lock not available.
-            "40" | "55" => Self::Conflict(error),
+            "40" | "55" => Self::Conflict(error.into()),
             // 23514 without a name: the row's partition was being made at that moment.
-            "23" if code == "23514" && database.constraint().is_none() => Self::Conflict(error),
-            "22" => Self::Data(error),
+            "23" if code == "23514" && database.constraint().is_none() => Self::Conflict(error.into()),
+            "22" => Self::Data(error.into()),
             // 25006: a read-only transaction, as on a standby that was not promoted yet; 25P03: idle too long in one.
-            "25" => Self::Unavailable(error),
-            _ => Self::Internal(error),
+            "25" => Self::Unavailable(error.into()),
+            _ => Self::Internal(error.into()),
         }
     }
 }

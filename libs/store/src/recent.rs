@@ -35,15 +35,18 @@ pub struct Recent {
     pub error: Option<String>,
 }
 
-/// The newest executions from the id `from` on, `limit` at most, and those of `also` whatever their age; ascending.
+/// The newest executions from the id `from` on, those of the newest batches from the number `batch` on (a fire of long ago
+/// that was made up for is dated back), `limit` of each at most, and those of `also` whatever their age; ascending.
 /// Ids are time-ordered, so `from` is a keyset over the primary key: a range of one partition, however long the history.
 ///
 /// # Errors
 /// If Postgres is unavailable.
-pub async fn list(store: &Store, from: Uuid, also: &[Uuid], limit: i64) -> Result<Vec<Recent>> {
+pub async fn list(store: &Store, from: Uuid, batch: i64, also: &[Uuid], limit: i64) -> Result<Vec<Recent>> {
     let rows = sqlx::query_as(
         "WITH ids AS (
              (SELECT id FROM job_executions WHERE id >= $1 ORDER BY id DESC LIMIT $3)
+             UNION
+             (SELECT unnest(ids) FROM dispatch_batches WHERE number >= $4 ORDER BY number DESC LIMIT $3)
              UNION
              SELECT unnest($2::uuid[])
          )
@@ -52,5 +55,5 @@ pub async fn list(store: &Store, from: Uuid, also: &[Uuid], limit: i64) -> Resul
          FROM ids JOIN job_executions e ON e.id = ids.id LEFT JOIN jobs j ON j.id = e.job_id
          ORDER BY e.id",
     );
-    Ok(rows.bind(from).bind(also).bind(limit).fetch_all(&store.pool).await?)
+    Ok(rows.bind(from).bind(also).bind(limit).bind(batch).fetch_all(&store.pool).await?)
 }

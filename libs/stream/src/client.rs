@@ -48,30 +48,48 @@ impl Redis {
     /// # Errors
     /// If the URL cannot be read.
     pub fn connect_lazily(options: RedisOptions) -> Result<Self> {
-        let client = builder(&options, options.command_timeout)?.build()?;
+        let client = builder(&options, options.command_timeout)?.set_policy(again()).build()?;
         client.connect();
         Ok(Self { client, keys: Keys::new(&options.namespace, options.shard), options })
     }
 
     /// A second connection whose commands may take `timeout`.
     pub(crate) fn own_connection(&self, timeout: Duration) -> Result<Client> {
-        let client = builder(&self.options, timeout)?.build()?;
+        let client = builder(&self.options, timeout)?.set_policy(again()).build()?;
         client.connect();
         Ok(client)
     }
 
     pub(crate) fn own_subscriber(&self) -> Result<SubscriberClient> {
-        let subscriber = builder(&self.options, self.options.command_timeout)?.build_subscriber_client()?;
+        let subscriber =
+            builder(&self.options, self.options.command_timeout)?.set_policy(again()).build_subscriber_client()?;
         subscriber.connect();
         Ok(subscriber)
     }
 
-    /// Whether Redis answers.
+    /// Whether Redis answers on the connection of the commands.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if it does not.
     pub async fn ping(&self) -> Result<()> {
         let _: String = self.client.ping(None).await?;
+        Ok(())
+    }
+
+    /// Makes one connection of its own, for whoever waits for Redis: unlike the one that is made again in the background, it
+    /// says why there is none.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] or [`Error::Refused`] with the cause.
+    pub async fn reach(&self) -> Result<()> {
+        let mut builder = builder(&self.options, self.options.command_timeout)?;
+        builder.with_config(|config| config.fail_fast = true);
+        let client = builder.build()?;
+        client.init().await?;
+        let answer = client.ping::<String>(None).await;
+        // Whether the server heard of it makes no difference.
+        let _ = client.quit().await;
+        answer?;
         Ok(())
     }
 
@@ -120,7 +138,11 @@ fn builder(options: &RedisOptions, command_timeout: Duration) -> Result<Builder>
         .with_performance_config(|performance| {
             performance.default_command_timeout = command_timeout;
             performance.broadcast_channel_capacity = 1_024;
-        })
-        .set_policy(ReconnectPolicy::new_exponential(0, 50, 1_000, 2));
+        });
     Ok(builder)
+}
+
+/// A broken connection is made again, without end.
+fn again() -> ReconnectPolicy {
+    ReconnectPolicy::new_exponential(0, 50, 1_000, 2)
 }

@@ -8,6 +8,9 @@ pub enum Error {
     /// Redis cannot be reached, is loading, or did not answer in time: the command may or may not have run.
     #[error("redis is unavailable")]
     Unavailable(#[source] fred::error::Error),
+    /// Redis is there and lets nobody in with this user and password.
+    #[error("redis refuses the login")]
+    Refused(#[source] fred::error::Error),
     /// Redis is full (`maxmemory` with `noeviction`): nothing was written.
     #[error("redis is out of memory")]
     OutOfMemory(#[source] fred::error::Error),
@@ -28,6 +31,13 @@ pub enum Error {
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+impl Error {
+    /// Whether trying again helps only once somebody has changed the login or the server.
+    pub const fn is_refused(&self) -> bool {
+        matches!(self, Self::Refused(_))
+    }
+}
+
 impl From<fred::error::Error> for Error {
     fn from(error: fred::error::Error) -> Self {
         let details = error.details().to_owned();
@@ -42,12 +52,12 @@ impl From<fred::error::Error> for Error {
             return Self::OutOfMemory(error);
         }
         match error.kind() {
+            ErrorKind::Auth => Self::Refused(error),
             ErrorKind::IO
             | ErrorKind::Timeout
             | ErrorKind::Canceled
             | ErrorKind::Backpressure
             | ErrorKind::Routing
-            | ErrorKind::Auth
             | ErrorKind::Sentinel
             | ErrorKind::Cluster => Self::Unavailable(error),
             _ if ["LOADING", "MASTERDOWN", "READONLY", "CLUSTERDOWN", "MISCONF", "NOREPLICAS", "BUSY "]

@@ -44,16 +44,19 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A store that answers. Waits for it, saying so.
-pub(crate) async fn connect(url: &str, shutdown: &CancellationToken, limit: Option<Duration>) -> Result<Store> {
-    /// Shorter than the helper's own limit, so that its lines give the reason rather than a timeout.
-    const ATTEMPT_MAX: Duration = Duration::from_secs(2);
+/// A store that is not connected yet.
+pub(crate) fn store(url: &str) -> Result<Store> {
     let shown = SecretUrl::new(url);
+    shown.check_postgres().map_err(|rule| anyhow::anyhow!("CARILLON_POSTGRES_URL (or --postgres-url) {rule}"))?;
     let mut options = StoreOptions::new(url, "carillon");
     options.connections_max = 2;
-    options.acquire_timeout = ATTEMPT_MAX;
-    let store = Store::connect_lazily(&options).with_context(|| format!("cannot read the URL {shown}"))?;
-    let what = format!("Postgres at {shown}");
+    Store::connect_lazily(&options).with_context(|| format!("cannot read the URL {shown}"))
+}
+
+/// A store that answers. Waits for it, saying so.
+async fn connect(url: &str, shutdown: &CancellationToken, limit: Option<Duration>) -> Result<Store> {
+    let store = store(url)?;
+    let what = format!("Postgres at {}", SecretUrl::new(url));
     let there = carillon_kit::wait_for(&what, shutdown, || async { store.reach().await.map_err(anyhow::Error::new) });
     match limit {
         Some(limit) => match tokio::time::timeout(limit, there).await {

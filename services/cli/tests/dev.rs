@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use carillon_testkit::{Database, free_port};
+use carillon_testkit::{Database, Redis, free_port};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -43,7 +43,10 @@ struct Dev {
 
 impl Dev {
     fn start(data: &Path, port: u16) -> Self {
-        let mut command = carillon();
+        Self::start_by(carillon(), data, port)
+    }
+
+    fn start_by(mut command: Command, data: &Path, port: u16) -> Self {
         command.arg("dev").arg("--data").arg(data).args(["--port", &port.to_string()]);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{error}"));
         let output = child.stdout.take().map(BufReader::new).unwrap_or_else(|| panic!("no output"));
@@ -117,6 +120,48 @@ fn it_runs_survives_a_kill_and_stops_cleanly() {
     for port in ports.iter().map(|port| port.parse().unwrap()).chain([port]) {
         TcpListener::bind(("127.0.0.1", port)).unwrap_or_else(|error| panic!("port {port} after the stop: {error}"));
     }
+}
+
+/// The servers are somebody else's: they are used, nothing private is made, and they are left alone at the end.
+#[tokio::test]
+async fn it_uses_the_servers_that_it_is_given() {
+    let place = Place::new("given");
+    let data = place.0.join(".carillon");
+    let (database, redis) = (Database::empty().await.unwrap(), Redis::start().await.unwrap());
+    let mut command = carillon();
+    command.env("CARILLON_POSTGRES_URL", database.url()).env("CARILLON_REDIS_URL", redis.url());
+    let mut dev = Dev::start_by(command, &data, free_port().unwrap());
+    // Longer than a watcher takes that believes the home to be given up.
+    for _ in 0..3 {
+        dev.until("SUCCESS");
+    }
+    assert!(!dev.seen.contains("has ended"), "{}", dev.seen);
+    dev.signal(Signal::SIGINT);
+    dev.until("stopped");
+    assert!(dev.child.wait().unwrap().success());
+    assert!(!data.join("postgres").exists() && !data.join("redis").exists());
+    let again = carillon().arg("migrate").env("CARILLON_POSTGRES_URL", database.url()).output().unwrap();
+    assert!(String::from_utf8_lossy(&again.stdout).contains("nothing to do"), "{again:?}");
+}
+
+#[tokio::test]
+async fn what_it_cannot_use_is_said_before_anything_is_made() {
+    let place = Place::new("wrong");
+    let database = Database::empty().await.unwrap();
+    let (server, _) = database.url().rsplit_once('/').unwrap();
+    for (variable, value, said) in [
+        ("CARILLON_POSTGRES_URL", "mysql://u:geheim@127.0.0.1/d", "postgres.url: must be written as postgres://"),
+        ("CARILLON_POSTGRES_URL", &format!("{server}/nowhere"), "database \"nowhere\" does not exist"),
+        ("CARILLON_DISPATCHER_LEAD", "abc", "dispatcher.lead"),
+    ] {
+        let mut command = carillon();
+        command.arg("dev").arg("--data").arg(place.0.join("d")).args(["--port", &free_port().unwrap().to_string()]);
+        let output = command.env("CARILLON_REDIS_URL", "redis://127.0.0.1:1").env(variable, value).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains(said) && !error.contains("geheim"), "{error}");
+    }
+    assert!(!place.0.join("d/postgres").exists());
 }
 
 #[test]

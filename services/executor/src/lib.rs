@@ -83,7 +83,7 @@ pub async fn run(config: Config, process: Process, register: impl FnOnce(Registr
             Ok(store.measure_clock().await?)
         })
         .await?;
-    process.wait_for("redis", || redis.ping()).await?;
+    process.wait_for("redis", || redis.reach()).await?;
 
     let (queues, slots) = (config.executor.queues.clone(), config.executor.slots);
     let shared = Arc::new(Shared {

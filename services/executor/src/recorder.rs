@@ -118,7 +118,7 @@ impl Recorder {
             let contact = self.incarnation.unbroken().await;
             match self.store.record(contact.worker, started, finished, ended_jobs).await {
                 Ok(verdicts) => return verdicts,
-                Err(error @ Error::Unavailable(_)) => {
+                Err(error) if error.is_unavailable() => {
                     warn!(
                         ended = finished.len(),
                         "postgres is away, results are held: {:#}",

@@ -79,7 +79,7 @@ pub(crate) fn retry_after(status: &Status) -> Option<u64> {
 pub(crate) fn of_store(failure: &Error) -> Status {
     let code = code_of(failure.kind());
     match failure {
-        Error::Unavailable(cause) => {
+        Error::Unavailable(cause) | Error::Refused(cause) => {
             // The health loop logs the outage itself; this one is for a single odd failure.
             tracing::debug!("a request found Postgres unavailable: {cause}");
             unavailable("Postgres cannot be reached at the moment: try again")

@@ -30,6 +30,24 @@ impl SecretUrl {
         self.0.is_empty()
     }
 
+    /// Whether this is written as a Postgres URL.
+    ///
+    /// # Errors
+    /// The rule that is broken, readable after a name.
+    pub fn check_postgres(&self) -> Result<(), String> {
+        self.check(&["postgres", "postgresql"], "postgres://user:password@host:port/database")
+    }
+
+    fn check(&self, schemes: &[&str], form: &str) -> Result<(), String> {
+        if self.is_empty() {
+            Err(format!("must be set, as {form}"))
+        } else if !self.has_scheme(schemes) {
+            Err(format!("must be written as {form}, is {self}"))
+        } else {
+            Ok(())
+        }
+    }
+
     fn has_scheme(&self, schemes: &[&str]) -> bool {
         self.0.split_once("://").is_some_and(|(scheme, rest)| schemes.contains(&scheme) && !rest.is_empty())
     }
@@ -192,8 +210,9 @@ pub struct PostgresConfig {
 impl PostgresConfig {
     /// For [`super::Settings::check`].
     pub fn check(&self, checks: &mut Checks) {
-        let scheme = self.url.has_scheme(&["postgres", "postgresql"]);
-        check_url(checks, "postgres.url", &self.url, scheme, "postgres://user:password@host:port/database");
+        if let Err(rule) = self.url.check_postgres() {
+            checks.refuse("postgres.url", rule);
+        }
         checks.that(self.connections_max > 0, "postgres.connections_max", "must be 1 or more, is 0");
         checks.that(!self.acquire_timeout.is_zero(), "postgres.acquire_timeout", "must be longer than 0");
     }
@@ -221,8 +240,9 @@ impl RedisConfig {
             "valkey",
             "valkeys",
         ];
-        let scheme = self.url.has_scheme(&SCHEMES);
-        check_url(checks, "redis.url", &self.url, scheme, "redis://user:password@host:port/database");
+        if let Err(rule) = self.url.check(&SCHEMES, "redis://user:password@host:port/database") {
+            checks.refuse("redis.url", rule);
+        }
         // Braces would move the hash tag that keeps a shard's keys on one node; the rest is for readable keys.
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let short = (1..=64).contains(&self.namespace.len());
@@ -250,14 +270,6 @@ impl ProtocolConfig {
     pub fn check(&self, checks: &mut Checks) {
         checks.that(self.window >= Duration::from_millis(200), "protocol.window", "must be at least 200ms");
         checks.that(self.lease >= self.window * 10, "protocol.lease", "must be at least ten times protocol.window");
-    }
-}
-
-fn check_url(checks: &mut Checks, setting: &str, url: &SecretUrl, right_scheme: bool, form: &str) {
-    if url.is_empty() {
-        checks.refuse(setting, format!("must be set, as {form}"));
-    } else if !right_scheme {
-        checks.refuse(setting, format!("must be written as {form}, is {url}"));
     }
 }
 

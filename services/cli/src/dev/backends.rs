@@ -5,15 +5,20 @@ use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use carillon_kit::config::SecretUrl;
 use carillon_servers::{Home, Owner, PostgresServer, RedisServer, StopMode, find_postgres, find_redis, free_port};
 
-use super::screen::Screen;
+use super::screen::{Screen, short};
 
 /// The one place that installs; also run by the Makefile.
-const ENSURE_SERVERS: &str = include_str!("../../../../deploy/ensure-servers.sh");
+const SETUP: &str = include_str!("../../../../deploy/setup.sh");
+pub(super) const POSTGRES_URL: &str = "CARILLON_POSTGRES_URL";
+pub(super) const REDIS_URL: &str = "CARILLON_REDIS_URL";
+/// Below `STOP_MAX` of the services: their part of a stop has shown whether the servers answer.
+const STOP_MAX: Duration = Duration::from_secs(3);
 const DATABASE: &str = "carillon";
 
 /// What the services run on.
@@ -35,7 +40,8 @@ impl Backends {
         let missing =
             (postgres_url.is_none() && find_postgres().is_err()) || (redis_url.is_none() && find_redis().is_err());
         if missing {
-            tokio::task::spawn_blocking(install).await??;
+            let given = [(POSTGRES_URL, postgres_url.is_some()), (REDIS_URL, redis_url.is_some())];
+            tokio::task::spawn_blocking(move || install(given)).await??;
         }
         let (postgres, redis) = tokio::join!(
             start_unless(postgres_url.is_some(), home.clone(), move |home| start_postgres(home, screen)),
@@ -55,8 +61,8 @@ impl Backends {
     /// URL without its password, and a note, for Postgres and Redis.
     pub(super) fn places(&self) -> [(String, String); 2] {
         let given = || "as given".to_owned();
-        let postgres = self.postgres.as_ref().map_or_else(given, |server| format!("log {}", server.log().display()));
-        let redis = self.redis.as_ref().map_or_else(given, |server| format!("log {}", server.log().display()));
+        let postgres = self.postgres.as_ref().map_or_else(given, |server| format!("log {}", short(server.log())));
+        let redis = self.redis.as_ref().map_or_else(given, |server| format!("log {}", short(server.log())));
         [
             (SecretUrl::new(&self.postgres_url).to_string(), postgres),
             (SecretUrl::new(&self.redis_url).to_string(), redis),
@@ -82,14 +88,19 @@ impl Backends {
         }
     }
 
-    /// In good order: data is flushed.
-    pub(super) fn stop(&mut self) {
-        if let Some(redis) = &mut self.redis {
-            redis.stop();
-        }
-        if let Some(postgres) = &mut self.postgres {
-            postgres.stop(StopMode::Fast);
-        }
+    /// In good order: data is flushed. One that hangs is killed, and recovers at the next start.
+    pub(super) fn stop(&mut self, screen: Screen) {
+        std::thread::scope(|scope| {
+            let (redis, postgres) = (&mut self.redis, &mut self.postgres);
+            scope.spawn(|| {
+                if redis.as_mut().is_some_and(|redis| !redis.stop_within(STOP_MAX)) {
+                    screen.step("Redis did not stop and was killed");
+                }
+            });
+            if postgres.as_mut().is_some_and(|postgres| !postgres.stop_within(StopMode::Fast, STOP_MAX)) {
+                screen.step("Postgres did not stop and was killed");
+            }
+        });
     }
 }
 
@@ -131,7 +142,9 @@ fn home_for_postgres(home: &Home, screen: Screen) -> Result<Home> {
     if owner.can_reach(home.path()) {
         return Ok(home.clone());
     }
-    let place = PathBuf::from(format!("/var/tmp/carillon-{:016x}", fingerprint(home.path())));
+    // Not /var/tmp where there is another place: systems clean that by age, file by file.
+    let parent = ["/var/lib", "/var/tmp"].into_iter().find(|parent| Path::new(parent).is_dir()).unwrap_or("/tmp");
+    let place = PathBuf::from(format!("{parent}/carillon-dev-{:016x}", fingerprint(home.path())));
     if let Ok(metadata) = fs::symlink_metadata(&place)
         && (!metadata.is_dir() || metadata.uid() != nix::unistd::geteuid().as_raw())
     {
@@ -142,6 +155,9 @@ fn home_for_postgres(home: &Home, screen: Screen) -> Result<Home> {
         home.path().display(),
         place.display()
     ));
+    // `make clean-data` reads it.
+    let note = home.path().join("postgres.place");
+    fs::write(&note, place.to_string_lossy().as_bytes()).with_context(|| format!("cannot write {}", note.display()))?;
     Home::at(&place)
 }
 
@@ -167,11 +183,16 @@ fn port(home: &Home, name: &str) -> Result<u16> {
 }
 
 /// Its own words go to the terminal. Given as an argument: on standard input, apt-get would read the rest of it.
-fn install() -> Result<()> {
+fn install(given: [(&str, bool); 2]) -> Result<()> {
     let mut shell = Command::new("sh");
-    let status = shell.args(["-c", ENSURE_SERVERS]).stdin(Stdio::null()).status().context("cannot start sh")?;
+    // As flags they may have been given, which it does not see.
+    for (variable, given) in given {
+        shell.env(variable, if given { "given" } else { "" });
+    }
+    let arguments = ["-c", SETUP, "setup", "servers-unless-given"];
+    let status = shell.args(arguments).stdin(Stdio::null()).status().context("cannot start sh")?;
     if !status.success() {
-        bail!("PostgreSQL and Redis could not be installed; or set CARILLON_POSTGRES_URL and CARILLON_REDIS_URL");
+        bail!("what is missing was not installed");
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use carillon_servers::{Home, InUse};
 use carillon_store::Store;
+use carillon_stream::{Redis, RedisOptions};
 use tokio_util::sync::CancellationToken;
 
 use crate::migrate;
@@ -60,6 +61,9 @@ pub(crate) struct Arguments {
     /// Leave an empty database empty.
     #[arg(long)]
     no_samples: bool,
+    /// Stop when the process that started this one is gone, as `make run` wants it.
+    #[arg(long)]
+    with_parent: bool,
 }
 
 const LISTEN: &str = "127.0.0.1:3051";
@@ -84,7 +88,10 @@ pub(crate) async fn run(mut arguments: Arguments) -> Result<()> {
     listen_to_signals(stop.clone(), screen)?;
     let started = tokio::select! {
         // A stop while starting: what was started is dropped, and so ended.
-        () = stop.cancelled() => return Ok(()),
+        () = stop.cancelled() => {
+            screen.step("stopped");
+            return Ok(());
+        }
         started = start(&arguments, screen, &stop) => started,
     };
     match started {
@@ -99,27 +106,41 @@ struct Running {
     services: Services,
     live: Live,
     backends: Backends,
+    parent: Option<u32>,
+    /// Last: whoever holds it owns all of the above.
+    _home: Home,
 }
 
 async fn start(arguments: &Arguments, screen: Screen, stop: &CancellationToken) -> Result<Running> {
-    services::check_binaries()?;
     let listen = arguments.listen();
+    services::check_settings(arguments.postgres_url.as_deref(), arguments.redis_url.as_deref(), listen)?;
     let home = open_home(&arguments.data)?;
     check_free(listen)?;
     let backends = Backends::start(&home, &arguments.postgres_url, &arguments.redis_url, screen).await?;
-    let store = migrate::connect(&backends.postgres_url, stop, None).await?;
+    let store = migrate::store(&backends.postgres_url)?;
+    let redis = Redis::connect_lazily(RedisOptions::new(&backends.redis_url))?;
+    let [(postgres_url, _), (redis_url, _)] = backends.places();
+    screen
+        .wait_for(&format!("Postgres at {postgres_url}"), || store.reach(), carillon_store::Error::is_refused)
+        .await?;
+    screen.wait_for(&format!("Redis at {redis_url}"), || redis.reach(), carillon_stream::Error::is_refused).await?;
     migrate_schema(&store, screen).await?;
     let live = Live::from_now(store).await?;
     let counts = (arguments.dispatchers, arguments.executors);
     let mut services = Services::start(&home, &backends, listen, counts)?;
-    screen.step(&format!("started 1 gateway, {} dispatchers, {} executors; waiting for them", counts.0, counts.1));
+    screen.step(&format!(
+        "started 1 gateway, {}, {}; waiting for them",
+        counted(counts.0, "dispatcher"),
+        counted(counts.1, "executor")
+    ));
     services.ready(stop).await?;
     if !arguments.no_samples {
         samples::create_if_empty(listen, screen).await?;
     }
     screen.step("up");
     show_places(&services, &backends, listen, screen);
-    Ok(Running { services, live, backends })
+    let parent = arguments.with_parent.then(std::os::unix::process::parent_id);
+    Ok(Running { services, live, backends, parent, _home: home })
 }
 
 impl Running {
@@ -133,6 +154,10 @@ impl Running {
                 () = stop.cancelled() => break,
                 _ = ticks.tick() => {}
             }
+            if self.parent.is_some_and(|parent| parent != std::os::unix::process::parent_id()) {
+                screen.step("whoever started this is gone: stopping");
+                break;
+            }
             self.services.report_ended(screen);
             self.backends.report_ended(screen);
             tokio::select! {
@@ -141,7 +166,7 @@ impl Running {
             }
         }
         self.services.stop(screen);
-        self.backends.stop();
+        self.backends.stop(screen);
         screen.step("stopped; the data is kept for the next start");
         Ok(())
     }
@@ -206,6 +231,10 @@ async fn migrate_schema(store: &Store, screen: Screen) -> Result<()> {
         count => screen.step(&format!("{count} migrations applied, the schema is at version {:04}", migrated.newest)),
     }
     Ok(())
+}
+
+fn counted(count: u16, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn show_places(services: &Services, backends: &Backends, listen: SocketAddr, screen: Screen) {

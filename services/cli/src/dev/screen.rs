@@ -2,8 +2,10 @@
 //! (`anstream` strips it elsewhere, and heeds NO_COLOR). A closed pipe is no failure: the jobs go on.
 
 use std::io::Write as _;
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use carillon_store::recent::Recent;
 use chrono::{DateTime, Local, Utc};
 
@@ -35,6 +37,35 @@ impl Screen {
     /// Where something is.
     pub(super) fn place(self, name: &str, place: &str, note: &str) {
         self.line(&format!("  {BOLD}{name:<13}{RESET} {place:<44} {DIM}{note}{RESET}"));
+    }
+
+    /// Tries until it works, or is refused for good. Says what it waits for, and why as often as that changes.
+    pub(super) async fn wait_for<E, F>(
+        self,
+        what: &str,
+        mut attempt: impl FnMut() -> F,
+        refused: fn(&E) -> bool,
+    ) -> Result<()>
+    where
+        E: std::error::Error + Send + Sync + 'static,
+        F: Future<Output = Result<(), E>>,
+    {
+        const PAUSE: Duration = Duration::from_millis(500);
+        const ATTEMPT_MAX: Duration = Duration::from_secs(10);
+        let mut said = String::new();
+        loop {
+            let why = match tokio::time::timeout(ATTEMPT_MAX, attempt()).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) if refused(&error) => return Err(anyhow::Error::new(error).context(what.to_owned())),
+                Ok(Err(error)) => format!("{:#}", anyhow::Error::new(error)),
+                Err(_) => format!("no answer within {ATTEMPT_MAX:?}"),
+            };
+            if why != said {
+                self.step(&format!("waiting for {what} (Ctrl-C gives up): {why}"));
+                said = why;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     pub(super) fn line(self, text: &str) {
@@ -84,16 +115,31 @@ fn ended_by_duration(row: &Recent) -> Option<DateTime<Utc>> {
 
 fn late(due: DateTime<Utc>, started: DateTime<Utc>) -> String {
     let micros = (started - due).num_microseconds().unwrap_or(i64::MAX);
-    format!("{}.{} ms", micros / 1_000, (micros % 1_000).abs() / 100)
+    let (ms, seconds) = (micros / 1_000, micros / 1_000_000);
+    match seconds.abs() {
+        0..10 => format!("{ms}.{} ms", (micros % 1_000).abs() / 100),
+        10..1_000 => format!("{seconds}.{} s", (ms % 1_000).abs() / 100),
+        1_000..100_000 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3_600),
+    }
 }
 
-/// Why it is as it is, and what comes next.
+/// Why it is as it is, and what comes next. Of a failure its error: why it was late or early stands in the record.
 fn note(row: &Recent) -> String {
-    let why = row.reason.as_deref().or(row.error.as_deref()).unwrap_or_default().replace(['\n', '\r'], " ");
+    let failed = matches!(row.status.as_str(), "RETRYING" | "FAILED" | "TIMEOUT");
+    let (first, second) = if failed { (&row.error, &row.reason) } else { (&row.reason, &row.error) };
+    let why = first.as_deref().or(second.as_deref()).unwrap_or_default().replace(['\n', '\r'], " ");
     match row.next_retry_at.filter(|_| row.status == "RETRYING") {
-        Some(next) => format!("{why}; next attempt at {}", next.with_timezone(&Local).format("%H:%M:%S%.3f")),
+        Some(next) => format!("next attempt at {}; {why}", next.with_timezone(&Local).format("%H:%M:%S%.3f")),
         None => why,
     }
+}
+
+/// A path as short as it can be said from here.
+pub(super) fn short(path: &Path) -> String {
+    let here = std::env::current_dir().ok();
+    let short = here.as_deref().and_then(|here| path.strip_prefix(here).ok());
+    short.unwrap_or(path).display().to_string()
 }
 
 fn cut(text: &str, width: usize) -> String {

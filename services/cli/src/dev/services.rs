@@ -12,8 +12,8 @@ use carillon_servers::{Home, Process, free_port};
 use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 
-use super::backends::Backends;
-use super::screen::Screen;
+use super::backends::{Backends, POSTGRES_URL, REDIS_URL};
+use super::screen::{Screen, short};
 
 /// From start to ready on a busy machine.
 const READY_MAX: Duration = Duration::from_secs(60);
@@ -57,12 +57,8 @@ impl Service {
         }
     }
 
-    /// As short as it can be said from here.
     pub(super) fn log(&self) -> String {
-        let log = self.process.log();
-        let here = std::env::current_dir().ok();
-        let short = here.as_deref().and_then(|here| log.strip_prefix(here).ok());
-        short.unwrap_or(log).display().to_string()
+        short(self.process.log())
     }
 }
 
@@ -78,8 +74,8 @@ impl Services {
                 let name = format!("{role}-{number}");
                 let mut command = Command::new(binary(role)?);
                 command
-                    .env("CARILLON_POSTGRES_URL", &backends.postgres_url)
-                    .env("CARILLON_REDIS_URL", &backends.redis_url)
+                    .env(POSTGRES_URL, &backends.postgres_url)
+                    .env(REDIS_URL, &backends.redis_url)
                     .env("CARILLON_ADMIN_LISTEN", admin.to_string())
                     .env("CARILLON_GATEWAY_LISTEN", listen.to_string())
                     .env("CARILLON_SHUTDOWN_GRACE", GRACE);
@@ -153,10 +149,20 @@ impl Services {
     }
 }
 
-/// All three stand beside this program, as cargo and packages lay them.
-pub(super) fn check_binaries() -> Result<()> {
+/// Asks each service whether it can read its settings, before anything is made or migrated.
+pub(super) fn check_settings(postgres_url: Option<&str>, redis_url: Option<&str>, listen: SocketAddr) -> Result<()> {
+    let private = |scheme: &str| format!("{scheme}://127.0.0.1:1/private");
     for role in ["gateway", "dispatcher", "executor"] {
-        binary(role)?;
+        let mut command = Command::new(binary(role)?);
+        command
+            .arg("--check-config")
+            .env(POSTGRES_URL, postgres_url.map_or_else(|| private("postgres"), str::to_owned))
+            .env(REDIS_URL, redis_url.map_or_else(|| private("redis"), str::to_owned))
+            .env("CARILLON_GATEWAY_LISTEN", listen.to_string());
+        let output = command.output().with_context(|| format!("cannot start carillon-{role}"))?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
     }
     Ok(())
 }

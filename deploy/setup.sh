@@ -1,0 +1,108 @@
+#!/bin/sh
+# Makes sure that what Carillon needs is on this machine, by its own package manager (apt-get on Debian and its kin,
+# Homebrew on macOS): PostgreSQL 15+ and Redis 7+ (or Valkey), and for a build a C compiler, which Rust links with. Says what
+# it does before it does it, and does nothing if all is there. Without the right to install, it names the exact command and
+# exits 69. It starts nothing: `carillon dev` and the tests run private servers of their own. The one place that installs.
+#
+# Arguments: `servers`, or `servers-unless-given` (not those that CARILLON_POSTGRES_URL and CARILLON_REDIS_URL name);
+# `compiler` besides.
+set -eu
+
+have_postgres() {
+    for directory in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin \
+        /opt/homebrew/opt/postgresql@*/bin /usr/local/opt/postgresql@*/bin $(echo "$PATH" | tr ':' ' '); do
+        [ -x "$directory/postgres" ] && [ -x "$directory/initdb" ] || continue
+        major=$("$directory/postgres" --version | sed 's/.*) \([0-9]*\).*/\1/')
+        [ "$major" -ge 15 ] 2>/dev/null && return 0
+    done
+    return 1
+}
+
+have_redis() {
+    for name in redis-server valkey-server; do
+        for directory in /opt/homebrew/bin /usr/local/bin $(echo "$PATH" | tr ':' ' '); do
+            [ -x "$directory/$name" ] || continue
+            major=$("$directory/$name" --version | sed 's/.*v=\([0-9]*\).*/\1/')
+            [ "$major" -ge 7 ] 2>/dev/null && return 0
+        done
+    done
+    return 1
+}
+
+postgres_given=""
+redis_given=""
+compiler=""
+for argument in "$@"; do
+    case "$argument" in
+    servers) ;;
+    servers-unless-given)
+        postgres_given="${CARILLON_POSTGRES_URL:-}"
+        redis_given="${CARILLON_REDIS_URL:-}"
+        ;;
+    compiler) compiler=yes ;;
+    *)
+        echo "setup.sh: unknown argument $argument" >&2
+        exit 64
+        ;;
+    esac
+done
+
+missing_apt=""
+missing_brew=""
+instead=""
+if [ -n "$compiler" ] && ! command -v cc >/dev/null; then
+    if [ "$(uname)" = Darwin ]; then
+        echo "Missing: a C compiler, which Rust links with. Run: xcode-select --install" >&2
+        exit 69
+    fi
+    missing_apt="$missing_apt gcc libc6-dev"
+fi
+if [ -z "$postgres_given" ] && ! have_postgres; then
+    missing_apt="$missing_apt postgresql"
+    missing_brew="$missing_brew postgresql@17"
+    instead="$instead CARILLON_POSTGRES_URL"
+fi
+if [ -z "$redis_given" ] && ! have_redis; then
+    missing_apt="$missing_apt redis-server"
+    missing_brew="$missing_brew redis"
+    instead="$instead CARILLON_REDIS_URL"
+fi
+[ -z "$missing_apt" ] && exit 0
+case " $* " in
+*" servers-unless-given "*) ;;
+*) instead="" ;;
+esac
+
+if [ "$(uname)" = Darwin ]; then
+    if ! command -v brew >/dev/null; then
+        echo "Missing:$missing_brew. Install Homebrew (https://brew.sh), then: brew install$missing_brew" >&2
+        exit 69
+    fi
+    echo "Installing by Homebrew: brew install$missing_brew"
+    # shellcheck disable=SC2086 # a list of packages
+    exec brew install $missing_brew
+fi
+
+if ! command -v apt-get >/dev/null; then
+    echo "Missing:$missing_apt. This is no Debian: install PostgreSQL 15+ and Redis 7+ by your package manager." >&2
+    exit 69
+fi
+if [ "$(id -u)" = 0 ]; then
+    as_root=""
+elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+    as_root="sudo -n"
+else
+    echo "Missing:$missing_apt. You may not install packages here; as root run:" >&2
+    echo "    apt-get update && apt-get install -y$missing_apt" >&2
+    [ -z "$instead" ] || echo "or name a server of your own by:$instead" >&2
+    exit 69
+fi
+echo "Installing by apt-get:$missing_apt (servers that the system starts of them are not used)"
+export DEBIAN_FRONTEND=noninteractive
+$as_root apt-get -q update
+# shellcheck disable=SC2086 # a list of packages
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $missing_apt
+if [ -z "$postgres_given" ] && ! have_postgres || [ -z "$redis_given" ] && ! have_redis; then
+    echo "This system's packages are too old: PostgreSQL 15+ and Redis 7+ are needed (Debian 12, Ubuntu 24.04 or newer)." >&2
+    exit 69
+fi
