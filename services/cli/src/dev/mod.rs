@@ -225,7 +225,9 @@ fn check_free(listen: SocketAddr) -> Result<()> {
 }
 
 async fn migrate_schema(store: &Store, screen: Screen) -> Result<()> {
-    let migrated = store.migrate().await.context("cannot migrate the database")?;
+    let migrated = store.migrate().await.context(
+        "cannot migrate the database; if its data is of another development version, `make clean-data` forgets it",
+    )?;
     match migrated.applied.len() {
         0 => screen.step(&format!("the schema is at version {:04}", migrated.newest)),
         count => screen.step(&format!("{count} migrations applied, the schema is at version {:04}", migrated.newest)),
