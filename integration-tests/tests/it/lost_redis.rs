@@ -139,3 +139,23 @@ async fn connections_cut_at_any_moment_lose_and_double_nothing() {
     proxy.reset_connections();
     end(world, triggering).await;
 }
+
+/// Not lost but never forgotten: its executor died between the record and the forgetting.
+#[tokio::test]
+async fn the_cancel_of_what_is_over_is_forgotten_by_the_house_keeping() {
+    let mut world = World::start("cancels", Plan::default()).await;
+    let set = format!("{{{}:0}}:cancelled", world.namespace);
+    let over = uuid::Uuid::now_v7().to_string();
+    world.redis.command(&["SADD", &set, &over]).expect("redis answers");
+    // Whoever starts keeps the house first.
+    world.add(Role::Dispatcher, &[]).await;
+    soon("an empty set", || {
+        let left = world.redis.command(&["SCARD", &set]).map(|reply| reply.number().unwrap_or(-1));
+        std::future::ready(match left {
+            Ok(0) => Ok(()),
+            seen => Err(format!("{seen:?}")),
+        })
+    })
+    .await;
+    world.judge(LOAD_MAX).await;
+}

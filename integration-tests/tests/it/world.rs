@@ -122,7 +122,7 @@ pub(crate) struct World {
     pub(crate) triggered: HashSet<Uuid>,
     /// Nodes that do not answer.
     silent: HashSet<String>,
-    namespace: String,
+    pub(crate) namespace: String,
     _turn: SemaphorePermit<'static>,
 }
 

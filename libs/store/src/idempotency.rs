@@ -2,6 +2,8 @@
 //! that a thing without its key, or a key without its thing, cannot exist; whoever loses the race for a key finds the
 //! winner's thing here.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -51,5 +53,26 @@ pub async fn begin(store: &Store, key: Option<&Key>) -> Result<Beginning> {
             Err(Error::KeyReused { key: key.key.clone() })
         }
         (_, known) => Ok(Beginning { now, known: known.map(|(_, id)| id) }),
+    }
+}
+
+/// Forgets keys that were used `older_than` ago: their requests are no repetitions any more. Answers how many.
+///
+/// # Errors
+/// If Postgres is unavailable.
+pub async fn forget(store: &Store, older_than: Duration) -> Result<u64> {
+    /// In one statement, so that none holds locks or a snapshot for long.
+    const AT_ONCE: i64 = 10_000;
+    let statement = "DELETE FROM idempotency_keys k USING (
+             SELECT scope, key FROM idempotency_keys WHERE created_at < now() - $1::interval
+             ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+         ) old WHERE k.scope = old.scope AND k.key = old.key";
+    let mut forgotten = 0;
+    loop {
+        let some = sqlx::query(statement).bind(older_than).bind(AT_ONCE).execute(&store.pool).await?.rows_affected();
+        forgotten += some;
+        if some < AT_ONCE.unsigned_abs() {
+            return Ok(forgotten);
+        }
     }
 }

@@ -224,6 +224,15 @@ impl Redis {
         Ok(())
     }
 
+    /// Some of the cancels that are remembered, `max` at most, at random.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn some_cancelled(&self, max: u16) -> Result<Vec<Uuid>> {
+        let ids: Vec<String> = self.client.srandmember(self.keys.cancelled(), Some(usize::from(max))).await?;
+        Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
+    }
+
     /// R18: tells the others that an executor has ended.
     ///
     /// # Errors

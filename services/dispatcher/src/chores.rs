@@ -1,9 +1,10 @@
-//! Keeping the house: partitions ahead, old incarnations of executors, old idempotency keys. Each is idempotent, takes no
-//! input and may run in every dispatcher at once, leader or not.
+//! Keeping the house: partitions ahead, old incarnations of executors, old idempotency keys, cancels of what is
+//! over. Each is idempotent and may run in every dispatcher at once, leader or not.
 
 use std::time::Duration;
 
-use carillon_store::{Store, partitions};
+use carillon_store::{Store, idempotency, partitions};
+use carillon_stream::Redis;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -11,8 +12,13 @@ const EVERY: Duration = Duration::from_secs(15 * 60);
 /// Longer than any lease: by then nobody asks after an incarnation any more.
 const WORKERS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Promised to clients by the comments of `request_id` in the proto.
+const KEYS_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Cancels looked at in one round: a set larger than `look` likes to see is rare, and the next round looks at others.
+const CANCELLED_MAX: u16 = 1_000;
+
 /// Runs the chores now and then until the process stops.
-pub(crate) async fn run(store: Store, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn run(store: Store, redis: Redis, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(EVERY);
     loop {
         tokio::select! {
@@ -28,5 +34,21 @@ pub(crate) async fn run(store: Store, shutdown: CancellationToken) -> anyhow::Re
         if let Err(error) = store.workers_forget(WORKERS_KEPT).await {
             warn!("cannot forget old executors, trying again later: {:#}", anyhow::Error::from(error));
         }
+        if let Err(error) = idempotency::forget(&store, KEYS_KEPT).await {
+            warn!("cannot forget old idempotency keys, trying again later: {:#}", anyhow::Error::from(error));
+        }
+        if let Err(error) = forget_cancels(&store, &redis).await {
+            warn!("cannot forget the cancels of what is over, trying again later: {error:#}");
+        }
     }
+}
+
+/// Whoever records a cancelled execution forgets its cancel; an executor that dies in between leaves it behind.
+async fn forget_cancels(store: &Store, redis: &Redis) -> anyhow::Result<()> {
+    let mut over = redis.some_cancelled(CANCELLED_MAX).await?;
+    // Whether its holder lives is not asked for.
+    let seen = store.see(&over, Duration::ZERO).await?;
+    over.retain(|execution| seen.get(execution).is_none_or(|seen| seen.status.is_final()));
+    redis.forget_cancelled(&over).await?;
+    Ok(())
 }

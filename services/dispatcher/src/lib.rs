@@ -50,9 +50,9 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 
     let mut tasks = process.tasks();
     let shutdown = process.shutdown();
-    let election = election::Election::new(config, options, store.clone(), redis, shutdown.clone());
+    let election = election::Election::new(config, options, store.clone(), redis.clone(), shutdown.clone());
     tasks.spawn("election", election.run());
-    tasks.spawn("chores", chores::run(store, shutdown));
+    tasks.spawn("chores", chores::run(store, redis, shutdown));
     tasks.run().await
 }
 

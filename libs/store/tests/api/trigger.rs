@@ -1,8 +1,10 @@
 //! Firing by hand.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use carillon_core::execution::Status;
-use carillon_store::idempotency::Key;
+use carillon_store::idempotency::{self, Key};
 use carillon_store::triggers::{self, NewTrigger};
 use carillon_store::{Error, executions, jobs};
 use serde_json::json;
@@ -80,6 +82,25 @@ async fn a_key_leads_to_one_execution() -> Result<()> {
     assert_eq!(bench.count("job_triggers").await?, 1);
     let reused = triggers::create(&bench.store, &trigger, Some(&key("b"))).await;
     assert!(matches!(reused, Err(Error::KeyReused { .. })));
+    Ok(())
+}
+
+#[tokio::test]
+async fn old_keys_are_forgotten_and_young_ones_kept() -> Result<()> {
+    let bench = Bench::new().await?;
+    let trigger = new(bench.job().await?.id);
+    let mut first = Vec::new();
+    for name in ["old", "young"] {
+        let key = Key { scope: "s".into(), key: name.into(), fingerprint: vec![1] };
+        first.push((triggers::create(&bench.store, &trigger, Some(&key)).await?.id, key));
+    }
+    sqlx::query("UPDATE idempotency_keys SET created_at = now() - interval '8 days' WHERE key = 'old'")
+        .execute(&bench.pool)
+        .await?;
+    assert_eq!(idempotency::forget(&bench.store, Duration::from_secs(7 * 24 * 60 * 60)).await?, 1);
+    for ((id, key), same) in first.into_iter().zip([false, true]) {
+        assert_eq!(triggers::create(&bench.store, &trigger, Some(&key)).await?.id == id, same, "{}", key.key);
+    }
     Ok(())
 }
 

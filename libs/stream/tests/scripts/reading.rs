@@ -1,5 +1,8 @@
 //! R8 and R22: reading, the look behind it, one's own pending entries, and streams and groups that are missing.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use anyhow::Result;
 use carillon_core::read_plan::Plan;
 use carillon_stream::Error;
@@ -7,7 +10,6 @@ use carillon_stream::entry::UnreadableEntry;
 use carillon_stream::keys::GROUP;
 use carillon_stream::leader::{Announced, Outgoing, Published};
 use carillon_stream::reader::Reader;
-use std::time::Duration;
 use uuid::Uuid;
 
 use crate::bench::{Bench, FIRST, PATIENCE, TERM, entry, execution, id, ids, lines, raw};
@@ -76,6 +78,9 @@ async fn r8_of_a_large_cancelled_set_only_what_was_read_is_asked_for() -> Result
     assert!(bench.redis.look().await?.cancelled.is_empty(), "for what is held it is left out");
     assert_eq!(reader.look(&read.entries).await?.cancelled.len(), 1);
 
+    let remembered: BTreeSet<Uuid> = bench.redis.some_cancelled(100).await?.into_iter().collect();
+    assert_eq!(remembered, many.iter().copied().chain([execution(FIRST + 1, 2)]).collect());
+    assert_eq!(bench.redis.some_cancelled(9).await?.len(), 9);
     bench.redis.forget_cancelled(&many).await?;
     assert_eq!(bench.redis.look().await?.cancelled.into_iter().collect::<Vec<_>>(), [execution(FIRST + 1, 2)]);
     bench.redis.forget_cancelled(&[execution(FIRST + 1, 2)]).await?;
