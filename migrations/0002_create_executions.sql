@@ -88,6 +88,7 @@ CREATE TABLE workers (
     id         uuid PRIMARY KEY,
     consumer   text NOT NULL,
     queues     text[] NOT NULL,
+    handlers   text[] NOT NULL DEFAULT '{}',
     slots      int NOT NULL,
     started_at timestamptz NOT NULL DEFAULT now(),
     seen_at    timestamptz NOT NULL DEFAULT now(),

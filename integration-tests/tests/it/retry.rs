@@ -151,3 +151,26 @@ async fn a_handler_that_blocks_its_thread_stalls_nobody_else() {
     let row = api.execution(blocking).await;
     assert!(row["duration_ms"].as_u64().is_some_and(|ms| ms >= 4_000), "{row}");
 }
+
+/// A timeout counts from the handler's first instruction: what waited behind a blocked thread was not run meanwhile.
+#[tokio::test]
+async fn what_waits_behind_a_blocked_thread_is_moved_and_not_timed_out() {
+    const OTHERS: usize = 5;
+    let mut world = World::start("behind_blocked", one_of_each().set("CARILLON_EXECUTOR_HANDLER_THREADS", "1")).await;
+    let api = world.api();
+    let blocking = fire(&mut world, &api, "test:block", json!({"ms": 6_000}), json!({})).await;
+    soon("the blocking handler to start", || async {
+        ensure!(!lines(&world, blocking, Event::Start).is_empty(), "not yet");
+        anyhow::Ok(())
+    })
+    .await;
+    let settings = json!({"timeout_ms": 100, "max_retries": 0});
+    for _ in 0..OTHERS {
+        fire(&mut world, &api, "test:sleep", json!({"ms": 1}), settings.clone()).await;
+    }
+    let history = world.judge(LOAD_MAX).await;
+    assert_eq!(history.count(Status::Success), OTHERS + 1);
+    let unblocked = lines(&world, blocking, Event::End)[0].at;
+    let late = history.journal.iter().filter(|line| line.execution != blocking && line.at > unblocked).count();
+    assert_eq!(late, 0, "they waited until the thread was free");
+}

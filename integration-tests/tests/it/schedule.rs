@@ -254,6 +254,45 @@ async fn a_handler_that_nobody_offers_fails_with_that_reason() {
     world.judge(SOON).await;
 }
 
+/// As while new executors are rolled out: the old ones do not fail what only the new ones offer.
+#[tokio::test]
+async fn what_another_executor_offers_is_handed_on_to_it() {
+    let mut world = World::start("handed_on", one_of_each()).await;
+    let api = world.api();
+    let consumer = "newer-executor";
+    sqlx::query(
+        "INSERT INTO workers (id, consumer, queues, handlers, slots, seen_at)
+         VALUES (gen_random_uuid(), $1, '{default}', '{reports:weekly}', 1, now() + interval '1 hour')",
+    )
+    .bind(consumer)
+    .execute(&world.pool)
+    .await
+    .expect("postgres answers");
+    let body = json!({"name": "weekly", "schedule": "0 0 1 1 *", "handler_name": "reports:weekly"});
+    let job = id_of(&api.create("cron", &body).await);
+    let execution = api.trigger(job, &json!({})).await;
+    world.triggered.insert(execution);
+    let stream = world.stream("default", "MEDIUM");
+    soon("the entry to be the other's", || {
+        let pending = world.redis.command(&["XPENDING", &stream, "executors", "-", "+", "10", consumer]);
+        std::future::ready(match pending {
+            Ok(pending) if pending.list().len() == 1 => Ok(()),
+            seen => Err(format!("{seen:?}")),
+        })
+    })
+    .await;
+    assert_eq!(api.execution(execution).await["status"], "QUEUED");
+    // It stops without having run it: the entry comes back, and now nobody offers it.
+    sqlx::query("UPDATE workers SET ended = true WHERE consumer = $1")
+        .bind(consumer)
+        .execute(&world.pool)
+        .await
+        .expect("postgres answers");
+    let row = api.execution_in(execution, &["FAILED", "RETRYING", "SUCCESS"]).await;
+    assert_eq!(row["status"], "FAILED", "{row}");
+    world.judge(SOON).await;
+}
+
 #[tokio::test]
 async fn max_executions_completes_a_job() {
     let mut world = World::start("max_executions", one_of_each()).await;

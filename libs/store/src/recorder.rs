@@ -115,8 +115,10 @@ WITH input AS (
         duration_ms = CASE WHEN i.started_at IS NOT NULL THEN (EXTRACT(EPOCH FROM i.ended_at - i.started_at) * 1000)::bigint END,
         worker_id = $1,
         result = i.result::jsonb, error = i.error, error_stack = i.error_stack,
-        -- Whoever asked for a cancel said why.
-        reason = CASE WHEN e.cancel_requested THEN COALESCE(e.reason, i.reason) ELSE COALESCE(i.reason, e.reason) END
+        -- Whoever asked for a cancel said why; of what succeeded all the same it says nothing.
+        reason = CASE WHEN NOT e.cancel_requested THEN COALESCE(i.reason, e.reason)
+                      WHEN i.status = 'SUCCESS' THEN i.reason
+                      ELSE COALESCE(e.reason, i.reason) END
     FROM input i
     WHERE e.id = i.id AND e.id BETWEEN $15 AND $16 AND e.claim = i.claim AND e.take = i.take
       AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND e.worker_id = $1)

@@ -23,11 +23,13 @@ pub struct Worker {
     pub consumer: String,
     /// The queues it serves.
     pub queues: Vec<String>,
+    /// The names of the handlers it offers.
+    pub handlers: Vec<String>,
     /// Executions that it holds at once.
     pub slots: i32,
 }
 
-const WORKER_INSERT: &str = "INSERT INTO workers (id, consumer, queues, slots) VALUES ($1, $2, $3, $4)";
+const WORKER_INSERT: &str = "INSERT INTO workers (id, consumer, queues, handlers, slots) VALUES ($1, $2, $3, $4, $5)";
 
 /// R21: what the incarnation `$2` had started becomes the new one's; each guarded. Also what an incarnation of the same
 /// process did whose beginning was committed and never answered: consumer = pod and boot, so it is this very process.
@@ -48,6 +50,7 @@ impl Store {
             .bind(worker.id)
             .bind(&worker.consumer)
             .bind(&worker.queues)
+            .bind(&worker.handlers)
             .bind(worker.slots)
             .execute(&self.pool)
             .await?;
@@ -88,6 +91,7 @@ impl Store {
             .bind(new.id)
             .bind(&new.consumer)
             .bind(&new.queues)
+            .bind(&new.handlers)
             .bind(new.slots)
             .execute(&mut *transaction)
             .await?;
@@ -138,6 +142,17 @@ impl Store {
         let statement = "SELECT DISTINCT consumer FROM workers \
                          WHERE consumer = ANY ($1) AND NOT ended AND seen_at > now() - $2::interval";
         Ok(sqlx::query_scalar(statement).bind(consumers).bind(lease).fetch_all(&self.pool).await?)
+    }
+
+    /// One of the executors seen within `lease` that serve `queue` and offer `handler`, by its name in the consumer groups.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn consumer_offering(&self, handler: &str, queue: &str, lease: Duration) -> Result<Option<String>> {
+        let statement = "SELECT consumer FROM workers WHERE NOT ended AND seen_at > now() - $3::interval \
+                         AND $1 = ANY (handlers) AND $2 = ANY (queues) ORDER BY random() LIMIT 1";
+        let query = sqlx::query_scalar(statement).bind(handler).bind(queue).bind(lease);
+        Ok(query.fetch_optional(&self.pool).await?)
     }
 
     /// Forgets incarnations that ended, or were not seen, `older_than` ago. Answers how many.

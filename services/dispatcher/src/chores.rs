@@ -9,20 +9,27 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 const EVERY: Duration = Duration::from_secs(15 * 60);
+/// More often, since each read of an executor looks at them.
+const CANCELS_EVERY: Duration = Duration::from_secs(60);
 /// Longer than any lease: by then nobody asks after an incarnation any more.
 const WORKERS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
-
 /// Promised to clients by the comments of `request_id` in the proto.
 const KEYS_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// Cancels looked at in one round: a set larger than `look` likes to see is rare, and the next round looks at others.
+/// Cancels looked at together.
 const CANCELLED_MAX: u16 = 1_000;
 
 /// Runs the chores now and then until the process stops.
 pub(crate) async fn run(store: Store, redis: Redis, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let mut tick = tokio::time::interval(EVERY);
+    let (mut tick, mut cancels) = (tokio::time::interval(EVERY), tokio::time::interval(CANCELS_EVERY));
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
+            _ = cancels.tick() => {
+                if let Err(error) = forget_cancels(&store, &redis).await {
+                    warn!("cannot forget the cancels of what is over, trying again later: {error:#}");
+                }
+                continue;
+            }
             _ = tick.tick() => {}
         }
         if let Err(error) = partitions::make_ahead(&store).await {
@@ -37,18 +44,21 @@ pub(crate) async fn run(store: Store, redis: Redis, shutdown: CancellationToken)
         if let Err(error) = idempotency::forget(&store, KEYS_KEPT).await {
             warn!("cannot forget old idempotency keys, trying again later: {:#}", anyhow::Error::from(error));
         }
-        if let Err(error) = forget_cancels(&store, &redis).await {
-            warn!("cannot forget the cancels of what is over, trying again later: {error:#}");
-        }
     }
 }
 
-/// Whoever records a cancelled execution forgets its cancel; an executor that dies in between leaves it behind.
+/// Whoever records a cancelled execution forgets its cancel. One that dies in between leaves it behind, and so does one that
+/// had recorded the execution before it heard of the cancel.
 async fn forget_cancels(store: &Store, redis: &Redis) -> anyhow::Result<()> {
-    let mut over = redis.some_cancelled(CANCELLED_MAX).await?;
-    // Whether its holder lives is not asked for.
-    let seen = store.see(&over, Duration::ZERO).await?;
-    over.retain(|execution| seen.get(execution).is_none_or(|seen| seen.status.is_final()));
-    redis.forget_cancelled(&over).await?;
-    Ok(())
+    loop {
+        let mut over = redis.some_cancelled(CANCELLED_MAX).await?;
+        // Whether its holder lives is not asked for.
+        let seen = store.see(&over, Duration::ZERO).await?;
+        over.retain(|execution| seen.get(execution).is_none_or(|seen| seen.status.is_final()));
+        redis.forget_cancelled(&over).await?;
+        // As long as most of what it looks at is over there is more of it.
+        if over.len() < usize::from(CANCELLED_MAX) / 2 {
+            return Ok(());
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! R13: the I/O of check-and-take. `carillon_core::take` decides; one SELECT and one UPDATE a group.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use carillon_core::take::{Decider, Seen, Then, Verdict, decide};
 use carillon_store::Error;
@@ -24,6 +25,55 @@ pub(crate) enum Checked {
     Over,
     /// Taken, with the take's number.
     Taken(i32, Then),
+}
+
+/// Who offers a handler that this executor does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// Another, which has the entry now.
+    HandedOn,
+    /// No live executor of that queue.
+    Nobody,
+}
+
+/// Hands an entry whose handler this executor does not offer to one that does, as an old executor must while new ones are
+/// rolled out. In a task of its own; the engine hears [`Message::NotOffered`]. There it is among the receiver's own pending
+/// entries, and so doubtful (R8): nothing needs to be known here of whether it was ordinary.
+pub(crate) fn hand_on(
+    shared: &Arc<Shared>,
+    key: Key,
+    handler: String,
+    place: (usize, EntryId),
+    engine: mpsc::UnboundedSender<Message>,
+) {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        loop {
+            let contact = shared.incarnation.unbroken().await;
+            match hand_on_now(&shared, &handler, place).await {
+                Ok(offer) => {
+                    let _ = engine.send(Message::NotOffered(key, offer));
+                    return;
+                }
+                Err(error) => {
+                    if error.downcast_ref::<Error>().is_some_and(Error::is_unavailable) {
+                        shared.incarnation.broke(contact.worker);
+                    }
+                    warn!(handler, "cannot hand on what another executor offers, trying again: {error:#}");
+                    tokio::time::sleep(shared.window / 8).await;
+                }
+            }
+        }
+    });
+}
+
+async fn hand_on_now(shared: &Shared, handler: &str, (index, id): (usize, EntryId)) -> anyhow::Result<Offer> {
+    let line = &shared.lines[index];
+    let Some(other) = shared.store.consumer_offering(handler, &line.queue, shared.lease).await? else {
+        return Ok(Offer::Nobody);
+    };
+    shared.redis.claim(line, index, &other, Duration::ZERO, &[id]).await?;
+    Ok(Offer::HandedOn)
 }
 
 /// Checks a group in a task of its own; the engine hears [`Message::Checked`].

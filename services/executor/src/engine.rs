@@ -9,6 +9,7 @@
 //! its job) sends it through a check first (`doubt.rs`).
 
 mod doubt;
+mod start;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
@@ -17,18 +18,18 @@ use std::time::{Duration, Instant};
 
 use carillon_core::execution::AttemptEnd;
 use carillon_store::recorder::{Held, Verdict};
+use carillon_stream::Entry;
 use carillon_stream::notices::Notice;
 use carillon_stream::reader::Received;
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, gauge};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::boottime;
-use crate::checks;
-use crate::handler::Logs;
-use crate::in_hand::{Item, Key, Origin, Running, State, Stop};
+use crate::checks::{self, Offer};
+use crate::in_hand::{Item, Key, Origin, State, Stop};
 use crate::message::{Arrival, Message};
 use crate::recorder::ToRecord;
 use crate::runner::Ended;
@@ -55,6 +56,8 @@ pub(crate) struct Engine {
     /// R17: cancels heard of, for entries in hand.
     cancelled: HashSet<Uuid>,
     last_awake: Duration,
+    /// R9: the end of the last gap.
+    stalled_until: Duration,
     next_check: Instant,
     drain_until: Option<Instant>,
 }
@@ -79,6 +82,7 @@ impl Engine {
             to_show: VecDeque::new(),
             cancelled: HashSet::new(),
             last_awake: boottime::now(),
+            stalled_until: Duration::ZERO,
             next_check: Instant::now(),
             drain_until: None,
         }
@@ -112,6 +116,7 @@ impl Engine {
                 self.next_check = now + self.shared.window / 4;
                 self.check_doubtful(now);
                 self.look_while_holding();
+                self.move_from_blocked_threads(now);
                 gauge!("carillon_executor_slots_used").set(u32::try_from(self.shared.slots.used()).unwrap_or(u32::MAX));
                 gauge!("carillon_executor_unrecorded")
                     .set(u32::try_from(self.shared.slots.unrecorded()).unwrap_or(u32::MAX));
@@ -144,10 +149,12 @@ impl Engine {
     fn hear(&mut self, message: Message) {
         match message {
             Message::Read(arrival) => self.arrive(arrival),
+            Message::NotBegun(key) => self.not_begun(key),
             Message::Ended(key, ended) => self.ended(key, *ended),
             Message::Recorded { started, finished } => self.recorded(&started, &finished),
             Message::Checked(checked) => self.checked(checked),
             Message::Payloads(asked, payloads) => self.payloads(&asked, payloads),
+            Message::NotOffered(key, offer) => self.not_offered(key, offer),
             Message::Looked(look) => self.looked(&look),
             Message::Notice(notice) => self.noticed(&notice),
             Message::WhatIsHeld(answer) => {
@@ -157,7 +164,7 @@ impl Engine {
             }
             Message::WhatHasStarted(answer) => {
                 let started = self.items.values().filter_map(|item| match &item.state {
-                    State::Running(running) => Some((item.held(), running.started_at)),
+                    State::Running(running) => running.beginning.begun().map(|begun| (item.held(), begun.at)),
                     State::Ended { started_at } => started_at.map(|at| (item.held(), at)),
                     State::Doubtful { .. } | State::Held => None,
                 });
@@ -171,6 +178,8 @@ impl Engine {
     fn arrive(&mut self, arrival: Arrival) {
         let now = Instant::now();
         let stale = boottime::now().saturating_sub(arrival.read_at) > self.shared.window / 2;
+        // R9: Redis may have answered before the gap's end.
+        let through_a_stall = arrival.sent_at < self.stalled_until;
         let mut without_payload = Vec::new();
         for received in arrival.entries {
             let Received { line, id, entry } = received;
@@ -181,7 +190,7 @@ impl Engine {
                 continue;
             }
             let in_doubt = arrival.look.as_ref().is_none_or(|look| !look.certified || id.number <= look.doubt);
-            let doubtful = in_doubt || entry.again || arrival.origin == Origin::Pending || stale;
+            let doubtful = in_doubt || entry.again || arrival.origin == Origin::Pending || stale || through_a_stall;
             // R13: for one that a read brought and the certificate throws doubt on, the wait counts from the certificate.
             let since = match &arrival.look {
                 Some(look) if look.certified && id.number <= look.doubt && arrival.origin == Origin::New => {
@@ -192,102 +201,24 @@ impl Engine {
             if arrival.look.as_ref().is_some_and(|look| look.cancelled.contains(&entry.execution)) {
                 self.cancelled.insert(entry.execution);
             }
-            if entry.payload.is_none() {
+            let is_offered = self.shared.registry.get(&entry.handler).is_some();
+            if entry.payload.is_none() && is_offered {
                 without_payload.push(key);
             }
-            let state = if doubtful { State::Doubtful { since, checking: false } } else { State::Held };
+            if !is_offered {
+                checks::hand_on(&self.shared, key, entry.handler.clone(), (line, id), self.own.clone());
+            }
+            // What this one cannot run it does not take: the check waits for word of who can.
+            let state = if doubtful { State::Doubtful { since, checking: !is_offered } } else { State::Held };
             self.items.insert(key, Item { line, id, entry, take: 0, state });
             if doubtful {
                 counter!("carillon_executor_doubtful_total").increment(1);
-            } else {
+            } else if is_offered {
                 self.hold(key);
             }
         }
         if !without_payload.is_empty() {
             checks::fetch_payloads(&self.shared, without_payload, self.own.clone());
-        }
-    }
-
-    /// R23: an ordinary or taken entry waits for its instant.
-    fn hold(&mut self, key: Key) {
-        let Some(item) = self.items.get_mut(&key) else { return };
-        item.state = State::Held;
-        let at = self.shared.incarnation.clock().get().surely_reached(item.entry.not_before);
-        self.starts.push(Reverse((at, key)));
-    }
-
-    fn start_due(&mut self, now: Instant) {
-        if !self.shared.incarnation.may_start(self.shared.lease) {
-            // R9: nothing starts; what is due is looked at again when the contact is back.
-            return;
-        }
-        while let Some(Reverse((at, key))) = self.starts.peek().copied()
-            && at <= now
-        {
-            self.starts.pop();
-            let Some(item) = self.items.get(&key) else { continue };
-            if !matches!(item.state, State::Held) || item.entry.payload.is_none() {
-                continue;
-            }
-            let surely = self.shared.incarnation.clock().get().surely_reached(item.entry.not_before);
-            if surely > now {
-                // The clock was measured anew since.
-                self.starts.push(Reverse((surely, key)));
-            } else if self.cancelled.contains(&key.execution) {
-                self.finish_unstarted(key, AttemptEnd::Cancelled, "cancelled before it started");
-            } else {
-                self.start(key);
-            }
-        }
-    }
-
-    fn start(&mut self, key: Key) {
-        let clock = self.shared.incarnation.clock().clone();
-        let Some(item) = self.items.get_mut(&key) else { return };
-        let Some(handler) = self.shared.registry.get(&item.entry.handler) else {
-            let offered = self.shared.registry.names().join(", ");
-            let why = format!("no executor here offers the handler \"{}\" (offered: {offered})", item.entry.handler);
-            self.finish_unstarted(key, AttemptEnd::Failed { retry: false }, &why);
-            return;
-        };
-        let started_at = clock.now();
-        let cancelled = CancellationToken::new();
-        let context = self.shared.context(&item.entry, cancelled.clone(), Arc::new(Logs::default()));
-        let Some(threads) = self.shared.threads.handle() else { return };
-        let engine = self.own.clone();
-        let task = threads.spawn(async move {
-            let ended = crate::runner::run(handler, context).await;
-            // The engine outlives every handler that is waited for.
-            let _ = engine.send(Message::Ended(key, Box::new(ended)));
-        });
-        let abort = task.abort_handle();
-        if item.entry.attempt == 1 {
-            let late = started_at - item.entry.scheduled_at;
-            histogram!("carillon_execution_lateness_seconds").record(late.to_std().unwrap_or_default().as_secs_f64());
-        }
-        let timeout = Duration::from_millis(u64::from(item.entry.timeout_ms));
-        // Read after the spawn: a time-out never strikes early.
-        let started = Instant::now();
-        item.state = State::Running(Running { started_at, started, cancelled, abort, stopping: None });
-        self.deadlines.push(Reverse((started + timeout, key)));
-        self.to_show.push_back((started + SHOWN_AFTER, key));
-    }
-
-    /// R10: what outlived a flush is shown RUNNING.
-    fn show_running(&mut self, now: Instant) {
-        while let Some((at, key)) = self.to_show.front().copied()
-            && at <= now
-        {
-            self.to_show.pop_front();
-            let Some(item) = self.items.get(&key) else { continue };
-            // One that was taken says RUNNING already.
-            if let State::Running(running) = &item.state
-                && item.take == 0
-                && running.started + SHOWN_AFTER <= now
-            {
-                let what = carillon_store::recorder::Started { held: item.held(), started_at: running.started_at };
-                let _ = self.recorder.send(ToRecord::Started(key, what));
-            }
         }
     }
 
@@ -300,7 +231,12 @@ impl Engine {
             let Some(item) = self.items.get(&key) else { continue };
             let State::Running(running) = &item.state else { continue };
             if running.stopping.is_none() {
-                self.ask_to_stop(key, Stop::TimedOut);
+                let timeout = timeout_of(&item.entry);
+                match running.beginning.begun() {
+                    Some(begun) if begun.instant + timeout <= now => self.ask_to_stop(key, Stop::TimedOut),
+                    Some(begun) => self.deadlines.push(Reverse((begun.instant + timeout, key))),
+                    None => self.deadlines.push(Reverse((now + timeout, key))),
+                }
             } else {
                 running.abort.abort();
                 self.ended_by_force(key);
@@ -314,6 +250,14 @@ impl Engine {
         if running.stopping.is_some() {
             return;
         }
+        if running.beginning.take_back() {
+            running.abort.abort();
+            match why {
+                Stop::Lost => self.let_go(key),
+                _ => self.finish_unstarted(key, AttemptEnd::Cancelled, "cancelled before it started"),
+            }
+            return;
+        }
         running.stopping = Some(why);
         running.cancelled.cancel();
         self.deadlines.push(Reverse((Instant::now() + STOP_GRACE, key)));
@@ -323,7 +267,7 @@ impl Engine {
         let Some(item) = self.items.get(&key) else { return };
         let State::Running(running) = &item.state else { return };
         let mut ended = Ended::without_run(AttemptEnd::Cancelled, self.shared.incarnation.clock().now());
-        ended.started_at = Some(running.started_at);
+        ended.started_at = running.beginning.begun().map(|begun| begun.at);
         warn!(execution.id = %key.execution, "the handler did not stop when it was asked to: it is dropped");
         self.ended(key, ended);
     }
@@ -396,6 +340,17 @@ impl Engine {
         }
     }
 
+    fn not_offered(&mut self, key: Key, offer: Offer) {
+        let Some(item) = self.items.get_mut(&key) else { return };
+        match (offer, &mut item.state) {
+            // One that was taken meanwhile, held and then doubted, stays: its row says that it is ours.
+            (Offer::HandedOn, State::Doubtful { .. } | State::Held) if item.take == 0 => self.let_go(key),
+            (Offer::Nobody, State::Doubtful { checking, .. }) => *checking = false,
+            (Offer::Nobody, State::Held) => self.hold(key),
+            _ => {}
+        }
+    }
+
     fn payloads(&mut self, asked: &[Key], mut payloads: HashMap<Uuid, String>) {
         for key in asked {
             let Some(item) = self.items.get_mut(key) else { continue };
@@ -438,7 +393,7 @@ impl Engine {
     fn begin_drain(&mut self) {
         let grace = self.shared.grace.saturating_sub(Duration::from_secs(2)).max(self.shared.grace / 2);
         self.drain_until = Some(Instant::now() + grace);
-        let unstarted: Vec<Key> = self.items.values().filter(|item| item.is_unstarted()).map(Item::key).collect();
+        let unstarted: Vec<Key> = self.items.values().filter(|item| item.hold_back()).map(Item::key).collect();
         info!(
             handed_back = unstarted.len(),
             running = self.items.len() - unstarted.len(),
@@ -468,4 +423,8 @@ impl Engine {
         }
         false
     }
+}
+
+fn timeout_of(entry: &Entry) -> Duration {
+    Duration::from_millis(u64::from(entry.timeout_ms))
 }

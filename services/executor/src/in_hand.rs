@@ -1,5 +1,6 @@
 //! What this executor has in hand: every entry that it has read and not yet let go of.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use carillon_store::recorder::Held;
@@ -8,6 +9,8 @@ use chrono::{DateTime, Utc};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use crate::beginning::Beginning;
 
 /// An attempt of an execution: what two entries that mean the same share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,9 +54,9 @@ pub(crate) enum State {
         /// A check is under way.
         checking: bool,
     },
-    /// Waits for its instant (R23), or for its payload.
+    /// Waits for its instant (R23), for its payload, or for word of who offers its handler.
     Held,
-    /// Its handler runs.
+    /// Its handler runs, or is about to.
     Running(Running),
     /// Its end waits to be written.
     Ended {
@@ -62,15 +65,20 @@ pub(crate) enum State {
     },
 }
 
-/// A handler that runs.
+/// A handler that was spawned.
 #[derive(Debug)]
 pub(crate) struct Running {
-    pub started_at: DateTime<Utc>,
-    pub started: Instant,
+    /// Decided by its first instruction, or by its being taken back.
+    pub beginning: Arc<Beginning>,
+    pub spawned: Instant,
+    /// On which set of threads.
+    pub set: usize,
     pub cancelled: CancellationToken,
     pub abort: AbortHandle,
     /// Why it was asked to stop.
     pub stopping: Option<Stop>,
+    /// R10: RUNNING is on its way to Postgres.
+    pub shown: bool,
 }
 
 /// Why a handler is asked to stop.
@@ -93,8 +101,12 @@ impl Item {
         Held { execution: self.entry.execution, claim: self.entry.claim, take: self.take }
     }
 
-    /// R8: what makes an entry that was read doubtful, beside the look.
-    pub(crate) const fn is_unstarted(&self) -> bool {
-        matches!(self.state, State::Doubtful { .. } | State::Held)
+    /// Whether its handler has not begun; if it was about to, it never will.
+    pub(crate) fn hold_back(&self) -> bool {
+        match &self.state {
+            State::Doubtful { .. } | State::Held => true,
+            State::Running(running) => running.beginning.take_back(),
+            State::Ended { .. } => false,
+        }
     }
 }

@@ -143,6 +143,12 @@ impl Lease {
     }
 
     pub(crate) fn worker(&self, id: Uuid) -> Worker {
-        Worker { id, consumer: self.shared.consumer.clone(), queues: self.queues.clone(), slots: self.slots }
+        Worker {
+            id,
+            consumer: self.shared.consumer.clone(),
+            queues: self.queues.clone(),
+            handlers: self.shared.registry.names().into_iter().map(Into::into).collect(),
+            slots: self.slots,
+        }
     }
 }

@@ -9,6 +9,7 @@
 //!
 //! What it must not know: when a job fires next, and any SQL or Redis command.
 
+mod beginning;
 mod boottime;
 mod checks;
 pub mod config;

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::checks::Checked;
+use crate::checks::{Checked, Offer};
 use crate::in_hand::{Key, Origin};
 use crate::runner::Ended;
 
@@ -20,6 +20,8 @@ use crate::runner::Ended;
 pub(crate) enum Message {
     /// Entries, with slots filled for them.
     Read(Arrival),
+    /// A handler came to its first instruction so late that it was taken back.
+    NotBegun(Key),
     /// A handler has ended.
     Ended(Key, Box<Ended>),
     /// R10, R11: what became of what was handed to the recorder.
@@ -28,6 +30,8 @@ pub(crate) enum Message {
     Checked(Vec<(Key, Checked)>),
     /// Payloads that did not travel in their entries.
     Payloads(Vec<Key>, HashMap<Uuid, String>),
+    /// What became of an entry whose handler this executor does not offer.
+    NotOffered(Key, Offer),
     /// R23: Redis was looked at while something is held.
     Looked(Look),
     /// A hint.
@@ -47,6 +51,9 @@ pub(crate) struct Arrival {
     /// Behind a read; `None` for what did not come by one.
     pub look: Option<Look>,
     pub origin: Origin,
-    /// When the read was answered, on a clock that goes on while the machine sleeps.
+    /// When the read was sent, on a clock that goes on while the machine sleeps. When Redis answered it is not known: the answer
+    /// may have lain here, unread, while this process stood still.
+    pub sent_at: Duration,
+    /// When the answer was taken in, on the same clock.
     pub read_at: Duration,
 }

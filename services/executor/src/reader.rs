@@ -87,6 +87,7 @@ impl ReadingLoop {
 
     async fn read(&mut self, free: usize) -> Result<(), Error> {
         let plan = self.plan.next(free);
+        let sent_at = boottime::now();
         let read = self.reader.read(&plan).await?;
         for (line, got) in read.counts.iter().enumerate() {
             let asked = match &plan {
@@ -95,7 +96,7 @@ impl ReadingLoop {
             };
             self.plan.learn(line, asked, *got);
         }
-        self.hand_in(read, Origin::New);
+        self.hand_in(read, Origin::New, sent_at);
         Ok(())
     }
 
@@ -108,10 +109,11 @@ impl ReadingLoop {
                     // The rest at the next turn: what is in hand fills the slots.
                     break;
                 }
+                let sent_at = boottime::now();
                 let read = self.reader.own_pending(line, after, free).await?;
                 let got = read.counts[line];
                 after = read.last;
-                self.hand_in(read, Origin::Pending);
+                self.hand_in(read, Origin::Pending, sent_at);
                 if got < free || after.is_none() {
                     break;
                 }
@@ -120,7 +122,7 @@ impl ReadingLoop {
         Ok(())
     }
 
-    fn hand_in(&mut self, read: Read, origin: Origin) {
+    fn hand_in(&mut self, read: Read, origin: Origin, sent_at: Duration) {
         for aside in &read.set_aside {
             if self.aside.len() < ASIDE_MAX && self.aside.insert(aside.id.clone()) {
                 counter!("carillon_executor_set_aside_total").increment(1);
@@ -133,7 +135,7 @@ impl ReadingLoop {
         }
         self.shared.slots.fill(read.entries.len());
         let look = (origin == Origin::New).then_some(read.look);
-        let arrival = Arrival { entries: read.entries, look, origin, read_at: boottime::now() };
+        let arrival = Arrival { entries: read.entries, look, origin, sent_at, read_at: boottime::now() };
         // If the engine is gone the process ends, and the entries are found pending.
         let _ = self.engine.send(Message::Read(arrival));
     }

@@ -60,9 +60,8 @@ pub(crate) fn remember_panic_places() {
     }));
 }
 
-/// Runs a handler to its end.
-pub(crate) async fn run(handler: Arc<dyn Handler>, context: Context) -> Ended {
-    let started_at = context.clock.now();
+/// Runs a handler, which began at `started_at`, to its end.
+pub(crate) async fn run(handler: Arc<dyn Handler>, context: Context, started_at: DateTime<Utc>) -> Ended {
     journal::start(&context);
     let outcome = AssertUnwindSafe(handler.run(&context)).catch_unwind().await;
     let mut ended = match outcome {

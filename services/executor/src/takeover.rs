@@ -135,13 +135,14 @@ impl Takeover {
     }
 
     async fn claim(&self, index: usize, line: &Line, min_idle: Duration, ids: &[EntryId]) -> anyhow::Result<usize> {
+        let sent_at = boottime::now();
         let Claimed { entries, .. } =
             self.shared.redis.claim(line, index, &self.shared.consumer, min_idle, ids).await?;
         let count = entries.len();
         counter!("carillon_executor_taken_over_total").increment(count as u64);
         if count > 0 {
             self.shared.slots.fill(count);
-            let arrival = Arrival { entries, look: None, origin: Origin::Pending, read_at: boottime::now() };
+            let arrival = Arrival { entries, look: None, origin: Origin::Pending, sent_at, read_at: boottime::now() };
             let _ = self.engine.send(Message::Read(arrival));
         }
         Ok(count)

@@ -2,8 +2,8 @@
 //! holds up nothing else.
 //!
 //! Handlers are asynchronous and share a few threads. Should all of them be blocked at once (they run code that does not
-//! yield), a watch notices within half a second and starts another set of threads for what comes next; the blocked ones are
-//! left to end when they can. So even a job whose every handler blocks cannot stop the others, only cost threads, bounded.
+//! yield), a watch notices within half a second and starts another set of threads for what comes next, and the engine moves
+//! there what had not begun; the blocked ones are left to end when they can. So even a job whose every handler blocks cannot stop the others, only cost threads, bounded.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,10 +36,10 @@ impl HandlerThreads {
         Ok(Arc::new(Self { sets: Mutex::new(vec![first]), threads }))
     }
 
-    /// Where to start a handler.
-    pub(crate) fn handle(&self) -> Option<Handle> {
+    /// Where to start a handler, and the number of that set.
+    pub(crate) fn newest(&self) -> Option<(Handle, usize)> {
         let sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
-        sets.last().map(|set| set.handle().clone())
+        sets.last().map(|set| (set.handle().clone(), sets.len()))
     }
 
     /// Watches over the newest set until the process stops.
@@ -47,7 +47,7 @@ impl HandlerThreads {
         let mut missed = 0;
         while !shutdown.is_cancelled() {
             let alive = Arc::new(AtomicBool::new(false));
-            if let Some(handle) = self.handle() {
+            if let Some((handle, _)) = self.newest() {
                 let sign = Arc::clone(&alive);
                 handle.spawn(async move { sign.store(true, Ordering::Release) });
             }

@@ -287,7 +287,13 @@ pub(crate) fn room(source: Source, line: &Line, room: i64) -> Room {
 }
 
 pub(crate) fn incarnation(consumer: &str) -> Worker {
-    Worker { id: Uuid::now_v7(), consumer: consumer.into(), queues: vec!["default".into()], slots: 4 }
+    Worker {
+        id: Uuid::now_v7(),
+        consumer: consumer.into(),
+        queues: vec!["default".into()],
+        handlers: vec!["test:echo".into()],
+        slots: 4,
+    }
 }
 
 /// Opens one execution for each timer and parks it.

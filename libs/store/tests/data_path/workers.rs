@@ -187,3 +187,22 @@ async fn old_incarnations_are_forgotten() -> Result<()> {
     assert!(bench.store.worker_beat(live).await?.is_some());
     Ok(())
 }
+
+#[tokio::test]
+async fn of_the_live_executors_of_a_queue_one_that_offers_the_handler_is_named() -> Result<()> {
+    let bench = Bench::new().await?;
+    let offering = async |handler: &str, queue: &str| bench.store.consumer_offering(handler, queue, LEASE).await;
+    assert_eq!(offering("test:echo", "default").await?, None);
+    let begun = incarnation("one");
+    bench.store.worker_begin(&begun).await?;
+    assert_eq!(offering("test:echo", "default").await?.as_deref(), Some("one"));
+    assert_eq!(offering("test:echo", "reports").await?, None);
+    assert_eq!(offering("reports:weekly", "default").await?, None);
+    // A new incarnation offers it, too; its predecessor has ended.
+    let next = incarnation("one");
+    bench.store.worker_succeed(begun.id, &next, &[]).await?;
+    assert_eq!(offering("test:echo", "default").await?.as_deref(), Some("one"));
+    sqlx::query("UPDATE workers SET seen_at = now() - interval '1 hour'").execute(&bench.pool).await?;
+    assert_eq!(offering("test:echo", "default").await?, None, "it is not heard of any more");
+    Ok(())
+}

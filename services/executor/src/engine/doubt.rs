@@ -28,6 +28,7 @@ impl Engine {
                 gap_ms = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX),
                 "this process stood still: what it held is checked"
             );
+            self.stalled_until = awake;
             self.doubt_all_unstarted();
         }
     }
@@ -39,7 +40,12 @@ impl Engine {
     pub(super) fn doubt(&mut self, which: impl Fn(&Item) -> bool) {
         let now = Instant::now();
         for item in self.items.values_mut() {
-            if matches!(item.state, State::Held) && which(item) {
+            let unstarted = match &item.state {
+                State::Held => which(item),
+                State::Running(running) => which(item) && running.beginning.take_back(),
+                State::Doubtful { .. } | State::Ended { .. } => false,
+            };
+            if unstarted {
                 item.state = State::Doubtful { since: now, checking: false };
                 counter!("carillon_executor_doubtful_total").increment(1);
             }
