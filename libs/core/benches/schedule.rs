@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use carillon_core::schedule::{DstGap, Timetable, TimetableSpec};
+use carillon_core::schedule::{DstGap, Exclusion, Spec, Timetable, TimetableSpec};
 use chrono::{DateTime, TimeZone, Utc};
 use criterion::{Criterion, criterion_group, criterion_main};
 use uuid::Uuid;
@@ -68,6 +68,56 @@ fn next(criterion: &mut Criterion) {
     for (name, timetable) in [("every second", every_second), ("yearly", yearly)] {
         let from = start() - chrono::TimeDelta::days(365);
         group.bench_function(name, |b| b.iter(|| timetable.last_at_or_before(black_box(start()), from)));
+    }
+    group.finish();
+}
+
+/// Timetables made to cost something: each of these searches is cut, or just not. What they have in common is that no leap is
+/// long: the closed minutes are dealt out over zones, so that no zone closes a day alone.
+fn exclusions(criterion: &mut Criterion) {
+    let many_zones = ["UTC", "Asia/Tokyo", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Africa/Cairo"];
+    let comb = |zones: &[&str], patterns: usize| -> Vec<Exclusion> {
+        let minutes = |n: usize| if n % 2 == 0 { "*/2" } else { "1-59/2" };
+        let all = (0..patterns).map(|n| {
+            let weekday = if n < zones.len() { "*".to_owned() } else { format!("{}#{}", n % 7, n % 5 + 1) };
+            let pattern =
+                format!("{} * {} 1-11 {weekday}", minutes(n % zones.len()), if n < zones.len() { "*" } else { "*/2" });
+            Exclusion::cron(pattern).in_timezone(zones[n % zones.len()])
+        });
+        all.collect()
+    };
+    // Each of these is asked for its day in vain before the comb is.
+    let dear = |zones: usize| -> Vec<Exclusion> {
+        let rare = (0..998_usize).map(|n| {
+            let (minute, hour) = (n % 57, n / 57);
+            let pattern = format!("0-{minute},{}-59 0-{hour},{}-23 28W,L-1 * *", minute + 2, hour + 2);
+            Exclusion::cron(pattern).in_timezone(many_zones[n % zones])
+        });
+        rare.chain(comb(&["UTC", "Asia/Tokyo"], 2)).collect()
+    };
+    let days: Vec<Exclusion> = (0..1_000_u64)
+        .map(|n| Exclusion::date("2027-01-01".parse::<chrono::NaiveDate>().unwrap() + chrono::Days::new(n)))
+        .collect();
+    let mut group = criterion.benchmark_group("next, exclusions");
+    let one = vec![Spec::Cron("* * * * * *".to_owned())];
+    let hundred: Vec<Spec> = (0..100).map(|n| Spec::Cron(format!("{} * * * * *", n % 60))).collect();
+    for (name, specs, exclusions) in [
+        ("1,000 dates", &one, days),
+        ("a comb of two", &one, comb(&["UTC", "Asia/Tokyo"], 2)),
+        ("a comb of 1,000", &one, comb(&["UTC", "Asia/Tokyo"], 1_000)),
+        ("a comb of 1,000 in six zones", &one, comb(&many_zones, 1_000)),
+        ("a comb and dear patterns in one zone", &one, dear(1)),
+        ("a comb and dear patterns in six zones", &one, dear(6)),
+        ("a comb of 1,000 for 100 schedules", &hundred, comb(&many_zones, 1_000)),
+        ("a comb of two for 100 schedules", &hundred, comb(&["UTC", "Asia/Tokyo"], 2)),
+    ] {
+        let timetable = Timetable::parse(
+            &TimetableSpec { specs: specs.clone(), exclusions, ..TimetableSpec::never() },
+            Uuid::nil(),
+        );
+        let timetable = timetable.unwrap();
+        let from = Utc.with_ymd_and_hms(2027, 1, 1, 0, 0, 0).unwrap();
+        group.bench_function(name, |b| b.iter(|| timetable.next_after(black_box(from))));
     }
     group.finish();
 }
@@ -146,6 +196,6 @@ fn first_use_of_a_zone(_: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(20);
-    targets = first_use_of_a_zone, memory, next, parsing, cron_crate
+    targets = first_use_of_a_zone, memory, next, exclusions, parsing, cron_crate
 }
 criterion_main!(benches);

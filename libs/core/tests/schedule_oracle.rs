@@ -10,6 +10,8 @@
 mod fields;
 #[path = "schedule_oracle/oracle.rs"]
 mod oracle;
+#[path = "schedule_support/mod.rs"]
+mod support;
 
 use carillon_core::schedule::{DstGap, DstOverlap, Timetable, TimetableSpec};
 use chrono::{DateTime, Utc};
@@ -17,7 +19,8 @@ use fields::Expression;
 use jiff::tz::TimeZone;
 use oracle::Rules;
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
+use proptest::test_runner::Config;
+use support::{config, next};
 use uuid::Uuid;
 
 /// Zones with every kind of change there is: whole hours, half an hour, at midnight, a whole day, negative winter time,
@@ -116,7 +119,7 @@ fn engine(case: &Case, from: i64, to: i64) -> Option<Vec<i64>> {
     let listed: Vec<i64> = timetable.between(instant(from), instant(to)).map(|at| at.timestamp()).collect();
     let mut stepped = Vec::new();
     let mut at = instant(from - 1);
-    while let Some(next) = timetable.next_after(at).filter(|next| *next <= instant(to)) {
+    while let Some(next) = next(&timetable, at).filter(|next| *next <= instant(to)) {
         assert!(next > at, "an instant must be later than the one before");
         stepped.push(next.timestamp());
         at = next;
@@ -154,22 +157,8 @@ fn same(case: &Case, found: &[i64], expected: &[i64]) -> Result<(), TestCaseErro
     Ok(())
 }
 
-/// The same cases each time, so that the suite costs the same and never fails by chance; `SCHEDULE_CASES=50000
-/// SCHEDULE_SEED=7 cargo test --release` looks further.
-fn config() -> ProptestConfig {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let cases = number("SCHEDULE_CASES").unwrap_or(200);
-    ProptestConfig {
-        cases: u32::try_from(cases).unwrap(),
-        rng_seed: RngSeed::Fixed(number("SCHEDULE_SEED").unwrap_or(1)),
-        failure_persistence: None,
-        max_shrink_iters: 500,
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(Config { max_shrink_iters: 500, ..config(200) })]
 
     /// Five fields, minute by minute, over a day and a half.
     #[test]

@@ -6,10 +6,11 @@
 
 use super::civil;
 use super::cron::{ALL_60, ALL_DAYS, ALL_HOURS, ALL_MONTHS, ALL_WEEKDAYS, CronLine, Extra, Flags, bits};
-use super::exclusion::{Excluded, What};
+use super::exclusion::Days;
 use super::interval::interval_text;
+use super::search::{Inner, Source};
 use super::spec::{DstGap, DstOverlap};
-use super::timetable::{Inner, Source, Timetable, instant, utc};
+use super::timetable::{LAST_MS, Timetable, instant, utc};
 
 /// Most values of a list that are written out.
 const SHOWN_MAX: usize = 8;
@@ -65,36 +66,44 @@ fn bounds(inner: &Inner, text: &mut String) {
     if let Some(start) = (inner.start != i64::MIN).then(|| instant(inner.start)).flatten() {
         text.push_str(&format!(", not before {}", utc(start)));
     }
-    if let Some(end) = (inner.end != i64::MAX).then(|| instant(inner.end)).flatten() {
+    if let Some(end) = (inner.end != LAST_MS).then(|| instant(inner.end)).flatten() {
         text.push_str(&format!(", not after {}", utc(end)));
     }
 }
 
 fn exclusions(inner: &Inner, text: &mut String) {
-    for (index, exclusion) in inner.exclusions.iter().take(SHOWN_MAX).enumerate() {
-        text.push_str(if index == 0 { ", except " } else { " and " });
-        text.push_str(&excluded(exclusion));
-        if exclusion.zone.name() != inner.zone.name() {
-            text.push_str(&format!(" ({})", exclusion.zone.name()));
-        }
+    let mut words = Vec::new();
+    for closed in inner.exclusions.zones() {
+        let zone = closed.zone.name();
+        let zone = if zone == inner.zone.name() { String::new() } else { format!(" ({zone})") };
+        words.extend(closed.days.iter().map(|days| format!("{}{zone}", excluded_days(*days))));
+        words.extend(closed.patterns.iter().map(|pattern| format!("{}{zone}", excluded_minutes(pattern))));
     }
-    if let Some(more) = inner.exclusions.len().checked_sub(SHOWN_MAX + 1) {
+    for (index, words) in words.iter().take(SHOWN_MAX).enumerate() {
+        text.push_str(if index == 0 { ", except " } else { " and " });
+        text.push_str(words);
+    }
+    if let Some(more) = words.len().checked_sub(SHOWN_MAX + 1) {
         text.push_str(&format!(" and {} more exclusions", more + 1));
     }
 }
 
-fn excluded(exclusion: &Excluded) -> String {
-    match &exclusion.what {
-        What::Days { from, to } if from == to => format!("on {}", date(*from)),
-        What::Days { from, to } => format!("from {} to {}", date(*from), date(*to)),
-        What::Pattern(pattern) if pattern.minutes == ALL_60 && pattern.hours == ALL_HOURS => {
-            dates(pattern).unwrap_or_else(|| "always".to_owned())
-        }
-        What::Pattern(pattern) => line(pattern),
+fn excluded_days(days: Days) -> String {
+    if days.from == days.to {
+        return format!("on {}", date(days.from));
     }
+    format!("from {} to {}", date(days.from), date(days.to))
 }
 
-fn date(days: i64) -> String {
+fn excluded_minutes(pattern: &CronLine) -> String {
+    if pattern.minutes == ALL_60 && pattern.hours == ALL_HOURS {
+        return dates(pattern).unwrap_or_else(|| "always".to_owned());
+    }
+    line(pattern)
+}
+
+/// `2026-03-29`, of a number of days since 1970-01-01.
+pub(crate) fn date(days: i64) -> String {
     let (year, month, day) = civil::civil_from_days(days);
     format!("{year:04}-{month:02}-{day:02}")
 }

@@ -10,8 +10,10 @@ use chrono::{DateTime, FixedOffset, Utc};
 
 use super::civil::{self, DAY};
 use super::cron::CronLine;
+use super::describe::date;
+use super::search::{Inner, Source};
 use super::spec::{DstGap, DstOverlap};
-use super::timetable::{Inner, Source, Timetable, ceil_ms, utc};
+use super::timetable::{Timetable, ceil_ms, utc};
 
 /// Most instants that one preview shows.
 pub const PREVIEW_MAX: usize = 1_000;
@@ -153,8 +155,7 @@ fn turn(change: &Change) -> String {
 }
 
 fn day(civil: i64) -> String {
-    let (year, month, day) = civil::civil_from_days(civil.div_euclid(DAY));
-    format!("{year:04}-{month:02}-{day:02}")
+    date(civil.div_euclid(DAY))
 }
 
 fn clock(civil: i64) -> String {

@@ -5,7 +5,7 @@
 //! back the names by which the client knows them: `schedule`, `schedules[1]`, `exclusions[4].timezone`.
 
 use carillon_core::error::{FieldViolation, quoted};
-use carillon_core::schedule::{DstGap, DstOverlap, Exclusion, ScheduleError, Spec, Timetable, TimetableSpec};
+use carillon_core::schedule::{DstGap, DstOverlap, Exclusion, Next, ScheduleError, Spec, Timetable, TimetableSpec};
 use carillon_proto::v1;
 use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
 use prost_types::Timestamp;
@@ -237,14 +237,16 @@ impl When {
             return if allow_past { Ok((spec, Some(at))) } else { Err(vec![past(at, now)]) };
         }
         match timetable.check_fires_after(now) {
-            Ok(()) => Ok((spec, timetable.next_after(now))),
+            Ok(()) => Ok((spec, timetable.next_after(now).fire())),
+            // Not known to have none: its exclusions are too many to see past them.
+            Err(error) if error.field == "exclusions" => Err(vec![self.violation_of(error)]),
             Err(error) => Err(vec![self.no_fire(&spec, id, now, &error)]),
         }
     }
 
     /// Nothing is to come: names what must be changed so that something is.
     fn no_fire(&self, spec: &TimetableSpec, id: Uuid, now: DateTime<Utc>, error: &ScheduleError) -> FieldViolation {
-        let fires = |spec| Timetable::parse(&spec, id).is_ok_and(|timetable| timetable.next_after(now).is_some());
+        let fires = |spec| Timetable::parse(&spec, id).is_ok_and(|timetable| timetable.next_after(now) != Next::End);
         let rule = rule_of(&error.message);
         if self.end.is_some() && fires(TimetableSpec { end: None, ..spec.clone() }) {
             return FieldViolation::new("end_date", format!("with it the schedule {rule}"));
