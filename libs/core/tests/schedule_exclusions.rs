@@ -12,8 +12,12 @@ use std::time::Duration;
 use carillon_core::schedule::{Exclusion, Next, ScheduleError, Spec, Timetable, TimetableSpec};
 use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
 use proptest::prelude::*;
-use support::{at, config, next, parse};
+use support::{config, next, parse};
 use uuid::Uuid;
+
+fn at(text: &str) -> DateTime<Utc> {
+    text.parse().unwrap()
+}
 
 fn errors(spec: &TimetableSpec) -> Vec<ScheduleError> {
     Timetable::parse(spec, Uuid::nil()).unwrap_err()

@@ -14,8 +14,12 @@ use carillon_core::schedule::{
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use proptest::prelude::*;
-use support::{at, config, next, parse};
+use support::{config, next, parse};
 use uuid::Uuid;
+
+fn at(text: &str) -> DateTime<Utc> {
+    text.parse().unwrap()
+}
 
 fn errors(spec: &TimetableSpec) -> Vec<ScheduleError> {
     Timetable::parse(spec, Uuid::nil()).unwrap_err()

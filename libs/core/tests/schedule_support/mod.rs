@@ -17,10 +17,6 @@ pub(crate) fn config(cases: u32) -> Config {
     }
 }
 
-pub(crate) fn at(text: &str) -> DateTime<Utc> {
-    text.parse().unwrap()
-}
-
 pub(crate) fn parse(spec: &TimetableSpec) -> Timetable {
     Timetable::parse(spec, Uuid::nil()).unwrap()
 }
