@@ -13,6 +13,7 @@ struct Example {
     line: usize,
     spec: TimetableSpec,
     job: Uuid,
+    created: Option<DateTime<Utc>>,
     from: DateTime<Utc>,
     fires: Vec<String>,
     errors: Vec<String>,
@@ -58,6 +59,7 @@ fn add(example: &mut Example, line: &str) {
         "once" => spec.specs.push(Spec::Once(instant())),
         "timezone" => spec.timezone = value.to_owned(),
         "start_date" => spec.start = Some(instant()),
+        "created" => example.created = Some(instant()),
         "end_date" => spec.end = Some(instant()),
         "dst_gap" => spec.dst_gap = serde_json::from_value::<Option<DstGap>>(value.into()).unwrap(),
         "dst_overlap" => spec.dst_overlap = serde_json::from_value::<Option<DstOverlap>>(value.into()).unwrap(),
@@ -94,7 +96,8 @@ fn check(example: &Example) -> Result<(), String> {
         }
         Err(format!("line {}: {what}\n  page    {expected}\n  program {found}", example.line))
     };
-    let timetable = match Timetable::parse(&example.spec, example.job) {
+    let spec = example.created.map_or(example.spec.clone(), |created| example.spec.clone().anchored(created));
+    let timetable = match Timetable::parse(&spec, example.job) {
         Ok(timetable) => timetable,
         Err(errors) => {
             let found: Vec<String> = errors.iter().map(|error| format!("{} | {error}", error.field)).collect();

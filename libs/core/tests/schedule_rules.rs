@@ -257,7 +257,9 @@ fn an_unanchored_every_counts_from_the_start_and_can_be_anchored() {
     let mut spec = TimetableSpec::cron("@every 90s", "UTC");
     let created = at("2026-11-27T12:00:07Z");
     let anchored = spec.clone().anchored(created);
-    assert_eq!(anchored.specs, [Spec::Every { interval_ms: 90_000, anchor: created }]);
+    let first = at("2026-11-27T12:01:37Z");
+    assert_eq!(anchored.specs, [Spec::Every { interval_ms: 90_000, anchor: first }]);
+    assert_eq!(next(&parse(&anchored), created), Some(first), "one interval after the creation");
     spec.start = Some(at("2026-11-27T13:00:01Z"));
     assert_eq!(
         spec.clone().anchored(created).specs,

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use carillon_core::error::quoted;
 use carillon_core::schedule::{
-    DstGap, DstOverlap, Exclusion, PREVIEW_MAX, PreviewFire, ScheduleError, Spec, Timetable, TimetableSpec,
+    DstGap, DstOverlap, Exclusion, PREVIEW_MAX, PreviewFire, ScheduleError, Spec, Timetable, TimetableSpec, anchor,
     parse_interval, preview,
 };
 use chrono::{DateTime, FixedOffset, SecondsFormat, Utc};
@@ -25,7 +25,8 @@ pub(crate) struct Arguments {
     /// Several are united.
     #[arg(value_name = "SCHEDULE", required_unless_present = "interval")]
     schedules: Vec<String>,
-    /// A fixed interval in place of an expression: 250ms, 90s, 1h30m. Counts from --start, or else --from.
+    /// A fixed interval in place of an expression: 250ms, 90s, 1h30m. Fires first at --start, or else one interval after
+    /// --from.
     #[arg(long, value_name = "TIME", conflicts_with = "schedules")]
     interval: Option<String>,
     /// The IANA time zone that expressions and exclusions are read in.
@@ -105,8 +106,8 @@ fn spec(arguments: &Arguments, from: DateTime<Utc>) -> Result<TimetableSpec, Vec
         None => arguments.schedules.iter().cloned().map(Spec::Cron).collect(),
         Some(text) => {
             let interval = parse_interval(text).map_err(|error| vec![told(arguments, &error)])?;
-            let anchor = arguments.start.unwrap_or(from);
-            vec![Spec::Every { interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX), anchor }]
+            let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+            vec![Spec::Every { interval_ms, anchor: anchor(interval_ms, arguments.start, from) }]
         }
     };
     let (exclusions, mistakes): (Vec<_>, Vec<_>) =

@@ -28,6 +28,6 @@ pub use error::ScheduleError;
 pub use interval::parse_interval;
 pub use preview::{PREVIEW_MAX, PreviewFire, preview};
 pub use search::LOOKS_MAX;
-pub use spec::{DstGap, DstOverlap, Exclusion, Spec, TimetableSpec};
+pub use spec::{DstGap, DstOverlap, Exclusion, Spec, TimetableSpec, anchor};
 pub use timetable::{EXCLUSIONS_MAX, Next, SPECS_MAX, Timetable};
 pub use zone::{check_timezone, database_description};

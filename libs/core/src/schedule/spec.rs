@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 /// A timetable: the union of its specs, minus the exclusions, between start and end.
@@ -166,20 +166,26 @@ impl TimetableSpec {
         Self { specs: vec![Spec::Once(at)], ..Self::never() }
     }
 
-    /// Gives each `@every` line the anchor it lacks: the start if there is one, otherwise `created`. To be called once,
-    /// when a job is created, so that what is stored does not drift when the start is changed later. (Unanchored, a
-    /// `@every` counts from the start, or from 1970-01-01T00:00:00Z.)
+    /// Gives each `@every` line the anchor it lacks, by the rule of [`anchor`]. To be called once, when a job is created, so
+    /// that what is stored does not drift when the start is changed later. (Unanchored, a `@every` counts from the start, or
+    /// from 1970-01-01T00:00:00Z.)
     #[must_use]
     pub fn anchored(mut self, created: DateTime<Utc>) -> Self {
-        let anchor = self.start.unwrap_or(created);
         for spec in &mut self.specs {
             if let Spec::Cron(text) = spec
                 && let Some(Ok(interval)) = super::interval::every_word(text)
             {
                 let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
-                *spec = Spec::Every { interval_ms, anchor };
+                *spec = Spec::Every { interval_ms, anchor: anchor(interval_ms, self.start, created) };
             }
         }
         self
     }
+}
+
+/// The first fire of an interval: the start date if there is one, otherwise one interval after `created` (in a preview:
+/// after the moment it begins at). Whoever asks for "every hour" has just done it, or says when to begin.
+pub fn anchor(interval_ms: u64, start: Option<DateTime<Utc>>, created: DateTime<Utc>) -> DateTime<Utc> {
+    let interval = i64::try_from(interval_ms).ok().and_then(TimeDelta::try_milliseconds);
+    start.or_else(|| created.checked_add_signed(interval?)).unwrap_or(created)
 }

@@ -244,7 +244,7 @@ async fn the_page_about_schedules_is_true() {
         }
         examples += 1;
     }
-    assert_eq!(examples, 3);
+    assert_eq!(examples, 4);
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@
 //! back the names by which the client knows them: `schedule`, `schedules[1]`, `exclusions[4].timezone`.
 
 use carillon_core::error::{FieldViolation, quoted};
-use carillon_core::schedule::{DstGap, DstOverlap, Exclusion, Next, ScheduleError, Spec, Timetable, TimetableSpec};
+use carillon_core::schedule::{
+    DstGap, DstOverlap, Exclusion, Next, ScheduleError, Spec, Timetable, TimetableSpec, anchor,
+};
 use carillon_proto::v1;
 use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
 use prost_types::Timestamp;
@@ -24,7 +26,7 @@ const WRONG_EXCLUSIONS_MAX: usize = 16;
 pub(super) enum Source {
     /// Cron expressions and `@every`.
     Lines(Vec<Line>),
-    /// Milliseconds between two fires; anchored at the start date or the creation.
+    /// Milliseconds between two fires; counted from the start date or the creation.
     Every(u64),
     /// An instant, and whether it may be past.
     Once(DateTime<Utc>, bool),
@@ -200,7 +202,7 @@ impl When {
         let specs = match &self.source {
             Source::Lines(lines) => lines.iter().map(|line| Spec::Cron(line.text.clone())).collect(),
             Source::Every(interval_ms) => {
-                vec![Spec::Every { interval_ms: *interval_ms, anchor: self.start.unwrap_or(now) }]
+                vec![Spec::Every { interval_ms: *interval_ms, anchor: anchor(*interval_ms, self.start, now) }]
             }
             Source::Once(at, _) => vec![Spec::Once(*at)],
             Source::Unreadable => Vec::new(),
