@@ -77,7 +77,7 @@ fn next(criterion: &mut Criterion) {
 fn exclusions(criterion: &mut Criterion) {
     let many_zones = ["UTC", "Asia/Tokyo", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Africa/Cairo"];
     let comb = |zones: &[&str], patterns: usize| -> Vec<Exclusion> {
-        let minutes = |n: usize| if n % 2 == 0 { "*/2" } else { "1-59/2" };
+        let minutes = |n: usize| if n.is_multiple_of(2) { "*/2" } else { "1-59/2" };
         let all = (0..patterns).map(|n| {
             let weekday = if n < zones.len() { "*".to_owned() } else { format!("{}#{}", n % 7, n % 5 + 1) };
             let pattern =

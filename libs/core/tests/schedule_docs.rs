@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed helper fails the test, at the place where it failed")]
 
-use carillon_core::schedule::{DstGap, DstOverlap, Exclusion, Spec, Timetable, TimetableSpec, parse_interval, preview};
+use carillon_core::schedule::{DstGap, DstOverlap, Spec, Timetable, TimetableSpec, parse_interval, preview};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -18,7 +18,8 @@ struct Example {
     fires: Vec<String>,
     errors: Vec<String>,
     says: Option<String>,
-    ends: bool,
+    /// The reason behind it, which may be left out.
+    ends: Option<String>,
 }
 
 #[test]
@@ -63,29 +64,14 @@ fn add(example: &mut Example, line: &str) {
         "end_date" => spec.end = Some(instant()),
         "dst_gap" => spec.dst_gap = serde_json::from_value::<Option<DstGap>>(value.into()).unwrap(),
         "dst_overlap" => spec.dst_overlap = serde_json::from_value::<Option<DstOverlap>>(value.into()).unwrap(),
-        "exclude" => spec.exclusions.push(exclusion(value)),
+        "exclude" => spec.exclusions.push(value.parse().unwrap()),
         "job" => example.job = value.parse().unwrap(),
         "from" => example.from = instant(),
         "fires" => example.fires.push(value.to_owned()),
         "error" => example.errors.push(value.to_owned()),
         "says" => example.says = Some(value.to_owned()),
-        "ends" => example.ends = true,
+        "ends" => example.ends = Some(value.to_owned()),
         other => panic!("line {}: what is {other}?", example.line),
-    }
-}
-
-fn exclusion(text: &str) -> Exclusion {
-    let (what, zone) = text.split_once(" in ").map_or((text, None), |(what, zone)| (what, Some(zone)));
-    let parsed = if let Some((from, to)) = what.split_once("..") {
-        Exclusion::dates(from.parse().unwrap(), to.parse().unwrap())
-    } else if let Ok(day) = what.parse() {
-        Exclusion::date(day)
-    } else {
-        Exclusion::cron(what)
-    };
-    match zone {
-        Some(zone) => parsed.in_timezone(zone),
-        None => parsed,
     }
 }
 
@@ -105,12 +91,17 @@ fn check(example: &Example) -> Result<(), String> {
         }
     };
     differ("errors", "", &example.errors.join(" "))?;
-    let asked = example.fires.len() + usize::from(example.ends);
-    let found: Vec<String> = preview(&timetable, example.from, asked)
+    let asked = example.fires.len() + usize::from(example.ends.is_some());
+    let shown = preview(&timetable, example.from, asked);
+    let found: Vec<String> = shown
+        .fires
         .into_iter()
         .map(|fire| fire.note.map_or(fire.local.clone(), |note| format!("{} # {note}", fire.local)))
         .collect();
     differ("fires", &found.join("\n          "), &example.fires.join("\n          "))?;
+    if let Some(reason) = example.ends.as_ref().filter(|reason| !reason.is_empty()) {
+        differ("ends", &shown.reason.unwrap_or_default(), reason)?;
+    }
     match &example.says {
         Some(says) => differ("says", &timetable.describe(), says),
         None => Ok(()),

@@ -9,9 +9,7 @@ mod support;
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use carillon_core::schedule::{
-    DstGap, DstOverlap, Exclusion, PREVIEW_MAX, ScheduleError, Spec, Timetable, TimetableSpec, preview,
-};
+use carillon_core::schedule::{DstGap, DstOverlap, Exclusion, ScheduleError, Spec, Timetable, TimetableSpec};
 use chrono::{DateTime, TimeDelta, Utc};
 use proptest::prelude::*;
 use support::{config, next, parse};
@@ -94,7 +92,11 @@ const MISTAKES: &[(&str, &str)] = &[
         "schedule: @fortnightly is not one of @yearly @annually @monthly @weekly @daily @midnight @hourly @every (at 1)",
     ),
     ("TZ=UTC 0 2 * * *", "schedule: TZ= is not read here; put the zone into the field timezone (at 1)"),
-    ("@every 5", "@every: \"5\" is not numbers with units such as 250ms, 90s, 1h30m or 2d (at 1)"),
+    ("@every 5", "@every: \"5\" is not numbers with units such as 250ms, 90s, 1h30m or 2d (at 8)"),
+    ("  @every 30m1h", "@every: units go from large to small, each once; \"h\" does not (at 13)"),
+    ("@every 1h 30 ", "@every: \"30\" is not numbers with units such as 250ms, 90s, 1h30m or 2d (at 11)"),
+    ("@every", "@every: must be numbers with units such as 250ms, 90s, 1h30m or 2d, is \"\""),
+    ("*/4294967297 * * * *", "minute: a step of 4294967297 is outside 1-60 (at 3)"),
     ("@every 10ms", "@every: 10ms is shorter than 100ms"),
     (
         "0 0 31 2,4,6,9,11 *",
@@ -157,6 +159,100 @@ fn a_time_that_is_always_swallowed_never_fires_if_gaps_are_skipped() {
     assert!(errors(&spec)[0].message.contains("hours that changes of the clocks skip"));
     spec.dst_gap = None;
     assert_eq!(next(&parse(&spec), at("2026-01-01T00:00:00Z")), Some(at("2026-03-29T01:00:00Z")));
+}
+
+/// What is refused as empty names the field that makes it so.
+#[test]
+fn the_field_that_leaves_nothing_is_named() {
+    let bounded = |spec: TimetableSpec, start: &str, end: &str| {
+        let bound = |text: &str| (!text.is_empty()).then(|| at(text));
+        let error = errors(&TimetableSpec { start: bound(start), end: bound(end), ..spec }).remove(0);
+        format!("{} | {}", error.field, error.message.trim_start_matches("schedule: "))
+    };
+    let cron = |text: &str| TimetableSpec::cron(text, "UTC");
+    let once = || TimetableSpec::once(at("2020-01-01T00:00:00Z"));
+    assert_eq!(
+        bounded(once(), "2021-01-01T00:00:00Z", ""),
+        "schedule | 2020-01-01T00:00:00Z is before start_date, 2021-01-01T00:00:00Z"
+    );
+    assert_eq!(
+        bounded(once(), "", "2019-01-01T00:00:00Z"),
+        "schedule | 2020-01-01T00:00:00Z is after end_date, 2019-01-01T00:00:00Z"
+    );
+    let in_2027 = || cron("0 0 0 1 1 ? 2027");
+    let late = "start_date | can never fire: its last instant is before start_date";
+    assert_eq!(bounded(in_2027(), "2028-01-01T00:00:00Z", ""), late);
+    assert_eq!(bounded(in_2027(), "2028-01-01T00:00:00Z", "2029-01-01T00:00:00Z"), late);
+    let early = "end_date | can never fire: its first instant is after end_date";
+    assert_eq!(bounded(in_2027(), "", "2026-01-01T00:00:00Z"), early);
+    let mut yearly = cron("0 0 1 1 *");
+    yearly.exclusions = vec![Exclusion::date("2026-12-25".parse().unwrap())];
+    let between = "end_date | can never fire: none of its instants lies between start_date and end_date";
+    assert_eq!(bounded(yearly.clone(), "2026-12-01T00:00:00Z", "2026-12-30T00:00:00Z"), between);
+    yearly.exclusions = vec![Exclusion::date("2027-01-01".parse().unwrap())];
+    let excluded = "exclusions | can never fire: the exclusions leave nothing between start_date and end_date";
+    assert_eq!(bounded(yearly.clone(), "2026-12-01T00:00:00Z", "2027-12-30T00:00:00Z"), excluded);
+    let never_again = Exclusion::dates("2027-01-01".parse().unwrap(), "9999-12-31".parse().unwrap());
+    yearly.exclusions = vec![never_again];
+    let excluded = "exclusions | can never fire: the exclusions leave nothing from start_date on";
+    assert_eq!(bounded(yearly, "2026-12-01T00:00:00Z", ""), excluded);
+    let beyond = TimetableSpec::once(DateTime::<Utc>::MAX_UTC);
+    assert_eq!(bounded(beyond, "", ""), "schedule | can never fire: everything ends with the year 9999");
+}
+
+#[test]
+fn an_exclusion_that_never_matches_is_refused() {
+    let message = |exclusion: Exclusion| {
+        let mut spec = TimetableSpec::cron("@daily", "UTC");
+        spec.exclusions = vec![exclusion];
+        errors(&spec).remove(0).message
+    };
+    let day = |year: i32| chrono::NaiveDate::from_ymd_opt(year, 1, 1).unwrap();
+    assert_eq!(
+        message(Exclusion::cron("* * 30 2 *")),
+        "exclusion: can never match: no day of any year fits its day of month, month and weekday"
+    );
+    assert_eq!(message(Exclusion::date(day(10_000))), "exclusion: +10000-01-01 is outside the years 1 to 9999");
+    assert_eq!(message(Exclusion::dates(day(0), day(3_000))), "exclusion: 0000-01-01 is outside the years 1 to 9999");
+    assert_eq!(message(Exclusion::cron("61")), "exclusion: 1 field found; a pattern of minutes has five");
+}
+
+#[test]
+fn an_exclusion_is_read_from_a_line() {
+    let read = |text: &str| text.parse::<Exclusion>().unwrap();
+    assert_eq!(read("2026-12-24"), Exclusion::date("2026-12-24".parse().unwrap()));
+    let range = Exclusion::dates("2026-12-24".parse().unwrap(), "2026-12-26".parse().unwrap());
+    assert_eq!(read(" 2026-12-24 .. 2026-12-26 in Asia/Tokyo"), range.in_timezone("Asia/Tokyo"));
+    assert_eq!(read("* 0-5 * * * in UTC"), Exclusion::cron("* 0-5 * * *").in_timezone("UTC"));
+    for wrong in ["", "foo", "2026-1-2", "2026-12-24..", "24.12.2026", "2026-12-24 .. tomorrow"] {
+        assert!(wrong.parse::<Exclusion>().unwrap_err().message.contains("is no date (2026-12-24)"), "{wrong}");
+    }
+}
+
+#[test]
+fn descriptions_are_english() {
+    let says = |text: &str| parse(&TimetableSpec::cron(text, "UTC")).describe();
+    for (text, words) in [
+        ("0,30 */5 * * * *", "every 30 seconds of every 5th minute, UTC"),
+        ("0,30 * * * * *", "every 30 seconds, UTC"),
+        ("5,10 * * * * *", "at seconds 5 and 10 of every minute, UTC"),
+        ("*/20 3-13/5 * * * *", "every 20 seconds in minutes 3, 8 and 13 of every hour, UTC"),
+        ("* */2 9-17 * * *", "every second of every 2nd minute from 09:00 to 17:58, UTC"),
+        ("0 0 L-30 * *", "at 00:00 on the 30th day before the last of the month, UTC"),
+        ("0 0 L-22 * *", "at 00:00 on the 22nd day before the last of the month, UTC"),
+        ("0 0 L-1 * *", "at 00:00 on the day before the last of the month, UTC"),
+        ("0 0 * * 5-7", "at 00:00 on Friday to Sunday, UTC"),
+        ("0 0 * * 6,0", "at 00:00 on Saturday and Sunday, UTC"),
+        ("0 0 * * FRI-MON", "at 00:00 on Friday to Monday, UTC"),
+        ("0 0 * * MON,WED,SUN", "at 00:00 on Monday, Wednesday and Sunday, UTC"),
+        ("0 0 * * 0-5", "at 00:00 on Sunday to Friday, UTC"),
+        ("*/10 * * * *", "every 10 minutes, UTC"),
+        ("17 * * * *", "at minute 17 of every hour, UTC"),
+    ] {
+        assert_eq!(says(text), words, "{text}");
+    }
+    let example = "at 21:04 every day (no job was named, so these values of H are only an example), UTC";
+    assert!(says("H H * * *").ends_with(&example[8..]), "{}", says("H H * * *"));
 }
 
 #[test]
@@ -326,13 +422,6 @@ fn a_timetable_is_cheap_to_hand_around() {
     fn check<T: Send + Sync + Clone + 'static>() {}
     check::<Timetable>();
     assert_eq!(size_of::<Timetable>(), size_of::<usize>());
-}
-
-#[test]
-fn a_preview_is_bounded() {
-    let timetable = parse(&TimetableSpec::cron("* * * * * *", "UTC"));
-    assert_eq!(preview(&timetable, DateTime::UNIX_EPOCH, usize::MAX).len(), PREVIEW_MAX);
-    assert!(preview(&timetable, DateTime::UNIX_EPOCH, 0).is_empty());
 }
 
 /// Pieces that cron texts are made of, and some that they are not.

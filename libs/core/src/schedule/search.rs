@@ -30,6 +30,8 @@ pub(crate) struct Inner {
     pub(crate) end: i64,
     pub(crate) rule: DstRule,
     pub(crate) exclusions: Exclusions,
+    /// Whether what `H` chose is of a particular job, and not an example.
+    pub(crate) job_is_named: bool,
 }
 
 /// One parsed spec.

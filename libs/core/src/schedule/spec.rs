@@ -6,10 +6,13 @@
 //!
 //! [`Timetable::parse`]: super::Timetable::parse
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
+
+use super::error::{ScheduleError, quoted};
 
 /// A timetable: the union of its specs, minus the exclusions, between start and end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -112,6 +115,38 @@ impl Exclusion {
         }
         self
     }
+}
+
+/// As a person writes it in a line: `2026-12-24`, `2026-12-24..2026-12-26` or a cron expression of five fields, each with or
+/// without ` in Asia/Tokyo` behind it. Whether the expression and the zone can be read is for the timetable to say.
+impl FromStr for Exclusion {
+    type Err = ScheduleError;
+
+    fn from_str(text: &str) -> Result<Self, ScheduleError> {
+        let (what, zone) = match text.split_once(" in ") {
+            Some((what, zone)) => (what.trim(), Some(zone.trim())),
+            None => (text.trim(), None),
+        };
+        let (first, last) = what.split_once("..").unwrap_or((what, what));
+        let read = match (date(first.trim()), date(last.trim())) {
+            (Some(first), Some(last)) => Exclusion::dates(first, last),
+            _ if what.contains(char::is_whitespace) && !what.contains("..") => Exclusion::cron(what),
+            _ => {
+                let rule = "is no date (2026-12-24), no range of dates (2026-12-24..2026-12-26) and no cron expression \
+                            of five fields";
+                return Err(ScheduleError::new("exclusions", format!("exclusion: \"{}\" {rule}", quoted(text))));
+            }
+        };
+        Ok(match zone {
+            Some(zone) => read.in_timezone(zone),
+            None => read,
+        })
+    }
+}
+
+/// A date as it is written back: the library would also take fewer digits, and blanks between them.
+fn date(text: &str) -> Option<NaiveDate> {
+    text.parse::<NaiveDate>().ok().filter(|day| day.to_string() == text)
 }
 
 /// What becomes of a local time that does not exist on the day the clocks go forward.

@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -68,7 +68,8 @@ impl Next {
 }
 
 impl Timetable {
-    /// Checks and compiles a spec. `job_id` is what `H` is chosen by. On failure every mistake is listed, up to a bound.
+    /// Checks and compiles a spec. `job_id` is what `H` is chosen by; the nil one stands for no particular
+    /// job. On failure every mistake is listed, up to a bound.
     ///
     /// A spec without specs is the timetable of a job that never fires by time and is accepted; a spec that has some and
     /// still no instant is refused. Whether its instants are past is not judged here: see [`Timetable::check_fires_after`].
@@ -92,7 +93,8 @@ impl Timetable {
             return Err(errors);
         };
         let rule = DstRule { gap: spec.dst_gap, overlap: spec.dst_overlap };
-        let timetable = Timetable(Arc::new(Inner { sources, zone, start, end, rule, exclusions }));
+        let timetable =
+            Timetable(Arc::new(Inner { sources, zone, start, end, rule, exclusions, job_is_named: !job_id.is_nil() }));
         timetable.refuse_if_empty(spec)?;
         Ok(timetable)
     }
@@ -218,13 +220,41 @@ impl Timetable {
         if inner.sources.is_empty() || inner.next_from(i64::MIN) != Step::End {
             return Ok(());
         }
-        let field = if inner.exclusions.is_empty() { "end_date" } else { "exclusions" };
-        let why = match (spec.start.is_some() || spec.end.is_some(), inner.exclusions.is_empty()) {
-            (true, true) => "none of its instants lies between start_date and end_date",
-            (true, false) => "the exclusions leave nothing between start_date and end_date",
-            (false, _) => "the exclusions leave nothing of it",
-        };
-        Err(vec![ScheduleError::new(field, format!("schedule: can never fire: {why}"))])
+        Err(vec![self.why_empty(spec)])
+    }
+
+    /// Names what must be changed so that something is left between the bounds.
+    fn why_empty(&self, spec: &TimetableSpec) -> ScheduleError {
+        let Inner { start, end, .. } = *self.0;
+        let first_from = |from| self.0.sources.iter().filter_map(|source| self.0.next_of(source, from)).min();
+        let never = |field: &str, why: &str| ScheduleError::new(field, format!("schedule: can never fire: {why}"));
+        if first_from(start).is_some_and(|at| at <= end) {
+            let of_what = match (spec.start, spec.end) {
+                (None, None) => "of it",
+                (Some(_), None) => "from start_date on",
+                (None, Some(_)) => "up to end_date",
+                (Some(_), Some(_)) => "between start_date and end_date",
+            };
+            return never("exclusions", &format!("the exclusions leave nothing {of_what}"));
+        }
+        if let [Spec::Once(at)] = spec.specs.as_slice() {
+            let outside = |how: &str, bound: DateTime<Utc>| {
+                ScheduleError::new("schedule", format!("schedule: {} is {how}, {}", utc(*at), utc(bound)))
+            };
+            match (spec.start, spec.end) {
+                (Some(from), _) if at.timestamp_millis() < start => return outside("before start_date", from),
+                (_, Some(to)) if at.timestamp_millis() > end => return outside("after end_date", to),
+                _ => {}
+            }
+        }
+        match (spec.start, spec.end, first_from(start).is_some_and(|at| at <= LAST_MS)) {
+            (Some(_), Some(_), true) => never("end_date", "none of its instants lies between start_date and end_date"),
+            (None, Some(_), true) => never("end_date", "its first instant is after end_date"),
+            (Some(_), _, _) if first_from(i64::MIN).is_some_and(|at| at < start) => {
+                never("start_date", "its last instant is before start_date")
+            }
+            _ => never("schedule", "everything ends with the year 9999"),
+        }
     }
 }
 
@@ -289,6 +319,9 @@ fn parse_exclusions(
 fn parse_exclusion(exclusion: &Exclusion) -> Result<What, Vec<String>> {
     match exclusion {
         Exclusion::Dates { from, to, .. } if from > to => Err(vec![format!("exclusion: {to} is before {from}")]),
+        Exclusion::Dates { from, to, .. } if from.year() < 1 || to.year() > 9_999 => {
+            Err(vec![format!("exclusion: {} is outside the years 1 to 9999", if from.year() < 1 { from } else { to })])
+        }
         Exclusion::Dates { from, to, .. } => {
             let day = |date: &chrono::NaiveDate| date.signed_duration_since(chrono::NaiveDate::default()).num_days();
             Ok(What::Days(Days { from: day(from), to: day(to) }))
@@ -297,12 +330,17 @@ fn parse_exclusion(exclusion: &Exclusion) -> Result<What, Vec<String>> {
             // Seconds and years are left to the schedule: an exclusion is a pattern of whole minutes.
             let fields = expression.split_whitespace().count();
             if fields != 5 {
-                return Err(vec![format!("exclusion: {fields} fields found; a pattern of minutes has five")]);
+                let found = if fields == 1 { "1 field".to_owned() } else { format!("{fields} fields") };
+                return Err(vec![format!("exclusion: {found} found; a pattern of minutes has five")]);
             }
             match cron_parse::parse(expression, || [0; 32])? {
                 Parsed::Line(line) if line.flags.has(super::cron::Flags::HASHED) => {
                     Err(vec!["exclusion: H is for schedules only".to_owned()])
                 }
+                Parsed::Line(line) if !line.has_a_day() => Err(vec![
+                    "exclusion: can never match: no day of any year fits its day of month, month and weekday"
+                        .to_owned(),
+                ]),
                 Parsed::Line(line) => Ok(What::Pattern(line)),
                 Parsed::Every(_) => Err(vec!["exclusion: an interval cannot be excluded".to_owned()]),
             }
@@ -334,6 +372,7 @@ pub(crate) fn instant(ms: i64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_millis(ms)
 }
 
-pub(crate) fn utc(at: DateTime<Utc>) -> String {
+/// As errors and previews write an instant: no more digits than it has.
+pub fn utc(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)
 }

@@ -89,6 +89,11 @@ pub fn check_timezone(name: &str) -> Result<(), ScheduleError> {
     Zone::get(name).map(drop)
 }
 
+/// The name of a time zone as the database spells it, in whatever case it was written; `None` if there is none.
+pub fn timezone_name(name: &str) -> Option<String> {
+    Zone::get(name).ok().map(|zone| zone.name.clone())
+}
+
 /// Which time zone database is in use, for the log at start: `2025b from /usr/share/zoneinfo`.
 pub fn database_description() -> String {
     let debug = format!("{:?}", jiff::tz::db());

@@ -9,7 +9,7 @@ use carillon_core::schedule::{
     DstGap, DstOverlap, Exclusion, Next, ScheduleError, Spec, Timetable, TimetableSpec, anchor,
 };
 use carillon_proto::v1;
-use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, SecondsFormat, Utc};
 use prost_types::Timestamp;
 use tonic::Status;
 use uuid::Uuid;
@@ -118,7 +118,7 @@ impl Frame {
         }
         When {
             source,
-            timezone: if self.timezone.is_empty() { "UTC".to_owned() } else { self.timezone },
+            timezone: if self.timezone.is_empty() { "UTC".to_owned() } else { spelled(self.timezone) },
             start: checks.instant("start_date", self.start_date),
             end: checks.instant("end_date", self.end_date),
             exclusions,
@@ -159,18 +159,28 @@ fn exclusion(field: &str, written: &v1::Exclusion, checks: &mut Checks) -> Optio
         }
     };
     Some(match given(&written.timezone) {
-        Some(timezone) => read.in_timezone(timezone),
+        Some(timezone) => read.in_timezone(spelled(timezone)),
         None => read,
     })
+}
+
+/// A time zone as the database spells it, so that a job and its description name it alike. What is no time zone is left for
+/// the engine to refuse.
+fn spelled(timezone: String) -> String {
+    carillon_core::schedule::timezone_name(&timezone).unwrap_or(timezone)
 }
 
 fn day(field: &str, text: &str, checks: &mut Checks) -> Option<NaiveDate> {
     // As it is written back: the library would also take fewer digits, and blanks between them.
     let day = text.parse::<NaiveDate>().ok().filter(|day| day.to_string() == text);
-    if day.is_none() {
-        checks.refuse(field, format!("must be a date such as 2026-12-24, is {}", quoted(text)));
+    match day {
+        None => checks.refuse(field, format!("must be a date such as 2026-12-24, is {}", quoted(text))),
+        Some(day) if !(1..=9_999).contains(&day.year()) => {
+            checks.refuse(field, format!("must be a date of the years 1 to 9999, is {}", quoted(text)));
+        }
+        Some(_) => return day,
     }
-    day
+    None
 }
 
 /// An exclusion for the wire.
