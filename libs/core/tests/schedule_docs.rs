@@ -25,7 +25,7 @@ struct Example {
 #[test]
 fn every_example_of_the_page_is_true() {
     let examples = examples();
-    assert!(examples.len() >= 40, "{} examples", examples.len());
+    assert!(examples.len() >= 70, "{} examples", examples.len());
     let wrong: Vec<String> = examples.iter().filter_map(|example| check(example).err()).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
@@ -65,6 +65,10 @@ fn add(example: &mut Example, line: &str) {
         "dst_gap" => spec.dst_gap = serde_json::from_value::<Option<DstGap>>(value.into()).unwrap(),
         "dst_overlap" => spec.dst_overlap = serde_json::from_value::<Option<DstOverlap>>(value.into()).unwrap(),
         "exclude" => spec.exclusions.push(value.parse().unwrap()),
+        "repeat" => {
+            let (times, rest) = value.split_once(' ').unwrap();
+            (0..times.parse().unwrap()).for_each(|_: usize| add(example, rest));
+        }
         "job" => example.job = value.parse().unwrap(),
         "from" => example.from = instant(),
         "fires" => example.fires.push(value.to_owned()),

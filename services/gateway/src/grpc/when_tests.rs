@@ -117,3 +117,33 @@ async fn a_preview_says_why_it_is_short_and_whose_h_it_shows() {
     assert_eq!(last.fires, [instant("9999-12-25T00:00:00Z").unwrap()]);
     assert_eq!(last.reason, "no further fire: everything ends with the year 9999");
 }
+
+/// What `docs/schedules.md` says of an instant, which is decided where there is a clock.
+#[test]
+fn the_page_about_single_instants_is_true() {
+    const PAGE: &str = include_str!("../../../../docs/schedules.md");
+    let mut examples = 0;
+    for block in PAGE.split("```json created ").skip(1) {
+        let (now, rest) = block.split_once('\n').unwrap();
+        let (request, rest) = rest.split_once("```\n```json answer\n").unwrap();
+        let answer: serde_json::Value = serde_json::from_str(rest.split_once("```").unwrap().0).unwrap();
+        let request: serde_json::Value = serde_json::from_str(request).unwrap();
+        let mut checks = Checks::default();
+        let request = v1::CreateOneTimeJobRequest {
+            name: "n".into(),
+            handler_name: "a:b".into(),
+            execute_at: instant(request["execute_at"].as_str().unwrap()),
+            allow_past: request["allow_past"].as_bool().unwrap_or_default(),
+            ..v1::CreateOneTimeJobRequest::default()
+        };
+        let when = definition::one_time(request, 1_024, &mut checks).when;
+        assert!(checks.is_clean(), "{checks:?}");
+        let found = match when.first_fire(Uuid::nil(), now.parse().unwrap()) {
+            Ok((_, first)) => serde_json::json!({"next_run": carillon_core::schedule::utc(first.unwrap())}),
+            Err(wrong) => wrong.iter().map(|wrong| (wrong.field.clone(), wrong.rule.clone())).collect(),
+        };
+        assert_eq!(found, answer);
+        examples += 1;
+    }
+    assert_eq!(examples, 2);
+}
