@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use carillon_core::schedule::{DstGap, Timetable, TimetableSpec};
+use carillon_core::schedule::{DstGap, DstOverlap, Exclusion, Spec, Timetable, TimetableSpec};
 use chrono::{DateTime, TimeZone, Utc};
 use criterion::{Criterion, criterion_group, criterion_main};
 use uuid::Uuid;
@@ -68,6 +68,56 @@ fn next(criterion: &mut Criterion) {
     for (name, timetable) in [("every second", every_second), ("yearly", yearly)] {
         let from = start() - chrono::TimeDelta::days(365);
         group.bench_function(name, |b| b.iter(|| timetable.last_at_or_before(black_box(start()), from)));
+    }
+    group.finish();
+}
+
+/// Timetables made to cost something: each of these searches is cut, or just not. What they have in common is that no leap is
+/// long: the closed minutes are dealt out over zones, so that no zone closes a day alone.
+fn exclusions(criterion: &mut Criterion) {
+    let many_zones = ["UTC", "Asia/Tokyo", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Africa/Cairo"];
+    let comb = |zones: &[&str], patterns: usize| -> Vec<Exclusion> {
+        let minutes = |n: usize| if n.is_multiple_of(2) { "*/2" } else { "1-59/2" };
+        let all = (0..patterns).map(|n| {
+            let weekday = if n < zones.len() { "*".to_owned() } else { format!("{}#{}", n % 7, n % 5 + 1) };
+            let pattern =
+                format!("{} * {} 1-11 {weekday}", minutes(n % zones.len()), if n < zones.len() { "*" } else { "*/2" });
+            Exclusion::cron(pattern).in_timezone(zones[n % zones.len()])
+        });
+        all.collect()
+    };
+    // Each of these is asked for its day in vain before the comb is.
+    let dear = |zones: usize| -> Vec<Exclusion> {
+        let rare = (0..998_usize).map(|n| {
+            let (minute, hour) = (n % 57, n / 57);
+            let pattern = format!("0-{minute},{}-59 0-{hour},{}-23 28W,L-1 * *", minute + 2, hour + 2);
+            Exclusion::cron(pattern).in_timezone(many_zones[n % zones])
+        });
+        rare.chain(comb(&["UTC", "Asia/Tokyo"], 2)).collect()
+    };
+    let days: Vec<Exclusion> = (0..1_000_u64)
+        .map(|n| Exclusion::date("2027-01-01".parse::<chrono::NaiveDate>().unwrap() + chrono::Days::new(n)))
+        .collect();
+    let mut group = criterion.benchmark_group("next, exclusions");
+    let one = vec![Spec::Cron("* * * * * *".to_owned())];
+    let hundred: Vec<Spec> = (0..100).map(|n| Spec::Cron(format!("{} * * * * *", n % 60))).collect();
+    for (name, specs, exclusions) in [
+        ("1,000 dates", &one, days),
+        ("a comb of two", &one, comb(&["UTC", "Asia/Tokyo"], 2)),
+        ("a comb of 1,000", &one, comb(&["UTC", "Asia/Tokyo"], 1_000)),
+        ("a comb of 1,000 in six zones", &one, comb(&many_zones, 1_000)),
+        ("a comb and dear patterns in one zone", &one, dear(1)),
+        ("a comb and dear patterns in six zones", &one, dear(6)),
+        ("a comb of 1,000 for 100 schedules", &hundred, comb(&many_zones, 1_000)),
+        ("a comb of two for 100 schedules", &hundred, comb(&["UTC", "Asia/Tokyo"], 2)),
+    ] {
+        let timetable = Timetable::parse(
+            &TimetableSpec { specs: specs.clone(), exclusions, ..TimetableSpec::never() },
+            Uuid::nil(),
+        );
+        let timetable = timetable.unwrap();
+        let from = Utc.with_ymd_and_hms(2027, 1, 1, 0, 0, 0).unwrap();
+        group.bench_function(name, |b| b.iter(|| timetable.next_after(black_box(from))));
     }
     group.finish();
 }
@@ -133,6 +183,115 @@ fn resident_bytes() -> usize {
     statm.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4_096
 }
 
+/// What a text of up to 1 KiB may cost at most, whatever is in it: reading it, its next instant, its description.
+const TEXT_MAX: Duration = Duration::from_millis(1);
+const TEXTS: usize = 30_000;
+
+/// Fails if any of many texts is too dear. In the test suite this would hang on the machine's mood.
+fn no_text_is_dear(_: &mut Criterion) {
+    let mut dice = Dice(0x9E37_79B9_7F4A_7C15);
+    let mut dearest = (Duration::ZERO, String::new());
+    for zone in ["UTC", "Europe/Berlin", "Pacific/Apia", "Africa/Casablanca"] {
+        parse("@daily", zone);
+        for _ in 0..TEXTS / 4 {
+            let mut spec = TimetableSpec::cron(dice.text(), zone);
+            spec.dst_gap = dice.one_of(&[None, Some(DstGap::RunAfter), Some(DstGap::Skip)]);
+            let overlaps = [None, Some(DstOverlap::First), Some(DstOverlap::Last), Some(DstOverlap::Both)];
+            spec.dst_overlap = dice.one_of(&overlaps);
+            let from = DateTime::from_timestamp(i64::try_from(dice.below(13_569_465_600)).unwrap(), 0).unwrap();
+            let ask = || {
+                let begun = Instant::now();
+                if let Ok(timetable) = Timetable::parse(&spec, Uuid::nil()) {
+                    black_box((timetable.next_after(from), timetable.describe()));
+                }
+                begun.elapsed()
+            };
+            let mut spent = ask();
+            // The machine may have been busy: what counts is whether it can be done.
+            for _ in 0..20 {
+                if spent > TEXT_MAX / 10 {
+                    spent = spent.min(ask());
+                }
+            }
+            if spent > dearest.0 {
+                dearest = (spent, format!("{:?} in {zone} from {from}", spec.specs));
+            }
+        }
+    }
+    println!("dearest of {TEXTS} texts: {:?} for {}", dearest.0, dearest.1);
+    assert!(dearest.0 <= TEXT_MAX, "a text costs more than {TEXT_MAX:?}");
+}
+
+/// Numbers without rhyme, the same each time (xorshift).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+
+    fn one_of<T: Copy>(&mut self, of: &[T]) -> T {
+        of[usize::try_from(self.below(of.len() as u64)).unwrap()]
+    }
+
+    /// Rubble of what expressions are made of, or fields that can be read, each a list; up to 1 KiB.
+    fn text(&mut self) -> String {
+        const RUBBLE: [&str; 24] = [
+            "*", "/", "-", ",", "L", "W", "#", "?", "H", "(", ")", " ", " ", "0", "7", "59", "99999", "MON", "JAN",
+            "@every ", "TZ=", "5L", "ü", "L-3",
+        ];
+        let bytes_max = self.below(1_024) as usize;
+        let mut text = String::new();
+        if self.below(3) == 0 {
+            while text.len() < bytes_max {
+                text.push_str(self.one_of(&RUBBLE));
+            }
+        } else {
+            let fields = 5 + self.below(3);
+            let names = ["second", "minute", "hour", "day", "month", "weekday", "year"];
+            let names = if fields == 5 { &names[1..6] } else { &names[..fields as usize] };
+            for (index, name) in names.iter().enumerate() {
+                let until = bytes_max * (index + 1) / names.len();
+                text.push_str(&self.item(name));
+                while text.len() + 12 < until {
+                    text.push(',');
+                    text.push_str(&self.item(name));
+                }
+                text.push(' ');
+            }
+        }
+        while text.len() > 1_024 {
+            text.pop();
+        }
+        text
+    }
+
+    fn item(&mut self, field: &str) -> String {
+        let (min, max) = match field {
+            "hour" => (0, 23),
+            "day" => (1, 31),
+            "month" => (1, 12),
+            "weekday" => (0, 7),
+            "year" => (1970, 2399),
+            _ => (0, 59),
+        };
+        let mut value = || min + self.below(max - min + 1);
+        let (a, b, n) = (value(), value(), value() % 7 + 1);
+        match (self.below(6), field) {
+            (0, "day") => format!("L-{}", a % 30 + 1),
+            (1, "day") => format!("{a}W"),
+            (0, "weekday") => format!("{a}#{}", a % 5 + 1),
+            (1, "weekday") => format!("{a}L"),
+            (2, _) => format!("{}-{}/{n}", a.min(b), a.max(b)),
+            (3, _) if field != "year" => format!("H({}-{})", a.min(b), a.max(b)),
+            _ => a.to_string(),
+        }
+    }
+}
+
 /// The first use of a zone in a process makes its table; not in any figure above.
 fn first_use_of_a_zone(_: &mut Criterion) {
     let begun = Instant::now();
@@ -141,11 +300,17 @@ fn first_use_of_a_zone(_: &mut Criterion) {
         parse("0 2 * * *", zone);
     }
     println!("first use of a zone: {:?}", begun.elapsed() / 5);
+    for round in ["first", "second"] {
+        let begun = Instant::now();
+        let wrong = TimetableSpec::cron("@daily", "Europe/Berlim");
+        black_box(Timetable::parse(&wrong, Uuid::nil()).unwrap_err());
+        println!("{round} wrong name of a zone: {:?}", begun.elapsed());
+    }
 }
 
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(20);
-    targets = first_use_of_a_zone, memory, next, parsing, cron_crate
+    targets = first_use_of_a_zone, no_text_is_dear, memory, next, exclusions, parsing, cron_crate
 }
 criterion_main!(benches);

@@ -12,8 +12,8 @@ use crate::schedule::Timetable;
 /// What a due timer leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Due {
-    /// The instant that fires.
-    pub fire: DateTime<Utc>,
+    /// The instant that fires. `None`: the timer stood where a search had been cut, and nothing fires there.
+    pub fire: Option<DateTime<Utc>>,
     /// Where the timer stands afterwards; `None` = nothing is to come.
     pub next: Option<DateTime<Utc>>,
     /// Set where instants were missed: from the first of them. `fire` stands for all until itself.
@@ -22,13 +22,18 @@ pub struct Due {
 
 /// Decides it for a timer that stands at `fire_at`.
 pub fn resolve(timetable: &Timetable, fire_at: DateTime<Utc>, now: DateTime<Utc>, threshold: TimeDelta) -> Due {
+    // Only a cut search leaves a timer at an excluded instant. It goes on from there; what it finds may be due too, and then
+    // it is treated as what it is when the timer comes up again.
+    if timetable.excludes(fire_at) {
+        return Due { fire: None, next: timetable.next_after(fire_at).timer(), missed_from: None };
+    }
     if now - fire_at > threshold
         && let Some(latest) = timetable.last_at_or_before(now, fire_at)
         && latest > fire_at
     {
-        return Due { fire: latest, next: timetable.next_after(latest), missed_from: Some(fire_at) };
+        return Due { fire: Some(latest), next: timetable.next_after(latest).timer(), missed_from: Some(fire_at) };
     }
-    Due { fire: fire_at, next: timetable.next_after(fire_at), missed_from: None }
+    Due { fire: Some(fire_at), next: timetable.next_after(fire_at).timer(), missed_from: None }
 }
 
 /// Where the timer of a job stands that is resumed at `now`; at its pause it stood at `held_at`. If that is past, the latest
@@ -45,7 +50,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::schedule::TimetableSpec;
+    use crate::schedule::{Exclusion, TimetableSpec};
     use uuid::Uuid;
 
     fn at(ms: i64) -> DateTime<Utc> {
@@ -61,20 +66,37 @@ mod tests {
     #[test]
     fn what_is_a_little_late_fires_every_instant() {
         let due = resolve(&every_second(), at(5_000), at(9_500), THRESHOLD);
-        assert_eq!(due, Due { fire: at(5_000), next: Some(at(6_000)), missed_from: None });
+        assert_eq!(due, Due { fire: Some(at(5_000)), next: Some(at(6_000)), missed_from: None });
     }
 
     #[test]
     fn a_long_outage_leads_to_one_fire_of_the_latest_instant() {
         let due = resolve(&every_second(), at(5_000), at(100_400), THRESHOLD);
-        assert_eq!(due, Due { fire: at(100_000), next: Some(at(101_000)), missed_from: Some(at(5_000)) });
+        assert_eq!(due, Due { fire: Some(at(100_000)), next: Some(at(101_000)), missed_from: Some(at(5_000)) });
     }
 
     #[test]
     fn a_single_missed_instant_fires_as_itself() {
         let once = Timetable::parse(&TimetableSpec::once(at(5_000)), Uuid::nil()).unwrap();
         let due = resolve(&once, at(5_000), at(900_000), THRESHOLD);
-        assert_eq!(due, Due { fire: at(5_000), next: None, missed_from: None });
+        assert_eq!(due, Due { fire: Some(at(5_000)), next: None, missed_from: None });
+    }
+
+    /// A cut search's timer stands at an excluded instant: nothing fires there, however late it is, and the search goes on.
+    #[test]
+    fn an_excluded_instant_only_moves_the_timer() {
+        let mut spec = TimetableSpec::every(Duration::from_secs(1), at(0));
+        spec.exclusions = vec![Exclusion::cron("0-4 0 1 1 *")];
+        let timetable = Timetable::parse(&spec, Uuid::nil()).unwrap();
+        for now in [at(5_000), at(900_000)] {
+            let due = resolve(&timetable, at(5_000), now, THRESHOLD);
+            assert_eq!(due, Due { fire: None, next: Some(at(300_000)), missed_from: None });
+        }
+        // What it found is due by now, too, and is treated as anything late.
+        let due = resolve(&timetable, at(300_000), at(900_000), THRESHOLD);
+        assert_eq!(due, Due { fire: Some(at(900_000)), next: Some(at(901_000)), missed_from: Some(at(300_000)) });
+        // A job that was paused there: its timer stays, and the claim moves it.
+        assert_eq!(resume(&timetable, at(5_000), at(6_000)), at(5_000));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed helper fails the test, at the place where it failed")]
 
-use carillon_core::schedule::{DstGap, DstOverlap, Exclusion, Spec, Timetable, TimetableSpec, parse_interval, preview};
+use carillon_core::schedule::{DstGap, DstOverlap, Spec, Timetable, TimetableSpec, parse_interval, preview};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -13,17 +13,19 @@ struct Example {
     line: usize,
     spec: TimetableSpec,
     job: Uuid,
+    created: Option<DateTime<Utc>>,
     from: DateTime<Utc>,
     fires: Vec<String>,
     errors: Vec<String>,
     says: Option<String>,
-    ends: bool,
+    /// The reason behind it, which may be left out.
+    ends: Option<String>,
 }
 
 #[test]
 fn every_example_of_the_page_is_true() {
     let examples = examples();
-    assert!(examples.len() >= 40, "{} examples", examples.len());
+    assert!(examples.len() >= 70, "{} examples", examples.len());
     let wrong: Vec<String> = examples.iter().filter_map(|example| check(example).err()).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
@@ -58,32 +60,22 @@ fn add(example: &mut Example, line: &str) {
         "once" => spec.specs.push(Spec::Once(instant())),
         "timezone" => spec.timezone = value.to_owned(),
         "start_date" => spec.start = Some(instant()),
+        "created" => example.created = Some(instant()),
         "end_date" => spec.end = Some(instant()),
         "dst_gap" => spec.dst_gap = serde_json::from_value::<Option<DstGap>>(value.into()).unwrap(),
         "dst_overlap" => spec.dst_overlap = serde_json::from_value::<Option<DstOverlap>>(value.into()).unwrap(),
-        "exclude" => spec.exclusions.push(exclusion(value)),
+        "exclude" => spec.exclusions.push(value.parse().unwrap()),
+        "repeat" => {
+            let (times, rest) = value.split_once(' ').unwrap();
+            (0..times.parse().unwrap()).for_each(|_: usize| add(example, rest));
+        }
         "job" => example.job = value.parse().unwrap(),
         "from" => example.from = instant(),
         "fires" => example.fires.push(value.to_owned()),
         "error" => example.errors.push(value.to_owned()),
         "says" => example.says = Some(value.to_owned()),
-        "ends" => example.ends = true,
+        "ends" => example.ends = Some(value.to_owned()),
         other => panic!("line {}: what is {other}?", example.line),
-    }
-}
-
-fn exclusion(text: &str) -> Exclusion {
-    let (what, zone) = text.split_once(" in ").map_or((text, None), |(what, zone)| (what, Some(zone)));
-    let parsed = if let Some((from, to)) = what.split_once("..") {
-        Exclusion::dates(from.parse().unwrap(), to.parse().unwrap())
-    } else if let Ok(day) = what.parse() {
-        Exclusion::date(day)
-    } else {
-        Exclusion::cron(what)
-    };
-    match zone {
-        Some(zone) => parsed.in_timezone(zone),
-        None => parsed,
     }
 }
 
@@ -94,7 +86,8 @@ fn check(example: &Example) -> Result<(), String> {
         }
         Err(format!("line {}: {what}\n  page    {expected}\n  program {found}", example.line))
     };
-    let timetable = match Timetable::parse(&example.spec, example.job) {
+    let spec = example.created.map_or(example.spec.clone(), |created| example.spec.clone().anchored(created));
+    let timetable = match Timetable::parse(&spec, example.job) {
         Ok(timetable) => timetable,
         Err(errors) => {
             let found: Vec<String> = errors.iter().map(|error| format!("{} | {error}", error.field)).collect();
@@ -102,12 +95,17 @@ fn check(example: &Example) -> Result<(), String> {
         }
     };
     differ("errors", "", &example.errors.join(" "))?;
-    let asked = example.fires.len() + usize::from(example.ends);
-    let found: Vec<String> = preview(&timetable, example.from, asked)
+    let asked = example.fires.len() + usize::from(example.ends.is_some());
+    let shown = preview(&timetable, example.from, asked);
+    let found: Vec<String> = shown
+        .fires
         .into_iter()
         .map(|fire| fire.note.map_or(fire.local.clone(), |note| format!("{} # {note}", fire.local)))
         .collect();
     differ("fires", &found.join("\n          "), &example.fires.join("\n          "))?;
+    if let Some(reason) = example.ends.as_ref().filter(|reason| !reason.is_empty()) {
+        differ("ends", &shown.reason.unwrap_or_default(), reason)?;
+    }
     match &example.says {
         Some(says) => differ("says", &timetable.describe(), says),
         None => Ok(()),

@@ -10,6 +10,8 @@
 mod fields;
 #[path = "schedule_oracle/oracle.rs"]
 mod oracle;
+#[path = "schedule_support/mod.rs"]
+mod support;
 
 use carillon_core::schedule::{DstGap, DstOverlap, Timetable, TimetableSpec};
 use chrono::{DateTime, Utc};
@@ -17,7 +19,8 @@ use fields::Expression;
 use jiff::tz::TimeZone;
 use oracle::Rules;
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
+use proptest::test_runner::Config;
+use support::{config, next, parse};
 use uuid::Uuid;
 
 /// Zones with every kind of change there is: whole hours, half an hour, at midnight, a whole day, negative winter time,
@@ -116,7 +119,7 @@ fn engine(case: &Case, from: i64, to: i64) -> Option<Vec<i64>> {
     let listed: Vec<i64> = timetable.between(instant(from), instant(to)).map(|at| at.timestamp()).collect();
     let mut stepped = Vec::new();
     let mut at = instant(from - 1);
-    while let Some(next) = timetable.next_after(at).filter(|next| *next <= instant(to)) {
+    while let Some(next) = next(&timetable, at).filter(|next| *next <= instant(to)) {
         assert!(next > at, "an instant must be later than the one before");
         stepped.push(next.timestamp());
         at = next;
@@ -154,22 +157,50 @@ fn same(case: &Case, found: &[i64], expected: &[i64]) -> Result<(), TestCaseErro
     Ok(())
 }
 
-/// The same cases each time, so that the suite costs the same and never fails by chance; `SCHEDULE_CASES=50000
-/// SCHEDULE_SEED=7 cargo test --release` looks further.
-fn config() -> ProptestConfig {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let cases = number("SCHEDULE_CASES").unwrap_or(200);
-    ProptestConfig {
-        cases: u32::try_from(cases).unwrap(),
-        rng_seed: RngSeed::Fixed(number("SCHEDULE_SEED").unwrap_or(1)),
-        failure_persistence: None,
-        max_shrink_iters: 500,
-        ..ProptestConfig::default()
+/// Every change of every zone, from just before it, at it and just after it.
+#[test]
+fn each_change_is_passed_from_close_by() {
+    const QUARTER: i64 = 900;
+    let every_rule = [
+        (None, None),
+        (Some(DstGap::RunAfter), Some(DstOverlap::First)),
+        (Some(DstGap::Skip), Some(DstOverlap::Last)),
+        (Some(DstGap::RunAfter), Some(DstOverlap::Both)),
+    ];
+    let mut edges = 0;
+    for name in ZONES {
+        let zone = TimeZone::get(name).unwrap();
+        let offset = |at: i64| i64::from(zone.to_offset(jiff::Timestamp::from_second(at).unwrap()).seconds());
+        for edge in changes(&zone) {
+            // Quarters of an hour from the edge show every time of the day that is asked for below.
+            if (offset(edge) - offset(edge - 1)) % QUARTER != 0 {
+                continue;
+            }
+            edges += 1;
+            let clock = oracle::clock(&zone, edge - 26 * 3_600, edge + 50 * 3_600, QUARTER);
+            // The first local time that the change swallows, or shows again.
+            let time = (edge + offset(edge - 1).min(offset(edge))).rem_euclid(86_400);
+            for expression in [Expression::at(time / 3_600, time / 60 % 60), Expression::hourly(time / 60 % 60)] {
+                for (gap, overlap) in every_rule {
+                    let rules = Rules { gap, overlap };
+                    let expected = oracle::fires_on(&clock, &expression, rules, QUARTER);
+                    let mut spec = TimetableSpec::cron(expression.text(), *name);
+                    (spec.dst_gap, spec.dst_overlap) = (gap, overlap);
+                    let timetable = parse(&spec);
+                    for from_ms in [-1_000, -1, 0, 1_000].map(|shift| edge * 1_000 + shift) {
+                        let found = next(&timetable, DateTime::from_timestamp_millis(from_ms).unwrap()).unwrap();
+                        let wanted = expected.iter().find(|at| **at * 1_000 > from_ms);
+                        assert_eq!(Some(&found.timestamp()), wanted, "{spec:?} after {from_ms}");
+                    }
+                }
+            }
+        }
     }
+    assert!(edges > 1_500, "{edges}");
 }
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(Config { max_shrink_iters: 500, ..config(200) })]
 
     /// Five fields, minute by minute, over a day and a half.
     #[test]

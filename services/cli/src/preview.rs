@@ -7,10 +7,10 @@ use std::time::SystemTime;
 
 use carillon_core::error::quoted;
 use carillon_core::schedule::{
-    DstGap, DstOverlap, Exclusion, PREVIEW_MAX, PreviewFire, ScheduleError, Spec, Timetable, TimetableSpec,
-    parse_interval, preview,
+    DstGap, DstOverlap, Exclusion, PREVIEW_MAX, Preview, PreviewFire, ScheduleError, Spec, Timetable, TimetableSpec,
+    anchor, parse_interval, preview, utc,
 };
-use chrono::{DateTime, FixedOffset, SecondsFormat, Utc};
+use chrono::{DateTime, DurationRound, FixedOffset, TimeDelta, Utc};
 use clap::ValueEnum;
 use uuid::Uuid;
 
@@ -25,7 +25,8 @@ pub(crate) struct Arguments {
     /// Several are united.
     #[arg(value_name = "SCHEDULE", required_unless_present = "interval")]
     schedules: Vec<String>,
-    /// A fixed interval in place of an expression: 250ms, 90s, 1h30m. Counts from --start, or else --from.
+    /// A fixed interval in place of an expression: 250ms, 90s, 1h30m. Fires first at --start, or else one interval after
+    /// --from.
     #[arg(long, value_name = "TIME", conflicts_with = "schedules")]
     interval: Option<String>,
     /// The IANA time zone that expressions and exclusions are read in.
@@ -89,35 +90,57 @@ enum Overlap {
 /// # Errors
 /// Every mistake in the arguments, a line each.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Vec<String>> {
+    if is_unquoted(&arguments.schedules) {
+        let rule = "an expression is one argument: put it in quotes, as in carillon preview \"0 2 * * *\"";
+        return Err(vec![rule.to_owned()]);
+    }
+    // A preview of instants to the millisecond does not begin between two of them.
     let from = arguments.from.unwrap_or_else(|| SystemTime::now().into());
-    let spec = spec(arguments, from)?;
-    let timetable = Timetable::parse(&spec, arguments.job_id.unwrap_or_default())
-        .map_err(|errors| errors.iter().map(|error| told(arguments, error)).collect::<Vec<_>>())?;
-    let fires = preview(&timetable, from, arguments.count.into());
-    let text = page(arguments, &timetable, from, &fires);
+    let from = from.duration_trunc(TimeDelta::milliseconds(1)).unwrap_or(from);
+    let timetable = timetable(arguments, from)?;
+    let text = page(arguments, &timetable, &preview(&timetable, from, arguments.count.into()));
     // A closed pipe (`| head`) is no failure.
     let _ = anstream::stdout().lock().write_all(text.as_bytes());
     Ok(())
 }
 
-fn spec(arguments: &Arguments, from: DateTime<Utc>) -> Result<TimetableSpec, Vec<String>> {
-    let specs = match &arguments.interval {
+/// Whether the shell has taken an expression apart, and put the names of files in place of its stars.
+fn is_unquoted(schedules: &[String]) -> bool {
+    let is_a_field = |text: &String| !text.contains(char::is_whitespace) && !text.starts_with('@');
+    schedules.len() >= 5 && schedules.iter().all(is_a_field)
+}
+
+/// What could be read is checked even if something could not, so that all mistakes come together.
+fn timetable(arguments: &Arguments, from: DateTime<Utc>) -> Result<Timetable, Vec<String>> {
+    let mut mistakes = Vec::new();
+    let specs = match arguments.interval.as_ref().map(|text| parse_interval(text)) {
         None => arguments.schedules.iter().cloned().map(Spec::Cron).collect(),
-        Some(text) => {
-            let interval = parse_interval(text).map_err(|error| vec![told(arguments, &error)])?;
-            let anchor = arguments.start.unwrap_or(from);
-            vec![Spec::Every { interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX), anchor }]
+        Some(Ok(interval)) => {
+            let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+            vec![Spec::Every { interval_ms, anchor: anchor(interval_ms, arguments.start, from) }]
+        }
+        Some(Err(error)) => {
+            mistakes.push(told(arguments, &[], &error));
+            Vec::new()
         }
     };
-    let (exclusions, mistakes): (Vec<_>, Vec<_>) =
-        arguments.exclude.iter().map(|text| exclusion(text)).partition(Result::is_ok);
-    if !mistakes.is_empty() {
-        return Err(mistakes.into_iter().filter_map(Result::err).collect());
+    let (mut exclusions, mut places) = (Vec::new(), Vec::new());
+    for (place, text) in arguments.exclude.iter().enumerate() {
+        match text.parse::<Exclusion>() {
+            Ok(exclusion) => {
+                exclusions.push(exclusion);
+                places.push(place);
+            }
+            Err(error) => {
+                let rule = error.message.trim_start_matches("exclusion: ");
+                mistakes.push(format!("--exclude {rule}"));
+            }
+        }
     }
     let spec = TimetableSpec {
         specs,
         timezone: arguments.timezone.clone(),
-        exclusions: exclusions.into_iter().flatten().collect(),
+        exclusions,
         start: arguments.start,
         end: arguments.end,
         dst_gap: arguments.dst_gap.map(|gap| match gap {
@@ -130,46 +153,33 @@ fn spec(arguments: &Arguments, from: DateTime<Utc>) -> Result<TimetableSpec, Vec
             Overlap::Both => DstOverlap::Both,
         }),
     };
-    Ok(spec.anchored(from))
-}
-
-/// Reads `2026-12-24`, `2026-12-24..2026-12-26` or a cron expression, each with or without ` in Asia/Tokyo`.
-fn exclusion(text: &str) -> Result<Exclusion, String> {
-    let (what, zone) = match text.split_once(" in ") {
-        Some((what, zone)) => (what.trim(), Some(zone.trim())),
-        None => (text.trim(), None),
-    };
-    let (first, last) = what.split_once("..").unwrap_or((what, what));
-    let read = match (first.trim().parse(), last.trim().parse()) {
-        (Ok(first), Ok(last)) => Exclusion::dates(first, last),
-        _ if what.contains(char::is_whitespace) => Exclusion::cron(what),
-        _ => {
-            let rule = "is no date (2026-12-24), no range of dates (2026-12-24..2026-12-26) and no cron expression of \
-                        five fields";
-            return Err(format!("--exclude {}: {rule}", quoted(text)));
+    match Timetable::parse(&spec.anchored(from), arguments.job_id.unwrap_or_default()) {
+        Ok(timetable) if mistakes.is_empty() => Ok(timetable),
+        Ok(_) => Err(mistakes),
+        Err(errors) => {
+            let of_engine = errors.iter().map(|error| told(arguments, &places, error));
+            Err(of_engine.chain(mistakes).collect())
         }
-    };
-    Ok(match zone {
-        Some(zone) => read.in_timezone(zone),
-        None => read,
-    })
+    }
 }
 
-/// A mistake in a line, under the words that the arguments have for it.
-fn told(arguments: &Arguments, error: &ScheduleError) -> String {
+/// A mistake in a line, under the words that the arguments have for it. `places`: which arguments the exclusions stood in.
+fn told(arguments: &Arguments, places: &[usize], error: &ScheduleError) -> String {
     let ScheduleError { field, message } = error;
     let index =
         |list: &str| -> Option<usize> { field.strip_prefix(list)?.strip_prefix('[')?.strip_suffix(']')?.parse().ok() };
     let nth = |list: &[String], index: Option<usize>| index.and_then(|index| list.get(index)).cloned();
     let place = if field == "interval" {
         format!("--interval {}", quoted(arguments.interval.as_deref().unwrap_or_default()))
-    } else if let Some(text) = nth(&arguments.exclude, index("exclusions")) {
+    } else if let Some(text) = nth(&arguments.exclude, index("exclusions").and_then(|index| places.get(index).copied()))
+    {
         format!("--exclude {}", quoted(&text))
     } else if let Some(text) = nth(&arguments.schedules, index("schedules")) {
         quoted(&text)
     } else {
         match (field.as_str(), arguments.schedules.as_slice()) {
             ("timezone", _) => "--tz".to_owned(),
+            ("start_date", _) => "--start".to_owned(),
             ("end_date", _) => "--end".to_owned(),
             ("exclusions", _) => "--exclude".to_owned(),
             (_, [only]) => quoted(only),
@@ -179,23 +189,26 @@ fn told(arguments: &Arguments, error: &ScheduleError) -> String {
     // The core's text is readable alone and so begins with what it is about, which here stands before it.
     let names = ["schedule: ", "schedules: ", "exclusion: ", "exclusions: ", "interval: ", "timezone: ", "end_date: "];
     let rule = names.iter().find_map(|name| message.strip_prefix(name)).unwrap_or(message);
-    // Its names for two of the arguments.
-    format!("{place}: {}", rule.replace("start_date", "--start").replace("end_date", "--end"))
+    format!("{place}: {}", in_arguments(rule))
+}
+
+/// The core's names for two of the arguments.
+fn in_arguments(text: &str) -> String {
+    text.replace("start_date", "--start").replace("end_date", "--end")
 }
 
 /// The description, the table, and what is worth knowing besides.
-fn page(arguments: &Arguments, timetable: &Timetable, from: DateTime<Utc>, fires: &[PreviewFire]) -> String {
+fn page(arguments: &Arguments, timetable: &Timetable, shown: &Preview) -> String {
     let description = timetable.describe();
     let mut text = format!("{description}\n");
-    if arguments.job_id.is_none() && description.contains("chosen by H") {
-        text.push_str(
-            "(no job was named, so these values of H are only an example: give --job-id to see a job's own)\n",
-        );
+    if arguments.job_id.is_none() && description.contains("values of H") {
+        text.push_str("(--job-id shows those of a job)\n");
     }
     text.push('\n');
+    let Preview { fires, reason } = shown;
+    let reason = reason.as_ref().map(|reason| in_arguments(reason) + "\n").unwrap_or_default();
     if fires.is_empty() {
-        let _ = writeln!(text, "no fire from {} on", utc(from));
-        return text;
+        return text + &reason;
     }
     let rows: Vec<[String; 3]> = std::iter::once(["UTC".into(), timetable.timezone().into(), String::new()])
         .chain(fires.iter().map(|fire| [utc(fire.at), on_the_wall(fire), fire.note.clone().unwrap_or_default()]))
@@ -206,14 +219,7 @@ fn page(arguments: &Arguments, timetable: &Timetable, from: DateTime<Utc>, fires
         let line = format!("{at:first$}  {local:second$}  {note}");
         let _ = writeln!(text, "{}", line.trim_end());
     }
-    if fires.len() < usize::from(arguments.count) {
-        text.push_str("no further fire\n");
-    }
-    text
-}
-
-fn utc(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+    text + &reason
 }
 
 /// `Sun 2026-03-29 03:00:00 +02:00`: the weekday is what most schedules are about.

@@ -45,11 +45,11 @@ fn columns_fit_the_widest_value() {
     assert_eq!(
         text,
         "\
-every 1s 300ms from 2026-11-30T23:00:00.700Z
+every 1s 300ms from 2026-11-30T23:00:02Z
 
 UTC                       Asia/Kolkata
-2026-11-30T23:00:00.700Z  Tue 2026-12-01 04:30:00.700 +05:30
 2026-11-30T23:00:02Z      Tue 2026-12-01 04:30:02 +05:30
+2026-11-30T23:00:03.300Z  Tue 2026-12-01 04:30:03.300 +05:30
 "
     );
 }
@@ -74,7 +74,7 @@ at 12:00 every day; and every 12h from 2026-12-24T00:00:00Z, UTC, not before 202
 UTC                   UTC
 2026-12-24T00:00:00Z  Thu 2026-12-24 00:00:00 +00:00
 2026-12-30T00:00:00Z  Wed 2026-12-30 00:00:00 +00:00
-no further fire
+no further fire: --end is 2026-12-31T00:00:00Z; all that would come until then is excluded
 "
     );
 }
@@ -98,14 +98,24 @@ fn the_same_job_always_gets_the_same_h() {
     let first = of("00000000-0000-0000-0000-000000000001");
     assert!(first.starts_with("at 02:04 every day (chosen by H for this job), UTC\n\nUTC"), "{first}");
     assert!(of("00000000-0000-0000-0000-000000000002").starts_with("at 02:55"));
-    assert!(shown(&["H * * * *"]).contains("\n(no job was named, so these values of H are only an example"));
+    let example = shown(&["H * * * *"]);
+    let words =
+        "(no job was named, so these values of H are only an example), UTC\n(--job-id shows those of a job)\n\n";
+    assert!(example.contains(words), "{example}");
 }
 
 #[test]
 fn without_from_it_begins_now_and_a_schedule_may_have_ended() {
     assert_eq!(shown(&["* * * * *"]).lines().count(), 13);
     let text = shown(&["0 0 0 1 1 ? 2020", "--from", "2026-01-01T00:00:00Z"]);
-    assert!(text.ends_with("\n\nno fire from 2026-01-01T00:00:00Z on\n"), "{text}");
+    let reason = "no fire from 2026-01-01T00:00:00Z on: its last instant was 2020-01-01T00:00:00Z";
+    assert!(text.ends_with(&format!("\n\n{reason}\n")), "{text}");
+    let now = shown(&["0 0 0 1 1 ? 2020"]);
+    let from = now.split_once("no fire from ").unwrap_or_default().1;
+    let from = from.split_once(" on: ").unwrap_or_default().0;
+    assert!((20..=24).contains(&from.len()) && from.ends_with('Z'), "to the millisecond at most: {from}");
+    let end_of_time = shown(&["--interval=1d", "--start=9999-12-31T00:00:00Z", "--from=9999-12-01T00:00:00Z"]);
+    assert!(end_of_time.ends_with("+00:00\nno further fire: everything ends with the year 9999\n"), "{end_of_time}");
 }
 
 #[test]
@@ -141,7 +151,7 @@ fn mistakes_are_plain_lines_all_at_once() {
     assert_eq!(
         refused(&["@daily", "--exclude", "2026-13-01"]),
         [
-            "carillon: --exclude \"2026-13-01\": is no date (2026-12-24), no range of dates (2026-12-24..2026-12-26) and no cron expression of five fields"
+            "carillon: --exclude \"2026-13-01\" is no date (2026-12-24), no range of dates (2026-12-24..2026-12-26) and no cron expression of five fields"
         ]
     );
     assert_eq!(
@@ -154,6 +164,38 @@ fn mistakes_are_plain_lines_all_at_once() {
     );
     let control = refused(&["\u{1b}[2J 0 * * *"]);
     assert!(!control.concat().contains('\u{1b}'), "{control:?}");
+}
+
+#[test]
+fn what_cannot_be_read_does_not_hide_other_mistakes() {
+    assert_eq!(
+        refused(&["61 * * * *", "* 25 * * *", "--tz=Mars", "--exclude=foo", "--exclude=* * 30 2 *", "--exclude=bar.."]),
+        [
+            "carillon: --tz: \"Mars\" is not an IANA time zone name such as Europe/Berlin",
+            "carillon: \"61 * * * *\": minute: 61 is outside 0-59 (at 1)",
+            "carillon: \"* 25 * * *\": hour: 25 is outside 0-23 (at 3)",
+            "carillon: --exclude \"* * 30 2 *\": can never match: no day of any year fits its day of month, month and weekday",
+            "carillon: --exclude \"foo\" is no date (2026-12-24), no range of dates (2026-12-24..2026-12-26) and no cron expression of five fields",
+            "carillon: --exclude \"bar..\" is no date (2026-12-24), no range of dates (2026-12-24..2026-12-26) and no cron expression of five fields",
+        ]
+    );
+    let found = refused(&["--interval=9ms", "--exclude=foo", "--tz=Mars"]);
+    let begins: Vec<&str> = found.iter().map(|line| line.split('"').next().unwrap_or_default()).collect();
+    assert_eq!(begins, ["carillon: --tz: ", "carillon: --interval ", "carillon: --exclude "]);
+    let start = ["0 0 0 1 1 ? 2027", "--start", "2028-01-01T00:00:00Z"];
+    assert_eq!(refused(&start), ["carillon: --start: can never fire: its last instant is before --start"]);
+}
+
+#[test]
+fn an_expression_without_quotes_is_told_to_have_some() {
+    let hint = "carillon: an expression is one argument: put it in quotes, as in carillon preview \"0 2 * * *\"";
+    // What the shell makes of the stars does not matter.
+    for arguments in
+        [&["0", "2", "*", "*", "*"][..], &["0", "2", "Cargo.toml", "src", "tests", "Cargo.toml", "src", "tests"]]
+    {
+        assert_eq!(refused(arguments), [hint]);
+    }
+    assert!(shown(&["@daily", "@hourly", "@weekly", "@monthly", "@yearly"]).starts_with("at 00:00"));
 }
 
 #[test]

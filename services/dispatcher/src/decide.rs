@@ -24,7 +24,8 @@ pub struct Decided {
     pub next: Vec<(Line, DateTime<Utc>)>,
     /// Executions after which their job has no instant left.
     pub last: Vec<Uuid>,
-    /// Jobs whose last fire was skipped: nobody but the leader completes them.
+    /// Jobs that ended without an execution, since their last fire was skipped or none came any more: nobody but the leader
+    /// completes them.
     pub ended_by_skip: Vec<Uuid>,
 }
 
@@ -77,17 +78,24 @@ impl Deciding {
             return;
         }
         let due = misfire::resolve(&job.timetable, timer.fire_at, now, misfire_threshold);
+        let Some(fire) = due.fire else {
+            if due.next.is_none() {
+                self.decided.ended_by_skip.push(timer.job);
+            }
+            self.moved(timer, due.next);
+            return;
+        };
         let open = timer.open + self.opened.get(&timer.job).copied().unwrap_or(0);
         let has_room = definition.open_max.is_none_or(|max| open < max);
-        if !has_room && due.fire > now {
+        if !has_room && fire > now {
             self.decided.left.push((timer.job, timer.line.clone(), timer.fire_at));
             return;
         }
         let mut new = NewExecution {
-            id: ids::execution_for_fire(timer.job, due.fire),
+            id: ids::execution_for_fire(timer.job, fire),
             job: timer.job,
             seq: 0,
-            scheduled_at: due.fire,
+            scheduled_at: fire,
             max_retries: definition.max_retries,
             reason: due.missed_from.map(|from| {
                 format!(
@@ -194,7 +202,7 @@ mod tests {
     use std::time::Duration;
 
     use carillon_core::job::Priority;
-    use carillon_core::schedule::TimetableSpec;
+    use carillon_core::schedule::{Exclusion, TimetableSpec};
     use carillon_store::definitions::Definition;
 
     use super::*;
@@ -302,6 +310,39 @@ mod tests {
         let decided = decide(&[timer(0)], &[], &[], &known, at(5_000), THRESHOLD);
         assert!(decided.decisions.timers[0].to.unwrap().exhausted);
         assert_eq!(decided.last.len(), 1);
+    }
+
+    /// Every other minute, of which two zones' odd patterns leave none for ten months: more than one search can see past.
+    fn cut() -> TimetableSpec {
+        let mut spec = TimetableSpec::every(Duration::from_millis(100), at(0));
+        spec.exclusions =
+            vec![Exclusion::cron("*/2 * * 1-11 *"), Exclusion::cron("1-59/2 * * 1-11 *").in_timezone("Asia/Tokyo")];
+        spec
+    }
+
+    #[test]
+    fn where_a_search_was_cut_nothing_fires_and_the_timer_goes_on() {
+        let known = known(Some(1), Some(9), cut());
+        let mut due = timer(0);
+        for _ in 0..2 {
+            let decided = decide(&[due.clone()], &[], &[], &known, due.fire_at, THRESHOLD);
+            assert!(decided.decisions.executions.is_empty() && decided.ended_by_skip.is_empty());
+            let to = decided.decisions.timers[0].to.unwrap();
+            assert!(!to.exhausted && to.fire_at > Some(due.fire_at), "{to:?}");
+            due.fire_at = to.fire_at.unwrap();
+            assert_eq!(decided.next, vec![(line(), due.fire_at)]);
+        }
+    }
+
+    #[test]
+    fn a_job_that_has_nothing_behind_a_cut_is_ended() {
+        let spec = TimetableSpec { end: Some(at(70_000)), ..cut() };
+        let spec = TimetableSpec { start: Some(at(-60_000)), ..spec };
+        let known = known(Some(1), None, TimetableSpec { exclusions: vec![Exclusion::cron("1,2 0 1 1 *")], ..spec });
+        let due = DueTimer { fire_at: at(61_000), ..timer(0) };
+        let decided = decide(&[due], &[], &[], &known, at(61_000), THRESHOLD);
+        assert_eq!(decided.ended_by_skip, vec![JOB]);
+        assert!(decided.decisions.executions.is_empty() && decided.decisions.timers[0].to.unwrap().exhausted);
     }
 
     #[test]

@@ -99,8 +99,11 @@ impl CronLine {
         !self.flags.has(Flags::MINUTE_STAR) && !self.flags.has(Flags::HOUR_STAR)
     }
 
-    /// The first matching civil second at or after `from`.
+    /// The first matching civil second of [`YEARS`] at or after `from`.
     pub(crate) fn next_civil(&self, from: i64) -> Option<i64> {
+        if from > civil::LAST {
+            return None;
+        }
         let from = from.max(civil::FIRST);
         let (day, second_of_day) = (from.div_euclid(DAY), from.rem_euclid(DAY));
         let (year, month, day_of_month) = civil::civil_from_days(day);
@@ -113,7 +116,8 @@ impl CronLine {
         Some(self.next_day(year, month, day_of_month + 1)? * DAY + self.next_in_day(0)?)
     }
 
-    /// Whether a civil second matches, seconds left aside.
+    /// Whether a civil second matches, seconds left aside. A line without years matches in any year: what is excluded need not
+    /// lie in those of schedules.
     pub(crate) fn matches_minute(&self, civil: i64) -> bool {
         let second_of_day = civil.rem_euclid(DAY);
         self.hours & (1 << (second_of_day / 3_600)) != 0
@@ -130,6 +134,13 @@ impl CronLine {
         let (year, month, day_of_month) = civil::civil_from_days(day);
         self.matches_month(year, month)
             && self.month_mask(year, month, day - i64::from(day_of_month) + 1) & (1 << day_of_month) != 0
+    }
+
+    /// Whether its two day fields let every day through.
+    pub(crate) fn is_of_every_day(&self) -> bool {
+        let (by_day, by_weekday) = (self.days == ALL_DAYS, self.weekdays == ALL_WEEKDAYS);
+        let both_must = self.flags.has(Flags::DAY_STAR) || self.flags.has(Flags::WEEKDAY_STAR);
+        if both_must { by_day && by_weekday } else { by_day || by_weekday }
     }
 
     /// Whether any day of [`YEARS`] matches.
@@ -162,7 +173,7 @@ impl CronLine {
     fn matches_year(&self, year: i32) -> bool {
         match self.extra.as_deref() {
             Some(Extra { years: Some(years), .. }) => years.contains(year),
-            _ => YEARS.contains(&year),
+            _ => true,
         }
     }
 

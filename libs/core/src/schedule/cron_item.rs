@@ -177,8 +177,8 @@ impl<'t> Item<'t> {
                     Kind::Hour => "h",
                     _ => "",
                 };
-                let hint =
-                    if unit.is_empty() { String::new() } else { format!("; write @every {}{unit}", quoted(digits)) };
+                let hint = super::interval::every_hint(digits, unit).map(|every| format!("; write {every}"));
+                let hint = hint.unwrap_or_default();
                 Err(Mistake(at, format!("a step of {} is outside 1-{most}{hint}", quoted(digits))))
             }
         }

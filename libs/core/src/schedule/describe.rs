@@ -6,10 +6,11 @@
 
 use super::civil;
 use super::cron::{ALL_60, ALL_DAYS, ALL_HOURS, ALL_MONTHS, ALL_WEEKDAYS, CronLine, Extra, Flags, bits};
-use super::exclusion::{Excluded, What};
+use super::exclusion::Days;
 use super::interval::interval_text;
+use super::search::{Inner, Source};
 use super::spec::{DstGap, DstOverlap};
-use super::timetable::{Inner, Source, Timetable, instant, utc};
+use super::timetable::{LAST_MS, Timetable, instant, utc};
 
 /// Most values of a list that are written out.
 const SHOWN_MAX: usize = 8;
@@ -32,14 +33,13 @@ const MONTHS: [&str; 13] = [
     "December",
 ];
 const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
-const ORDINALS: [&str; 5] = ["1st", "2nd", "3rd", "4th", "5th"];
 
 pub(crate) fn timetable(timetable: &Timetable) -> String {
     let inner = &*timetable.0;
     if inner.sources.is_empty() {
         return "never by time".to_owned();
     }
-    let mut text = inner.sources.iter().map(source).collect::<Vec<_>>().join("; and ");
+    let mut text = inner.sources.iter().map(|one| source(one, inner.job_is_named)).collect::<Vec<_>>().join("; and ");
     if inner.sources.iter().any(|source| matches!(source, Source::Line(_))) {
         text.push_str(", ");
         text.push_str(inner.zone.name());
@@ -50,9 +50,11 @@ pub(crate) fn timetable(timetable: &Timetable) -> String {
     text
 }
 
-fn source(source: &Source) -> String {
+fn source(source: &Source, job_is_named: bool) -> String {
     match source {
-        Source::Line(one) => line(one),
+        Source::Line(one) if !one.flags.has(Flags::HASHED) => line(one),
+        Source::Line(one) if job_is_named => format!("{} (chosen by H for this job)", line(one)),
+        Source::Line(one) => format!("{} (no job was named, so these values of H are only an example)", line(one)),
         Source::Every { interval, anchor } => {
             let from = instant(*anchor).map(utc).unwrap_or_default();
             format!("every {} from {from}", interval_text(interval.unsigned_abs()))
@@ -65,36 +67,44 @@ fn bounds(inner: &Inner, text: &mut String) {
     if let Some(start) = (inner.start != i64::MIN).then(|| instant(inner.start)).flatten() {
         text.push_str(&format!(", not before {}", utc(start)));
     }
-    if let Some(end) = (inner.end != i64::MAX).then(|| instant(inner.end)).flatten() {
+    if let Some(end) = (inner.end != LAST_MS).then(|| instant(inner.end)).flatten() {
         text.push_str(&format!(", not after {}", utc(end)));
     }
 }
 
 fn exclusions(inner: &Inner, text: &mut String) {
-    for (index, exclusion) in inner.exclusions.iter().take(SHOWN_MAX).enumerate() {
-        text.push_str(if index == 0 { ", except " } else { " and " });
-        text.push_str(&excluded(exclusion));
-        if exclusion.zone.name() != inner.zone.name() {
-            text.push_str(&format!(" ({})", exclusion.zone.name()));
-        }
+    let mut words = Vec::new();
+    for closed in inner.exclusions.zones() {
+        let zone = closed.zone.name();
+        let zone = if zone == inner.zone.name() { String::new() } else { format!(" ({zone})") };
+        words.extend(closed.days.iter().map(|days| format!("{}{zone}", excluded_days(*days))));
+        words.extend(closed.patterns.iter().map(|pattern| format!("{}{zone}", excluded_minutes(pattern))));
     }
-    if let Some(more) = inner.exclusions.len().checked_sub(SHOWN_MAX + 1) {
+    for (index, words) in words.iter().take(SHOWN_MAX).enumerate() {
+        text.push_str(if index == 0 { ", except " } else { " and " });
+        text.push_str(words);
+    }
+    if let Some(more) = words.len().checked_sub(SHOWN_MAX + 1) {
         text.push_str(&format!(" and {} more exclusions", more + 1));
     }
 }
 
-fn excluded(exclusion: &Excluded) -> String {
-    match &exclusion.what {
-        What::Days { from, to } if from == to => format!("on {}", date(*from)),
-        What::Days { from, to } => format!("from {} to {}", date(*from), date(*to)),
-        What::Pattern(pattern) if pattern.minutes == ALL_60 && pattern.hours == ALL_HOURS => {
-            dates(pattern).unwrap_or_else(|| "always".to_owned())
-        }
-        What::Pattern(pattern) => line(pattern),
+fn excluded_days(days: Days) -> String {
+    if days.from == days.to {
+        return format!("on {}", date(days.from));
     }
+    format!("from {} to {}", date(days.from), date(days.to))
 }
 
-fn date(days: i64) -> String {
+fn excluded_minutes(pattern: &CronLine) -> String {
+    if pattern.minutes == ALL_60 && pattern.hours == ALL_HOURS {
+        return dates(pattern).unwrap_or_else(|| "always".to_owned());
+    }
+    line(pattern)
+}
+
+/// `2026-03-29`, of a number of days since 1970-01-01.
+pub(crate) fn date(days: i64) -> String {
     let (year, month, day) = civil::civil_from_days(days);
     format!("{year:04}-{month:02}-{day:02}")
 }
@@ -123,9 +133,6 @@ fn line(line: &CronLine) -> String {
         None if at_times => text.push_str(" every day"),
         None => {}
     }
-    if line.flags.has(Flags::HASHED) {
-        text.push_str(" (chosen by H for this job)");
-    }
     text
 }
 
@@ -136,25 +143,22 @@ fn times(line: &CronLine) -> (String, bool) {
     if count <= TIMES_MAX {
         return (format!("at {}", times_of_day(line)), true);
     }
-    let all_minutes = minutes == ALL_60;
     let all_hours = line.hours == ALL_HOURS;
-    let second = match seconds {
-        1 => None,
-        ALL_60 => Some("every second".to_owned()),
-        _ => Some(match every(seconds, 60) {
-            Some(step) => format!("every {step} seconds"),
-            None => format!("at second{} {}", plural(seconds), numbers(seconds)),
-        }),
-    };
-    let minute = match every(minutes, 60) {
-        _ if all_minutes && second.is_some() => None,
-        _ if all_minutes => Some("every minute".to_owned()),
-        Some(step) => Some(format!("every {step} minutes")),
-        None if all_hours && minutes == 1 && second.is_none() => return ("every hour, on the hour".to_owned(), false),
-        None => Some(format!("at minute{} {}", plural(minutes), numbers(minutes))),
+    let second = seconds_words(seconds);
+    let minute = match (minutes_words(minutes, second.is_some()), second.is_some()) {
+        (None, true) if !second.as_ref().is_some_and(|text| text.starts_with("every")) => {
+            Some("of every minute".to_owned())
+        }
+        (None, true) => None,
+        (None, false) => Some("every minute".to_owned()),
+        (Some(_), false) if all_hours && minutes == 1 => return ("every hour, on the hour".to_owned(), false),
+        (words, _) => words,
     };
     let hour = if all_hours {
-        minute.as_ref().is_some_and(|text| text.starts_with("at")).then(|| "of every hour".to_owned())
+        minute
+            .as_ref()
+            .is_some_and(|text| text.starts_with("at ") || text.starts_with("in "))
+            .then(|| "of every hour".to_owned())
     } else if let Some(step) = every(hours, 24) {
         Some(format!("of every {} hour from midnight", ordinal(step)))
     } else if let Some((from, to)) = run(hours) {
@@ -165,6 +169,29 @@ fn times(line: &CronLine) -> (String, bool) {
     };
     let parts: Vec<String> = [second, minute, hour].into_iter().flatten().collect();
     (parts.join(" "), false)
+}
+
+/// `None`: at the full minute.
+fn seconds_words(seconds: u64) -> Option<String> {
+    match (seconds, every(seconds, 60)) {
+        (1, _) => None,
+        (ALL_60, _) => Some("every second".to_owned()),
+        (_, Some(step)) => Some(format!("every {step} seconds")),
+        (_, None) => Some(format!("at second{} {}", plural(seconds), numbers(seconds))),
+    }
+}
+
+/// `None`: every minute. Behind words for the seconds they say in which minutes, otherwise at which.
+fn minutes_words(minutes: u64, behind_seconds: bool) -> Option<String> {
+    match (minutes, every(minutes, 60)) {
+        (ALL_60, _) => None,
+        (_, Some(step)) if behind_seconds => Some(format!("of every {} minute", ordinal(step))),
+        (_, Some(step)) => Some(format!("every {step} minutes")),
+        (_, None) => {
+            let preposition = if behind_seconds { "in" } else { "at" };
+            Some(format!("{preposition} minute{} {}", plural(minutes), numbers(minutes)))
+        }
+    }
 }
 
 fn times_of_day(line: &CronLine) -> String {
@@ -240,7 +267,7 @@ fn days_of_month(line: &CronLine, extra: Option<&Extra>) -> Option<String> {
             parts.push(match before {
                 0 => "on the last day of the month".to_owned(),
                 1 => "on the day before the last of the month".to_owned(),
-                _ => format!("{before} days before the last of the month"),
+                _ => format!("on the {} day before the last of the month", ordinal(before)),
             });
         }
         for day in bits(extra.nearest) {
@@ -260,16 +287,12 @@ fn weekdays(line: &CronLine, extra: Option<&Extra>) -> Option<String> {
     }
     let mut parts = Vec::new();
     if line.weekdays != 0 {
-        let names: Vec<String> = bits(line.weekdays).map(|day| WEEKDAYS[day as usize].to_owned()).collect();
-        parts.push(match run(u64::from(line.weekdays)) {
-            Some((from, to)) if to - from > 1 => format!("on {} to {}", WEEKDAYS[from], WEEKDAYS[to]),
-            _ => format!("on {}", list(&names)),
-        });
+        parts.push(format!("on {}", weekday_names(line.weekdays)));
     }
     if let Some(extra) = extra {
-        for (ordinal, days) in ORDINALS.iter().zip(extra.nth_weekdays) {
+        for (nth, days) in (1..).zip(extra.nth_weekdays) {
             for day in bits(days) {
-                parts.push(format!("on the {ordinal} {} of the month", WEEKDAYS[day as usize]));
+                parts.push(format!("on the {} {} of the month", ordinal(nth), WEEKDAYS[day as usize]));
             }
         }
         for day in bits(extra.last_weekdays) {
@@ -277,6 +300,22 @@ fn weekdays(line: &CronLine, extra: Option<&Extra>) -> Option<String> {
         }
     }
     Some(list(&parts))
+}
+
+/// The week is a circle: an unbroken stretch of it is named by its ends, or in its own order. Others begin with Monday.
+fn weekday_names(weekdays: u8) -> String {
+    let has = |day: usize| weekdays & (1 << (day % 7)) != 0;
+    let mut begins = (1..=7).filter(|day| has(*day) && !has(day + 6));
+    let first = begins.next().unwrap_or(1);
+    let unbroken = begins.next().is_none();
+    let names: Vec<String> = if unbroken { first..first + 7 } else { 1..8 }
+        .filter(|day| has(*day))
+        .map(|day| WEEKDAYS[day % 7].to_owned())
+        .collect();
+    match names.as_slice() {
+        [first, _, .., last] if unbroken => format!("{first} to {last}"),
+        _ => list(&names),
+    }
 }
 
 /// `n` if the set is 0, n, 2n, … and evenly fills the field, with n more than one.
@@ -299,9 +338,10 @@ fn plural(set: impl Into<u64>) -> &'static str {
 }
 
 fn ordinal(number: u32) -> String {
-    match number {
-        2 => "2nd".to_owned(),
-        3 => "3rd".to_owned(),
+    match (number % 10, number / 10 % 10 == 1) {
+        (1, false) => format!("{number}st"),
+        (2, false) => format!("{number}nd"),
+        (3, false) => format!("{number}rd"),
         _ => format!("{number}th"),
     }
 }

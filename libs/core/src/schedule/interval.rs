@@ -17,18 +17,25 @@ const TEXT_BYTES_MAX: usize = 64;
 
 const ALLOWED: &str = "numbers with units such as 250ms, 90s, 1h30m or 2d";
 
-/// Reads an interval: whole numbers with the units `w`, `d`, `h`, `m`, `s`, `ms`, largest first, each at most once.
+/// Reads an interval: whole numbers with the units `w`, `d`, `h`, `m`, `s`, `ms`, largest first, each at most once, with or
+/// without blanks between them.
 pub fn parse_interval(text: &str) -> Result<Duration, ScheduleError> {
+    read(text, 0)
+}
+
+/// Reads the interval that stands in a text from byte `begin` on. Positions are those of the whole text.
+fn read(text: &str, begin: usize) -> Result<Duration, ScheduleError> {
     let wrong = |message: String| Err(ScheduleError::new("interval", message));
-    let text = text.trim();
-    if text.is_empty() || text.len() > TEXT_BYTES_MAX {
-        return wrong(format!("interval: must be {ALLOWED}, is \"{}\"", quoted(text)));
+    let interval = text.get(begin..).unwrap_or_default().trim();
+    if interval.is_empty() || interval.len() > TEXT_BYTES_MAX {
+        return wrong(format!("interval: must be {ALLOWED}, is \"{}\"", quoted(interval)));
     }
-    let mut rest = text;
+    let mut rest = interval;
     let mut total: u64 = 0;
     let mut last_unit = u64::MAX;
     while !rest.is_empty() {
-        let position = text.len() - rest.len() + 1;
+        let before = rest.as_ptr() as usize - text.as_ptr() as usize;
+        let position = text.get(..before).unwrap_or_default().chars().count() + 1;
         let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
         let (number, after) = rest.split_at(digits);
         let letters = after.bytes().take_while(u8::is_ascii_alphabetic).count();
@@ -44,10 +51,10 @@ pub fn parse_interval(text: &str) -> Result<Duration, ScheduleError> {
         last_unit = unit_ms;
         let part = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit_ms));
         let Some(sum) = part.and_then(|part| total.checked_add(part)) else {
-            return wrong(too_long(text));
+            return wrong(too_long(interval));
         };
         total = sum;
-        rest = after;
+        rest = after.trim_start();
     }
     check_interval(total).map_err(|message| ScheduleError::new("interval", message))?;
     Ok(Duration::from_millis(total))
@@ -82,12 +89,14 @@ pub(crate) fn check_interval(ms: u64) -> Result<(), String> {
 
 /// The interval of an `@every 90s` line; `None` if the text is no such line.
 pub(crate) fn every_word(text: &str) -> Option<Result<Duration, ScheduleError>> {
-    let text = text.trim();
-    let word = text.split_whitespace().next()?;
-    if !word.eq_ignore_ascii_case("@every") {
-        return None;
-    }
-    Some(parse_interval(&text[word.len()..]))
+    let word = text.split_whitespace().next().filter(|word| word.eq_ignore_ascii_case("@every"))?;
+    Some(read(text, word.as_ptr() as usize - text.as_ptr() as usize + word.len()))
+}
+
+/// `@every 90m`, where that can be written.
+pub(crate) fn every_hint(number: &str, unit: &str) -> Option<String> {
+    let text = format!("{number}{unit}");
+    parse_interval(&text).is_ok().then(|| format!("@every {text}"))
 }
 
 /// An interval in words and units, the inverse of [`parse_interval`]: `1h 30m`.
@@ -128,10 +137,12 @@ mod tests {
             ("1w", 604_800_000, "7d"),
             ("100ms", 100, "100ms"),
             ("1D2H", 93_600_000, "1d 2h"),
+            (" 1h  30m ", 5_400_000, "1h 30m"),
             ("3653d", INTERVAL_MS_MAX, "3653d"),
         ] {
             assert_eq!(parse_interval(text), Ok(Duration::from_millis(ms)), "{text}");
             assert_eq!(interval_text(ms), shown);
+            assert_eq!(parse_interval(shown), Ok(Duration::from_millis(ms)), "what is shown can be written");
         }
     }
 
@@ -142,7 +153,8 @@ mod tests {
         assert_eq!(message("0s"), "interval: 0ms is shorter than 100ms");
         assert_eq!(message("3654d"), "interval: 315705600000ms is longer than ten years (3653d)");
         assert_eq!(message("5"), "interval: \"5\" is not numbers with units such as 250ms, 90s, 1h30m or 2d (at 1)");
-        assert!(message("1h 30m").ends_with("(at 3)"));
+        assert!(message("1h 30").ends_with("(at 4)"));
+        assert!(message(" 1 h").ends_with("\"1 h\" is not numbers with units such as 250ms, 90s, 1h30m or 2d (at 2)"));
         assert_eq!(message("5m1h"), "interval: units go from large to small, each once; \"h\" does not (at 3)");
         assert!(message("99999999999999999999d").contains("longer"));
         assert!(message("1.5h").ends_with("(at 1)"));

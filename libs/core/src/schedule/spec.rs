@@ -6,10 +6,13 @@
 //!
 //! [`Timetable::parse`]: super::Timetable::parse
 
+use std::str::FromStr;
 use std::time::Duration;
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
+
+use super::error::{ScheduleError, quoted};
 
 /// A timetable: the union of its specs, minus the exclusions, between start and end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,6 +117,38 @@ impl Exclusion {
     }
 }
 
+/// As a person writes it in a line: `2026-12-24`, `2026-12-24..2026-12-26` or a cron expression of five fields, each with or
+/// without ` in Asia/Tokyo` behind it. Whether the expression and the zone can be read is for the timetable to say.
+impl FromStr for Exclusion {
+    type Err = ScheduleError;
+
+    fn from_str(text: &str) -> Result<Self, ScheduleError> {
+        let (what, zone) = match text.split_once(" in ") {
+            Some((what, zone)) => (what.trim(), Some(zone.trim())),
+            None => (text.trim(), None),
+        };
+        let (first, last) = what.split_once("..").unwrap_or((what, what));
+        let read = match (date(first.trim()), date(last.trim())) {
+            (Some(first), Some(last)) => Exclusion::dates(first, last),
+            _ if what.contains(char::is_whitespace) && !what.contains("..") => Exclusion::cron(what),
+            _ => {
+                let rule = "is no date (2026-12-24), no range of dates (2026-12-24..2026-12-26) and no cron expression \
+                            of five fields";
+                return Err(ScheduleError::new("exclusions", format!("exclusion: \"{}\" {rule}", quoted(text))));
+            }
+        };
+        Ok(match zone {
+            Some(zone) => read.in_timezone(zone),
+            None => read,
+        })
+    }
+}
+
+/// A date as it is written back: the library would also take fewer digits, and blanks between them.
+fn date(text: &str) -> Option<NaiveDate> {
+    text.parse::<NaiveDate>().ok().filter(|day| day.to_string() == text)
+}
+
 /// What becomes of a local time that does not exist on the day the clocks go forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -166,20 +201,26 @@ impl TimetableSpec {
         Self { specs: vec![Spec::Once(at)], ..Self::never() }
     }
 
-    /// Gives each `@every` line the anchor it lacks: the start if there is one, otherwise `created`. To be called once,
-    /// when a job is created, so that what is stored does not drift when the start is changed later. (Unanchored, a
-    /// `@every` counts from the start, or from 1970-01-01T00:00:00Z.)
+    /// Gives each `@every` line the anchor it lacks, by the rule of [`anchor`]. To be called once, when a job is created, so
+    /// that what is stored does not drift when the start is changed later. (Unanchored, a `@every` counts from the start, or
+    /// from 1970-01-01T00:00:00Z.)
     #[must_use]
     pub fn anchored(mut self, created: DateTime<Utc>) -> Self {
-        let anchor = self.start.unwrap_or(created);
         for spec in &mut self.specs {
             if let Spec::Cron(text) = spec
                 && let Some(Ok(interval)) = super::interval::every_word(text)
             {
                 let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
-                *spec = Spec::Every { interval_ms, anchor };
+                *spec = Spec::Every { interval_ms, anchor: anchor(interval_ms, self.start, created) };
             }
         }
         self
     }
+}
+
+/// The first fire of an interval: the start date if there is one, otherwise one interval after `created` (in a preview:
+/// after the moment it begins at). Whoever asks for "every hour" has just done it, or says when to begin.
+pub fn anchor(interval_ms: u64, start: Option<DateTime<Utc>>, created: DateTime<Utc>) -> DateTime<Utc> {
+    let interval = i64::try_from(interval_ms).ok().and_then(TimeDelta::try_milliseconds);
+    start.or_else(|| created.checked_add_signed(interval?)).unwrap_or(created)
 }

@@ -6,22 +6,23 @@
 //! strictly later than the one before. Nothing is remembered between calls and nothing is looked up: a search works on
 //! the parsed form alone.
 //!
-//! Bounds: a search ends with the year 2399 or after [`EXCLUSION_LOOKS_MAX`] looks at exclusions. A timetable that has no
-//! instant at all within these bounds is refused when it is parsed.
+//! Bounds: a search ends with the year 2399 (9999 where no calendar is needed), or is cut where exclusions carry it on and on;
+//! then it says so and never that nothing is to come (see [`Next`]). A timetable of which it is certain that it has no
+//! instant at all is refused when it is parsed; one whose search is cut before the first, when a job is made of it.
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::civil;
-use super::cron::CronLine;
 use super::cron_parse::{self, Parsed};
 use super::error::{ERRORS_MAX, ScheduleError};
-use super::exclusion::{Excluded, What};
+use super::exclusion::{Days, Exclusions, What};
 use super::interval;
 use super::resolve::{self, DstRule};
+use super::search::{Inner, Source, Step, Walk};
 use super::spec::{Exclusion, Spec, TimetableSpec};
 use super::zone::Zone;
 
@@ -29,38 +30,46 @@ use super::zone::Zone;
 pub const SPECS_MAX: usize = 100;
 /// Most exclusions of one timetable: some decades of public holidays.
 pub const EXCLUSIONS_MAX: usize = 1_000;
-/// How often one search looks at an exclusion before it gives up, all specs together; some 30 ms. What is excluded is left
-/// in leaps of at least a minute and mostly of a day or more, so with a handful of exclusions this is centuries; it is
-/// there for timetables made to cost something.
-pub const EXCLUSION_LOOKS_MAX: usize = 1_000_000;
-/// What each spec of such a timetable has in any case, in excluded candidates in a row.
-const CANDIDATES_MIN: usize = 100;
+/// The last millisecond of the year 9999, with which everything ends: what the API and RFC 3339 can write.
+pub(crate) const LAST_MS: i64 = 253_402_300_799_999;
 
 /// Parsed and immutable; a clone is a pointer.
 #[derive(Clone, Debug)]
 pub struct Timetable(pub(crate) Arc<Inner>);
 
-#[derive(Debug)]
-pub(crate) struct Inner {
-    pub(crate) sources: Box<[Source]>,
-    pub(crate) zone: Arc<Zone>,
-    /// Milliseconds, both included.
-    pub(crate) start: i64,
-    pub(crate) end: i64,
-    pub(crate) rule: DstRule,
-    pub(crate) exclusions: Box<[Excluded]>,
+/// What comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The next instant.
+    Fire(DateTime<Utc>),
+    /// Exclusions carried the search on and on, so that it was cut. Nothing fires before this moment, nor at it, since it is
+    /// excluded itself ([`Timetable::excludes`]): when it has come, the search goes on from it.
+    Cut(DateTime<Utc>),
+    /// Nothing is to come, ever.
+    End,
 }
 
-/// One parsed spec. Times in milliseconds.
-#[derive(Debug)]
-pub(crate) enum Source {
-    Line(CronLine),
-    Every { interval: i64, anchor: i64 },
-    Once(i64),
+impl Next {
+    /// The next instant, if the search found one.
+    pub fn fire(self) -> Option<DateTime<Utc>> {
+        match self {
+            Next::Fire(at) => Some(at),
+            Next::Cut(_) | Next::End => None,
+        }
+    }
+
+    /// Where a timer must stand: at the next instant, or where the search is to go on; `None` if nothing is to come.
+    pub fn timer(self) -> Option<DateTime<Utc>> {
+        match self {
+            Next::Fire(at) | Next::Cut(at) => Some(at),
+            Next::End => None,
+        }
+    }
 }
 
 impl Timetable {
-    /// Checks and compiles a spec. `job_id` is what `H` is chosen by. On failure every mistake is listed, up to a bound.
+    /// Checks and compiles a spec. `job_id` is what `H` is chosen by; the nil one stands for no particular
+    /// job. On failure every mistake is listed, up to a bound.
     ///
     /// A spec without specs is the timetable of a job that never fires by time and is accepted; a spec that has some and
     /// still no instant is refused. Whether its instants are past is not judged here: see [`Timetable::check_fires_after`].
@@ -70,7 +79,7 @@ impl Timetable {
         let sources = parse_specs(spec, job_id, &mut errors);
         let exclusions = parse_exclusions(spec, zone.as_ref(), &mut errors);
         let start = spec.start.map_or(i64::MIN, ceil_ms);
-        let end = spec.end.map_or(i64::MAX, |at| at.timestamp_millis());
+        let end = spec.end.map_or(LAST_MS, |at| at.timestamp_millis().min(LAST_MS));
         if let (Some(from), Some(to)) = (spec.start, spec.end)
             && from > to
         {
@@ -84,33 +93,50 @@ impl Timetable {
             return Err(errors);
         };
         let rule = DstRule { gap: spec.dst_gap, overlap: spec.dst_overlap };
-        let timetable = Timetable(Arc::new(Inner { sources, zone, start, end, rule, exclusions }));
+        let timetable =
+            Timetable(Arc::new(Inner { sources, zone, start, end, rule, exclusions, job_is_named: !job_id.is_nil() }));
         timetable.refuse_if_empty(spec)?;
         Ok(timetable)
     }
 
     /// The first instant strictly later than `after`.
-    pub fn next_after(&self, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        self.0.next_from(after.timestamp_millis().checked_add(1)?).and_then(instant)
+    pub fn next_after(&self, after: DateTime<Utc>) -> Next {
+        let step = after.timestamp_millis().checked_add(1).map_or(Step::End, |from| self.0.next_from(from));
+        match (step, step.at().and_then(instant)) {
+            (Step::Fire(_), Some(at)) => Next::Fire(at),
+            (Step::Cut(_), Some(at)) => Next::Cut(at),
+            _ => Next::End,
+        }
     }
 
-    /// The instants from `from` to `to`, both included, each computed when it is asked for.
+    /// The instants from `from` to `to`, both included, each computed when it is asked for. None is left out, whatever that
+    /// costs: with exclusions that leave nothing over many years, one can take long.
     pub fn between(&self, from: DateTime<Utc>, to: DateTime<Utc>) -> impl Iterator<Item = DateTime<Utc>> + '_ {
-        let (mut from, to) = (Some(ceil_ms(from)), to.timestamp_millis());
+        let mut walk = Walk::new(&self.0, ceil_ms(from), to.timestamp_millis(), usize::MAX);
         std::iter::from_fn(move || {
-            let at = from.and_then(|from| self.0.next_from(from)).filter(|at| *at <= to);
-            from = at.and_then(|at| at.checked_add(1));
-            at.and_then(instant)
+            loop {
+                match walk.step() {
+                    Step::Fire(at) => return instant(at),
+                    Step::Cut(_) => {}
+                    Step::End => return None,
+                }
+            }
         })
+    }
+
+    /// Whether the exclusions hold an instant.
+    pub fn excludes(&self, at: DateTime<Utc>) -> bool {
+        self.0.exclusions.hold(at.timestamp())
     }
 
     /// The latest instant from `not_before` to `at`, both included.
     ///
     /// Costs some ten searches for a dense timetable and some forty for a sparse one, whatever the distance: windows that
-    /// double in length go back from `at` until one holds an instant, and that one is halved until the last is found.
+    /// double in length go back from `at` until one holds an instant, and that one is halved until the last is found. Where
+    /// exclusions cut these searches, the answer can be an earlier instant, or none.
     pub fn last_at_or_before(&self, at: DateTime<Utc>, not_before: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let (latest, earliest) = (at.timestamp_millis(), ceil_ms(not_before));
-        let from = |ms| self.0.next_from(ms).filter(|at| *at <= latest);
+        let from = |ms| self.0.next_from(ms).fire().filter(|at| *at <= latest);
         let mut window: i64 = 1_000;
         // `found` is an instant; nothing lies from `bound` on.
         let (mut found, mut bound) = loop {
@@ -133,14 +159,29 @@ impl Timetable {
         instant(found)
     }
 
-    /// Refuses a timetable all of whose instants are past: `now` is the caller's clock. One without specs passes.
+    /// Refuses a timetable all of whose instants are past, or whose next one cannot be found: `now` is the caller's clock.
+    /// One without specs passes.
     pub fn check_fires_after(&self, now: DateTime<Utc>) -> Result<(), ScheduleError> {
-        if self.0.sources.is_empty() || self.next_after(now).is_some() {
+        if self.0.sources.is_empty() {
             return Ok(());
         }
-        let last = self.last_at_or_before(now, DateTime::UNIX_EPOCH);
-        let last = last.map(|at| format!("; its last was {}", utc(at))).unwrap_or_default();
-        Err(ScheduleError::new("schedule", format!("schedule: has no fire after {}{last}", utc(now))))
+        match self.next_after(now) {
+            Next::Fire(_) => Ok(()),
+            Next::Cut(until) => {
+                let message = format!(
+                    "exclusions: cannot be searched: a search that began at {} found nothing up to {} and was cut there; \
+                     make them fewer and coarser: whole dates, ranges of dates, patterns of whole hours, in one time zone",
+                    utc(now),
+                    utc(until)
+                );
+                Err(ScheduleError::new("exclusions", message))
+            }
+            Next::End => {
+                let last = self.last_at_or_before(now, DateTime::UNIX_EPOCH);
+                let last = last.map(|at| format!("; its last was {}", utc(at))).unwrap_or_default();
+                Err(ScheduleError::new("schedule", format!("schedule: has no fire after {}{last}", utc(now))))
+            }
+        }
     }
 
     /// The zone's name, as the time zone database spells it.
@@ -176,72 +217,44 @@ impl Timetable {
             errors.truncate(ERRORS_MAX);
             return Err(errors);
         }
-        if inner.sources.is_empty() || inner.next_from(i64::MIN).is_some() {
+        if inner.sources.is_empty() || inner.next_from(i64::MIN) != Step::End {
             return Ok(());
         }
-        let field = if inner.exclusions.is_empty() { "end_date" } else { "exclusions" };
-        let why = match (spec.start.is_some() || spec.end.is_some(), inner.exclusions.is_empty()) {
-            (true, true) => "none of its instants lies between start_date and end_date",
-            (true, false) => "the exclusions leave nothing between start_date and end_date",
-            (false, _) => "the exclusions leave nothing of it",
-        };
-        Err(vec![ScheduleError::new(field, format!("schedule: can never fire: {why}"))])
+        Err(vec![self.why_empty(spec)])
     }
-}
 
-impl Inner {
-    /// The first instant at or after `from`, in milliseconds.
-    ///
-    /// Each source is searched past the exclusions by itself, so that one which is wholly excluded cannot use up the
-    /// patience that another needs.
-    pub(crate) fn next_from(&self, from: i64) -> Option<i64> {
-        let from = from.max(self.start);
-        let mut end = self.end;
-        let mut first = None;
-        for source in &self.sources {
-            if let Some(at) = self.next_not_excluded(source, from, end) {
-                // Of the others, only what is earlier matters.
-                (first, end) = (Some(at), at);
+    /// Names what must be changed so that something is left between the bounds.
+    fn why_empty(&self, spec: &TimetableSpec) -> ScheduleError {
+        let Inner { start, end, .. } = *self.0;
+        let first_from = |from| self.0.sources.iter().filter_map(|source| self.0.next_of(source, from)).min();
+        let never = |field: &str, why: &str| ScheduleError::new(field, format!("schedule: can never fire: {why}"));
+        if first_from(start).is_some_and(|at| at <= end) {
+            let of_what = match (spec.start, spec.end) {
+                (None, None) => "of it",
+                (Some(_), None) => "from start_date on",
+                (None, Some(_)) => "up to end_date",
+                (Some(_), Some(_)) => "between start_date and end_date",
+            };
+            return never("exclusions", &format!("the exclusions leave nothing {of_what}"));
+        }
+        if let [Spec::Once(at)] = spec.specs.as_slice() {
+            let outside = |how: &str, bound: DateTime<Utc>| {
+                ScheduleError::new("schedule", format!("schedule: {} is {how}, {}", utc(*at), utc(bound)))
+            };
+            match (spec.start, spec.end) {
+                (Some(from), _) if at.timestamp_millis() < start => return outside("before start_date", from),
+                (_, Some(to)) if at.timestamp_millis() > end => return outside("after end_date", to),
+                _ => {}
             }
         }
-        first
-    }
-
-    fn next_not_excluded(&self, source: &Source, mut from: i64, end: i64) -> Option<i64> {
-        let looks = self.sources.len() * self.exclusions.len();
-        let candidates = EXCLUSION_LOOKS_MAX.checked_div(looks).unwrap_or(1).max(CANDIDATES_MIN);
-        for _ in 0..candidates {
-            let at = self.next_of(source, from).filter(|at| *at <= end)?;
-            match self.excluded_until(source, at) {
-                None => return Some(at),
-                Some(until) => from = until,
+        match (spec.start, spec.end, first_from(start).is_some_and(|at| at <= LAST_MS)) {
+            (Some(_), Some(_), true) => never("end_date", "none of its instants lies between start_date and end_date"),
+            (None, Some(_), true) => never("end_date", "its first instant is after end_date"),
+            (Some(_), _, _) if first_from(i64::MIN).is_some_and(|at| at < start) => {
+                never("start_date", "its last instant is before start_date")
             }
+            _ => never("schedule", "everything ends with the year 9999"),
         }
-        None
-    }
-
-    pub(crate) fn next_of(&self, source: &Source, from: i64) -> Option<i64> {
-        match source {
-            Source::Line(line) => {
-                let second = from.div_euclid(1_000) + i64::from(from.rem_euclid(1_000) != 0);
-                resolve::next_from(line, &self.zone, self.rule, second)?.checked_mul(1_000)
-            }
-            Source::Every { interval, anchor } => interval::next_from(*interval, *anchor, from),
-            Source::Once(at) => (*at >= from).then_some(*at),
-        }
-    }
-
-    fn excluded_until(&self, source: &Source, at: i64) -> Option<i64> {
-        if self.exclusions.is_empty() {
-            return None;
-        }
-        let second = at.div_euclid(1_000);
-        let asker = match source {
-            Source::Line(line) => Some((line, &*self.zone)),
-            Source::Every { .. } | Source::Once(_) => None,
-        };
-        let until = self.exclusions.iter().filter_map(|exclusion| exclusion.until(second, asker)).max()?;
-        until.checked_mul(1_000)
     }
 }
 
@@ -281,11 +294,11 @@ fn parse_exclusions(
     spec: &TimetableSpec,
     default_zone: Option<&Arc<Zone>>,
     errors: &mut Vec<ScheduleError>,
-) -> Box<[Excluded]> {
+) -> Exclusions {
     if spec.exclusions.len() > EXCLUSIONS_MAX {
         let message = format!("exclusions: at most {EXCLUSIONS_MAX} are allowed, {} were given", spec.exclusions.len());
         errors.push(ScheduleError::new("exclusions", message));
-        return Box::new([]);
+        return Exclusions::default();
     }
     let mut parsed = Vec::with_capacity(spec.exclusions.len());
     for (index, exclusion) in spec.exclusions.iter().enumerate() {
@@ -296,30 +309,38 @@ fn parse_exclusions(
             Some(name) => Zone::get(name).map_err(|error| errors.push(ScheduleError::new(&field, error.message))).ok(),
         };
         match parse_exclusion(exclusion) {
-            Ok(what) => parsed.extend(zone.map(|zone| Excluded { zone, what })),
+            Ok(what) => parsed.extend(zone.map(|zone| (zone, what))),
             Err(messages) => errors.extend(messages.into_iter().map(|message| ScheduleError::new(&field, message))),
         }
     }
-    parsed.into_boxed_slice()
+    Exclusions::new(parsed)
 }
 
 fn parse_exclusion(exclusion: &Exclusion) -> Result<What, Vec<String>> {
     match exclusion {
         Exclusion::Dates { from, to, .. } if from > to => Err(vec![format!("exclusion: {to} is before {from}")]),
+        Exclusion::Dates { from, to, .. } if from.year() < 1 || to.year() > 9_999 => {
+            Err(vec![format!("exclusion: {} is outside the years 1 to 9999", if from.year() < 1 { from } else { to })])
+        }
         Exclusion::Dates { from, to, .. } => {
             let day = |date: &chrono::NaiveDate| date.signed_duration_since(chrono::NaiveDate::default()).num_days();
-            Ok(What::Days { from: day(from), to: day(to) })
+            Ok(What::Days(Days { from: day(from), to: day(to) }))
         }
         Exclusion::Cron { expression, .. } => {
             // Seconds and years are left to the schedule: an exclusion is a pattern of whole minutes.
             let fields = expression.split_whitespace().count();
             if fields != 5 {
-                return Err(vec![format!("exclusion: {fields} fields found; a pattern of minutes has five")]);
+                let found = if fields == 1 { "1 field".to_owned() } else { format!("{fields} fields") };
+                return Err(vec![format!("exclusion: {found} found; a pattern of minutes has five")]);
             }
             match cron_parse::parse(expression, || [0; 32])? {
                 Parsed::Line(line) if line.flags.has(super::cron::Flags::HASHED) => {
                     Err(vec!["exclusion: H is for schedules only".to_owned()])
                 }
+                Parsed::Line(line) if !line.has_a_day() => Err(vec![
+                    "exclusion: can never match: no day of any year fits its day of month, month and weekday"
+                        .to_owned(),
+                ]),
                 Parsed::Line(line) => Ok(What::Pattern(line)),
                 Parsed::Every(_) => Err(vec!["exclusion: an interval cannot be excluded".to_owned()]),
             }
@@ -351,6 +372,7 @@ pub(crate) fn instant(ms: i64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_millis(ms)
 }
 
-pub(crate) fn utc(at: DateTime<Utc>) -> String {
+/// As errors and previews write an instant: no more digits than it has.
+pub fn utc(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)
 }

@@ -89,6 +89,11 @@ pub fn check_timezone(name: &str) -> Result<(), ScheduleError> {
     Zone::get(name).map(drop)
 }
 
+/// The name of a time zone as the database spells it, in whatever case it was written; `None` if there is none.
+pub fn timezone_name(name: &str) -> Option<String> {
+    Zone::get(name).ok().map(|zone| zone.name.clone())
+}
+
 /// Which time zone database is in use, for the log at start: `2025b from /usr/share/zoneinfo`.
 pub fn database_description() -> String {
     let debug = format!("{:?}", jiff::tz::db());
@@ -140,21 +145,22 @@ fn lookup(name: &str) -> Result<jiff::tz::TimeZone, String> {
     Err(message)
 }
 
+/// All names, for the hint to whoever wrote a wrong one. To list them, every file is opened, which takes some ten
+/// milliseconds: done once in a process, and only for the first wrong name.
+static NAMES: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let names = jiff::tz::db().available().map(|name| name.as_str().to_owned());
+    names.filter(|name| !name.starts_with("right/") && !name.starts_with("posix/")).collect()
+});
+
 /// The known name that `lower` is most likely meant to be: the same city without its region, or a slip of the keyboard.
-fn nearest(lower: &str) -> Option<String> {
-    let mut best: Option<(usize, String)> = None;
-    for known in jiff::tz::db().available() {
-        let known_lower = known.as_str().to_ascii_lowercase();
-        if known_lower.starts_with("right/") || known_lower.starts_with("posix/") {
-            continue;
-        }
-        let city = known_lower.rsplit('/').next().unwrap_or_default();
-        let distance = if city == lower { 0 } else { edits(lower, &known_lower) };
-        if distance <= 2 && best.as_ref().is_none_or(|(least, name)| (distance, known.as_str()) < (*least, name)) {
-            best = Some((distance, known.as_str().to_owned()));
-        }
-    }
-    best.map(|(_, name)| name)
+fn nearest(lower: &str) -> Option<&'static str> {
+    let distance = |known: &str| {
+        let known = known.to_ascii_lowercase();
+        let city = known.rsplit('/').next().unwrap_or_default();
+        if city == lower { 0 } else { edits(lower, &known) }
+    };
+    let near = NAMES.iter().map(|name| (distance(name), name.as_str())).filter(|(distance, _)| *distance <= 2);
+    near.min().map(|(_, name)| name)
 }
 
 /// How many letters must be changed, added or left out to make one text of the other.

@@ -42,6 +42,27 @@ const MONTHS: [&str; 12] = ["Jan", "feb", "MAR", "Apr", "may", "JUN", "jul", "Au
 const WEEKDAYS: [&str; 8] = ["sun", "MON", "Tue", "wed", "THU", "Fri", "sat", "7"];
 
 impl Expression {
+    /// One time of every day.
+    pub(crate) fn at(hour: i64, minute: i64) -> Self {
+        let one = |value: i64| Field(vec![Item::One(u32::try_from(value).unwrap())]);
+        Self { hour: one(hour), ..Self::hourly(minute) }
+    }
+
+    /// One minute of every hour.
+    pub(crate) fn hourly(minute: i64) -> Self {
+        let star = || Field(vec![Item::Star(None)]);
+        Self {
+            second: None,
+            minute: Field(vec![Item::One(u32::try_from(minute).unwrap())]),
+            hour: star(),
+            day: star(),
+            month: star(),
+            weekday: star(),
+            year: None,
+            names: false,
+        }
+    }
+
     pub(crate) fn text(&self) -> String {
         let plain = |n: u32| n.to_string();
         let month = |n: u32| if self.names { MONTHS[n as usize - 1].to_owned() } else { n.to_string() };

@@ -19,21 +19,29 @@ const MARGIN: i64 = 26 * 3_600;
 
 /// The instants from `from` to `to`, both included and multiples of `step`, at which `expression` fires.
 pub(crate) fn fires(expression: &Expression, zone: &TimeZone, rules: Rules, from: i64, to: i64, step: i64) -> Vec<i64> {
-    let local = |at: i64| zone.to_datetime(jiff::Timestamp::from_second(at).unwrap());
-    let fixed = expression.fixed_time();
-    let gap = rules.gap.unwrap_or(if fixed { DstGap::RunAfter } else { DstGap::Skip });
-    let overlap = rules.overlap.unwrap_or(if fixed { DstOverlap::First } else { DstOverlap::Both });
-
     // Beyond the span, only what stands within a day of a change of the clocks matters.
     let offsets =
         (from - MARGIN..=to + MARGIN).step_by(900).map(|at| zone.to_offset(jiff::Timestamp::from_second(at).unwrap()));
     let calm = offsets.collect::<std::collections::HashSet<_>>().len() == 1;
     let margin = if calm { 0 } else { MARGIN };
-    let clock: Vec<(i64, DateTime)> =
-        (from - margin..=to + margin).step_by(step as usize).map(|at| (at, local(at))).collect();
+    let mut fires = fires_on(&clock(zone, from - margin, to + margin, step), expression, rules, step);
+    fires.retain(|at| (from..=to).contains(at));
+    fires
+}
 
+/// What the wall shows at each `step`.
+pub(crate) fn clock(zone: &TimeZone, from: i64, to: i64, step: i64) -> Vec<(i64, DateTime)> {
+    let local = |at: i64| zone.to_datetime(jiff::Timestamp::from_second(at).unwrap());
+    (from..=to).step_by(step as usize).map(|at| (at, local(at))).collect()
+}
+
+/// The instants among those of a clock at which `expression` fires. (Those at its edges lack what lies beyond.)
+pub(crate) fn fires_on(clock: &[(i64, DateTime)], expression: &Expression, rules: Rules, step: i64) -> Vec<i64> {
+    let fixed = expression.fixed_time();
+    let gap = rules.gap.unwrap_or(if fixed { DstGap::RunAfter } else { DstGap::Skip });
+    let overlap = rules.overlap.unwrap_or(if fixed { DstOverlap::First } else { DstOverlap::Both });
     let mut passes: BTreeMap<DateTime, Vec<i64>> = BTreeMap::new();
-    for (at, shown) in &clock {
+    for (at, shown) in clock {
         if expression.fits(*shown) {
             passes.entry(*shown).or_default().push(*at);
         }
@@ -60,7 +68,6 @@ pub(crate) fn fires(expression: &Expression, zone: &TimeZone, rules: Rules, from
     }
     fires.sort_unstable();
     fires.dedup();
-    fires.retain(|at| (from..=to).contains(at));
     fires
 }
 

@@ -10,6 +10,8 @@ mod schedules;
 #[cfg(test)]
 mod tests;
 mod when;
+#[cfg(test)]
+mod when_tests;
 mod words;
 
 use std::sync::Arc;

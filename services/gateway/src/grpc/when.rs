@@ -5,9 +5,11 @@
 //! back the names by which the client knows them: `schedule`, `schedules[1]`, `exclusions[4].timezone`.
 
 use carillon_core::error::{FieldViolation, quoted};
-use carillon_core::schedule::{DstGap, DstOverlap, Exclusion, ScheduleError, Spec, Timetable, TimetableSpec};
+use carillon_core::schedule::{
+    DstGap, DstOverlap, Exclusion, Next, ScheduleError, Spec, Timetable, TimetableSpec, anchor,
+};
 use carillon_proto::v1;
-use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, SecondsFormat, Utc};
 use prost_types::Timestamp;
 use tonic::Status;
 use uuid::Uuid;
@@ -24,7 +26,7 @@ const WRONG_EXCLUSIONS_MAX: usize = 16;
 pub(super) enum Source {
     /// Cron expressions and `@every`.
     Lines(Vec<Line>),
-    /// Milliseconds between two fires; anchored at the start date or the creation.
+    /// Milliseconds between two fires; counted from the start date or the creation.
     Every(u64),
     /// An instant, and whether it may be past.
     Once(DateTime<Utc>, bool),
@@ -116,7 +118,7 @@ impl Frame {
         }
         When {
             source,
-            timezone: if self.timezone.is_empty() { "UTC".to_owned() } else { self.timezone },
+            timezone: if self.timezone.is_empty() { "UTC".to_owned() } else { spelled(self.timezone) },
             start: checks.instant("start_date", self.start_date),
             end: checks.instant("end_date", self.end_date),
             exclusions,
@@ -157,18 +159,28 @@ fn exclusion(field: &str, written: &v1::Exclusion, checks: &mut Checks) -> Optio
         }
     };
     Some(match given(&written.timezone) {
-        Some(timezone) => read.in_timezone(timezone),
+        Some(timezone) => read.in_timezone(spelled(timezone)),
         None => read,
     })
+}
+
+/// A time zone as the database spells it, so that a job and its description name it alike. What is no time zone is left for
+/// the engine to refuse.
+fn spelled(timezone: String) -> String {
+    carillon_core::schedule::timezone_name(&timezone).unwrap_or(timezone)
 }
 
 fn day(field: &str, text: &str, checks: &mut Checks) -> Option<NaiveDate> {
     // As it is written back: the library would also take fewer digits, and blanks between them.
     let day = text.parse::<NaiveDate>().ok().filter(|day| day.to_string() == text);
-    if day.is_none() {
-        checks.refuse(field, format!("must be a date such as 2026-12-24, is {}", quoted(text)));
+    match day {
+        None => checks.refuse(field, format!("must be a date such as 2026-12-24, is {}", quoted(text))),
+        Some(day) if !(1..=9_999).contains(&day.year()) => {
+            checks.refuse(field, format!("must be a date of the years 1 to 9999, is {}", quoted(text)));
+        }
+        Some(_) => return day,
     }
-    day
+    None
 }
 
 /// An exclusion for the wire.
@@ -200,7 +212,7 @@ impl When {
         let specs = match &self.source {
             Source::Lines(lines) => lines.iter().map(|line| Spec::Cron(line.text.clone())).collect(),
             Source::Every(interval_ms) => {
-                vec![Spec::Every { interval_ms: *interval_ms, anchor: self.start.unwrap_or(now) }]
+                vec![Spec::Every { interval_ms: *interval_ms, anchor: anchor(*interval_ms, self.start, now) }]
             }
             Source::Once(at, _) => vec![Spec::Once(*at)],
             Source::Unreadable => Vec::new(),
@@ -237,14 +249,16 @@ impl When {
             return if allow_past { Ok((spec, Some(at))) } else { Err(vec![past(at, now)]) };
         }
         match timetable.check_fires_after(now) {
-            Ok(()) => Ok((spec, timetable.next_after(now))),
+            Ok(()) => Ok((spec, timetable.next_after(now).fire())),
+            // Not known to have none: its exclusions are too many to see past them.
+            Err(error) if error.field == "exclusions" => Err(vec![self.violation_of(error)]),
             Err(error) => Err(vec![self.no_fire(&spec, id, now, &error)]),
         }
     }
 
     /// Nothing is to come: names what must be changed so that something is.
     fn no_fire(&self, spec: &TimetableSpec, id: Uuid, now: DateTime<Utc>, error: &ScheduleError) -> FieldViolation {
-        let fires = |spec| Timetable::parse(&spec, id).is_ok_and(|timetable| timetable.next_after(now).is_some());
+        let fires = |spec| Timetable::parse(&spec, id).is_ok_and(|timetable| timetable.next_after(now) != Next::End);
         let rule = rule_of(&error.message);
         if self.end.is_some() && fires(TimetableSpec { end: None, ..spec.clone() }) {
             return FieldViolation::new("end_date", format!("with it the schedule {rule}"));
