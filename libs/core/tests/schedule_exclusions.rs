@@ -185,7 +185,8 @@ fn a_day_is_out_at_both_passes_of_its_hours() {
 #[test]
 fn leaps_end_where_clocks_change() {
     let check = |spec: TimetableSpec, zone: &str, closed: Exclusion, after: &str, expected: &str| {
-        let timetable = parse(&TimetableSpec { timezone: zone.to_owned(), ..minus(spec, &[closed.clone()]) });
+        let timetable =
+            parse(&TimetableSpec { timezone: zone.to_owned(), ..minus(spec, std::slice::from_ref(&closed)) });
         assert_eq!(next(&timetable, at(after)), Some(at(expected)), "{closed:?}");
     };
     let line = |text: &str| TimetableSpec::cron(text, "UTC");
