@@ -20,3 +20,4 @@ mod lost_postgres;
 mod lost_redis;
 mod retry;
 mod schedule;
+mod stops;

@@ -21,25 +21,30 @@ const CANCELLED_MAX: u16 = 1_000;
 pub(crate) async fn run(store: Store, redis: Redis, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(EVERY);
     loop {
+        let round = async {
+            tick.tick().await;
+            keep_house(&store, &redis).await;
+        };
         tokio::select! {
+            // Whatever is left undone is found by the next round, wherever it runs.
             () = shutdown.cancelled() => return Ok(()),
-            _ = tick.tick() => {}
+            () = round => {}
         }
-        if let Err(error) = partitions::make_ahead(&store).await {
-            warn!(
-                "cannot make the partitions of the days to come, trying again later: {:#}",
-                anyhow::Error::from(error)
-            );
-        }
-        if let Err(error) = store.workers_forget(WORKERS_KEPT).await {
-            warn!("cannot forget old executors, trying again later: {:#}", anyhow::Error::from(error));
-        }
-        if let Err(error) = idempotency::forget(&store, KEYS_KEPT).await {
-            warn!("cannot forget old idempotency keys, trying again later: {:#}", anyhow::Error::from(error));
-        }
-        if let Err(error) = forget_cancels(&store, &redis).await {
-            warn!("cannot forget the cancels of what is over, trying again later: {error:#}");
-        }
+    }
+}
+
+async fn keep_house(store: &Store, redis: &Redis) {
+    if let Err(error) = partitions::make_ahead(store).await {
+        warn!("cannot make the partitions of the days to come, trying again later: {:#}", anyhow::Error::from(error));
+    }
+    if let Err(error) = store.workers_forget(WORKERS_KEPT).await {
+        warn!("cannot forget old executors, trying again later: {:#}", anyhow::Error::from(error));
+    }
+    if let Err(error) = idempotency::forget(store, KEYS_KEPT).await {
+        warn!("cannot forget old idempotency keys, trying again later: {:#}", anyhow::Error::from(error));
+    }
+    if let Err(error) = forget_cancels(store, redis).await {
+        warn!("cannot forget the cancels of what is over, trying again later: {error:#}");
     }
 }
 

@@ -14,7 +14,7 @@ use metrics::{counter, histogram};
 use uuid::Uuid;
 
 use crate::decide::{Decided, decide};
-use crate::leader::{ENDED_MAX, End, Leader, alive, delta};
+use crate::leader::{ENDED_MAX, End, Leader, delta};
 use crate::outgoing::Batch;
 
 /// Between two looks at a line whose stream is full.
@@ -108,7 +108,7 @@ impl Leader {
         if slots.iter().any(|(_, line)| full(&self.lengths, line)) {
             let lines: Vec<Line> = slots.iter().map(|(_, line)| line.clone()).collect();
             let redis = self.redis.clone();
-            if let Ok(lengths) = alive(&mut self.session, redis.lengths(&lines)).await? {
+            if let Ok(lengths) = self.alive(redis.lengths(&lines)).await? {
                 self.hear_lengths(&lines, &lengths);
             }
         }

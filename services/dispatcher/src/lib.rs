@@ -44,9 +44,11 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         shard: config.dispatcher.shard,
         ..RedisOptions::new(config.redis.url.expose())
     })?;
-    let standing = process.readiness().flag("postgres");
+    let schema = process.readiness().flag("schema");
+    schema.down("waiting for the current one (`carillon migrate`)");
+    keep_ready(&process, &store, &redis);
     process.wait_for("postgres with the current schema (`carillon migrate`)", || migrated(&store)).await?;
-    standing.up();
+    schema.up();
 
     let mut tasks = process.tasks();
     let shutdown = process.shutdown();
@@ -54,6 +56,19 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     tasks.spawn("election", election.run());
     tasks.spawn("chores", chores::run(store, redis, shutdown));
     tasks.run().await
+}
+
+/// Leading or standing by, it is ready while it reaches both.
+fn keep_ready(process: &Process, store: &Store, redis: &Redis) {
+    let (store, redis) = (store.clone(), redis.clone());
+    process.keep_ready("postgres", move || {
+        let store = store.clone();
+        async move { store.ping().await }
+    });
+    process.keep_ready("redis", move || {
+        let redis = redis.clone();
+        async move { redis.ping().await }
+    });
 }
 
 /// Whether the schema is there.
