@@ -12,17 +12,22 @@ use crate::world::{Plan, World, soon};
 
 /// What a stop may take: two seconds, and the slowness of a machine that is busy with other tests.
 const STOP_MAX: Duration = Duration::from_millis(3_500);
-/// A process that is not asked to stop by this test, but by its grace, is found out.
+/// Long, so that whoever ends only by it is found out.
 const GRACE: &str = "20s";
 
 fn plan() -> Plan {
     Plan { dispatchers: 0, executors: 0, gateways: 0, ..Plan::default() }.set("CARILLON_SHUTDOWN_GRACE", GRACE)
 }
 
-/// All kinds of processes, on the given ways to their neighbours.
-async fn add_all(world: &mut World, environment: &[(&str, &str)]) {
-    for role in [Role::Dispatcher, Role::Dispatcher, Role::Executor, Role::Gateway] {
-        world.add(role, environment).await;
+/// One of each kind, and a standby.
+const ALL: [Role; 4] = [Role::Dispatcher, Role::Dispatcher, Role::Executor, Role::Gateway];
+/// Those that heed a stop while Redis is away.
+const HEEDFUL: [Role; 3] = [Role::Dispatcher, Role::Dispatcher, Role::Gateway];
+
+/// Processes on the given ways to their neighbours.
+async fn add_all(world: &mut World, roles: &[Role], environment: &[(&str, &str)]) {
+    for role in roles {
+        world.add(*role, environment).await;
     }
     world.leader().await;
 }
@@ -54,9 +59,9 @@ async fn until_readyz(world: &mut World, name: &str, wanted: &str) {
 #[tokio::test]
 async fn without_redis_all_stop_at_once() {
     let mut world = World::start("stop_redis_gone", plan()).await;
-    add_all(&mut world, &[]).await;
+    add_all(&mut world, &HEEDFUL, &[]).await;
     world.redis.kill();
-    for name in ["dispatcher-1", "dispatcher-2", "executor-1"] {
+    for name in ["dispatcher-1", "dispatcher-2"] {
         until_readyz(&mut world, name, "redis: ").await;
     }
     assert_all_stop_at_once(&mut world);
@@ -67,7 +72,7 @@ async fn with_a_silent_redis_all_stop_at_once() {
     let mut world = World::start("stop_redis_silent", plan()).await;
     let proxy = Proxy::to(world.redis.port()).expect("a proxy");
     let url = world.redis.url_through(proxy.port());
-    add_all(&mut world, &[("CARILLON_REDIS_URL", url.as_str())]).await;
+    add_all(&mut world, &HEEDFUL, &[("CARILLON_REDIS_URL", url.as_str())]).await;
     proxy.silence();
     assert_all_stop_at_once(&mut world);
 }
@@ -75,7 +80,7 @@ async fn with_a_silent_redis_all_stop_at_once() {
 #[tokio::test]
 async fn without_postgres_all_stop_at_once() {
     let mut world = World::start("stop_postgres_gone", Plan { own_postgres: true, ..plan() }).await;
-    add_all(&mut world, &[]).await;
+    add_all(&mut world, &ALL, &[]).await;
     world.postgres.as_ref().expect("its own").stop(StopMode::Immediate);
     for name in ["dispatcher-1", "dispatcher-2", "executor-1", "gateway-1"] {
         until_readyz(&mut world, name, "postgres: ").await;
@@ -88,7 +93,7 @@ async fn with_a_silent_postgres_all_stop_at_once() {
     let mut world = World::start("stop_postgres_silent", plan()).await;
     let proxy = Proxy::to(world.database.port().expect("a port")).expect("a proxy");
     let url = world.database.url_through(proxy.port());
-    add_all(&mut world, &[("CARILLON_POSTGRES_URL", url.as_str())]).await;
+    add_all(&mut world, &ALL, &[("CARILLON_POSTGRES_URL", url.as_str())]).await;
     proxy.silence();
     assert_all_stop_at_once(&mut world);
 }

@@ -14,14 +14,13 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use carillon_core::agenda::{Agenda, Lead};
-use carillon_core::line::Line;
 use carillon_store::Store;
 use carillon_store::leader_session::LeaderSession;
 use carillon_stream::Redis;
 use carillon_stream::leader::Published;
 use carillon_stream::notices::{Notice, Notices};
 use chrono::{DateTime, TimeDelta, Utc};
-use metrics::{counter, gauge};
+use metrics::counter;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -29,6 +28,7 @@ use uuid::Uuid;
 
 use crate::definitions::Definitions;
 use crate::outgoing::Batch;
+use crate::streams::Streams;
 use crate::{Config, TICK};
 
 /// Instants of one line that the agenda reads at once.
@@ -76,8 +76,7 @@ pub struct Leader {
     pub(crate) agenda: Agenda,
     /// Jobs whose fire cannot be decided before that instant.
     pub(crate) left: HashMap<Uuid, DateTime<Utc>>,
-    /// Entries in each stream, as last heard.
-    pub(crate) lengths: HashMap<Line, u64>,
+    pub(crate) streams: Streams,
     /// In Redis, not yet marked so.
     pub(crate) unsettled: Vec<i64>,
     /// Completed by nobody else, since their last fire was skipped.
@@ -118,7 +117,7 @@ impl Leader {
             shutdown,
             agenda: Agenda::default(),
             left: HashMap::new(),
-            lengths: HashMap::new(),
+            streams: Streams::default(),
             unsettled: Vec::new(),
             ended_by_skip: Vec::new(),
             ending: None,
@@ -195,11 +194,11 @@ impl Leader {
     async fn tick(&mut self) -> Result<(), End> {
         self.next_tick = Instant::now() + TICK;
         self.session.say_something().await?;
-        let lines: Vec<Line> = self.lengths.keys().cloned().collect();
+        let lines = self.streams.lines();
         let redis = self.redis.clone();
         match self.alive(redis.state(&lines)).await? {
             Ok(state) => {
-                self.hear_lengths(&lines, &state.lengths);
+                self.streams.hear(&lines, &state.lengths);
                 if !state.certified || state.term != self.term {
                     self.announce(&lines, false).await?;
                 }
@@ -249,12 +248,13 @@ impl Leader {
             let outcome = self.alive(sending).await?;
             let done = matches!(&outcome, Ok(Ok(Published::Done(_))));
             if let Ok(Ok(Published::Done(lengths))) = outcome {
-                self.hear_lengths(&batch.lines, &lengths);
+                self.streams.hear(&batch.lines, &lengths);
                 self.unsettled.push(batch.number);
             }
             if !done {
-                self.publish_surely(batch).await?;
+                self.publish_surely(batch.clone()).await?;
             }
+            self.streams.arrived(&batch);
             on_its_way = next;
         }
         Ok(())
@@ -268,7 +268,7 @@ impl Leader {
             let sending = redis.publish(batch.number, self.term, &batch.lines, &batch.entries);
             match self.alive(sending).await? {
                 Ok(Published::Done(lengths)) => {
-                    self.hear_lengths(&batch.lines, &lengths);
+                    self.streams.hear(&batch.lines, &lengths);
                     break;
                 }
                 // In, or lost and never to be appended again: R19 looks it up at once.
@@ -331,14 +331,6 @@ impl Leader {
             self.unsettled.clear();
         }
         Ok(())
-    }
-
-    pub(crate) fn hear_lengths(&mut self, lines: &[Line], lengths: &[u64]) {
-        for (line, length) in lines.iter().zip(lengths) {
-            gauge!("carillon_stream_entries", "queue" => line.queue.clone(), "priority" => line.priority.as_str())
-                .set(u32::try_from(*length).unwrap_or(u32::MAX));
-            self.lengths.insert(line.clone(), *length);
-        }
     }
 
     pub(crate) fn lead(&self) -> Lead {

@@ -2,7 +2,8 @@
 //!
 //! - [`election`] stands by until the shard's lock is free, then leads until its session is lost.
 //! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim ([`claim`]), publish and settle.
-//! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries.
+//! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
+//!   what room there is for them.
 //! - [`reconcile`] publishes again what Redis has lost; [`chores`] keep the house.
 //!
 //! What it must not know: how a handler runs, and any SQL or Redis command.
@@ -17,6 +18,7 @@ pub mod election;
 pub mod leader;
 pub mod outgoing;
 pub mod reconcile;
+mod streams;
 
 pub use config::Config;
 
