@@ -16,6 +16,7 @@ pub mod decide;
 pub mod definitions;
 pub mod election;
 pub mod leader;
+mod metrics;
 pub mod outgoing;
 pub mod reconcile;
 mod streams;
@@ -34,6 +35,7 @@ use tracing::info;
 /// # Errors
 /// When a part cannot go on.
 pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
+    metrics::describe();
     let options = StoreOptions {
         connections_max: config.postgres.connections_max,
         acquire_timeout: config.postgres.acquire_timeout,

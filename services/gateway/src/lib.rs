@@ -48,6 +48,7 @@ const GOODBYE_MAX: Duration = Duration::from_secs(1);
 /// If a URL cannot be read, the descriptors cannot be turned into routes, or a part ends early.
 pub async fn run(config: Config, process: Process, listener: TcpListener) -> anyhow::Result<()> {
     info!("time zones from {}", carillon_core::schedule::database_description());
+    observe::describe();
     let own = config.gateway;
     let store = Store::connect_lazily(&StoreOptions {
         connections_max: config.postgres.connections_max,
