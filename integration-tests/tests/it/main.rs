@@ -21,3 +21,4 @@ mod lost_redis;
 mod retry;
 mod schedule;
 mod stalls;
+mod stops;

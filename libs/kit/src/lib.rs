@@ -71,6 +71,7 @@ mod run;
 pub mod shutdown;
 mod tasks;
 pub mod telemetry;
+mod watch;
 
 pub use connect::{Stopped, wait_for};
 pub use process::{Process, bind};

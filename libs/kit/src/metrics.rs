@@ -1,7 +1,8 @@
 //! Metrics: recorded through the `metrics` macros anywhere, rendered by the admin port.
 //!
-//! Names are `carillon_<what>_<unit>`, counters end in `_total`. A histogram gets its buckets from its unit, since without
-//! buckets the exporter makes a summary per process, which cannot be added up over replicas.
+//! Names are `carillon_<what>_<unit>`, counters end in `_total`. Each service says in one place what its own mean. A
+//! histogram gets its buckets from its unit, since without buckets the exporter makes a summary per process, which cannot be
+//! added up over replicas.
 
 use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -25,6 +26,7 @@ pub(crate) fn install(service: &'static str, version: &'static str) -> anyhow::R
     let recorder = recorder()?;
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder).context("a metrics recorder was already installed")?;
+    metrics::describe_gauge!("carillon_build_info", "1, with the program and its version as labels");
     metrics::gauge!("carillon_build_info", "service" => service, "version" => version).set(1.0);
     let upkeep = handle.clone();
     tokio::spawn(async move {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::connect::{self, Stopped};
@@ -67,6 +68,18 @@ impl Process {
     /// An empty set of long-lived loops that stop with this process.
     pub fn tasks(&self) -> Tasks {
         Tasks::new(self.shutdown.clone(), self.grace)
+    }
+
+    /// Makes a flag of readiness that follows a neighbour until the stop: up while `probe` succeeds, down with the reason
+    /// within a few seconds when it does not, each time with a line in the log. Returns what the flag says, `None` while it
+    /// is up, for whoever tells it to others.
+    pub fn keep_ready<E, F, Fut>(&self, name: &'static str, probe: F) -> watch::Receiver<Option<String>>
+    where
+        E: Into<anyhow::Error>,
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), E>> + Send,
+    {
+        crate::watch::keep(name, self.readiness.flag(name), self.shutdown.clone(), probe)
     }
 
     /// Waits for a neighbour as [`connect::wait_for`] does, until this process is stopped.

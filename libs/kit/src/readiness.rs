@@ -1,8 +1,8 @@
 //! Whether this process may be sent work: a list of named flags, all of which must be up.
 //!
 //! A service makes its flags first thing and puts each up once its part works, down with the reason when it does not.
-//! Flags rather than probes that ask the neighbours: whoever asks `/readyz` must get an answer at once, also when Postgres
-//! hangs, and the loops that use a neighbour know best whether it answers.
+//! Flags rather than questions to the neighbours: whoever asks `/readyz` must get an answer at once, also when Postgres
+//! hangs. A loop of its own asks each neighbour ([`crate::Process::keep_ready`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

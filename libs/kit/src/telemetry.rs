@@ -51,10 +51,10 @@ pub fn install_panic_hook() {
     }));
 }
 
-/// Only with `RUST_BACKTRACE`, as usual.
+/// Only with `RUST_BACKTRACE=full`: it is a hundred lines of runtime in one line of the log, and the place says enough.
 fn backtrace() -> Option<String> {
-    let backtrace = std::backtrace::Backtrace::capture();
-    (backtrace.status() == std::backtrace::BacktraceStatus::Captured).then(|| backtrace.to_string())
+    let wanted = std::env::var_os("RUST_BACKTRACE").is_some_and(|how| how == "full");
+    wanted.then(|| std::backtrace::Backtrace::force_capture().to_string())
 }
 
 /// The text that `panic!` was given.

@@ -150,7 +150,7 @@ fn all_that_is_wrong_is_said_at_once_with_its_place() {
         ),
         ("dispatcher.ratio", "expected f64", "variable CARILLON_DISPATCHER_RATIO"),
         ("CARILLON_REDIS_NAMESAPCE", "unknown setting; [redis] has namespace, url", "the environment"),
-        ("log.format", "yaml", "variable CARILLON_LOG_FORMAT"),
+        ("log.format", "found `yaml`, expected `human` or `json`", "variable CARILLON_LOG_FORMAT"),
         ("log.level", "is no level", "variable RUST_LOG"),
     ] {
         let found = problems.0.iter().find(|problem| problem.setting == setting);
@@ -178,6 +178,26 @@ fn what_belongs_to_others_is_left_alone() {
     load(None, &environment).unwrap();
     let problems = load(None, &[POSTGRES, REDIS, ("CARILLON_DISPATCHER_LAED", "1")]).unwrap_err();
     assert_eq!(problems.0[0].setting, "CARILLON_DISPATCHER_LAED");
+}
+
+/// What Kubernetes sets in every pod of a namespace with a service that is called carillon.
+#[test]
+fn a_kubernetes_service_with_our_name_is_left_alone() {
+    let environment = [
+        POSTGRES,
+        REDIS,
+        ("CARILLON_SERVICE_HOST", "10.0.0.1"),
+        ("CARILLON_SERVICE_PORT", "3051"),
+        ("CARILLON_SERVICE_PORT_API", "3051"),
+        ("CARILLON_PORT", "tcp://10.0.0.1:3051"),
+        ("CARILLON_PORT_3051_TCP", "tcp://10.0.0.1:3051"),
+        ("CARILLON_PORT_3051_TCP_PROTO", "tcp"),
+        ("CARILLON_PORT_3051_TCP_PORT", "3051"),
+        ("CARILLON_PORT_3051_TCP_ADDR", "10.0.0.1"),
+    ];
+    load(None, &environment).unwrap();
+    let problems = load(None, &[POSTGRES, REDIS, ("CARILLON_PORT", "3051")]).unwrap_err();
+    assert_eq!(problems.0[0].setting, "CARILLON_PORT", "that is somebody's mistake");
 }
 
 #[test]

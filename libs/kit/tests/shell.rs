@@ -32,7 +32,7 @@ struct Running {
 impl Running {
     fn start(mode: &str) -> Self {
         let mut command = probe();
-        command.env("CARILLON_PROBE_MODE", mode).env("CARILLON_SHUTDOWN_GRACE", "100ms");
+        command.env("CARILLON_PROBE_MODE", mode).env("CARILLON_SHUTDOWN_GRACE", "100ms").env("RUST_BACKTRACE", "1");
         let mut child = command.spawn().unwrap();
         let log = BufReader::new(child.stdout.take().unwrap());
         let mut running = Self { child, log, admin: String::new() };
@@ -122,6 +122,7 @@ fn it_serves_its_admin_port_and_drains_on_sigterm() {
     }
     let metrics = running.get("/metrics");
     assert!(metrics.contains("carillon_build_info{service=\"carillon-probe\""), "{metrics}");
+    assert!(metrics.contains("# HELP carillon_build_info "), "{metrics}");
     running.signal(Signal::SIGTERM);
     let (code, log) = running.end();
     assert_eq!(code, Some(0), "{log}");
@@ -146,6 +147,7 @@ fn a_loop_that_ends_or_panics_ends_the_process_loudly() {
     let (code, log) = Running::start("panic").end();
     assert_eq!(code, Some(1));
     assert!(log.contains("panicked: the probe was told to") && log.contains("examples/probe.rs:"), "{log}");
+    assert!(!log.contains("backtrace"), "{log}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod dev;
 mod migrate;
 mod preview;
 
+use std::fmt;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -26,6 +27,18 @@ enum Command {
 
 /// Bad arguments or a bad schedule, as the services say it too.
 const EXIT_USAGE: u8 = 64;
+
+/// What is wrong with the arguments, where only the command itself can tell.
+#[derive(Debug)]
+pub(crate) struct BadArguments(String);
+
+impl fmt::Display for BadArguments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadArguments {}
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -61,6 +74,10 @@ fn ended(command: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<carillon_kit::Stopped>() => ExitCode::from(130),
+        Err(error) if error.is::<BadArguments>() => {
+            anstream::eprintln!("carillon: {error:#}");
+            ExitCode::from(EXIT_USAGE)
+        }
         Err(error) => {
             anstream::eprintln!("carillon: {error:#}");
             ExitCode::FAILURE

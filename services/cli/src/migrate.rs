@@ -7,6 +7,8 @@ use carillon_kit::config::{LogConfig, LogFormat, SecretUrl};
 use carillon_store::{Store, StoreOptions};
 use tokio_util::sync::CancellationToken;
 
+use crate::BadArguments;
+
 /// Bring the schema of a Postgres database to the version of this program.
 ///
 /// Waits for a Postgres that is not there yet. Applies what is missing, each migration in a transaction, and says which;
@@ -25,7 +27,9 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let given = arguments.postgres_url.filter(|url| !url.is_empty());
     let url = given.or_else(|| std::env::var("DATABASE_URL").ok().filter(|url| !url.is_empty()));
-    let Some(url) = url else { bail!("which database? Set CARILLON_POSTGRES_URL, or give --postgres-url") };
+    let Some(url) = url else {
+        bail!(BadArguments("which database? Set CARILLON_POSTGRES_URL, or give --postgres-url".into()))
+    };
     log_to_stdout();
     let shutdown = CancellationToken::new();
     carillon_kit::shutdown::listen(shutdown.clone())?;
@@ -47,7 +51,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
 /// A store that is not connected yet.
 pub(crate) fn store(url: &str) -> Result<Store> {
     let shown = SecretUrl::new(url);
-    shown.check_postgres().map_err(|rule| anyhow::anyhow!("CARILLON_POSTGRES_URL (or --postgres-url) {rule}"))?;
+    shown.check_postgres().map_err(|rule| BadArguments(format!("CARILLON_POSTGRES_URL (or --postgres-url) {rule}")))?;
     let mut options = StoreOptions::new(url, "carillon");
     options.connections_max = 2;
     Store::connect_lazily(&options).with_context(|| format!("cannot read the URL {shown}"))

@@ -1,65 +1,70 @@
 //! R3 and R4: telling Redis who leads, and whether it may be trusted.
 
 use carillon_core::line::Line;
-use carillon_store::leader_session::LeaderSession;
-use carillon_stream::Redis;
 use carillon_stream::leader::{Announced, Certified};
 use tracing::info;
 use uuid::Uuid;
 
-use crate::leader::{End, alive, patiently};
+use crate::leader::{End, Leader};
 
-/// Draws the number of a term, above all that Redis and Postgres remember (R1).
-///
-/// # Errors
-/// The session is lost.
-pub async fn draw_term(session: &mut LeaderSession, redis: &Redis) -> Result<i64, End> {
-    // Read before the number is drawn on the lock's session: a leader that has lost its lock meanwhile fails to draw.
-    let state = patiently(session, || redis.state(&[])).await?;
-    session.count_on_from(state.last.max(state.term));
-    Ok(session.draw_number().await?)
-}
+impl Leader {
+    /// Draws the number of the term, above all that Redis and Postgres remember (R1).
+    ///
+    /// # Errors
+    /// The session is lost; the process stops and Redis does not answer.
+    pub(crate) async fn draw_term(&mut self) -> Result<(), End> {
+        let redis = self.redis.clone();
+        // Read before the number is drawn on the lock's session: a leader that has lost its lock meanwhile fails to draw.
+        let state = self.patiently(|| redis.state(&[])).await?;
+        self.session.count_on_from(state.last.max(state.term));
+        self.term = self.session.draw_number().await?;
+        Ok(())
+    }
 
-/// R3, and R4 where it says so, or where `force` asks to be challenged. Answers whether a certificate was written: then all that Redis holds is doubtful, and a whole
-/// pass of reconcile is due.
-///
-/// # Errors
-/// [`End::Stale`] when another leader announced a later term; the session is lost.
-pub async fn announce(
-    session: &mut LeaderSession,
-    redis: &Redis,
-    term: i64,
-    lines: &[Line],
-    mut force: bool,
-) -> Result<bool, End> {
-    loop {
-        let challenge = Uuid::new_v4().simple().to_string();
-        match patiently(session, || redis.announce(term, &challenge, force)).await? {
-            Announced::Stale => return Err(End::Stale),
-            Announced::Certified(standing) => {
-                session.count_on_from(standing.last);
-                let fits = standing.last == standing.doubt || session.batch_exists(standing.last).await?;
-                if fits && !force {
-                    return Ok(false);
-                }
-                // H15: Redis remembers a batch that this database has lost.
-                info!(batch = standing.last, "redis holds a batch that the database does not know: certifying anew");
-                force = true;
-            }
-            Announced::Challenged(standing) => {
-                session.count_on_from(standing.last.max(standing.doubt));
-                // Drawn after the challenge (R4), so that it is newer than all that was sent before it.
-                let number = session.draw_number().await?;
-                let written = alive(session, redis.certify(number, term, &standing.replid, &challenge, lines)).await?;
-                match written {
-                    Ok(Certified::Done) => {
-                        info!(number, "redis is certified: entries up to this number are checked before they start");
-                        return Ok(true);
+    /// R3, and R4 where it says so, or where `force` asks to be challenged. Where a certificate was written all that Redis
+    /// holds is doubtful, and a whole pass of reconcile is due.
+    ///
+    /// # Errors
+    /// [`End::Stale`] when another leader announced a later term; the session is lost; the process stops and Redis does not
+    /// answer.
+    pub(crate) async fn announce(&mut self, lines: &[Line], mut force: bool) -> Result<(), End> {
+        let (redis, term) = (self.redis.clone(), self.term);
+        loop {
+            let challenge = Uuid::new_v4().simple().to_string();
+            match self.patiently(|| redis.announce(term, &challenge, force)).await? {
+                Announced::Stale => return Err(End::Stale),
+                Announced::Certified(standing) => {
+                    self.session.count_on_from(standing.last);
+                    let fits = standing.last == standing.doubt || self.session.batch_exists(standing.last).await?;
+                    if fits && !force {
+                        return Ok(());
                     }
-                    Ok(Certified::Stale) => return Err(End::Stale),
-                    Ok(Certified::Low(top)) => session.count_on_from(top),
-                    // Another server, another challenge, or no answer: announce again.
-                    Ok(Certified::Refused) | Err(_) => {}
+                    // H15: Redis remembers a batch that this database has lost.
+                    info!(
+                        batch = standing.last,
+                        "redis holds a batch that the database does not know: certifying anew"
+                    );
+                    force = true;
+                }
+                Announced::Challenged(standing) => {
+                    self.session.count_on_from(standing.last.max(standing.doubt));
+                    // Drawn after the challenge (R4), so that it is newer than all that was sent before it.
+                    let number = self.session.draw_number().await?;
+                    let written = redis.certify(number, term, &standing.replid, &challenge, lines);
+                    match self.alive(written).await? {
+                        Ok(Certified::Done) => {
+                            info!(
+                                number,
+                                "redis is certified: entries up to this number are checked before they start"
+                            );
+                            self.whole_pass_due = true;
+                            return Ok(());
+                        }
+                        Ok(Certified::Stale) => return Err(End::Stale),
+                        Ok(Certified::Low(top)) => self.session.count_on_from(top),
+                        // Another server, another challenge, or no answer: announce again.
+                        Ok(Certified::Refused) | Err(_) => {}
+                    }
                 }
             }
         }

@@ -22,28 +22,33 @@ const CANCELLED_MAX: u16 = 1_000;
 pub(crate) async fn run(store: Store, redis: Redis, shutdown: CancellationToken) -> anyhow::Result<()> {
     let (mut tick, mut cancels) = (tokio::time::interval(EVERY), tokio::time::interval(CANCELS_EVERY));
     loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            _ = cancels.tick() => {
-                if let Err(error) = forget_cancels(&store, &redis).await {
-                    warn!("cannot forget the cancels of what is over, trying again later: {error:#}");
+        let round = async {
+            tokio::select! {
+                _ = cancels.tick() => {
+                    if let Err(error) = forget_cancels(&store, &redis).await {
+                        warn!("cannot forget the cancels of what is over, trying again later: {error:#}");
+                    }
                 }
-                continue;
+                _ = tick.tick() => keep_house(&store).await,
             }
-            _ = tick.tick() => {}
+        };
+        tokio::select! {
+            // Whatever is left undone is found by the next round, wherever it runs.
+            () = shutdown.cancelled() => return Ok(()),
+            () = round => {}
         }
-        if let Err(error) = partitions::make_ahead(&store).await {
-            warn!(
-                "cannot make the partitions of the days to come, trying again later: {:#}",
-                anyhow::Error::from(error)
-            );
-        }
-        if let Err(error) = store.workers_forget(WORKERS_KEPT).await {
-            warn!("cannot forget old executors, trying again later: {:#}", anyhow::Error::from(error));
-        }
-        if let Err(error) = idempotency::forget(&store, KEYS_KEPT).await {
-            warn!("cannot forget old idempotency keys, trying again later: {:#}", anyhow::Error::from(error));
-        }
+    }
+}
+
+async fn keep_house(store: &Store) {
+    if let Err(error) = partitions::make_ahead(store).await {
+        warn!("cannot make the partitions of the days to come, trying again later: {:#}", anyhow::Error::from(error));
+    }
+    if let Err(error) = store.workers_forget(WORKERS_KEPT).await {
+        warn!("cannot forget old executors, trying again later: {:#}", anyhow::Error::from(error));
+    }
+    if let Err(error) = idempotency::forget(store, KEYS_KEPT).await {
+        warn!("cannot forget old idempotency keys, trying again later: {:#}", anyhow::Error::from(error));
     }
 }
 

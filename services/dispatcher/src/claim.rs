@@ -14,7 +14,7 @@ use metrics::{counter, histogram};
 use uuid::Uuid;
 
 use crate::decide::{Decided, decide};
-use crate::leader::{ENDED_MAX, End, Leader, alive, delta};
+use crate::leader::{ENDED_MAX, End, Leader, delta};
 use crate::outgoing::Batch;
 
 /// Between two looks at a line whose stream is full.
@@ -71,6 +71,7 @@ impl Leader {
             }
         }
         self.learn_from(decided, batch.entries.len(), began.elapsed(), now);
+        self.streams.expect(&batch);
         Ok(Some(batch).filter(|batch| !batch.entries.is_empty()))
     }
 
@@ -101,36 +102,53 @@ impl Leader {
         }
     }
 
-    /// How much of each slot may be claimed: what its stream may still hold, and a share of the batch by priority.
+    /// How much of each slot may be claimed. What has no room is looked at again later.
     async fn rooms(&mut self, slots: &BTreeSet<Slot>, now: DateTime<Utc>) -> Result<Vec<Room>, End> {
-        let bound = u64::from(self.config.dispatcher.stream_entries_max);
-        let full = |lengths: &HashMap<Line, u64>, line: &Line| lengths.get(line).is_some_and(|length| *length >= bound);
-        if slots.iter().any(|(_, line)| full(&self.lengths, line)) {
+        let bound = self.config.dispatcher.stream_entries_max;
+        if slots.iter().any(|(_, line)| self.streams.free(line, bound).is_none_or(|free| free == 0)) {
             let lines: Vec<Line> = slots.iter().map(|(_, line)| line.clone()).collect();
             let redis = self.redis.clone();
-            if let Ok(lengths) = alive(&mut self.session, redis.lengths(&lines)).await? {
-                self.hear_lengths(&lines, &lengths);
+            if let Ok(lengths) = self.alive(redis.lengths(&lines)).await? {
+                self.streams.hear(&lines, &lengths);
             }
         }
-        let mut by_priority: Vec<&Slot> = slots.iter().collect();
-        by_priority.sort_by_key(|(_, line)| Reverse(line.priority));
-        let mut left_of_batch = i64::from(self.config.dispatcher.batch_max);
-        let mut rooms = Vec::with_capacity(slots.len());
-        for (index, (source, line)) in by_priority.iter().enumerate() {
-            let length = self.lengths.entry(line.clone()).or_default();
-            let free = i64::try_from(bound.saturating_sub(*length)).unwrap_or(i64::MAX);
-            if free == 0 {
-                self.agenda.note_exactly((*source, line.clone()), now + FULL_PAUSE);
-                continue;
-            }
-            let behind = i64::try_from(by_priority.len() - index - 1).unwrap_or(0);
-            let share = (left_of_batch - behind * LINE_SHARE_MIN).max(LINE_SHARE_MIN);
-            let room = free.min(share);
-            left_of_batch -= room;
-            rooms.push(Room { source: *source, line: line.clone(), room });
+        let free = |line: &Line| i64::from(self.streams.free(line, bound).unwrap_or(0));
+        let rooms = share_out(slots, free, self.config.dispatcher.batch_max.into());
+        for slot in slots.iter().filter(|slot| !rooms.iter().any(|room| (room.source, &room.line) == (slot.0, &slot.1)))
+        {
+            self.agenda.note_exactly(slot.clone(), now + FULL_PAUSE);
         }
         Ok(rooms)
     }
+}
+
+/// Shares out a batch: by priority, each line no more than `free` says that its stream may still take, all its sources
+/// together. Of a stream that is nearly full each source gets its part, so that a herd of timers does not keep a trigger
+/// waiting.
+fn share_out(slots: &BTreeSet<Slot>, free: impl Fn(&Line) -> i64, batch_max: i64) -> Vec<Room> {
+    let mut by_priority: Vec<&Slot> = slots.iter().collect();
+    by_priority.sort_by_key(|(_, line)| Reverse(line.priority));
+    let mut left_of_batch = batch_max;
+    let mut left_of_line: HashMap<&Line, (i64, i64)> = HashMap::new();
+    for (_, line) in slots {
+        left_of_line.entry(line).or_insert_with(|| (free(line), 0)).1 += 1;
+    }
+    let mut rooms = Vec::with_capacity(slots.len());
+    for (index, (source, line)) in by_priority.iter().enumerate() {
+        let behind = i64::try_from(by_priority.len() - index - 1).unwrap_or(0);
+        let share = (left_of_batch - behind * LINE_SHARE_MIN).max(LINE_SHARE_MIN);
+        let Some((free, sources)) = left_of_line.get_mut(line) else { continue };
+        // Nobody in front of it took more than was free, so this is never below 0.
+        let for_the_others = (*sources - 1) * LINE_SHARE_MIN.min(*free / *sources);
+        let room = share.min(*free - for_the_others);
+        *sources -= 1;
+        if room > 0 {
+            *free -= room;
+            left_of_batch -= room;
+            rooms.push(Room { source: *source, line: line.clone(), room });
+        }
+    }
+    rooms
 }
 
 /// A slot that gave all it was asked for holds more: it is looked at again, at once.
@@ -144,5 +162,35 @@ fn note_limited(agenda: &mut Agenda, rooms: &[Room], claim: &Claim<'_>, now: Dat
         if i64::try_from(got).unwrap_or(i64::MAX) >= room.room {
             agenda.note_exactly((room.source, room.line.clone()), now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_core::job::Priority;
+
+    use super::*;
+
+    fn shared_out(slots: &[(Source, &str)], free: i64, batch_max: i64) -> Vec<i64> {
+        let slots: BTreeSet<Slot> =
+            slots.iter().map(|(source, queue)| (*source, Line::new(*queue, Priority::Medium))).collect();
+        share_out(&slots, |_| free, batch_max).iter().map(|room| room.room).collect()
+    }
+
+    use Source::{Retry, Timer, Trigger};
+
+    #[test]
+    fn the_sources_of_a_line_share_its_room() {
+        let all = [(Timer, "a"), (Trigger, "a"), (Retry, "a")];
+        assert_eq!(shared_out(&all, 50, 50), [18, 16, 16]);
+        assert_eq!(shared_out(&all, 1, 50), [1], "whoever is first");
+        assert!(shared_out(&all, 0, 50).is_empty());
+        assert_eq!(shared_out(&all, 20_000, 1_000), [900, 50, 50], "in a stream with room only the batch is shared");
+    }
+
+    #[test]
+    fn lines_have_rooms_of_their_own() {
+        assert_eq!(shared_out(&[(Timer, "a"), (Timer, "b")], 50, 1_000), [50, 50]);
+        assert_eq!(shared_out(&[(Timer, "a"), (Timer, "b")], 5_000, 1_000), [950, 50]);
     }
 }

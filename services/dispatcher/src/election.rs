@@ -4,6 +4,8 @@
 //! asks for it ten times a second, so that it leads at once when the leader's session ends; when the leader's machine is cut
 //! off or frozen the server ends its silent session after three seconds. Any error of the session ends the term: it is never
 //! mended, a new one is made.
+//!
+//! Whoever has not seen Redis yet does not stand by: it leaves the lock to those who have.
 
 use std::time::Duration;
 
@@ -20,6 +22,9 @@ use crate::leader::{self, Leader};
 
 /// How often a standby asks for the lock.
 const ASK_EVERY: Duration = Duration::from_millis(100);
+/// How long a stop waits for a term to end: after it the session is let go of as if this process had been killed, which the
+/// next leader mends all the same.
+const STOP_MAX: Duration = Duration::from_millis(1_500);
 /// Between connections that failed.
 const CONNECT_AGAIN: Duration = Duration::from_millis(500);
 
@@ -51,10 +56,17 @@ impl Election {
     /// If the process can never lead: a transaction pooler stands before Postgres.
     pub async fn run(self) -> anyhow::Result<()> {
         gauge!("carillon_dispatcher_leader").set(0.0);
+        if carillon_kit::wait_for("redis", &self.shutdown, || self.redis.reach()).await.is_err() {
+            return Ok(());
+        }
         while !self.shutdown.is_cancelled() {
-            match self.stand_by().await {
-                Ok(Some(session)) => self.lead(session).await?,
-                Ok(None) => {}
+            let outcome = tokio::select! {
+                // A Postgres that does not answer must not hold up a stop: a lock that was just given ends with its session.
+                () = self.shutdown.cancelled() => return Ok(()),
+                outcome = self.stand_by() => outcome,
+            };
+            match outcome {
+                Ok(session) => self.lead(session).await?,
                 Err(error @ carillon_store::Error::FailedPrecondition(_)) => return Err(error.into()),
                 Err(error) => {
                     warn!("cannot stand by, trying again: {:#}", anyhow::Error::from(error));
@@ -65,18 +77,17 @@ impl Election {
         Ok(())
     }
 
-    /// Asks for the lock until it is ours, or the process stops.
-    async fn stand_by(&self) -> carillon_store::Result<Option<LeaderSession>> {
+    /// Asks for the lock until it is ours.
+    async fn stand_by(&self) -> carillon_store::Result<LeaderSession> {
         let mut candidate = Candidate::connect(&self.options, self.config.dispatcher.shard).await?;
         info!(shard = self.config.dispatcher.shard, "standing by");
-        while !self.shutdown.is_cancelled() {
+        loop {
             match candidate.try_lead().await? {
-                Ok(session) => return Ok(Some(session)),
+                Ok(session) => return Ok(session),
                 Err(still_candidate) => candidate = still_candidate,
             }
             self.pause(ASK_EVERY).await;
         }
-        Ok(None)
     }
 
     async fn lead(&self, session: LeaderSession) -> anyhow::Result<()> {
@@ -91,10 +102,22 @@ impl Election {
             notices,
             self.shutdown.clone(),
         );
-        let end = Box::pin(leader.run_term()).await;
+        let shutdown = self.shutdown.clone();
+        let out_of_time = async move {
+            shutdown.cancelled().await;
+            tokio::time::sleep(STOP_MAX).await;
+        };
+        let end = tokio::select! {
+            end = Box::pin(leader.run_term()) => Some(end),
+            () = out_of_time => None,
+        };
         gauge!("carillon_dispatcher_leader").set(0.0);
+        let Some(end) = end else {
+            warn!("postgres does not answer: the leader's session is let go of without a word");
+            return Ok(());
+        };
         match end {
-            Ok(()) => info!("resigned"),
+            Ok(()) | Err(leader::End::Stopped) => info!("resigned"),
             Err(leader::End::Stale) => {
                 warn!("another leader has announced a later term, standing by");
                 self.pause(CONNECT_AGAIN).await;

@@ -5,30 +5,30 @@
 //! until a wake; claims (R5, R16); publishes (R6); and settles with the next claim (R7). While a batch is on its way to Redis
 //! the next one is claimed, but never a second: Redis away means that claiming stops, and due timers wait in Postgres.
 //!
-//! The session is spoken to at least each second; its loss ends the term, whatever else is under way. Nothing that a term
-//! knows outlives it: the next leader reads everything anew.
+//! The session is spoken to at least each second; its loss ends the term, whatever else is under way. A stop waits for Redis
+//! no longer than [`STOP_PATIENCE`]: what was claimed and is not known to be in is left to the next leader (R7). Nothing that
+//! a term knows outlives it: the next leader reads everything anew.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 use carillon_core::agenda::{Agenda, Lead};
-use carillon_core::line::Line;
 use carillon_store::Store;
 use carillon_store::leader_session::LeaderSession;
 use carillon_stream::Redis;
 use carillon_stream::leader::Published;
 use carillon_stream::notices::{Notice, Notices};
 use chrono::{DateTime, TimeDelta, Utc};
-use metrics::{counter, gauge};
+use metrics::counter;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::certify::{announce, draw_term};
 use crate::definitions::Definitions;
 use crate::outgoing::Batch;
+use crate::streams::Streams;
 use crate::{Config, TICK};
 
 /// Instants of one line that the agenda reads at once.
@@ -37,6 +37,8 @@ const UPCOMING_MAX: i64 = 5_000;
 const REFILL_PAUSE: Duration = Duration::from_millis(3);
 /// Between two tries to reach Redis.
 const REDIS_PAUSE: Duration = Duration::from_millis(100);
+/// How long a stop waits for Redis. A publish that is on its way in good order is through long before.
+const STOP_PATIENCE: Duration = Duration::from_millis(500);
 /// Jobs remembered that ended by a skipped fire.
 pub(crate) const ENDED_MAX: usize = 1_000;
 /// Fires that a leader is thought to handle in a second, until it has seen: few, so that its first herd gets a long lead.
@@ -49,6 +51,8 @@ pub enum End {
     Stale,
     /// The session that holds the lock is lost.
     SessionLost(carillon_store::Error),
+    /// The process stops, and Redis did not answer in time.
+    Stopped,
 }
 
 impl From<carillon_store::Error> for End {
@@ -72,15 +76,14 @@ pub struct Leader {
     pub(crate) agenda: Agenda,
     /// Jobs whose fire cannot be decided before that instant.
     pub(crate) left: HashMap<Uuid, DateTime<Utc>>,
-    /// Entries in each stream, as last heard.
-    pub(crate) lengths: HashMap<Line, u64>,
+    pub(crate) streams: Streams,
     /// In Redis, not yet marked so.
     pub(crate) unsettled: Vec<i64>,
     /// Completed by nobody else, since their last fire was skipped.
     pub(crate) ended_by_skip: Vec<Uuid>,
     /// What earlier leaders left of them.
     ending: Option<JoinHandle<Vec<Uuid>>>,
-    whole_pass_due: bool,
+    pub(crate) whole_pass_due: bool,
     next_tick: Instant,
     next_refill: Instant,
     last_refill: Instant,
@@ -114,7 +117,7 @@ impl Leader {
             shutdown,
             agenda: Agenda::default(),
             left: HashMap::new(),
-            lengths: HashMap::new(),
+            streams: Streams::default(),
             unsettled: Vec::new(),
             ended_by_skip: Vec::new(),
             ending: None,
@@ -131,33 +134,42 @@ impl Leader {
     /// # Errors
     /// Why the term ended.
     pub async fn run_term(mut self) -> Result<(), End> {
-        self.begin().await?;
-        while !self.shutdown.is_cancelled() {
-            if self.whole_pass_due {
-                self.whole_pass_due = false;
-                self.settle().await?;
-                self.reconcile_all().await?;
-            }
-            if Instant::now() >= self.next_tick {
-                self.tick().await?;
-            }
-            if Instant::now() >= self.next_refill {
-                self.refill().await?;
-            }
-            match self.claim_due().await? {
-                Some(batch) => self.publish_and_claim_on(batch).await?,
-                None => self.wait().await,
-            }
+        match self.lead_until_stopped().await {
+            Ok(()) => {}
+            Err(End::Stopped) => info!("redis does not answer: what is on its way to it is left to the next leader"),
+            Err(end) => return Err(end),
         }
         self.settle().await?;
         self.session.resign().await;
         Ok(())
     }
 
+    async fn lead_until_stopped(&mut self) -> Result<(), End> {
+        self.begin().await?;
+        while !self.shutdown.is_cancelled() {
+            if Instant::now() >= self.next_tick {
+                self.tick().await?;
+            }
+            // R19: at once, so it stands behind all that may ask for it.
+            if std::mem::take(&mut self.whole_pass_due) {
+                self.settle().await?;
+                self.reconcile_all().await?;
+            }
+            if Instant::now() >= self.next_refill {
+                self.refill().await?;
+            }
+            match self.claim_due().await? {
+                Some(batch) => self.publish_and_claim_on(batch).await?,
+                None if self.whole_pass_due => {}
+                None => self.wait().await,
+            }
+        }
+        Ok(())
+    }
+
     async fn begin(&mut self) -> Result<(), End> {
-        self.term = draw_term(&mut self.session, &self.redis).await?;
-        let certified = announce(&mut self.session, &self.redis, self.term, &[], false).await?;
-        self.whole_pass_due |= certified;
+        self.draw_term().await?;
+        self.announce(&[], false).await?;
         let unsettled = self.session.batches_unsettled().await?;
         info!(term = self.term, unsettled = unsettled.len(), "leading");
         for batch in unsettled {
@@ -182,14 +194,13 @@ impl Leader {
     async fn tick(&mut self) -> Result<(), End> {
         self.next_tick = Instant::now() + TICK;
         self.session.say_something().await?;
-        let lines: Vec<Line> = self.lengths.keys().cloned().collect();
+        let lines = self.streams.lines();
         let redis = self.redis.clone();
-        match alive(&mut self.session, redis.state(&lines)).await? {
+        match self.alive(redis.state(&lines)).await? {
             Ok(state) => {
-                self.hear_lengths(&lines, &state.lengths);
+                self.streams.hear(&lines, &state.lengths);
                 if !state.certified || state.term != self.term {
-                    let certified = announce(&mut self.session, &self.redis, self.term, &lines, false).await?;
-                    self.whole_pass_due |= certified;
+                    self.announce(&lines, false).await?;
                 }
             }
             Err(error) => {
@@ -234,15 +245,16 @@ impl Leader {
                 tokio::spawn(async move { redis.publish(sent.number, term, &sent.lines, &sent.entries).await });
             let overdue = Instant::now() >= self.next_tick || self.whole_pass_due || self.shutdown.is_cancelled();
             let next = if overdue { None } else { self.claim_due().await? };
-            let outcome = alive(&mut self.session, sending).await?;
+            let outcome = self.alive(sending).await?;
             let done = matches!(&outcome, Ok(Ok(Published::Done(_))));
             if let Ok(Ok(Published::Done(lengths))) = outcome {
-                self.hear_lengths(&batch.lines, &lengths);
+                self.streams.hear(&batch.lines, &lengths);
                 self.unsettled.push(batch.number);
             }
             if !done {
-                self.publish_surely(batch).await?;
+                self.publish_surely(batch.clone()).await?;
             }
+            self.streams.arrived(&batch);
             on_its_way = next;
         }
         Ok(())
@@ -254,9 +266,9 @@ impl Leader {
         loop {
             let redis = self.redis.clone();
             let sending = redis.publish(batch.number, self.term, &batch.lines, &batch.entries);
-            match alive(&mut self.session, sending).await? {
+            match self.alive(sending).await? {
                 Ok(Published::Done(lengths)) => {
-                    self.hear_lengths(&batch.lines, &lengths);
+                    self.streams.hear(&batch.lines, &lengths);
                     break;
                 }
                 // In, or lost and never to be appended again: R19 looks it up at once.
@@ -267,15 +279,14 @@ impl Leader {
                 Ok(Published::Stale) => return Err(End::Stale),
                 Ok(outcome @ (Published::Uncertified | Published::Unannounced | Published::Behind)) => {
                     let force = outcome == Published::Behind;
-                    let certified = announce(&mut self.session, &self.redis, self.term, &batch.lines, force).await?;
-                    self.whole_pass_due |= certified;
+                    self.announce(&batch.lines, force).await?;
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut complained, true) {
                         warn!("cannot publish, trying until redis takes it: {:#}", anyhow::Error::from(error));
                     }
                     counter!("carillon_dispatcher_publish_failures_total").increment(1);
-                    alive(&mut self.session, tokio::time::sleep(REDIS_PAUSE)).await?;
+                    self.pause_for_redis().await?;
                 }
             }
         }
@@ -322,14 +333,6 @@ impl Leader {
         Ok(())
     }
 
-    pub(crate) fn hear_lengths(&mut self, lines: &[Line], lengths: &[u64]) {
-        for (line, length) in lines.iter().zip(lengths) {
-            gauge!("carillon_stream_entries", "queue" => line.queue.clone(), "priority" => line.priority.as_str())
-                .set(u32::try_from(*length).unwrap_or(u32::MAX));
-            self.lengths.insert(line.clone(), *length);
-        }
-    }
-
     pub(crate) fn lead(&self) -> Lead {
         Lead { base: delta(self.config.dispatcher.lead), max: self.lead_max(), per_second: self.rate }
     }
@@ -337,42 +340,58 @@ impl Leader {
     pub(crate) fn lead_max(&self) -> TimeDelta {
         delta(self.config.protocol.window / 4)
     }
-}
 
-/// Waits for something while the session is spoken to each second (R2).
-///
-/// # Errors
-/// The session is lost.
-pub(crate) async fn alive<T>(session: &mut LeaderSession, what: impl Future<Output = T>) -> Result<T, End> {
-    tokio::pin!(what);
-    loop {
-        tokio::select! {
-            outcome = &mut what => return Ok(outcome),
-            () = tokio::time::sleep(TICK) => { session.say_something().await?; }
-        }
-    }
-}
-
-/// Asks Redis until it answers.
-///
-/// # Errors
-/// The session is lost.
-pub(crate) async fn patiently<T, F, Fut>(session: &mut LeaderSession, mut ask: F) -> Result<T, End>
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = carillon_stream::Result<T>>,
-{
-    let mut complained = false;
-    loop {
-        match alive(session, ask()).await? {
-            Ok(answer) => return Ok(answer),
-            Err(error) => {
-                if !std::mem::replace(&mut complained, true) {
-                    warn!("waiting for redis: {:#}", anyhow::Error::from(error));
-                }
-                alive(session, tokio::time::sleep(REDIS_PAUSE)).await?;
+    /// Waits for something while the session is spoken to each second (R2).
+    ///
+    /// # Errors
+    /// The session is lost; or the process stops, and [`STOP_PATIENCE`] later there is still no outcome.
+    pub(crate) async fn alive<T>(&mut self, what: impl Future<Output = T>) -> Result<T, End> {
+        let shutdown = self.shutdown.clone();
+        // One for the whole wait: made anew at each turn of the loop it would never come.
+        let given_up = async move {
+            shutdown.cancelled().await;
+            tokio::time::sleep(STOP_PATIENCE).await;
+        };
+        tokio::pin!(what, given_up);
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut what => return Ok(outcome),
+                () = &mut given_up => return Err(End::Stopped),
+                () = tokio::time::sleep(TICK) => { self.session.say_something().await?; }
             }
         }
+    }
+
+    /// Asks Redis until it answers.
+    ///
+    /// # Errors
+    /// As of [`Leader::alive`].
+    pub(crate) async fn patiently<T, F, Fut>(&mut self, mut ask: F) -> Result<T, End>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = carillon_stream::Result<T>>,
+    {
+        let mut complained = false;
+        loop {
+            match self.alive(ask()).await? {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    if !std::mem::replace(&mut complained, true) {
+                        warn!("waiting for redis: {:#}", anyhow::Error::from(error));
+                    }
+                    self.pause_for_redis().await?;
+                }
+            }
+        }
+    }
+
+    /// Between two tries. There is no next one once the process stops.
+    async fn pause_for_redis(&mut self) -> Result<(), End> {
+        if self.shutdown.is_cancelled() {
+            return Err(End::Stopped);
+        }
+        self.alive(tokio::time::sleep(REDIS_PAUSE)).await
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! - [`election`] stands by until the shard's lock is free, then leads until its session is lost.
 //! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim ([`claim`]), publish and settle.
-//! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries.
+//! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
+//!   what room there is for them.
 //! - [`reconcile`] publishes again what Redis has lost; [`chores`] keep the house.
 //!
 //! What it must not know: how a handler runs, and any SQL or Redis command.
@@ -15,8 +16,10 @@ pub mod decide;
 pub mod definitions;
 pub mod election;
 pub mod leader;
+mod metrics;
 pub mod outgoing;
 pub mod reconcile;
+mod streams;
 
 pub use config::Config;
 
@@ -32,6 +35,7 @@ use tracing::info;
 /// # Errors
 /// When a part cannot go on.
 pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
+    metrics::describe();
     let options = StoreOptions {
         connections_max: config.postgres.connections_max,
         acquire_timeout: config.postgres.acquire_timeout,
@@ -44,9 +48,11 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         shard: config.dispatcher.shard,
         ..RedisOptions::new(config.redis.url.expose())
     })?;
-    let standing = process.readiness().flag("postgres");
+    let schema = process.readiness().flag("schema");
+    schema.down("waiting for the current one (`carillon migrate`)");
+    keep_ready(&process, &store, &redis);
     process.wait_for("postgres with the current schema (`carillon migrate`)", || migrated(&store)).await?;
-    standing.up();
+    schema.up();
 
     let mut tasks = process.tasks();
     let shutdown = process.shutdown();
@@ -54,6 +60,19 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     tasks.spawn("election", election.run());
     tasks.spawn("chores", chores::run(store, redis, shutdown));
     tasks.run().await
+}
+
+/// Leading or standing by, it is ready while it reaches both.
+fn keep_ready(process: &Process, store: &Store, redis: &Redis) {
+    let (store, redis) = (store.clone(), redis.clone());
+    process.keep_ready("postgres", move || {
+        let store = store.clone();
+        async move { store.ping().await }
+    });
+    process.keep_ready("redis", move || {
+        let redis = redis.clone();
+        async move { redis.ping().await }
+    });
 }
 
 /// Whether the schema is there.

@@ -11,7 +11,7 @@ use carillon_stream::entry::EntryId;
 use metrics::counter;
 use tracing::warn;
 
-use crate::leader::{End, Leader, patiently};
+use crate::leader::{End, Leader};
 
 /// Batches read at once.
 const PAGE: i64 = 16;
@@ -104,7 +104,7 @@ impl Leader {
             return Ok(Vec::new());
         }
         let redis = self.redis.clone();
-        let missing = patiently(&mut self.session, || redis.missing(&lines, &asked)).await?;
+        let missing = self.patiently(|| redis.missing(&lines, &asked)).await?;
         Ok(missing.into_iter().filter_map(|position| known.get(position).cloned()).collect())
     }
 

@@ -19,6 +19,10 @@ use crate::shared::Shared;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How long an executor that has nothing in hand any more tries to say so (R18): it only spares the others a wait for the
+/// lease, and whoever stops this process waits for it.
+const GOODBYE_POSTGRES_MAX: Duration = Duration::from_secs(2);
+const GOODBYE_REDIS_MAX: Duration = Duration::from_secs(1);
 
 /// The loop.
 pub(crate) struct Lease {
@@ -33,10 +37,19 @@ pub(crate) struct Lease {
 impl Lease {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let quarter = self.shared.lease / 4;
+        tokio::select! {
+            // Also in the middle of a beat: of an executor that has ended nobody asks whether it lives.
+            () = self.done.cancelled() => {}
+            () = self.keep(quarter) => {}
+        }
+        self.end().await;
+        Ok(())
+    }
+
+    async fn keep(&self, quarter: Duration) {
         let mut next_beat = Instant::now() + quarter;
         loop {
             tokio::select! {
-                () = self.done.cancelled() => break,
                 () = self.shared.incarnation.broken() => {
                     self.succeed().await;
                     next_beat = Instant::now() + quarter;
@@ -48,8 +61,6 @@ impl Lease {
                 }
             }
         }
-        self.end().await;
-        Ok(())
     }
 
     async fn beat(&self, limit: Duration) {
@@ -101,12 +112,13 @@ impl Lease {
         let old = self.shared.incarnation.contact().worker;
         let mut pause = PAUSE_MIN;
         counter!("carillon_executor_incarnations_total").increment(1);
-        while !self.done.is_cancelled() {
+        loop {
             let (answer, started) = oneshot::channel();
+            // Without the engine the process ends, and there is nothing to keep.
             if self.engine.send(Message::WhatHasStarted(answer)).is_err() {
-                return;
+                return self.done.cancelled().await;
             }
-            let Ok(started) = started.await else { return };
+            let Ok(started) = started.await else { return self.done.cancelled().await };
             let new = self.worker(Uuid::now_v7());
             let trying = self.shared.store.worker_succeed(old, &new, &started);
             match tokio::time::timeout(self.shared.lease / 4, trying).await {
@@ -132,13 +144,23 @@ impl Lease {
     /// R18.
     async fn end(&self) {
         let worker = self.shared.incarnation.contact().worker;
-        match self.shared.store.worker_end(worker).await {
-            Ok(()) => {
-                if let Err(error) = self.shared.redis.tell_ended().await {
-                    debug!("the others find what is handed back by themselves: {:#}", anyhow::Error::from(error));
-                }
+        match tokio::time::timeout(GOODBYE_POSTGRES_MAX, self.shared.store.worker_end(worker)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                warn!("what is handed back is free after the lease only: {:#}", anyhow::Error::from(error));
+                return;
             }
-            Err(error) => warn!("what is handed back is free after the lease only: {:#}", anyhow::Error::from(error)),
+            Err(_) => {
+                warn!("what is handed back is free after the lease only: postgres does not answer");
+                return;
+            }
+        }
+        match tokio::time::timeout(GOODBYE_REDIS_MAX, self.shared.redis.tell_ended()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                debug!("the others find what is handed back by themselves: {:#}", anyhow::Error::from(error));
+            }
+            Err(_) => debug!("the others find what is handed back by themselves: redis does not answer"),
         }
     }
 

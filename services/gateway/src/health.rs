@@ -1,74 +1,71 @@
 //! Whether the gateway can do its work, which is whether Postgres answers: shown by the gRPC health service and `/readyz`,
 //! and logged when it changes. Redis does not count: without it everything still works, only later.
 
-use std::time::Duration;
-
-use carillon_kit::Flag;
+use carillon_kit::{Process, Stopped};
 use carillon_proto::v1::execution_service_server::ExecutionServiceServer;
 use carillon_proto::v1::job_service_server::JobServiceServer;
 use carillon_proto::v1::schedule_service_server::ScheduleServiceServer;
 use carillon_store::Store;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
-use tracing::{info, warn};
-
-const INTERVAL: Duration = Duration::from_secs(2);
-const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// `""` is the server as a whole.
 const SERVICES: [&str; 4] =
     ["", JobServiceServer::<()>::NAME, ExecutionServiceServer::<()>::NAME, ScheduleServiceServer::<()>::NAME];
 
-/// The loop that looks after Postgres.
+/// The loop that tells of Postgres.
 pub(crate) struct Watch {
+    process: Process,
     store: Store,
-    flag: Flag,
+    postgres: watch::Receiver<Option<String>>,
     reporter: HealthReporter,
 }
 
 impl Watch {
-    pub(crate) fn new(store: Store, flag: Flag, reporter: HealthReporter) -> Self {
-        Self { store, flag, reporter }
+    pub(crate) fn new(process: Process, store: Store, reporter: HealthReporter) -> Self {
+        let asked = store.clone();
+        let postgres = process.keep_ready("postgres", move || {
+            let store = asked.clone();
+            async move { migrated(&store).await }
+        });
+        Self { process, store, postgres, reporter }
     }
 
-    /// Runs until `shutdown`, then says NOT_SERVING, so that balancers turn elsewhere during the drain.
-    pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let mut known: Option<bool> = None;
-        loop {
-            let failure = match tokio::time::timeout(TIMEOUT, self.look()).await {
-                Ok(failure) => failure,
-                Err(_) => Some(format!("no answer within {TIMEOUT:?}")),
-            };
-            let serves = failure.is_none();
-            match &failure {
-                None => self.flag.up(),
-                Some(why) => self.flag.down(why.as_str()),
-            }
-            if known != Some(serves) {
-                match &failure {
-                    None => info!("postgres is there, requests are served"),
-                    Some(why) => warn!("waiting for postgres, requests are answered with UNAVAILABLE: {why}"),
-                }
-                self.report(serves).await;
-                known = Some(serves);
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => break,
-                () = tokio::time::sleep(INTERVAL) => {}
-            }
+    /// Runs until the stop, then says NOT_SERVING, so that balancers turn elsewhere during the drain.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let shutdown = self.process.shutdown();
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            // It ends with the stop.
+            () = self.report_changes() => {}
+            Err(Stopped) = self.wait() => {}
         }
         self.report(false).await;
         Ok(())
     }
 
-    /// What is wrong, if anything is.
-    async fn look(&self) -> Option<String> {
-        match self.store.is_migrated().await {
-            Ok(true) => None,
-            Ok(false) => Some("its schema is older than this program: run carillon migrate".to_owned()),
-            Err(error) => Some(describe(&error)),
+    /// Says in the log why requests are not served yet.
+    async fn wait(&self) -> Result<(), Stopped> {
+        let store = &self.store;
+        let what = "postgres (requests are answered with UNAVAILABLE until then)";
+        self.process
+            .wait_for(what, || async {
+                store.reach().await?;
+                migrated(store).await
+            })
+            .await
+    }
+
+    async fn report_changes(&self) {
+        let mut postgres = self.postgres.clone();
+        loop {
+            let serves = postgres.borrow_and_update().is_none();
+            self.report(serves).await;
+            if postgres.changed().await.is_err() {
+                return;
+            }
         }
     }
 
@@ -80,14 +77,7 @@ impl Watch {
     }
 }
 
-/// An error with its causes.
-fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+async fn migrated(store: &Store) -> anyhow::Result<()> {
+    anyhow::ensure!(store.is_migrated().await?, "its schema is older than this program: run carillon migrate");
+    Ok(())
 }

@@ -23,6 +23,7 @@ mod server;
 mod values;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use carillon_kit::Process;
@@ -38,12 +39,16 @@ use json::Transcoder;
 pub use json::describe_routes;
 use server::Front;
 
+/// What closing the connections may take.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
+
 /// Serves the API on `listener` until the process is stopped; returns after requests in flight have ended.
 ///
 /// # Errors
 /// If a URL cannot be read, the descriptors cannot be turned into routes, or a part ends early.
 pub async fn run(config: Config, process: Process, listener: TcpListener) -> anyhow::Result<()> {
     info!("time zones from {}", carillon_core::schedule::database_description());
+    observe::describe();
     let own = config.gateway;
     let store = Store::connect_lazily(&StoreOptions {
         connections_max: config.postgres.connections_max,
@@ -58,7 +63,7 @@ pub async fn run(config: Config, process: Process, listener: TcpListener) -> any
     .context("redis.url cannot be read")?;
 
     let (reporter, health) = tonic_health::server::health_reporter();
-    let watch = health::Watch::new(store.clone(), process.readiness().flag("postgres"), reporter);
+    let watch = health::Watch::new(process.clone(), store.clone(), reporter);
     let backend = Arc::new(Backend::new(store.clone(), redis.clone(), own.statement_timeout, own.payload_bytes_max));
     let services = grpc::services(&backend);
     let json = Transcoder::new(services.clone().prepare(), own.body_bytes_max).map_err(|why| anyhow!(why))?;
@@ -68,15 +73,16 @@ pub async fn run(config: Config, process: Process, listener: TcpListener) -> any
     let address = listener.local_addr().context("the listener has no address")?;
     info!(gateway.listen = %address, "serving gRPC and JSON");
     let mut tasks = process.tasks();
-    tasks.spawn("health", watch.run(process.shutdown()));
+    tasks.spawn("health", watch.run());
     let shutdown = process.shutdown();
     tasks.spawn("server", async move {
         server::serve(listener, front, own.connections_max, shutdown).await;
         Ok(())
     });
     let outcome = tasks.run().await;
-    redis.close().await;
-    store.close().await;
+    // The answers are out: a goodbye to a neighbour that does not answer is not worth waiting for.
+    let goodbyes = async { tokio::join!(redis.close(), store.close()) };
+    let _ = tokio::time::timeout(GOODBYE_MAX, goodbyes).await;
     outcome
 }
 

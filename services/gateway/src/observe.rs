@@ -7,6 +7,20 @@ use std::time::Instant;
 
 use tonic::{Code, Response, Status};
 
+/// What the metrics mean, as `/metrics` says it. Once, at the start.
+pub(crate) fn describe() {
+    metrics::describe_counter!(
+        "carillon_gateway_requests_total",
+        metrics::Unit::Count,
+        "Requests answered, by method and gRPC code; JSON requests count as the method that they stand for"
+    );
+    metrics::describe_histogram!(
+        "carillon_gateway_request_duration_seconds",
+        metrics::Unit::Seconds,
+        "Duration of a request, by method"
+    );
+}
+
 /// Runs one call of a service and records how it ended.
 pub(crate) async fn call<T>(
     method: &'static str,

@@ -212,13 +212,15 @@ impl Reader {
 
     /// Whether a variable with our prefix that sets nothing here is a mistake. It is if it names a section that this
     /// process has. It is not if it belongs to another of our programs, or is one that Kubernetes sets for every service in
-    /// the namespace (`CARILLON_GATEWAY_SERVICE_HOST`, `…_PORT_3051_TCP`).
+    /// the namespace (`CARILLON_GATEWAY_SERVICE_HOST`, `…_PORT_3051_TCP`; `CARILLON_PORT` for one that is called carillon).
     fn is_ours(&self, name: &str, text: &OsStr) -> bool {
         let rest = &name[PREFIX.len()..];
-        let service_link = rest.contains("_SERVICE_HOST")
-            || rest.contains("_SERVICE_PORT")
-            || rest.split_once("_PORT_").is_some_and(|(_, port)| port.starts_with(|c: char| c.is_ascii_digit()))
-            || (rest.ends_with("_PORT") && text.to_str().is_some_and(|text| text.contains("://")));
+        // With its `_`, since the name of the Kubernetes service may end there.
+        let link = &name[PREFIX.len() - 1..];
+        let service_link = link.contains("_SERVICE_HOST")
+            || link.contains("_SERVICE_PORT")
+            || link.split_once("_PORT_").is_some_and(|(_, port)| port.starts_with(|c: char| c.is_ascii_digit()))
+            || (link.ends_with("_PORT") && text.to_str().is_some_and(|text| text.contains("://")));
         if service_link {
             return false;
         }
@@ -270,7 +272,9 @@ fn toml_dict(toml: &figment::providers::Data<Toml>) -> Result<Dict, String> {
 }
 
 fn kind_for_people(error: &figment::Error) -> String {
-    error.kind.to_string().replace("invalid type: found", "has the wrong type: is").trim_end().to_owned()
+    let text = error.kind.to_string().replace("invalid type: found", "has the wrong type: is");
+    // Alternatives come quoted one by one, and once more as a whole.
+    text.replace("``", "`").trim_end().to_owned()
 }
 
 fn collect_leaves(prefix: &str, dict: Dict, leaves: &mut BTreeMap<String, Value>) {

@@ -1,0 +1,31 @@
+//! What the metrics of a dispatcher mean, as `/metrics` says it. Each is recorded where it happens.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+/// Once, at the start.
+pub(crate) fn describe() {
+    describe_gauge!("carillon_dispatcher_leader", "1 while this process leads its shard, 0 while it stands by");
+    describe_counter!("carillon_dispatcher_terms_total", Unit::Count, "Terms that this process has begun to lead");
+    describe_counter!("carillon_dispatcher_claimed_total", Unit::Count, "Executions claimed, retries included");
+    describe_counter!("carillon_dispatcher_skipped_total", Unit::Count, "Fires recorded SKIPPED instead of claimed");
+    describe_histogram!(
+        "carillon_dispatcher_claim_seconds",
+        Unit::Seconds,
+        "Duration of a claim, from BEGIN to COMMIT"
+    );
+    describe_counter!(
+        "carillon_dispatcher_publish_failures_total",
+        Unit::Count,
+        "Attempts to publish a batch that Redis did not answer; a batch is sent until it does"
+    );
+    describe_counter!(
+        "carillon_dispatcher_republished_total",
+        Unit::Count,
+        "Entries of open executions that Redis had lost and that were published again"
+    );
+    describe_gauge!(
+        "carillon_stream_entries",
+        Unit::Count,
+        "Entries in a stream (waiting, held and running), as the leader last heard"
+    );
+}

@@ -1,0 +1,99 @@
+//! How full the streams are, as far as this leader knows: what Redis said last, and what has been claimed since and is still
+//! on its way there. Only the leader appends, so the sum is never too low; executors delete, so it may be too high.
+
+use std::collections::HashMap;
+
+use carillon_core::line::Line;
+use metrics::gauge;
+
+use crate::outgoing::Batch;
+
+/// The lengths of the streams.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    heard: HashMap<Line, u64>,
+    /// Claimed, and not known to be in.
+    coming: HashMap<Line, u64>,
+}
+
+impl Streams {
+    /// The lines that are known.
+    pub(crate) fn lines(&self) -> Vec<Line> {
+        self.heard.keys().cloned().collect()
+    }
+
+    /// What Redis says.
+    pub(crate) fn hear(&mut self, lines: &[Line], lengths: &[u64]) {
+        for (line, length) in lines.iter().zip(lengths) {
+            gauge!("carillon_stream_entries", "queue" => line.queue.clone(), "priority" => line.priority.as_str())
+                .set(u32::try_from(*length).unwrap_or(u32::MAX));
+            self.heard.insert(line.clone(), *length);
+        }
+    }
+
+    /// A batch was claimed, and will be sent.
+    pub(crate) fn expect(&mut self, batch: &Batch) {
+        for (line, count) in counts(batch) {
+            *self.coming.entry(line.clone()).or_default() += count;
+        }
+    }
+
+    /// It is in, or never will be. Hear the lengths that come with the answer as well.
+    pub(crate) fn arrived(&mut self, batch: &Batch) {
+        for (line, count) in counts(batch) {
+            if let Some(coming) = self.coming.get_mut(line) {
+                *coming = coming.saturating_sub(count);
+            }
+        }
+    }
+
+    /// How many more entries a stream may take until it holds `bound`. `None`: nobody has asked Redis yet.
+    pub(crate) fn free(&self, line: &Line, bound: u32) -> Option<u32> {
+        let coming = self.coming.get(line).copied().unwrap_or_default();
+        let length = self.heard.get(line)?.saturating_add(coming);
+        Some(u32::try_from(u64::from(bound).saturating_sub(length)).unwrap_or(u32::MAX))
+    }
+}
+
+/// How many entries of a batch go into each stream.
+fn counts(batch: &Batch) -> impl Iterator<Item = (&Line, u64)> {
+    let mut counts = vec![0; batch.lines.len()];
+    for entry in &batch.entries {
+        counts[entry.line] += 1;
+    }
+    batch.lines.iter().zip(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_core::job::Priority;
+    use carillon_stream::leader::Outgoing;
+
+    use super::*;
+
+    fn batch(line: &Line, entries: i32) -> Batch {
+        let entry = |seq| Outgoing { line: 0, seq, text: Vec::new().into() };
+        Batch { number: 1, lines: vec![line.clone()], entries: (1..=entries).map(entry).collect() }
+    }
+
+    #[test]
+    fn what_is_on_its_way_takes_room_until_it_is_heard_of() {
+        let line = Line::new("a", Priority::Medium);
+        let mut streams = Streams::default();
+        assert_eq!(streams.free(&line, 50), None);
+        streams.hear(std::slice::from_ref(&line), &[10]);
+        let (first, second) = (batch(&line, 15), batch(&line, 20));
+        streams.expect(&first);
+        assert_eq!(streams.free(&line, 50), Some(25));
+        streams.expect(&second);
+        assert_eq!(streams.free(&line, 50), Some(5));
+        // The answer to the first knows nothing of the second.
+        streams.hear(std::slice::from_ref(&line), &[25]);
+        streams.arrived(&first);
+        assert_eq!(streams.free(&line, 50), Some(5));
+        streams.hear(std::slice::from_ref(&line), &[45]);
+        streams.arrived(&second);
+        assert_eq!(streams.free(&line, 50), Some(5));
+        assert_eq!(streams.free(&line, 40), Some(0));
+    }
+}
