@@ -112,7 +112,9 @@ impl Leader {
                 self.streams.hear(&lines, &lengths);
             }
         }
-        let free = |line: &Line| i64::from(self.streams.free(line, bound).unwrap_or(0));
+        // A line of which Redis said nothing even now counts as empty: one batch at most is claimed of it, which then waits to
+        // be sent, as it would if Redis had gone a moment later.
+        let free = |line: &Line| i64::from(self.streams.free(line, bound).unwrap_or(bound));
         let rooms = share_out(slots, free, self.config.dispatcher.batch_max.into());
         for slot in slots.iter().filter(|slot| !rooms.iter().any(|room| (room.source, &room.line) == (slot.0, &slot.1)))
         {
