@@ -21,13 +21,11 @@ fn plan() -> Plan {
 
 /// One of each kind, and a standby.
 const ALL: [Role; 4] = [Role::Dispatcher, Role::Dispatcher, Role::Executor, Role::Gateway];
-/// Those that heed a stop while Redis is away.
-const HEEDFUL: [Role; 3] = [Role::Dispatcher, Role::Dispatcher, Role::Gateway];
 
 /// Processes on the given ways to their neighbours.
-async fn add_all(world: &mut World, roles: &[Role], environment: &[(&str, &str)]) {
-    for role in roles {
-        world.add(*role, environment).await;
+async fn add_all(world: &mut World, environment: &[(&str, &str)]) {
+    for role in ALL {
+        world.add(role, environment).await;
     }
     world.leader().await;
 }
@@ -59,9 +57,9 @@ async fn until_readyz(world: &mut World, name: &str, wanted: &str) {
 #[tokio::test]
 async fn without_redis_all_stop_at_once() {
     let mut world = World::start("stop_redis_gone", plan()).await;
-    add_all(&mut world, &HEEDFUL, &[]).await;
+    add_all(&mut world, &[]).await;
     world.redis.kill();
-    for name in ["dispatcher-1", "dispatcher-2"] {
+    for name in ["dispatcher-1", "dispatcher-2", "executor-1"] {
         until_readyz(&mut world, name, "redis: ").await;
     }
     assert_all_stop_at_once(&mut world);
@@ -72,7 +70,7 @@ async fn with_a_silent_redis_all_stop_at_once() {
     let mut world = World::start("stop_redis_silent", plan()).await;
     let proxy = Proxy::to(world.redis.port()).expect("a proxy");
     let url = world.redis.url_through(proxy.port());
-    add_all(&mut world, &HEEDFUL, &[("CARILLON_REDIS_URL", url.as_str())]).await;
+    add_all(&mut world, &[("CARILLON_REDIS_URL", url.as_str())]).await;
     proxy.silence();
     assert_all_stop_at_once(&mut world);
 }
@@ -80,7 +78,7 @@ async fn with_a_silent_redis_all_stop_at_once() {
 #[tokio::test]
 async fn without_postgres_all_stop_at_once() {
     let mut world = World::start("stop_postgres_gone", Plan { own_postgres: true, ..plan() }).await;
-    add_all(&mut world, &ALL, &[]).await;
+    add_all(&mut world, &[]).await;
     world.postgres.as_ref().expect("its own").stop(StopMode::Immediate);
     for name in ["dispatcher-1", "dispatcher-2", "executor-1", "gateway-1"] {
         until_readyz(&mut world, name, "postgres: ").await;
@@ -93,7 +91,7 @@ async fn with_a_silent_postgres_all_stop_at_once() {
     let mut world = World::start("stop_postgres_silent", plan()).await;
     let proxy = Proxy::to(world.database.port().expect("a port")).expect("a proxy");
     let url = world.database.url_through(proxy.port());
-    add_all(&mut world, &ALL, &[("CARILLON_POSTGRES_URL", url.as_str())]).await;
+    add_all(&mut world, &[("CARILLON_POSTGRES_URL", url.as_str())]).await;
     proxy.silence();
     assert_all_stop_at_once(&mut world);
 }

@@ -21,6 +21,7 @@ mod incarnation;
 mod journal;
 mod lease;
 mod message;
+mod metrics;
 mod reader;
 mod recorder;
 mod runner;
@@ -59,6 +60,7 @@ use crate::threads::HandlerThreads;
 /// # Errors
 /// When a part cannot go on.
 pub async fn run(config: Config, process: Process, register: impl FnOnce(Registry) -> Registry) -> anyhow::Result<()> {
+    metrics::describe();
     let options = StoreOptions {
         connections_max: config.postgres.connections_max,
         acquire_timeout: config.postgres.acquire_timeout,

@@ -1,5 +1,6 @@
 //! R8: the reading loop. Reads what slots are free for, by priority, and hands it to the engine with what Redis says of
-//! itself. A read is never cancelled in mid-flight; a stop takes effect between two.
+//! itself. A read is never cancelled in mid-flight; a stop takes effect between two, or where Redis does not answer: what such
+//! a read brings after all is pending under a consumer that has ended, which the others take at once (R15, R18).
 //!
 //! At start, after each reconnect and each lease/4 it lists its own pending entries: a reply that was lost on the way, an
 //! acknowledgement that did not arrive, an entry that was let go.
@@ -23,6 +24,8 @@ use crate::shared::Shared;
 
 /// How long a read waits for something to come: no longer, since a stop waits for it.
 pub(crate) const BLOCK: Duration = Duration::from_millis(500);
+/// How long a stop waits for the read that is on its way.
+const STOP_PATIENCE: Duration = BLOCK.saturating_add(Duration::from_millis(500));
 /// Entries of one read, at most.
 const READ_MAX: usize = 1_000;
 /// After a read that failed.
@@ -54,6 +57,19 @@ impl ReadingLoop {
     }
 
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        let shutdown = self.shutdown.clone();
+        let out_of_time = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(STOP_PATIENCE).await;
+        };
+        tokio::select! {
+            () = self.read_on() => {}
+            () = out_of_time => warn!("redis does not answer: not waiting for the read that is on its way"),
+        }
+        Ok(())
+    }
+
+    async fn read_on(&mut self) {
         let mut reconnects = self.reader.reconnects();
         let mut own_due = Instant::now();
         while !self.shutdown.is_cancelled() {
@@ -82,7 +98,6 @@ impl ReadingLoop {
                 self.failing = false;
             }
         }
-        Ok(())
     }
 
     async fn read(&mut self, free: usize) -> Result<(), Error> {

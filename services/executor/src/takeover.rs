@@ -37,12 +37,21 @@ pub(crate) struct Takeover {
 
 impl Takeover {
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        let shutdown = self.shutdown.clone();
+        tokio::select! {
+            // Also in the middle of a round: what it has claimed by then is handed back with the rest (R18).
+            () = shutdown.cancelled() => {}
+            () = self.take_over() => {}
+        }
+        Ok(())
+    }
+
+    async fn take_over(&mut self) {
         let quarter = self.shared.lease / 4;
         let mut next_round = Instant::now();
         let mut next_forget = Instant::now() + FORGET_EVERY;
         loop {
             tokio::select! {
-                () = self.shutdown.cancelled() => return Ok(()),
                 notice = self.notices.next() => {
                     if matches!(notice, Notice::Ended | Notice::Missed) {
                         next_round = Instant::now();
