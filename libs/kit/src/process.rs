@@ -70,16 +70,22 @@ impl Process {
         Tasks::new(self.shutdown.clone(), self.grace)
     }
 
-    /// Makes a flag of readiness that follows a neighbour until the stop: up while `probe` succeeds, down with the reason
+    /// Makes a flag of readiness that follows `neighbour` until the stop: up while `probe` succeeds, down with the reason
     /// within a few seconds when it does not, each time with a line in the log. Returns what the flag says, `None` while it
     /// is up, for whoever tells it to others.
-    pub fn keep_ready<E, F, Fut>(&self, name: &'static str, probe: F) -> watch::Receiver<Option<String>>
+    pub fn keep_ready<N, E, F, Fut>(
+        &self,
+        name: &'static str,
+        neighbour: N,
+        probe: F,
+    ) -> watch::Receiver<Option<String>>
     where
+        N: Clone + Send + Sync + 'static,
         E: Into<anyhow::Error>,
-        F: Fn() -> Fut + Send + Sync + 'static,
+        F: Fn(N) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), E>> + Send,
     {
-        crate::watch::keep(name, self.readiness.flag(name), self.shutdown.clone(), probe)
+        crate::watch::keep(name, self.readiness.flag(name), self.shutdown.clone(), move || probe(neighbour.clone()))
     }
 
     /// Waits for a neighbour as [`connect::wait_for`] does, until this process is stopped.

@@ -50,7 +50,9 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     })?;
     let schema = process.readiness().flag("schema");
     schema.down("waiting for the current one (`carillon migrate`)");
-    keep_ready(&process, &store, &redis);
+    // Leading or standing by, it is ready while it reaches both.
+    process.keep_ready("postgres", store.clone(), |store| async move { store.ping().await });
+    process.keep_ready("redis", redis.clone(), |redis| async move { redis.ping().await });
     process.wait_for("postgres with the current schema (`carillon migrate`)", || migrated(&store)).await?;
     schema.up();
 
@@ -60,19 +62,6 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     tasks.spawn("election", election.run());
     tasks.spawn("chores", chores::run(store, redis, shutdown));
     tasks.run().await
-}
-
-/// Leading or standing by, it is ready while it reaches both.
-fn keep_ready(process: &Process, store: &Store, redis: &Redis) {
-    let (store, redis) = (store.clone(), redis.clone());
-    process.keep_ready("postgres", move || {
-        let store = store.clone();
-        async move { store.ping().await }
-    });
-    process.keep_ready("redis", move || {
-        let redis = redis.clone();
-        async move { redis.ping().await }
-    });
 }
 
 /// Whether the schema is there.

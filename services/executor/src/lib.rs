@@ -79,7 +79,9 @@ pub async fn run(config: Config, process: Process, register: impl FnOnce(Registr
     runner::remember_panic_places();
 
     let ready = process.readiness().flag("executor");
-    keep_ready(&process, &store, &redis);
+    // It is ready while it reaches both.
+    process.keep_ready("postgres", store.clone(), |store| async move { store.ping().await });
+    process.keep_ready("redis", redis.clone(), |redis| async move { redis.ping().await });
     let clock = process
         .wait_for("postgres with the current schema (`carillon migrate`)", || async {
             store.reach().await?;
@@ -127,19 +129,6 @@ pub async fn run(config: Config, process: Process, register: impl FnOnce(Registr
         "serving"
     );
     parts.run(&process, Arc::clone(&shared)).await
-}
-
-/// It is ready while it reaches both.
-fn keep_ready(process: &Process, store: &Store, redis: &Redis) {
-    let (store, redis) = (store.clone(), redis.clone());
-    process.keep_ready("postgres", move || {
-        let store = store.clone();
-        async move { store.ping().await }
-    });
-    process.keep_ready("redis", move || {
-        let redis = redis.clone();
-        async move { redis.ping().await }
-    });
 }
 
 /// The loops, wired.

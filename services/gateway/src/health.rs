@@ -25,11 +25,7 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn new(process: Process, store: Store, reporter: HealthReporter) -> Self {
-        let asked = store.clone();
-        let postgres = process.keep_ready("postgres", move || {
-            let store = asked.clone();
-            async move { migrated(&store).await }
-        });
+        let postgres = process.keep_ready("postgres", store.clone(), |store| async move { migrated(&store).await });
         Self { process, store, postgres, reporter }
     }
 

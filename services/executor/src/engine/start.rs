@@ -36,8 +36,9 @@ impl Engine {
             self.starts.pop();
             let Some(item) = self.items.get(&key) else { continue };
             // Of one that nobody offers the payload is not fetched.
-            let is_offered = self.shared.registry.get(&item.entry.handler).is_some();
-            if !matches!(item.state, State::Held) || item.entry.payload.is_none() && is_offered {
+            let lacks_payload =
+                || item.entry.payload.is_none() && self.shared.registry.get(&item.entry.handler).is_some();
+            if !matches!(item.state, State::Held) || lacks_payload() {
                 continue;
             }
             let surely = self.shared.incarnation.clock().get().surely_reached(item.entry.not_before);
