@@ -7,7 +7,7 @@ CREATE TABLE jobs (
     description    text NOT NULL DEFAULT '',
     type           text NOT NULL CHECK (type IN ('CRON', 'ONE_TIME', 'RECURRING', 'EVENT')),
     status         text NOT NULL CHECK (status IN ('ACTIVE', 'PAUSED', 'COMPLETED', 'CANCELLED')),
-    -- Raised by every change of the definition, so that a cached copy is known to be stale.
+    -- Raised by every change of the definition (a pause is none); each stands whole in job_revisions.
     revision       bigint NOT NULL DEFAULT 1,
     -- As the author wrote it; `timetable` is what it means (carillon_core::schedule::TimetableSpec).
     schedule       text NOT NULL DEFAULT '',
@@ -46,6 +46,35 @@ CREATE TABLE jobs (
 -- Ids are time-ordered (UUID version 7), so these serve "newest first" without a column of their own.
 CREATE INDEX jobs_by_status ON jobs (status, id);
 CREATE INDEX jobs_by_type ON jobs (type, id);
+
+-- Each revision of a definition, whole, with who made it and when. An execution names the one that it runs with, and keeps
+-- it through all its attempts; a superseded one stays while an open execution names it, and for as long as an execution
+-- can be retried by hand (R23a).
+CREATE TABLE job_revisions (
+    job_id        uuid NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    revision      bigint NOT NULL,
+    -- The definition's columns of `jobs`, by name.
+    definition    jsonb NOT NULL,
+    created_by    text NOT NULL DEFAULT '',
+    created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- When the next one took its place.
+    superseded_at timestamptz,
+    PRIMARY KEY (job_id, revision)
+);
+CREATE INDEX job_revisions_superseded ON job_revisions (superseded_at) WHERE superseded_at IS NOT NULL;
+
+-- The queues that jobs have named: their number is bounded (`queues_max`), since each may have four streams.
+CREATE TABLE queues (
+    name       text PRIMARY KEY,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Jobs that some dispatcher shall look at, outside of any claim or flush: so far, whether a job whose timetable has ended is
+-- complete (H62). Written by whatever ends an execution, in its transaction; deleted by whoever has looked.
+CREATE TABLE job_attention (
+    id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    job_id uuid NOT NULL REFERENCES jobs (id) ON DELETE CASCADE
+);
 
 -- One narrow, hot row a job; it lives as long as its job (PROTOCOL R20), so that claimed_count is never born again.
 CREATE TABLE job_timers (

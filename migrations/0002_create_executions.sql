@@ -6,6 +6,15 @@
 CREATE TABLE job_executions (
     id               uuid NOT NULL,
     job_id           uuid NOT NULL,
+    -- Where it belongs. Queue and priority are those of the line in which `entry` stands (R23a).
+    shard            smallint NOT NULL DEFAULT 0,
+    queue            text NOT NULL DEFAULT 'default',
+    priority         smallint NOT NULL DEFAULT 1,
+    platform_id      text,
+    -- The definition that it runs, or ran, with (job_revisions).
+    revision         bigint NOT NULL DEFAULT 1,
+    -- Who asked for it, where it was triggered.
+    created_by       text NOT NULL DEFAULT '',
     -- R0: number of the batch that claimed the current attempt; NULL for one that was never published (SKIPPED).
     claim            bigint,
     -- R0: the stream entry that stands for it now has the id `entry-seq`; equals claim until republished.
@@ -34,9 +43,11 @@ CREATE TABLE job_executions (
     -- NULL: the job's payload of that revision.
     payload          jsonb,
     metadata         jsonb,
+    -- W3C trace context: 32 hex digits, and 16 each.
     trace_id         text,
     span_id          text,
     parent_span_id   text,
+    trace_flags      smallint NOT NULL DEFAULT 1,
     PRIMARY KEY (id),
     CHECK ((status IN ('SUCCESS', 'FAILED', 'TIMEOUT', 'CANCELLED', 'SKIPPED')) = (completed_at IS NOT NULL))
 ) PARTITION BY RANGE (id);
@@ -56,6 +67,20 @@ CREATE TABLE job_execution_logs (
     PRIMARY KEY (execution_id, attempt, line)
 ) PARTITION BY RANGE (execution_id);
 CREATE TABLE job_execution_logs_default PARTITION OF job_execution_logs DEFAULT;
+
+-- Each attempt that failed, as it ended; the execution's row shows the latest.
+CREATE TABLE execution_attempts (
+    execution_id uuid NOT NULL,
+    attempt      smallint NOT NULL,
+    status       text NOT NULL CHECK (status IN ('FAILED', 'TIMEOUT')),
+    started_at   timestamptz,
+    ended_at     timestamptz NOT NULL,
+    worker_id    uuid,
+    error        text,
+    error_stack  text,
+    PRIMARY KEY (execution_id, attempt)
+) PARTITION BY RANGE (execution_id);
+CREATE TABLE execution_attempts_default PARTITION OF execution_attempts DEFAULT;
 
 -- Executions in state RETRYING, until the leader claims their next attempt (R16).
 CREATE TABLE execution_retries (

@@ -8,7 +8,7 @@ use crate::{Result, Store};
 
 /// Days made ahead of today.
 const DAYS_AHEAD: u64 = 7;
-const TABLES: [&str; 2] = ["job_executions", "job_execution_logs"];
+const TABLES: [&str; 3] = ["job_executions", "job_execution_logs", "execution_attempts"];
 
 /// Makes the missing partitions from yesterday to a week ahead. Any number of processes may do this at once.
 ///
