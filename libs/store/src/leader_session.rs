@@ -5,8 +5,11 @@
 //! the fence.
 //!
 //! The session is one plain connection that is never reconnected: any error on it means that the lock may be gone, and the
-//! caller drops it and stands by. If this process freezes or its machine is cut off, the server ends the silent session
-//! after [`SILENCE_MAX`], by `idle_session_timeout` and TCP's own timers, and a standby gets the lock.
+//! caller drops it and stands by; except an error that the server itself reports of a statement ([`Error::is_reported`]):
+//! then nothing was done and the session goes on. If this process freezes or its machine is cut off, the server ends the
+//! silent session after [`SILENCE_MAX`], by `idle_session_timeout` and TCP's own timers, and a standby gets the lock. A
+//! statement has an end at both ends: the server cancels it after [`STATEMENT_SERVER_MAX`], a wait for a lock after
+//! [`LOCK_MAX`], so no backend waits on with the shard's lock after its client has given up.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -20,8 +23,18 @@ use crate::{Error, Result, StoreOptions};
 /// R2: after this long without a statement the server ends the session. The leader says something each second.
 pub const SILENCE_MAX: Duration = Duration::from_secs(3);
 
-/// How long one statement on the session may take before the session counts as lost.
-const STATEMENT_MAX: Duration = Duration::from_secs(10);
+/// How long the server lets one statement run before it cancels it, which loses the statement only.
+const STATEMENT_SERVER_MAX: Duration = Duration::from_millis(2_500);
+
+/// How long the server lets a statement wait for a lock. Claims and R19 wait for no row; this is for tables.
+const LOCK_MAX: Duration = Duration::from_millis(500);
+
+/// How often the server looks whether the client of a running statement is still there.
+const CLIENT_CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long one statement on the session may take before the session counts as lost: longer than the server lets it run, so
+/// that this means a server or a line that is silent.
+const STATEMENT_MAX: Duration = Duration::from_secs(4);
 
 /// First half of the advisory lock's key; the second is the shard.
 const LOCK_SPACE: i32 = 0x0CA_2111;
@@ -52,10 +65,14 @@ impl Candidate {
     pub async fn connect(options: &StoreOptions, shard: i16) -> Result<Self> {
         let connect_options = StoreOptions { nested_loops_only: true, ..options.clone() }.connect_options()?;
         let mut connection = bounded(PgConnection::connect_with(&connect_options)).await?;
-        let silence = format!("{}ms", SILENCE_MAX.as_millis());
+        let ms = |duration: Duration| format!("{}ms", duration.as_millis());
+        let silence = ms(SILENCE_MAX);
         for (name, value) in [
             ("idle_session_timeout", silence.as_str()),
             ("idle_in_transaction_session_timeout", silence.as_str()),
+            ("statement_timeout", ms(STATEMENT_SERVER_MAX).as_str()),
+            ("lock_timeout", ms(LOCK_MAX).as_str()),
+            ("client_connection_check_interval", ms(CLIENT_CHECK_EVERY).as_str()),
             ("tcp_keepalives_idle", "1"),
             ("tcp_keepalives_interval", "1"),
             ("tcp_keepalives_count", "2"),

@@ -50,6 +50,10 @@ pub struct Batch {
     pub ids: Vec<Uuid>,
 }
 
+fn read_batch(row: &PgRow) -> Result<Batch> {
+    Ok(Batch { number: row.try_get("number")?, ids: row.try_get("ids")? })
+}
+
 pub(crate) fn read_open_entry(row: &PgRow) -> Result<OpenEntry> {
     Ok(OpenEntry {
         execution: row.try_get("id")?,
@@ -67,54 +71,132 @@ pub(crate) fn read_open_entry(row: &PgRow) -> Result<OpenEntry> {
     })
 }
 
-/// Those of a batch that are still open under it. A live worker's RUNNING is left out where `$3` asks for it: nobody is
-/// called not live before this session's contact with Postgres was unbroken for a lease.
-const OPEN_OF_BATCH: &str = "
+/// Batches of one page, at most.
+const BATCHES_PAGE: i64 = 512;
+/// Bytes of ids in one page, about, and one batch more: 2,000 executions are looked at in some 10 ms.
+const BATCHES_PAGE_BYTES: i64 = 32 * 1024;
+
+/// A page of batches, ascending. How large the ids are is asked of the row's header, so none is read that is not answered.
+const BATCHES_UP: &str = "
+SELECT number, ids FROM (
+    SELECT number, ids, sum(pg_column_size(ids)) OVER (ORDER BY number) - pg_column_size(ids) AS before
+    FROM (SELECT number, ids FROM dispatch_batches
+          WHERE shard = $1 AND number > $2 AND number < $3 AND settled_at IS NOT NULL ORDER BY number LIMIT $4) page
+) sized
+WHERE before < $5 ORDER BY number";
+
+/// As [`BATCHES_UP`], descending.
+const BATCHES_DOWN: &str = "
+SELECT number, ids FROM (
+    SELECT number, ids, sum(pg_column_size(ids)) OVER (ORDER BY number DESC) - pg_column_size(ids) AS before
+    FROM (SELECT number, ids FROM dispatch_batches
+          WHERE shard = $1 AND number > $2 AND number < $3 AND settled_at IS NOT NULL ORDER BY number DESC LIMIT $4) page
+) sized
+WHERE before < $5 ORDER BY number DESC";
+
+/// As [`BATCHES_UP`], of those that are not known to be in Redis.
+const BATCHES_UNSETTLED: &str = "
+SELECT number, ids FROM (
+    SELECT number, ids, sum(pg_column_size(ids)) OVER (ORDER BY number) - pg_column_size(ids) AS before
+    FROM (SELECT number, ids FROM dispatch_batches
+          WHERE shard = $1 AND number > $2 AND number < $3 AND settled_at IS NULL ORDER BY number LIMIT $4) page
+) sized
+WHERE before < $5 ORDER BY number";
+
+/// Those of some batches that are still open under them: one probe of the primary key for each id, in the partitions between
+/// `$4` and `$5` only. A live worker's RUNNING is left out where `$3` asks for it: nobody is called not live before this
+/// session's contact with Postgres was unbroken for a lease.
+const OPEN_OF_BATCHES: &str = "
 SELECT e.id, e.job_id, e.claim, e.entry, e.seq, e.attempt, e.max_retries, e.scheduled_at, e.next_retry_at, e.trace_id,
        e.payload IS NOT NULL AS own_payload,
-       CASE WHEN octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload,
+       CASE WHEN pg_column_size(e.payload) <= 4096 AND octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload,
        e.status = 'RUNNING' AND ($3::interval IS NULL OR EXISTS (
            SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $3::interval)) AS runs
-FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id
-WHERE e.entry = $2 AND e.status IN ('QUEUED', 'RUNNING')
-ORDER BY e.seq";
+FROM UNNEST($1::uuid[], $2::bigint[]) AS i(id, number) JOIN job_executions e ON e.id = i.id
+WHERE e.id BETWEEN $4 AND $5 AND e.entry = i.number AND e.status IN ('QUEUED', 'RUNNING')
+ORDER BY e.entry, e.seq";
 
-/// R19, the write: guarded by all that was seen.
+/// R19, the write: guarded by all that was seen. What somebody else has locked is left out: waiting for it, the leader would
+/// wait for whoever holds the lock, dead or alive, with the lock of the shard in its hands.
 const REPUBLISH: &str = "
 WITH batch AS (
     INSERT INTO dispatch_batches (shard, number, term, ids) VALUES ($1, $2, $3, $4::uuid[])
+), seen AS MATERIALIZED (
+    SELECT e.id, r.seq
+    FROM UNNEST($4::uuid[], $5::bigint[], $6::bigint[], $7::int[]) AS r(id, claim, entry, seq)
+    JOIN job_executions e ON e.id = r.id
+    WHERE e.id BETWEEN $9 AND $10 AND e.claim = r.claim AND e.entry = r.entry
+      AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND NOT EXISTS (
+          SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $8::interval))
+    FOR UPDATE OF e SKIP LOCKED
 )
-UPDATE job_executions e SET entry = $2, seq = r.seq
-FROM UNNEST($4::uuid[], $5::bigint[], $6::bigint[], $7::int[]) AS r(id, claim, entry, seq)
-WHERE e.id = r.id AND e.claim = r.claim AND e.entry = r.entry
-  AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND NOT EXISTS (
-      SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $8::interval))
+UPDATE job_executions e SET entry = $2, seq = seen.seq
+FROM seen
+WHERE e.id = seen.id AND e.id BETWEEN $9 AND $10
 RETURNING e.id, e.job_id, e.claim, e.entry, e.seq, e.attempt, e.max_retries, e.scheduled_at, e.next_retry_at, e.trace_id,
           e.payload IS NOT NULL AS own_payload,
-          CASE WHEN octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload";
+          CASE WHEN pg_column_size(e.payload) <= 4096 AND octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload";
+
+/// The smallest and the greatest of some ids: what lies outside of them need not be looked into. Of none: nothing.
+pub(crate) fn bounds(ids: impl Iterator<Item = Uuid> + Clone) -> (Uuid, Uuid) {
+    (ids.clone().min().unwrap_or(Uuid::max()), ids.max().unwrap_or(Uuid::nil()))
+}
 
 impl LeaderSession {
-    /// R7: the batches of which it is not known that they are in Redis, ascending.
+    /// R7: a page of the batches behind `after` of which it is not known that they are in Redis, ascending.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
-    pub async fn batches_unsettled(&mut self) -> Result<Vec<Batch>> {
-        self.batches("SELECT number, ids FROM dispatch_batches WHERE shard = $1 AND number > $2 AND settled_at IS NULL ORDER BY number LIMIT $3", 0, 10_000).await
+    pub async fn batches_unsettled(&mut self, after: i64) -> Result<Vec<Batch>> {
+        self.batches(BATCHES_UNSETTLED, after, i64::MAX).await
     }
 
-    /// R19: settled batches behind `after`, ascending, whose executions may still be open.
+    /// R19: a page of the settled batches between `after` and `below`, ascending, whose executions may still be open.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
-    pub async fn batches_settled(&mut self, after: i64, limit: i64) -> Result<Vec<Batch>> {
-        self.batches("SELECT number, ids FROM dispatch_batches WHERE shard = $1 AND number > $2 AND settled_at IS NOT NULL ORDER BY number LIMIT $3", after, limit).await
+    pub async fn batches_settled(&mut self, after: i64, below: i64) -> Result<Vec<Batch>> {
+        self.batches(BATCHES_UP, after, below).await
     }
 
-    async fn batches(&mut self, statement: &'static str, after: i64, limit: i64) -> Result<Vec<Batch>> {
-        let rows =
-            bounded(sqlx::query(statement).bind(self.shard).bind(after).bind(limit).fetch_all(&mut self.connection))
-                .await?;
-        rows.iter().map(|row| Ok(Batch { number: row.try_get("number")?, ids: row.try_get("ids")? })).collect()
+    /// As [`LeaderSession::batches_settled`], of all below `below`, the newest first.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: the session is lost.
+    pub async fn batches_settled_down(&mut self, below: i64) -> Result<Vec<Batch>> {
+        self.batches(BATCHES_DOWN, i64::MIN, below).await
+    }
+
+    /// R19: these very batches, as far as they are there and settled.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: the session is lost.
+    pub async fn batches_by_number(&mut self, numbers: &[i64]) -> Result<Vec<Batch>> {
+        let rows = bounded(
+            sqlx::query(
+                "SELECT number, ids FROM dispatch_batches \
+                 WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NOT NULL ORDER BY number",
+            )
+            .bind(self.shard)
+            .bind(numbers)
+            .fetch_all(&mut self.connection),
+        )
+        .await?;
+        rows.iter().map(read_batch).collect()
+    }
+
+    async fn batches(&mut self, statement: &'static str, after: i64, below: i64) -> Result<Vec<Batch>> {
+        let rows = bounded(
+            sqlx::query(statement)
+                .bind(self.shard)
+                .bind(after)
+                .bind(below)
+                .bind(BATCHES_PAGE)
+                .bind(BATCHES_PAGE_BYTES)
+                .fetch_all(&mut self.connection),
+        )
+        .await?;
+        rows.iter().map(read_batch).collect()
     }
 
     /// Whether the database knows a batch of this number (R3: whether it fits what Redis remembers).
@@ -131,21 +213,34 @@ impl LeaderSession {
         .await
     }
 
-    /// The open executions of `batch`, each with whether it runs at a worker that is not to be judged dead: with `lease`
-    /// given, one that was seen within it; without, any.
+    /// The open executions of `batches`, by batch and place, each with whether it runs at a worker that is not to be judged
+    /// dead: with `lease` given, one that was seen within it; without, any.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
-    pub async fn open_of_batch(&mut self, batch: &Batch, lease: Option<Duration>) -> Result<Vec<(OpenEntry, bool)>> {
+    pub async fn open_of_batches(
+        &mut self,
+        batches: &[Batch],
+        lease: Option<Duration>,
+    ) -> Result<Vec<(OpenEntry, bool)>> {
+        let ids = || batches.iter().flat_map(|batch| batch.ids.iter().copied());
+        let numbers = batches.iter().flat_map(|batch| batch.ids.iter().map(|_| batch.number));
+        let (first, last) = bounds(ids());
         let rows = bounded(
-            sqlx::query(OPEN_OF_BATCH).bind(&batch.ids).bind(batch.number).bind(lease).fetch_all(&mut self.connection),
+            sqlx::query(OPEN_OF_BATCHES)
+                .bind(ids().collect::<Vec<_>>())
+                .bind(numbers.collect::<Vec<_>>())
+                .bind(lease)
+                .bind(first)
+                .bind(last)
+                .fetch_all(&mut self.connection),
         )
         .await?;
         rows.iter().map(|row| Ok((read_open_entry(row)?, row.try_get("runs")?))).collect()
     }
 
     /// R19: makes `lost` entries stand in a new batch `number`, one after the other from place 1. Answers those that were
-    /// still as seen; the rest has moved on by itself.
+    /// still as seen; the rest has moved on by itself, or is locked and is to be looked at again.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
@@ -157,6 +252,7 @@ impl LeaderSession {
         lease: Duration,
     ) -> Result<Vec<OpenEntry>> {
         let seqs: Vec<i32> = (1..).take(lost.len()).collect();
+        let (first, last) = bounds(lost.iter().map(|entry| entry.execution));
         let mut transaction = bounded(self.connection.begin()).await?;
         let rows = bounded(
             sqlx::query(REPUBLISH)
@@ -168,6 +264,8 @@ impl LeaderSession {
                 .bind(lost.iter().map(|entry| entry.entry).collect::<Vec<_>>())
                 .bind(seqs)
                 .bind(lease)
+                .bind(first)
+                .bind(last)
                 .fetch_all(&mut *transaction),
         )
         .await?;
