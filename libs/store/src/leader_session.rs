@@ -15,8 +15,9 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::Row;
 
+use crate::bounded::Connection;
 use crate::clock::DbClock;
 use crate::{Error, Result, StoreOptions};
 
@@ -42,14 +43,14 @@ const LOCK_SPACE: i32 = 0x0CA_2111;
 /// A session that may or may not become the leader's.
 #[derive(Debug)]
 pub struct Candidate {
-    connection: PgConnection,
+    connection: Connection,
     shard: i16,
 }
 
 /// The session of the leader.
 #[derive(Debug)]
 pub struct LeaderSession {
-    pub(crate) connection: PgConnection,
+    pub(crate) connection: Connection,
     pub(crate) shard: i16,
     previous: i64,
     clock: DbClock,
@@ -64,7 +65,7 @@ impl Candidate {
     /// the timers nor the lock would stay with this session.
     pub async fn connect(options: &StoreOptions, shard: i16) -> Result<Self> {
         let connect_options = StoreOptions { nested_loops_only: true, ..options.clone() }.connect_options()?;
-        let mut connection = bounded(PgConnection::connect_with(&connect_options)).await?;
+        let mut connection = Connection::connect(&connect_options, STATEMENT_MAX).await?;
         let ms = |duration: Duration| format!("{}ms", duration.as_millis());
         let silence = ms(SILENCE_MAX);
         for (name, value) in [
