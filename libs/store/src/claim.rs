@@ -162,29 +162,31 @@ SELECT t.job_id, t.fire_at, t.queue, t.priority, t.revision, t.claimed_count, t.
 FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
 CROSS JOIN LATERAL (
     SELECT * FROM job_timers t
-    WHERE t.shard = $1 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at <= $5 AND t.job_id <> ALL ($6)
+    WHERE t.shard = $1 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at <= $5
+      AND t.job_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
     ORDER BY t.fire_at LIMIT l.room FOR UPDATE SKIP LOCKED
 ) t
 JOIN job_stats s ON s.job_id = t.job_id";
 
+/// The timer of a trigger's job is locked with it; what is locked by somebody else is passed over, and does not count.
 const TRIGGERS_CLAIM_DUE: &str = "
-WITH due AS (
-    SELECT d.execution_id
+WITH due AS MATERIALIZED (
+    SELECT d.*
     FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
     CROSS JOIN LATERAL (
-        SELECT t.execution_id FROM job_triggers t
+        SELECT t.execution_id, t.job_id, m.revision, m.claimed_count
+        FROM job_triggers t JOIN job_timers m ON m.job_id = t.job_id
         WHERE t.shard = $1 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at <= $5
+          AND t.execution_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
         ORDER BY t.fire_at LIMIT l.room FOR UPDATE SKIP LOCKED
     ) d
 ), taken AS (
     DELETE FROM job_triggers t USING due WHERE t.execution_id = due.execution_id
-    RETURNING t.execution_id, t.job_id, t.fire_at, t.payload, t.traceparent
+    RETURNING t.execution_id, t.job_id, t.fire_at, t.payload, t.traceparent, due.revision, due.claimed_count
 )
 SELECT taken.execution_id, taken.job_id, taken.fire_at, taken.payload::text AS payload, taken.traceparent,
-       t.revision, t.claimed_count - s.finished_count AS open
-FROM taken
-CROSS JOIN LATERAL (SELECT * FROM job_timers t WHERE t.job_id = taken.job_id FOR UPDATE) t
-JOIN job_stats s ON s.job_id = taken.job_id
+       taken.revision, taken.claimed_count - s.finished_count AS open
+FROM taken JOIN job_stats s ON s.job_id = taken.job_id
 ORDER BY taken.fire_at, taken.execution_id";
 
 const RETRIES_CLAIM_DUE: &str = "
@@ -194,6 +196,7 @@ WITH due AS (
     CROSS JOIN LATERAL (
         SELECT r.execution_id FROM execution_retries r
         WHERE r.shard = $1 AND r.queue = l.queue AND r.priority = l.priority AND r.due_at <= $5
+          AND r.execution_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
         ORDER BY r.due_at LIMIT l.room FOR UPDATE SKIP LOCKED
     ) d
 )
@@ -236,8 +239,8 @@ RETURNING e.id, e.job_id, e.claim, e.entry, e.seq, e.attempt, e.max_retries, e.s
           CASE WHEN octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload";
 
 impl LeaderSession {
-    /// Begins a claim: takes what is due until `due` within the given rooms, except the timers of `excluded` jobs (known to
-    /// be undecidable before their instant).
+    /// Begins a claim: takes what is due until `due` within the given rooms, except what `excluded` names: jobs, of
+    /// timers that are known to be undecidable before their instant, and jobs and executions that were set aside.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost, stand by.
@@ -253,10 +256,10 @@ impl LeaderSession {
             claim.take_timers(&rooms, due, excluded).await?;
         }
         if let Some(rooms) = Rooms::of(rooms, Source::Trigger) {
-            claim.take_triggers(&rooms, due).await?;
+            claim.take_triggers(&rooms, due, excluded).await?;
         }
         if let Some(rooms) = Rooms::of(rooms, Source::Retry) {
-            claim.take_retries(&rooms, due).await?;
+            claim.take_retries(&rooms, due, excluded).await?;
         }
         Ok(claim)
     }
@@ -266,6 +269,13 @@ impl Claim<'_> {
     /// Whether nothing was due.
     pub const fn is_empty(&self) -> bool {
         self.timers.is_empty() && self.triggers.is_empty() && self.retries.is_empty()
+    }
+
+    /// What was taken: the jobs of timers, the executions of triggers and retries.
+    pub fn taken(&self) -> impl Iterator<Item = Uuid> {
+        let timers = self.timers.iter().map(|timer| timer.job);
+        let triggers = self.triggers.iter().map(|trigger| trigger.execution);
+        timers.chain(triggers).chain(self.retries.iter().map(|retry| retry.execution))
     }
 
     /// Reads what jobs mean.
@@ -390,7 +400,7 @@ impl Claim<'_> {
         Ok(())
     }
 
-    async fn take_triggers(&mut self, rooms: &Rooms, due: DateTime<Utc>) -> Result<()> {
+    async fn take_triggers(&mut self, rooms: &Rooms, due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
         let rows = bounded(
             sqlx::query(TRIGGERS_CLAIM_DUE)
                 .bind(self.shard)
@@ -398,6 +408,7 @@ impl Claim<'_> {
                 .bind(&rooms.priorities)
                 .bind(&rooms.rooms)
                 .bind(due)
+                .bind(excluded)
                 .fetch_all(&mut *self.transaction),
         )
         .await?;
@@ -415,7 +426,7 @@ impl Claim<'_> {
         Ok(())
     }
 
-    async fn take_retries(&mut self, rooms: &Rooms, due: DateTime<Utc>) -> Result<()> {
+    async fn take_retries(&mut self, rooms: &Rooms, due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
         let rows = bounded(
             sqlx::query(RETRIES_CLAIM_DUE)
                 .bind(self.shard)
@@ -423,6 +434,7 @@ impl Claim<'_> {
                 .bind(&rooms.priorities)
                 .bind(&rooms.rooms)
                 .bind(due)
+                .bind(excluded)
                 .fetch_all(&mut *self.transaction),
         )
         .await?;

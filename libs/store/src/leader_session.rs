@@ -119,6 +119,15 @@ impl Candidate {
         }))
     }
 
+    /// R2: the server ends a session that is silent, also one that only stands by.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn say_something(&mut self) -> Result<()> {
+        bounded(sqlx::query("SELECT 1").execute(&mut self.connection)).await?;
+        Ok(())
+    }
+
     /// A transaction pooler hands each statement to whatever server session is free: settings do not stay.
     async fn refuse_pooler(&mut self, silence: &str) -> Result<()> {
         let mut first = None;

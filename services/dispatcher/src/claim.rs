@@ -4,13 +4,15 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
-use carillon_core::agenda::{Agenda, Due, Slot, Source};
+use carillon_core::agenda::{Due, Slot, Source};
 use carillon_core::line::Line;
 use carillon_store::claim::{Claim, Room};
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::{counter, histogram};
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::decide::{Decided, decide};
@@ -21,18 +23,43 @@ use crate::outgoing::Batch;
 const FULL_PAUSE: TimeDelta = TimeDelta::milliseconds(50);
 /// A job that cannot be read is tried again after this.
 const UNREADABLE_PAUSE: TimeDelta = TimeDelta::minutes(1);
-/// Each line gets at least so much of a batch, however much stands in the lines before it.
+/// Each line gets at least so much of a batch, however much stands in the lines before it, as far as a batch goes round.
 const LINE_SHARE_MIN: i64 = 50;
+/// What was refused by itself is tried again after this.
+const REFUSED_PAUSE: TimeDelta = TimeDelta::minutes(1);
 
 impl Leader {
     /// Claims what is due. `None`: nothing was, or nothing of it may be published yet.
     pub(crate) async fn claim_due(&mut self) -> Result<Option<Batch>, End> {
+        self.taking.clear();
+        match self.claim_some().await {
+            Err(End::Refused(error)) => {
+                self.claim_less(&error);
+                Ok(None)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// The server has refused a claim: the next ones are halves of it, until what it refuses stands alone. That is set aside.
+    fn claim_less(&mut self, error: &carillon_store::Error) {
+        self.stumble(error);
+        self.claim_max = (self.claim_max / 2).max(1);
+        if let [refused] = self.taking[..] {
+            warn!(id = %refused, "a claim of this alone is refused, it is set aside for a minute");
+            counter!("carillon_dispatcher_set_aside_total").increment(1);
+            self.left.insert(refused, self.session.clock().now() + REFUSED_PAUSE);
+        }
+    }
+
+    async fn claim_some(&mut self) -> Result<Option<Batch>, End> {
+        self.is_busy = false;
         let now = self.session.clock().now();
         let Due { slots, until: due } = self.agenda.take_due(now, self.lead());
         if slots.is_empty() {
             return Ok(None);
         }
-        let rooms = self.rooms(&slots, now).await?;
+        let rooms = self.rooms(slots, now).await?;
         if rooms.is_empty() {
             return Ok(None);
         }
@@ -43,6 +70,7 @@ impl Leader {
         if claim.is_empty() {
             return Ok(None);
         }
+        self.taking.extend(claim.taken());
         let wanted = claim.timers.iter().map(|timer| (timer.job, Some(timer.revision)));
         let wanted = wanted.chain(claim.triggers.iter().map(|trigger| (trigger.job, Some(trigger.revision))));
         let wanted = wanted.chain(claim.retries.iter().map(|retry| (retry.job, None)));
@@ -53,10 +81,15 @@ impl Leader {
         }
         let threshold = delta(self.config.dispatcher.misfire_threshold);
         let decided = decide(&claim.timers, &claim.triggers, &claim.retries, &self.definitions, claim.now, threshold);
-        note_limited(&mut self.agenda, &rooms, &claim, now);
+        let limited = limited(&rooms, &claim);
         let number = claim.number;
         let committed = claim.commit(self.term, &decided.decisions, &self.unsettled).await?;
         self.unsettled.clear();
+        self.is_busy = !limited.is_empty();
+        for slot in limited {
+            self.agenda.note_exactly(slot, now);
+        }
+        self.claim_max = self.claim_max.saturating_mul(2).min(self.config.dispatcher.batch_max);
         let (born, last): (HashSet<Uuid>, HashSet<Uuid>) =
             (committed.born.iter().copied().collect(), decided.last.iter().copied().collect());
         let mut batch = Batch::new(number);
@@ -102,46 +135,71 @@ impl Leader {
         }
     }
 
-    /// How much of each slot may be claimed. What has no room is looked at again later.
-    async fn rooms(&mut self, slots: &BTreeSet<Slot>, now: DateTime<Utc>) -> Result<Vec<Room>, End> {
+    /// How much of each slot may be claimed. What has no room, or no turn, is looked at again later.
+    async fn rooms(&mut self, slots: BTreeSet<Slot>, now: DateTime<Utc>) -> Result<Vec<Room>, End> {
         let bound = self.config.dispatcher.stream_entries_max;
-        if slots.iter().any(|(_, line)| self.streams.free(line, bound).is_none_or(|free| free == 0)) {
-            let lines: Vec<Line> = slots.iter().map(|(_, line)| line.clone()).collect();
+        let batch_max = self.claim_max;
+        let (slots, waiting) = take_turns(slots, batch_max, &mut self.last_slot);
+        for slot in waiting {
+            self.agenda.note_exactly(slot, now);
+        }
+        let unheard = |line: &&Line| self.streams.free(line, bound).is_none_or(|free| free == 0);
+        let lines: BTreeSet<&Line> = slots.iter().map(|(_, line)| line).filter(unheard).collect();
+        if !lines.is_empty() {
+            let lines: Vec<Line> = lines.into_iter().cloned().collect();
             let redis = self.redis.clone();
-            if let Ok(lengths) = self.alive(redis.lengths(&lines)).await? {
+            let lengths = self.alive(redis.lengths(&lines)).await?;
+            self.note_answer(&lengths);
+            if let Ok(lengths) = lengths {
                 self.streams.hear(&lines, &lengths);
             }
         }
         // A line of which Redis said nothing even now counts as empty: one batch at most is claimed of it, which then waits to
         // be sent, as it would if Redis had gone a moment later.
         let free = |line: &Line| i64::from(self.streams.free(line, bound).unwrap_or(bound));
-        let rooms = share_out(slots, free, self.config.dispatcher.batch_max.into());
-        for slot in slots.iter().filter(|slot| !rooms.iter().any(|room| (room.source, &room.line) == (slot.0, &slot.1)))
-        {
+        let rooms = share_out(&slots, free, batch_max.into());
+        let roomy: HashSet<(Source, &Line)> = rooms.iter().map(|room| (room.source, &room.line)).collect();
+        for slot in slots.iter().filter(|(source, line)| !roomy.contains(&(*source, line))) {
             self.agenda.note_exactly(slot.clone(), now + FULL_PAUSE);
         }
         Ok(rooms)
     }
 }
 
+/// Those of `slots` whose turn it is, `max` of them, and those that must wait. Where more are due than a batch has rows each
+/// gets its turn, one after the other, whatever its priority.
+fn take_turns(slots: BTreeSet<Slot>, max: u32, last: &mut Option<Slot>) -> (BTreeSet<Slot>, Vec<Slot>) {
+    let max = usize::try_from(max).unwrap_or(usize::MAX);
+    if slots.len() <= max {
+        return (slots, Vec::new());
+    }
+    let behind = last.take().map_or(Bound::Unbounded, Bound::Excluded);
+    let turns: Vec<Slot> = slots.range((behind, Bound::Unbounded)).chain(&slots).take(max).cloned().collect();
+    *last = turns.last().cloned();
+    let turns = BTreeSet::from_iter(turns);
+    let waiting = slots.into_iter().filter(|slot| !turns.contains(slot)).collect();
+    (turns, waiting)
+}
+
 /// Shares out a batch: by priority, each line no more than `free` says that its stream may still take, all its sources
 /// together. Of a stream that is nearly full each source gets its part, so that a herd of timers does not keep a trigger
-/// waiting.
+/// waiting. All together get `batch_max` at most, and there are no more slots than that.
 fn share_out(slots: &BTreeSet<Slot>, free: impl Fn(&Line) -> i64, batch_max: i64) -> Vec<Room> {
     let mut by_priority: Vec<&Slot> = slots.iter().collect();
     by_priority.sort_by_key(|(_, line)| Reverse(line.priority));
+    let count = i64::try_from(by_priority.len()).unwrap_or(i64::MAX).max(1);
+    let share_min = LINE_SHARE_MIN.min(batch_max / count).max(1);
     let mut left_of_batch = batch_max;
     let mut left_of_line: HashMap<&Line, (i64, i64)> = HashMap::new();
     for (_, line) in slots {
         left_of_line.entry(line).or_insert_with(|| (free(line), 0)).1 += 1;
     }
     let mut rooms = Vec::with_capacity(slots.len());
-    for (index, (source, line)) in by_priority.iter().enumerate() {
-        let behind = i64::try_from(by_priority.len() - index - 1).unwrap_or(0);
-        let share = (left_of_batch - behind * LINE_SHARE_MIN).max(LINE_SHARE_MIN);
+    for ((source, line), behind) in by_priority.iter().zip((0..count).rev()) {
+        let share = (left_of_batch - behind * share_min).max(share_min);
         let Some((free, sources)) = left_of_line.get_mut(line) else { continue };
         // Nobody in front of it took more than was free, so this is never below 0.
-        let for_the_others = (*sources - 1) * LINE_SHARE_MIN.min(*free / *sources);
+        let for_the_others = (*sources - 1) * share_min.min(*free / *sources);
         let room = share.min(*free - for_the_others);
         *sources -= 1;
         if room > 0 {
@@ -154,17 +212,18 @@ fn share_out(slots: &BTreeSet<Slot>, free: impl Fn(&Line) -> i64, batch_max: i64
 }
 
 /// A slot that gave all it was asked for holds more: it is looked at again, at once.
-fn note_limited(agenda: &mut Agenda, rooms: &[Room], claim: &Claim<'_>, now: DateTime<Utc>) {
-    for room in rooms {
-        let got = match room.source {
-            Source::Timer => claim.timers.iter().filter(|timer| timer.line == room.line).count(),
-            Source::Trigger => claim.triggers.len(),
-            Source::Retry => claim.retries.len(),
-        };
-        if i64::try_from(got).unwrap_or(i64::MAX) >= room.room {
-            agenda.note_exactly((room.source, room.line.clone()), now);
-        }
+fn limited(rooms: &[Room], claim: &Claim<'_>) -> Vec<Slot> {
+    let mut of_line: HashMap<&Line, i64> = HashMap::new();
+    for timer in &claim.timers {
+        *of_line.entry(&timer.line).or_default() += 1;
     }
+    let count = |room: &&Room| match room.source {
+        Source::Timer => of_line.get(&room.line).copied().unwrap_or(0),
+        // Of which line, they do not say: at worst one is looked at in vain.
+        Source::Trigger => i64::try_from(claim.triggers.len()).unwrap_or(i64::MAX),
+        Source::Retry => i64::try_from(claim.retries.len()).unwrap_or(i64::MAX),
+    };
+    rooms.iter().filter(|room| count(room) >= room.room).map(|room| (room.source, room.line.clone())).collect()
 }
 
 #[cfg(test)]
@@ -180,6 +239,27 @@ mod tests {
     }
 
     use Source::{Retry, Timer, Trigger};
+
+    #[test]
+    fn a_batch_holds_no_more_than_its_bound_over_all_lines() {
+        let slots = |count: usize| -> BTreeSet<Slot> {
+            (0..count).map(|n| (Timer, Line::new(format!("{n:05}"), Priority::Medium))).collect()
+        };
+        for count in [1, 7, 20, 21, 999, 1_000] {
+            let rooms = share_out(&slots(count), |_| 20_000, 1_000);
+            assert_eq!(rooms.iter().map(|room| room.room).sum::<i64>(), 1_000, "{count} lines");
+            assert_eq!(rooms.len(), count, "each has its part");
+        }
+        let (mut last, mut seen) = (None, BTreeSet::new());
+        for turn in 0..10 {
+            let (taken, waiting) = take_turns(slots(10_000), 1_000, &mut last);
+            assert_eq!((taken.len(), waiting.len()), (1_000, 9_000));
+            assert!(waiting.iter().all(|slot| !taken.contains(slot)));
+            seen.extend(taken);
+            assert_eq!(seen.len(), (turn + 1) * 1_000, "each in its turn");
+        }
+        assert_eq!(take_turns(slots(3), 1_000, &mut last).0.len(), 3);
+    }
 
     #[test]
     fn the_sources_of_a_line_share_its_room() {

@@ -5,17 +5,23 @@
 //! until a wake; claims (R5, R16); publishes (R6); and settles with the next claim (R7). While a batch is on its way to Redis
 //! the next one is claimed, but never a second: Redis away means that claiming stops, and due timers wait in Postgres.
 //!
-//! The session is spoken to at least each second; its loss ends the term, whatever else is under way. A stop waits for Redis
-//! no longer than [`STOP_PATIENCE`]: what was claimed and is not known to be in is left to the next leader (R7). Nothing that
-//! a term knows outlives it: the next leader reads everything anew.
+//! The session is spoken to at least each second; its loss ends the term, whatever else is under way. A statement that the
+//! server refuses ends none: nothing of it was done, and what it was for is tried again (R2). Who has had no answer of Redis
+//! for [`REDIS_SILENCE_MAX`] does not lead: it gives the lock back. A stop waits for Redis no longer than [`STOP_PATIENCE`]:
+//! what was claimed and is not known to be in is left to the next leader (R7). Nothing that a term knows outlives it: the next
+//! leader reads everything anew.
+//!
+//! R19 goes a page at a time between claims ([`crate::reconcile`]), and nothing that a turn of the loop waits for is longer than
+//! a page, a batch or a reading of the agenda.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use carillon_core::agenda::{Agenda, Lead};
+use carillon_core::agenda::{Agenda, Lead, Slot};
 use carillon_store::Store;
 use carillon_store::leader_session::LeaderSession;
+use carillon_store::upcoming::UpcomingMax;
 use carillon_stream::Redis;
 use carillon_stream::leader::Published;
 use carillon_stream::notices::{Notice, Notices};
@@ -28,13 +34,28 @@ use uuid::Uuid;
 
 use crate::definitions::Definitions;
 use crate::outgoing::Batch;
+use crate::reconcile::Passes;
 use crate::streams::Streams;
 use crate::{Config, TICK};
 
-/// Instants of one line that the agenda reads at once.
-const UPCOMING_MAX: i64 = 5_000;
-/// Between two readings that wakes ask for.
-const REFILL_PAUSE: Duration = Duration::from_millis(3);
+/// Instants that the agenda reads at once: with 10,000 lines that is some 5 MB.
+const UPCOMING_MAX: UpcomingMax = UpcomingMax { of_line: 5_000, of_all: 20_000 };
+/// How far a wake makes it read at once, unless the longest lead is longer: what is further off waits for [`REFILL_PAUSE`].
+const GLANCE: TimeDelta = TimeDelta::milliseconds(500);
+/// Between two such glances,
+const GLANCE_PAUSE: Duration = Duration::from_millis(3);
+/// and between two whole readings that wakes ask for.
+const REFILL_PAUSE: Duration = Duration::from_millis(200);
+/// Between two readings lies at least so many times what the last one took.
+const READING_PAUSE: u32 = 2;
+/// R23: spread fires within this share a batch.
+const GATHER: TimeDelta = TimeDelta::milliseconds(50);
+/// R2: without an answer of Redis for so long, it does not lead.
+const REDIS_SILENCE_MAX: Duration = Duration::from_secs(3);
+/// What one command gets in any case, however long nothing was asked before.
+const REDIS_ANSWER_MIN: Duration = Duration::from_secs(1);
+/// After a statement that the server refused.
+const STUMBLE_PAUSE: Duration = Duration::from_millis(50);
 /// Between two tries to reach Redis.
 const REDIS_PAUSE: Duration = Duration::from_millis(100);
 /// How long a stop waits for Redis. A publish that is on its way in good order is through long before.
@@ -51,13 +72,17 @@ pub enum End {
     Stale,
     /// The session that holds the lock is lost.
     SessionLost(carillon_store::Error),
+    /// The server refused a statement, and nothing of it was done. Ends a term only where it cannot begin.
+    Refused(carillon_store::Error),
+    /// Redis did not answer for [`REDIS_SILENCE_MAX`].
+    RedisSilent,
     /// The process stops, and Redis did not answer in time.
     Stopped,
 }
 
 impl From<carillon_store::Error> for End {
     fn from(error: carillon_store::Error) -> Self {
-        Self::SessionLost(error)
+        if error.is_reported() { Self::Refused(error) } else { Self::SessionLost(error) }
     }
 }
 
@@ -69,7 +94,7 @@ pub struct Leader {
     pub(crate) redis: Redis,
     pub(crate) term: i64,
     pub(crate) definitions: Definitions,
-    pub(crate) reconciled_until: i64,
+    pub(crate) passes: Passes,
     store: Store,
     notices: Notices,
     shutdown: CancellationToken,
@@ -83,10 +108,24 @@ pub struct Leader {
     pub(crate) ended_by_skip: Vec<Uuid>,
     /// What earlier leaders left of them.
     ending: Option<JoinHandle<Vec<Uuid>>>,
-    pub(crate) whole_pass_due: bool,
+    completing: Option<JoinHandle<Vec<Uuid>>>,
     next_tick: Instant,
     next_refill: Instant,
+    /// A wake was heard: what is near is read then.
+    next_glance: Option<Instant>,
+    /// When the agenda was read last, and when it may be read again.
     last_refill: Instant,
+    readable: Instant,
+    /// When Redis answered last.
+    answered: Instant,
+    /// There was more to claim than a batch holds.
+    pub(crate) is_busy: bool,
+    /// Rows that the next claim takes at most: fewer after one that was refused.
+    pub(crate) claim_max: u32,
+    /// Where the last claim stopped in more lines than it could take.
+    pub(crate) last_slot: Option<Slot>,
+    /// What the claim under way has taken: jobs of timers, executions of triggers and retries.
+    pub(crate) taking: Vec<Uuid>,
     /// Until when the agenda is complete.
     pub(crate) horizon: DateTime<Utc>,
     /// Fires a second, while busy.
@@ -106,12 +145,13 @@ impl Leader {
         let now = Instant::now();
         Self {
             horizon: session.clock().now(),
+            claim_max: config.dispatcher.batch_max,
             config,
             session,
             redis,
             term: 0,
             definitions: Definitions::default(),
-            reconciled_until: 0,
+            passes: Passes::default(),
             store,
             notices,
             shutdown,
@@ -121,10 +161,16 @@ impl Leader {
             unsettled: Vec::new(),
             ended_by_skip: Vec::new(),
             ending: None,
-            whole_pass_due: false,
+            completing: None,
             next_tick: now,
             next_refill: now,
+            next_glance: None,
             last_refill: now,
+            readable: now,
+            answered: now,
+            is_busy: false,
+            last_slot: None,
+            taking: Vec::new(),
             rate: RATE_ASSUMED,
         }
     }
@@ -132,56 +178,78 @@ impl Leader {
     /// Leads until the process stops (then `Ok`), or the term ends.
     ///
     /// # Errors
-    /// Why the term ended.
+    /// Why the term ended. Where the session still stands the lock is given back first.
     pub async fn run_term(mut self) -> Result<(), End> {
-        match self.lead_until_stopped().await {
-            Ok(()) => {}
-            Err(End::Stopped) => info!("redis does not answer: what is on its way to it is left to the next leader"),
+        let end = match self.lead_until_stopped().await {
+            Ok(()) => None,
+            Err(End::Stopped) => {
+                info!("redis does not answer: what is on its way to it is left to the next leader");
+                None
+            }
+            Err(end @ (End::RedisSilent | End::Refused(_))) => Some(end),
             Err(end) => return Err(end),
-        }
+        };
         self.settle().await?;
         self.session.resign().await;
-        Ok(())
+        end.map_or(Ok(()), Err)
     }
 
     async fn lead_until_stopped(&mut self) -> Result<(), End> {
         self.begin().await?;
         while !self.shutdown.is_cancelled() {
-            if Instant::now() >= self.next_tick {
-                self.tick().await?;
-            }
-            // R19: at once, so it stands behind all that may ask for it.
-            if std::mem::take(&mut self.whole_pass_due) {
-                self.settle().await?;
-                self.reconcile_all().await?;
-            }
-            if Instant::now() >= self.next_refill {
-                self.refill().await?;
-            }
-            match self.claim_due().await? {
-                Some(batch) => self.publish_and_claim_on(batch).await?,
-                None if self.whole_pass_due => {}
-                None => self.wait().await,
+            match self.turn().await {
+                Err(End::Refused(error)) => self.stumble(&error),
+                other => other?,
             }
         }
         Ok(())
     }
 
+    /// One turn of the loop: whatever is due, a piece of each.
+    async fn turn(&mut self) -> Result<(), End> {
+        if Instant::now() >= self.next_tick {
+            self.tick().await?;
+        }
+        self.read_agenda().await?;
+        let claimed = self.claim_due().await?;
+        let idle = claimed.is_none();
+        if let Some(batch) = claimed {
+            self.publish_and_claim_on(batch).await?;
+        }
+        if Instant::now() >= self.passes.next_page() {
+            self.reconcile_page().await
+        } else {
+            if idle {
+                self.wait().await;
+            }
+            Ok(())
+        }
+    }
+
+    /// R2: the server refused a statement, so nothing of it was done, and the session goes on. What was taken out of the
+    /// agenda for it is read again.
+    pub(crate) fn stumble(&mut self, error: &carillon_store::Error) {
+        warn!("postgres has refused a statement, trying again: {error:#}");
+        counter!("carillon_dispatcher_refused_total").increment(1);
+        let again = Instant::now() + STUMBLE_PAUSE;
+        self.next_refill = again;
+        self.readable = again;
+        self.passes.pause_until(again);
+    }
+
     async fn begin(&mut self) -> Result<(), End> {
         self.draw_term().await?;
         self.announce(&[], false).await?;
-        let unsettled = self.session.batches_unsettled().await?;
-        info!(term = self.term, unsettled = unsettled.len(), "leading");
-        for batch in unsettled {
-            let open = self.session.open_of_batch(&batch, None).await?;
-            self.learn_jobs(open.iter().map(|(entry, _)| (entry.job, None))).await?;
-            let mut outgoing = Batch::new(batch.number);
-            for (entry, _) in &open {
-                if let Some(job) = self.definitions.get(&entry.job) {
-                    outgoing.add_open(entry, &job);
-                }
+        info!(term = self.term, "leading");
+        let mut after = 0;
+        loop {
+            let page = self.session.batches_unsettled(after).await?;
+            let Some(last) = page.last() else { break };
+            after = last.number;
+            info!(batches = page.len(), "sending what an earlier leader had claimed");
+            for batch in page {
+                self.send_unsettled(&batch).await?;
             }
-            self.publish_surely(outgoing).await?;
         }
         self.settle().await?;
         // It reads every timer, so the take-over does not wait for it.
@@ -190,13 +258,28 @@ impl Leader {
         Ok(())
     }
 
-    /// Each second: the session is spoken to, Redis is looked at (R3), something is reconciled.
+    /// R7: under its old number.
+    async fn send_unsettled(&mut self, batch: &carillon_store::open_entries::Batch) -> Result<(), End> {
+        let open = self.session.open_of_batches(std::slice::from_ref(batch), None).await?;
+        self.learn_jobs(open.iter().map(|(entry, _)| (entry.job, None))).await?;
+        let mut outgoing = Batch::new(batch.number);
+        for (entry, _) in &open {
+            if let Some(job) = self.definitions.get(&entry.job) {
+                outgoing.add_open(entry, &job);
+            }
+        }
+        self.publish_surely(outgoing).await
+    }
+
+    /// Each second: the session is spoken to, Redis is looked at (R3).
     async fn tick(&mut self) -> Result<(), End> {
         self.next_tick = Instant::now() + TICK;
         self.session.say_something().await?;
-        let lines = self.streams.lines();
+        let lines = self.streams.some_lines();
         let redis = self.redis.clone();
-        match self.alive(redis.state(&lines)).await? {
+        let state = self.alive(redis.state(&lines)).await?;
+        self.note_answer(&state);
+        match state {
             Ok(state) => {
                 self.streams.hear(&lines, &state.lengths);
                 if !state.certified || state.term != self.term {
@@ -208,19 +291,47 @@ impl Leader {
             }
         }
         self.settle().await?;
-        self.reconcile_some().await?;
-        if let Some(ending) = self.ending.take_if(|ending| ending.is_finished()) {
-            self.ended_by_skip.extend(ending.await.unwrap_or_default().into_iter().take(ENDED_MAX));
-        }
-        if !self.ended_by_skip.is_empty()
-            && let Ok(completed) = self.store.jobs_complete(&self.ended_by_skip).await
-        {
-            self.ended_by_skip.retain(|job| !completed.contains(job));
-        }
+        self.complete_ended().await;
         Ok(())
     }
 
-    /// Reads the agenda anew: the safety net, and the answer to a wake.
+    /// Completes jobs that ended by a skip, in a task of its own: the tick waits for nobody's pool.
+    async fn complete_ended(&mut self) {
+        if let Some(ending) = self.ending.take_if(|ending| ending.is_finished()) {
+            let ending = ending.await.unwrap_or_default();
+            self.ended_by_skip.extend(ending.into_iter().take(ENDED_MAX));
+        }
+        if let Some(completing) = self.completing.take_if(|completing| completing.is_finished()) {
+            let completed = completing.await.unwrap_or_default();
+            self.ended_by_skip.retain(|job| !completed.contains(job));
+        }
+        if !self.ended_by_skip.is_empty() && self.completing.is_none() {
+            let (store, ended) = (self.store.clone(), self.ended_by_skip.clone());
+            self.completing = Some(tokio::spawn(async move { store.jobs_complete(&ended).await.unwrap_or_default() }));
+        }
+    }
+
+    /// Reads the agenda anew where that is due: what is near after a wake, all of it now and then.
+    async fn read_agenda(&mut self) -> Result<(), End> {
+        let began = Instant::now();
+        if began < self.readable {
+            return Ok(());
+        }
+        if began >= self.next_refill {
+            self.refill().await?;
+        } else if self.next_glance.is_some_and(|at| began >= at) {
+            let until = self.session.clock().now() + self.lead_max().max(GLANCE);
+            let upcoming = self.session.upcoming(until, UPCOMING_MAX).await?;
+            self.agenda.refill_until(upcoming.complete_until.unwrap_or(until), upcoming.instants);
+        } else {
+            return Ok(());
+        }
+        self.next_glance = None;
+        self.readable = Instant::now() + (began.elapsed() * READING_PAUSE).max(GLANCE_PAUSE);
+        Ok(())
+    }
+
+    /// The safety net, and what a wake asks for beyond a glance.
     async fn refill(&mut self) -> Result<(), End> {
         let now = self.session.clock().now();
         let poll = self.config.dispatcher.poll;
@@ -243,9 +354,12 @@ impl Leader {
             // A task of its own: if the term ends meanwhile it may as well arrive, R6 lets it.
             let sending =
                 tokio::spawn(async move { redis.publish(sent.number, term, &sent.lines, &sent.entries).await });
-            let overdue = Instant::now() >= self.next_tick || self.whole_pass_due || self.shutdown.is_cancelled();
+            let overdue = Instant::now() >= self.next_tick || self.passes.is_urgent() || self.shutdown.is_cancelled();
             let next = if overdue { None } else { self.claim_due().await? };
             let outcome = self.alive(sending).await?;
+            if let Ok(outcome) = &outcome {
+                self.note_answer(outcome);
+            }
             let done = matches!(&outcome, Ok(Ok(Published::Done(_))));
             if let Ok(Ok(Published::Done(lengths))) = outcome {
                 self.streams.hear(&batch.lines, &lengths);
@@ -266,14 +380,16 @@ impl Leader {
         loop {
             let redis = self.redis.clone();
             let sending = redis.publish(batch.number, self.term, &batch.lines, &batch.entries);
-            match self.alive(sending).await? {
+            let outcome = self.alive(sending).await?;
+            self.note_answer(&outcome);
+            match outcome {
                 Ok(Published::Done(lengths)) => {
                     self.streams.hear(&batch.lines, &lengths);
                     break;
                 }
                 // In, or lost and never to be appended again: R19 looks it up at once.
                 Ok(Published::Passed) => {
-                    self.whole_pass_due = true;
+                    self.passes.ask_for(batch.number);
                     break;
                 }
                 Ok(Published::Stale) => return Err(End::Stale),
@@ -296,7 +412,8 @@ impl Leader {
 
     /// Sleeps until there is something to do.
     async fn wait(&mut self) {
-        let mut until = self.next_tick.min(self.next_refill);
+        let reading = self.next_glance.map_or(self.next_refill, |glance| glance.min(self.next_refill));
+        let mut until = self.next_tick.min(reading.max(self.readable)).min(self.passes.next_page());
         if let Some(look) = self.agenda.next_look(self.lead()) {
             until = until.min(self.session.clock().surely_reached(look));
         }
@@ -304,14 +421,21 @@ impl Leader {
             () = self.shutdown.cancelled() => {}
             () = tokio::time::sleep_until(until.into()) => {}
             notice = self.notices.next() => {
-                self.whole_pass_due |= notice == Notice::Lost;
+                self.hear(&notice);
                 // Many wakes are one: what is due is read from Postgres anyway.
                 while let Ok(notice) = tokio::time::timeout(Duration::ZERO, self.notices.next()).await {
-                    self.whole_pass_due |= notice == Notice::Lost;
+                    self.hear(&notice);
                 }
-                self.next_refill = self.next_refill.min(self.last_refill + REFILL_PAUSE);
             }
         }
+    }
+
+    fn hear(&mut self, notice: &Notice) {
+        if *notice == Notice::Lost {
+            self.passes.reported();
+        }
+        self.next_glance.get_or_insert_with(Instant::now);
+        self.next_refill = self.next_refill.min(self.last_refill + REFILL_PAUSE);
     }
 
     /// Makes sure that these jobs are known, as far as this version can read them.
@@ -325,7 +449,7 @@ impl Leader {
     }
 
     /// R7: marks what is in Redis, where no claim did it on its way.
-    async fn settle(&mut self) -> Result<(), End> {
+    pub(crate) async fn settle(&mut self) -> Result<(), End> {
         if !self.unsettled.is_empty() {
             self.session.settle(&self.unsettled).await?;
             self.unsettled.clear();
@@ -334,17 +458,25 @@ impl Leader {
     }
 
     pub(crate) fn lead(&self) -> Lead {
-        Lead { base: delta(self.config.dispatcher.lead), max: self.lead_max(), per_second: self.rate }
+        let base = delta(self.config.dispatcher.lead);
+        Lead { base, max: self.lead_max(), gather: GATHER, per_second: self.rate }
     }
 
     pub(crate) fn lead_max(&self) -> TimeDelta {
         delta(self.config.protocol.window / 4)
     }
 
-    /// Waits for something while the session is spoken to each second (R2).
+    /// R2: takes note of whether Redis answered. That it is full is an answer too.
+    pub(crate) fn note_answer<T>(&mut self, outcome: &carillon_stream::Result<T>) {
+        if outcome.as_ref().err().is_none_or(is_answer) {
+            self.answered = Instant::now();
+        }
+    }
+
+    /// Waits for Redis, or between two tries to reach it, while the session is spoken to each second (R2).
     ///
     /// # Errors
-    /// The session is lost; or the process stops, and [`STOP_PATIENCE`] later there is still no outcome.
+    /// The session is lost; Redis is silent; or the process stops, and [`STOP_PATIENCE`] later there is still no outcome.
     pub(crate) async fn alive<T>(&mut self, what: impl Future<Output = T>) -> Result<T, End> {
         let shutdown = self.shutdown.clone();
         // One for the whole wait: made anew at each turn of the loop it would never come.
@@ -352,12 +484,15 @@ impl Leader {
             shutdown.cancelled().await;
             tokio::time::sleep(STOP_PATIENCE).await;
         };
-        tokio::pin!(what, given_up);
+        let silent = (self.answered + REDIS_SILENCE_MAX).max(Instant::now() + REDIS_ANSWER_MIN);
+        let silent = tokio::time::sleep_until(silent.into());
+        tokio::pin!(what, given_up, silent);
         loop {
             tokio::select! {
                 biased;
                 outcome = &mut what => return Ok(outcome),
                 () = &mut given_up => return Err(End::Stopped),
+                () = &mut silent => return Err(End::RedisSilent),
                 () = tokio::time::sleep(TICK) => { self.session.say_something().await?; }
             }
         }
@@ -374,7 +509,9 @@ impl Leader {
     {
         let mut complained = false;
         loop {
-            match self.alive(ask()).await? {
+            let outcome = self.alive(ask()).await?;
+            self.note_answer(&outcome);
+            match outcome {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     if !std::mem::replace(&mut complained, true) {
@@ -391,8 +528,17 @@ impl Leader {
         if self.shutdown.is_cancelled() {
             return Err(End::Stopped);
         }
+        if self.answered.elapsed() >= REDIS_SILENCE_MAX {
+            return Err(End::RedisSilent);
+        }
         self.alive(tokio::time::sleep(REDIS_PAUSE)).await
     }
+}
+
+/// Whether an error is an answer of a Redis that works.
+const fn is_answer(error: &carillon_stream::Error) -> bool {
+    use carillon_stream::Error::{NoGroup, NoScript, OutOfMemory};
+    matches!(error, OutOfMemory(_) | NoGroup(_) | NoScript(_))
 }
 
 pub(crate) fn delta(duration: Duration) -> TimeDelta {

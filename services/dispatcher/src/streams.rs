@@ -1,25 +1,35 @@
 //! How full the streams are, as far as this leader knows: what Redis said last, and what has been claimed since and is still
 //! on its way there. Only the leader appends, so the sum is never too low; executors delete, so it may be too high.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 
 use carillon_core::line::Line;
 use metrics::gauge;
 
 use crate::outgoing::Batch;
 
+/// Streams asked after at once: with more lines than these, each comes in its turn.
+const ASKED_MAX: usize = 1_000;
+
 /// The lengths of the streams.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
-    heard: HashMap<Line, u64>,
+    heard: BTreeMap<Line, u64>,
+    /// The line that was asked after last.
+    asked: Option<Line>,
     /// Claimed, and not known to be in.
     coming: HashMap<Line, u64>,
 }
 
 impl Streams {
-    /// The lines that are known.
-    pub(crate) fn lines(&self) -> Vec<Line> {
-        self.heard.keys().cloned().collect()
+    /// Lines that are known, [`ASKED_MAX`] at most: those whose turn it is.
+    pub(crate) fn some_lines(&mut self) -> Vec<Line> {
+        let behind = self.asked.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let turned = self.heard.range((behind, Bound::Unbounded)).chain(&self.heard);
+        let lines: Vec<Line> = turned.map(|(line, _)| line.clone()).take(ASKED_MAX.min(self.heard.len())).collect();
+        self.asked = lines.last().cloned();
+        lines
     }
 
     /// What Redis says.
@@ -74,6 +84,18 @@ mod tests {
     fn batch(line: &Line, entries: i32) -> Batch {
         let entry = |seq| Outgoing { line: 0, seq, text: Vec::new().into() };
         Batch { number: 1, lines: vec![line.clone()], entries: (1..=entries).map(entry).collect() }
+    }
+
+    #[test]
+    fn lines_are_asked_after_in_turn() {
+        let mut streams = Streams::default();
+        assert!(streams.some_lines().is_empty());
+        let lines: Vec<Line> = (0..1_500).map(|n| Line::new(format!("{n:04}"), Priority::Medium)).collect();
+        streams.hear(&lines, &vec![0; 1_500]);
+        assert_eq!(streams.some_lines(), lines[..1_000]);
+        let second = streams.some_lines();
+        assert_eq!((&second[..500], &second[500..]), (&lines[1_000..], &lines[..500]));
+        assert_eq!(streams.some_lines()[0], lines[500]);
     }
 
     #[test]
