@@ -180,13 +180,12 @@ mod tests {
         (Source::Timer, Line::new(queue, Priority::Medium))
     }
 
-    const LEAD: Lead =
-        Lead {
-            base: TimeDelta::milliseconds(200),
-            max: TimeDelta::milliseconds(500),
-            gather: TimeDelta::milliseconds(50),
-            per_second: 10_000.0,
-        };
+    const LEAD: Lead = Lead {
+        base: TimeDelta::milliseconds(200),
+        max: TimeDelta::milliseconds(500),
+        gather: TimeDelta::milliseconds(50),
+        per_second: 10_000.0,
+    };
 
     #[test]
     fn it_looks_a_lead_before_the_next_instant() {

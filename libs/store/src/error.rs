@@ -79,7 +79,8 @@ impl std::error::Error for Cause {}
 impl Cause {
     /// FATAL and PANIC end the session.
     fn is_reported(&self) -> bool {
-        let said = self.0.as_database_error().and_then(|said| said.try_downcast_ref::<sqlx::postgres::PgDatabaseError>());
+        let said =
+            self.0.as_database_error().and_then(|said| said.try_downcast_ref::<sqlx::postgres::PgDatabaseError>());
         said.is_some_and(|said| said.severity() == sqlx::postgres::PgSeverity::Error)
     }
 }

@@ -10,7 +10,7 @@ use carillon_kit::Process;
 use carillon_kit::config::{PostgresConfig, ProtocolConfig, RedisConfig, SecretUrl};
 use carillon_store::triggers::{self, NewTrigger};
 use carillon_store::{Store, StoreOptions};
-use carillon_testkit::{Database, Redis, wait_until};
+use carillon_testkit::{Database, Proxy, Redis, wait_until};
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use serde_json::Value;
 use sqlx::PgPool;
@@ -33,14 +33,21 @@ struct Leader {
 
 impl Leader {
     async fn start(batch_max: u32, stream_entries_max: u32) -> Result<Self> {
-        let (database, redis) = (Database::new().await?, Redis::start().await?);
+        let redis = Redis::start().await?;
+        let url = redis.url();
+        Self::start_with(redis, &url, batch_max, stream_entries_max).await
+    }
+
+    /// One that reaches its Redis by `redis_url`.
+    async fn start_with(redis: Redis, redis_url: &str, batch_max: u32, stream_entries_max: u32) -> Result<Self> {
+        let database = Database::new().await?;
         let config = Config {
             postgres: PostgresConfig {
                 url: SecretUrl::new(database.url()),
                 connections_max: 4,
                 acquire_timeout: Duration::from_secs(5),
             },
-            redis: RedisConfig { url: SecretUrl::new(redis.url()), namespace: "carillon".into() },
+            redis: RedisConfig { url: SecretUrl::new(redis_url), namespace: "carillon".into() },
             dispatcher: DispatcherConfig {
                 shard: 0,
                 lead: Duration::from_millis(200),
@@ -63,6 +70,11 @@ impl Leader {
 
     /// One-time jobs that may overlap themselves; the first one's id.
     async fn jobs(&self, count: usize, at: DateTime<Utc>) -> Result<Uuid> {
+        self.spread_jobs(count, at, 0).await
+    }
+
+    /// As [`Leader::jobs`], each due `apart_ms` after the one before.
+    async fn spread_jobs(&self, count: usize, at: DateTime<Utc>, apart_ms: i64) -> Result<Uuid> {
         let jobs: Vec<Uuid> = (0..count).map(|_| Uuid::now_v7()).collect();
         sqlx::query(
             "WITH new AS (
@@ -73,11 +85,13 @@ impl Leader {
              ), stats AS (
                  INSERT INTO job_stats (job_id) SELECT id FROM new
              )
-             INSERT INTO job_timers (job_id, fire_at, queue, priority) SELECT id, $3, 'default', 1 FROM new",
+             INSERT INTO job_timers (job_id, fire_at, queue, priority)
+             SELECT id, $3 + (row_number() OVER () - 1) * $4 * interval '1 ms', 'default', 1 FROM new",
         )
         .bind(&jobs)
         .bind(serde_json::to_value(TimetableSpec::once(at))?)
         .bind(at)
+        .bind(apart_ms)
         .execute(&self.pool)
         .await?;
         jobs.first().copied().context("none")
@@ -89,6 +103,43 @@ impl Leader {
 
     fn length(&self) -> Result<i64> {
         self.redis.command(&["XLEN", STREAM])?.number().context("no number")
+    }
+
+    async fn count(&self, what: &'static str) -> Result<i64> {
+        let statement = format!("SELECT count(*) FROM {what}");
+        Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(statement)).fetch_one(&self.pool).await?)
+    }
+
+    /// Waits until a count is as it should be.
+    async fn until_count(&self, what: &'static str, is_right: impl Fn(i64) -> bool) -> Result<()> {
+        wait_until(what, LIMIT, || async {
+            ensure!(!self.running.is_finished(), "the dispatcher has ended");
+            let count = self.count(what).await?;
+            if !is_right(count) {
+                tokio::time::sleep(LOOK_EACH).await;
+            }
+            ensure!(is_right(count), "{count}");
+            anyhow::Ok(())
+        })
+        .await
+    }
+
+    /// Settled batches of long ago, of which nothing is left; the newest of them is a minute old.
+    async fn old_batches(&self, count: i64) -> Result<()> {
+        sqlx::query(
+            "INSERT INTO dispatch_batches (shard, number, term, ids, settled_at)
+             SELECT 0, (extract(epoch FROM now()) * 1000)::bigint - 60000 - n, 1,
+                    ARRAY[gen_random_uuid(), gen_random_uuid(), gen_random_uuid()], now()
+             FROM generate_series(1, $1) n",
+        )
+        .bind(count)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    fn term(&self) -> Result<i64> {
+        self.redis.command(&["HGET", CTL, "term"])?.text().context("no term")?.parse().context("no number")
     }
 
     /// Waits for a condition, and answers when it held.
@@ -167,5 +218,126 @@ async fn a_stream_never_holds_more_than_its_bound() -> Result<()> {
             .fetch_one(&leader.pool)
             .await?;
     assert_eq!(kinds, 2, "timers and triggers");
+    leader.end().await
+}
+
+/// S1: fires that are spread over time share batches.
+#[tokio::test]
+async fn spread_fires_are_few_batches() -> Result<()> {
+    let leader = Leader::start(1_000, 20_000).await?;
+    // 300 a second, for two seconds.
+    leader.spread_jobs(600, in_ms(1_500), 3).await?;
+    leader.wake()?;
+    leader.until_count("job_executions", |count| count == 600).await?;
+    let batches = leader.count("dispatch_batches").await?;
+    assert!(batches <= 45, "{batches} batches of two seconds");
+    let late: i64 = leader
+        .count(
+            "job_executions e JOIN dispatch_batches b ON b.number = e.claim
+                                  WHERE b.claimed_at > e.scheduled_at - interval '50 ms'",
+        )
+        .await?;
+    // A machine that has other things to do may make some late, not most.
+    assert!(late < 300, "{late} of 600 were not claimed ahead");
+    leader.end().await
+}
+
+/// S1: forgetting keeps pace with claiming, and what is left behind is caught up with.
+#[tokio::test]
+async fn settled_batches_of_which_nothing_is_open_are_forgotten() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    leader.old_batches(20_000).await?;
+    // The newest row stays for ever.
+    leader.jobs(1, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until_count("dispatch_batches", |count| count == 1).await?;
+    leader.end().await
+}
+
+/// However much there is to look through, fires go on meanwhile, and what was lost last is back first.
+#[tokio::test]
+async fn r19_claims_go_on_between_the_pages_of_a_pass() -> Result<()> {
+    const OLD: i64 = 60_000;
+    let leader = Leader::start(100, 1_000).await?;
+    leader.jobs(3, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("three entries", || Ok(leader.length()? == 3)).await?;
+    // None of them is forgotten before the pass comes to it.
+    sqlx::query("CREATE RULE keep AS ON DELETE TO dispatch_batches DO INSTEAD NOTHING").execute(&leader.pool).await?;
+    leader.old_batches(OLD).await?;
+    let due = in_ms(1_000);
+    leader.jobs(1, due).await?;
+    leader.wake()?;
+    leader.redis.flush_all()?;
+    let server = || Ok(leader.redis.command(&["HGET", CTL, "server"])?.text().is_some());
+    let certified = leader.until("a certificate", server).await?;
+    let back = leader.until("all entries", || Ok(leader.length()? == 4)).await?;
+    let took = back - certified;
+    assert!(took < Duration::from_secs(2), "{took:?} after the certificate");
+    leader.end().await
+}
+
+/// S4: the row of an execution is locked by somebody who does not end, and Redis is wiped.
+#[tokio::test]
+async fn a_foreign_lock_holds_up_its_own_execution_only() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    leader.jobs(3, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("three entries", || Ok(leader.length()? == 3)).await?;
+    let term = leader.term()?;
+    let mut foreign = leader.pool.begin().await?;
+    sqlx::query("SELECT FROM job_executions LIMIT 1 FOR UPDATE").execute(&mut *foreign).await?;
+    leader.redis.flush_all()?;
+    leader.until("the two others", || Ok(leader.length()? == 2)).await?;
+    leader.jobs(1, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("a new one", || Ok(leader.length()? == 3)).await?;
+    foreign.rollback().await?;
+    leader.until("all of them", || Ok(leader.length()? == 4)).await?;
+    assert_eq!(leader.term()?, term, "the term went on");
+    leader.end().await
+}
+
+/// R7: a batch that was overtaken is looked up by itself, without a pass over all others.
+#[tokio::test]
+async fn what_was_passed_over_is_published_again_at_once() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    leader.jobs(1, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("an entry", || Ok(leader.length()? == 1)).await?;
+    // As if somebody had appended a later batch.
+    let ahead = (Utc::now() + TimeDelta::seconds(20)).timestamp_millis();
+    sqlx::query("INSERT INTO dispatch_batches (shard, number, term, ids, settled_at) VALUES (0, $1, 1, '{}', now())")
+        .bind(ahead)
+        .execute(&leader.pool)
+        .await?;
+    leader.redis.command(&["HSET", CTL, "last", &ahead.to_string(), "doubt", &ahead.to_string()])?;
+    leader.jobs(2, in_ms(0)).await?;
+    leader.wake()?;
+    leader
+        .until_count("dispatch_batches WHERE settled_at IS NOT NULL AND cardinality(ids) = 2", |count| count >= 1)
+        .await?;
+    leader.end().await
+}
+
+/// S6, R2: who cannot reach Redis gives the lock back, and leads again once it answers.
+#[tokio::test]
+async fn r2_without_redis_nobody_leads() -> Result<()> {
+    const LOCKS: &str = "pg_locks WHERE locktype = 'advisory' AND granted
+                         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let redis = Redis::start().await?;
+    let proxy = Proxy::to(redis.port())?;
+    let url = redis.url_through(proxy.port());
+    let leader = Leader::start_with(redis, &url, 100, 1_000).await?;
+    leader.until_count(LOCKS, |locks| locks == 1).await?;
+    let silent = Instant::now();
+    proxy.silence();
+    leader.until_count(LOCKS, |locks| locks == 0).await?;
+    let took = silent.elapsed();
+    assert!(took > Duration::from_secs(2), "after {took:?}: a moment without an answer is no reason");
+    leader.jobs(1, in_ms(0)).await?;
+    proxy.heal();
+    leader.until_count(LOCKS, |locks| locks == 1).await?;
+    leader.until("its entry", || Ok(leader.length()? == 1)).await?;
     leader.end().await
 }

@@ -232,7 +232,11 @@ async fn r19_what_somebody_else_has_locked_is_left_for_later_without_waiting() -
     foreign.rollback().await?;
 
     let left = open_entries(&mut leader, held[0].claim).await?;
-    assert_eq!(left.iter().map(|entry| entry.execution).collect::<Vec<_>>(), [held[1].execution], "it stands as it was");
+    assert_eq!(
+        left.iter().map(|entry| entry.execution).collect::<Vec<_>>(),
+        [held[1].execution],
+        "it stands as it was"
+    );
     let number = leader.draw_number().await?;
     assert_eq!(leader.republish(number, 9, &left, LEASE).await?.len(), 1);
     bench.assert_counters().await

@@ -6,8 +6,8 @@ use carillon_core::execution::Status;
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
 use carillon_store::recorder::Finished;
-use chrono::{DateTime, TimeDelta, Utc};
 use carillon_store::upcoming::UpcomingMax;
+use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use crate::bench::{Bench, finished, medium, retry_at};
