@@ -7,7 +7,7 @@
 //!
 //! The session is spoken to at least each second; its loss ends the term, whatever else is under way. A statement that the
 //! server refuses ends none: nothing of it was done, and what it was for is tried again (R2). Who has had no answer of Redis
-//! for [`REDIS_SILENCE_MAX`] does not lead: it gives the lock back. A stop waits for Redis no longer than [`STOP_PATIENCE`]:
+//! for [`REDIS_SILENCE_MAX`](crate::patience) does not lead: it gives the lock back. A stop waits for Redis no longer than [`STOP_PATIENCE`](crate::patience):
 //! what was claimed and is not known to be in is left to the next leader (R7). Nothing that a term knows outlives it: the next
 //! leader reads everything anew.
 //!
@@ -15,7 +15,6 @@
 //! a page, a batch or a reading of the agenda.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 use carillon_core::agenda::{Agenda, Lead, Slot};
@@ -50,16 +49,8 @@ const REFILL_PAUSE: Duration = Duration::from_millis(200);
 const READING_PAUSE: u32 = 2;
 /// R23: spread fires within this share a batch.
 const GATHER: TimeDelta = TimeDelta::milliseconds(50);
-/// R2: without an answer of Redis for so long, it does not lead.
-const REDIS_SILENCE_MAX: Duration = Duration::from_secs(3);
-/// What one command gets in any case, however long nothing was asked before.
-const REDIS_ANSWER_MIN: Duration = Duration::from_secs(1);
 /// After a statement that the server refused.
 const STUMBLE_PAUSE: Duration = Duration::from_millis(50);
-/// Between two tries to reach Redis.
-const REDIS_PAUSE: Duration = Duration::from_millis(100);
-/// How long a stop waits for Redis. A publish that is on its way in good order is through long before.
-const STOP_PATIENCE: Duration = Duration::from_millis(500);
 /// Jobs remembered that ended by a skipped fire.
 pub(crate) const ENDED_MAX: usize = 1_000;
 /// Fires that a leader is thought to handle in a second, until it has seen: few, so that its first herd gets a long lead.
@@ -74,7 +65,7 @@ pub enum End {
     SessionLost(carillon_store::Error),
     /// The server refused a statement, and nothing of it was done. Ends a term only where it cannot begin.
     Refused(carillon_store::Error),
-    /// Redis did not answer for [`REDIS_SILENCE_MAX`].
+    /// Redis did not answer for [`REDIS_SILENCE_MAX`](crate::patience).
     RedisSilent,
     /// The process stops, and Redis did not answer in time.
     Stopped,
@@ -97,7 +88,7 @@ pub struct Leader {
     pub(crate) passes: Passes,
     store: Store,
     notices: Notices,
-    shutdown: CancellationToken,
+    pub(crate) shutdown: CancellationToken,
     pub(crate) agenda: Agenda,
     /// Jobs whose fire cannot be decided before that instant.
     pub(crate) left: HashMap<Uuid, DateTime<Utc>>,
@@ -117,7 +108,7 @@ pub struct Leader {
     last_refill: Instant,
     readable: Instant,
     /// When Redis answered last.
-    answered: Instant,
+    pub(crate) answered: Instant,
     /// There was more to claim than a batch holds.
     pub(crate) is_busy: bool,
     /// Rows that the next claim takes at most: fewer after one that was refused.
@@ -465,80 +456,6 @@ impl Leader {
     pub(crate) fn lead_max(&self) -> TimeDelta {
         delta(self.config.protocol.window / 4)
     }
-
-    /// R2: takes note of whether Redis answered. That it is full is an answer too.
-    pub(crate) fn note_answer<T>(&mut self, outcome: &carillon_stream::Result<T>) {
-        if outcome.as_ref().err().is_none_or(is_answer) {
-            self.answered = Instant::now();
-        }
-    }
-
-    /// Waits for Redis, or between two tries to reach it, while the session is spoken to each second (R2).
-    ///
-    /// # Errors
-    /// The session is lost; Redis is silent; or the process stops, and [`STOP_PATIENCE`] later there is still no outcome.
-    pub(crate) async fn alive<T>(&mut self, what: impl Future<Output = T>) -> Result<T, End> {
-        let shutdown = self.shutdown.clone();
-        // One for the whole wait: made anew at each turn of the loop it would never come.
-        let given_up = async move {
-            shutdown.cancelled().await;
-            tokio::time::sleep(STOP_PATIENCE).await;
-        };
-        let silent = (self.answered + REDIS_SILENCE_MAX).max(Instant::now() + REDIS_ANSWER_MIN);
-        let silent = tokio::time::sleep_until(silent.into());
-        tokio::pin!(what, given_up, silent);
-        loop {
-            tokio::select! {
-                biased;
-                outcome = &mut what => return Ok(outcome),
-                () = &mut given_up => return Err(End::Stopped),
-                () = &mut silent => return Err(End::RedisSilent),
-                () = tokio::time::sleep(TICK) => { self.session.say_something().await?; }
-            }
-        }
-    }
-
-    /// Asks Redis until it answers.
-    ///
-    /// # Errors
-    /// As of [`Leader::alive`].
-    pub(crate) async fn patiently<T, F, Fut>(&mut self, mut ask: F) -> Result<T, End>
-    where
-        F: FnMut() -> Fut,
-        Fut: Future<Output = carillon_stream::Result<T>>,
-    {
-        let mut complained = false;
-        loop {
-            let outcome = self.alive(ask()).await?;
-            self.note_answer(&outcome);
-            match outcome {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    if !std::mem::replace(&mut complained, true) {
-                        warn!("waiting for redis: {:#}", anyhow::Error::from(error));
-                    }
-                    self.pause_for_redis().await?;
-                }
-            }
-        }
-    }
-
-    /// Between two tries. There is no next one once the process stops.
-    async fn pause_for_redis(&mut self) -> Result<(), End> {
-        if self.shutdown.is_cancelled() {
-            return Err(End::Stopped);
-        }
-        if self.answered.elapsed() >= REDIS_SILENCE_MAX {
-            return Err(End::RedisSilent);
-        }
-        self.alive(tokio::time::sleep(REDIS_PAUSE)).await
-    }
-}
-
-/// Whether an error is an answer of a Redis that works.
-const fn is_answer(error: &carillon_stream::Error) -> bool {
-    use carillon_stream::Error::{NoGroup, NoScript, OutOfMemory};
-    matches!(error, OutOfMemory(_) | NoGroup(_) | NoScript(_))
 }
 
 pub(crate) fn delta(duration: Duration) -> TimeDelta {

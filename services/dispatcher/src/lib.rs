@@ -18,6 +18,7 @@ pub mod election;
 pub mod leader;
 mod metrics;
 pub mod outgoing;
+mod patience;
 pub mod reconcile;
 mod streams;
 

@@ -23,6 +23,16 @@ pub(crate) fn describe() {
         Unit::Count,
         "Entries of open executions that Redis had lost and that were published again"
     );
+    describe_counter!(
+        "carillon_dispatcher_refused_total",
+        Unit::Count,
+        "Statements of a leader that Postgres refused and rolled back; each is tried again, smaller where it was a claim"
+    );
+    describe_counter!(
+        "carillon_dispatcher_set_aside_total",
+        Unit::Count,
+        "Timers, triggers and retries set aside for a while, since a claim of theirs alone was refused"
+    );
     describe_gauge!(
         "carillon_stream_entries",
         Unit::Count,
