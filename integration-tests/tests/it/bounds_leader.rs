@@ -68,7 +68,8 @@ async fn s6_a_leader_that_loses_redis_gives_the_lock_to_one_that_reaches_it() {
         let name = world.add(Role::Dispatcher, &[("CARILLON_REDIS_URL", url.as_str())]).await;
         proxies.push((name, proxy));
     }
-    let triggering = world.load(Load { one_time: 400, recurring: 4, triggers: 100, over: Duration::from_secs(12) }).await;
+    let triggering =
+        world.load(Load { one_time: 400, recurring: 4, triggers: 100, over: Duration::from_secs(12) }).await;
     world.until_finished(50).await;
     let first = world.leader().await;
     let proxy = |name: &str| &proxies.iter().find(|(of, _)| of == name).expect("it is one of them").1;
