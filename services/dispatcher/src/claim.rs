@@ -71,9 +71,8 @@ impl Leader {
             return Ok(None);
         }
         self.taking.extend(claim.taken());
-        let wanted = claim.timers.iter().map(|timer| (timer.job, Some(timer.revision)));
-        let wanted = wanted.chain(claim.triggers.iter().map(|trigger| (trigger.job, Some(trigger.revision))));
-        let wanted = wanted.chain(claim.retries.iter().map(|retry| (retry.job, None)));
+        let wanted = claim.timers.iter().map(|timer| (timer.job, timer.revision));
+        let wanted = wanted.chain(claim.triggers.iter().map(|trigger| (trigger.job, trigger.revision)));
         let unknown = self.definitions.unknown(wanted);
         if !unknown.is_empty() {
             let learned = claim.definitions(&unknown).await?;
@@ -94,12 +93,15 @@ impl Leader {
             (committed.born.iter().copied().collect(), decided.last.iter().copied().collect());
         let mut batch = Batch::new(number);
         for new in decided.decisions.executions.iter().filter(|new| !new.skipped && born.contains(&new.id)) {
-            if let Some(job) = self.definitions.get(&new.job) {
+            if let Some(job) = self.definitions.get(new.job, new.revision) {
                 batch.add_new(new, &job, last.contains(&new.id));
             }
         }
+        // R16: which revision a retried execution names, its row has told only now.
+        let retried = committed.retried.iter().map(|open| (open.job, open.revision));
+        self.learn_jobs(retried).await.map_err(End::after_commit)?;
         for open in &committed.retried {
-            if let Some(job) = self.definitions.get(&open.job) {
+            if let Some(job) = self.definitions.get(open.job, open.revision) {
                 batch.add_open(open, &job);
             }
         }
@@ -213,14 +215,14 @@ fn share_out(slots: &BTreeSet<Slot>, free: impl Fn(&Line) -> i64, batch_max: i64
 
 /// A slot that gave all it was asked for holds more: it is looked at again, at once.
 fn limited(rooms: &[Room], claim: &Claim<'_>) -> Vec<Slot> {
-    let mut of_line: HashMap<&Line, i64> = HashMap::new();
-    for timer in &claim.timers {
-        *of_line.entry(&timer.line).or_default() += 1;
+    let mut of_slot: HashMap<(Source, &Line), i64> = HashMap::new();
+    let timers = claim.timers.iter().map(|timer| (Source::Timer, &timer.line));
+    for slot in timers.chain(claim.triggers.iter().map(|trigger| (Source::Trigger, &trigger.line))) {
+        *of_slot.entry(slot).or_default() += 1;
     }
     let count = |room: &&Room| match room.source {
-        Source::Timer => of_line.get(&room.line).copied().unwrap_or(0),
+        Source::Timer | Source::Trigger => of_slot.get(&(room.source, &room.line)).copied().unwrap_or(0),
         // Of which line, they do not say: at worst one is looked at in vain.
-        Source::Trigger => i64::try_from(claim.triggers.len()).unwrap_or(i64::MAX),
         Source::Retry => i64::try_from(claim.retries.len()).unwrap_or(i64::MAX),
     };
     rooms.iter().filter(|room| count(room) >= room.room).map(|room| (room.source, room.line.clone())).collect()

@@ -71,6 +71,13 @@ pub enum End {
     Stopped,
 }
 
+impl End {
+    /// What was committed before is not undone by what was refused after it: it is left to the next leader (R7).
+    pub(crate) fn after_commit(self) -> Self {
+        if let Self::Refused(error) = self { Self::SessionLost(error) } else { self }
+    }
+}
+
 impl From<carillon_store::Error> for End {
     fn from(error: carillon_store::Error) -> Self {
         if error.is_reported() { Self::Refused(error) } else { Self::SessionLost(error) }
@@ -252,10 +259,10 @@ impl Leader {
     /// R7: under its old number.
     async fn send_unsettled(&mut self, batch: &carillon_store::open_entries::Batch) -> Result<(), End> {
         let open = self.session.open_of_batches(std::slice::from_ref(batch), None).await?;
-        self.learn_jobs(open.iter().map(|(entry, _)| (entry.job, None))).await?;
+        self.learn_jobs(open.iter().map(|(entry, _)| (entry.job, entry.revision))).await?;
         let mut outgoing = Batch::new(batch.number);
         for (entry, _) in &open {
-            if let Some(job) = self.definitions.get(&entry.job) {
+            if let Some(job) = self.definitions.get(entry.job, entry.revision) {
                 outgoing.add_open(entry, &job);
             }
         }
@@ -386,7 +393,7 @@ impl Leader {
                 Ok(Published::Stale) => return Err(End::Stale),
                 Ok(outcome @ (Published::Uncertified | Published::Unannounced | Published::Behind)) => {
                     let force = outcome == Published::Behind;
-                    self.announce(&batch.lines, force).await?;
+                    self.announce(&batch.lines, force).await.map_err(End::after_commit)?;
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut complained, true) {
@@ -429,8 +436,8 @@ impl Leader {
         self.next_refill = self.next_refill.min(self.last_refill + REFILL_PAUSE);
     }
 
-    /// Makes sure that these jobs are known, as far as this version can read them.
-    pub(crate) async fn learn_jobs(&mut self, jobs: impl Iterator<Item = (Uuid, Option<i64>)>) -> Result<(), End> {
+    /// Makes sure that these jobs are known in these revisions, as far as this version can read them.
+    pub(crate) async fn learn_jobs(&mut self, jobs: impl Iterator<Item = (Uuid, i64)>) -> Result<(), End> {
         let unknown = self.definitions.unknown(jobs);
         if !unknown.is_empty() {
             let learned = self.session.definitions(&unknown).await?;

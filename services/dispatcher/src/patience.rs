@@ -48,7 +48,11 @@ impl Leader {
                 outcome = &mut what => return Ok(outcome),
                 () = &mut given_up => return Err(End::Stopped),
                 () = &mut silent => return Err(End::RedisSilent),
-                () = tokio::time::sleep(TICK) => { self.session.say_something().await?; }
+                () = tokio::time::sleep(TICK) => {
+                    let said = self.session.say_something().await;
+                    // What is waited for may be a batch that is committed: it must not be let go of.
+                    said.map_err(|error| End::from(error).after_commit())?;
+                }
             }
         }
     }

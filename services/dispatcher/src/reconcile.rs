@@ -212,27 +212,25 @@ impl Leader {
         if candidates.is_empty() {
             return Ok(Vec::new());
         }
-        self.learn_jobs(candidates.iter().map(|entry| (entry.job, None))).await?;
         let mut lines: Vec<Line> = Vec::new();
         let mut indexes: HashMap<Line, usize> = HashMap::new();
-        let mut asked = Vec::new();
-        let mut known = Vec::new();
-        for entry in candidates {
-            let Some(job) = self.definitions.get(&entry.job) else { continue };
-            let line = &job.definition.line;
+        let mut asked = Vec::with_capacity(candidates.len());
+        for entry in &candidates {
+            let line = &entry.line;
             let index = *indexes.entry(line.clone()).or_insert_with(|| {
                 lines.push(line.clone());
                 lines.len() - 1
             });
             asked.push((index, EntryId { number: entry.entry, seq: entry.seq }));
-            known.push(entry);
-        }
-        if known.is_empty() {
-            return Ok(Vec::new());
         }
         let redis = self.redis.clone();
         let missing = self.patiently(|| redis.missing(&lines, &asked)).await?;
-        Ok(missing.into_iter().filter_map(|position| known.get(position).cloned()).collect())
+        let mut lost: Vec<OpenEntry> =
+            missing.into_iter().filter_map(|position| candidates.get(position).cloned()).collect();
+        // What this version cannot read it cannot publish.
+        self.learn_jobs(lost.iter().map(|entry| (entry.job, entry.revision))).await?;
+        lost.retain(|entry| self.definitions.get(entry.job, entry.revision).is_some());
+        Ok(lost)
     }
 
     async fn publish_again(&mut self, lost: &[OpenEntry]) -> Result<(), End> {
@@ -251,7 +249,7 @@ impl Leader {
         }
         let mut batch = crate::outgoing::Batch::new(number);
         for entry in &again {
-            if let Some(job) = self.definitions.get(&entry.job) {
+            if let Some(job) = self.definitions.get(entry.job, entry.revision) {
                 batch.add_open(entry, &job);
             }
         }
