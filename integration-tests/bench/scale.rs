@@ -256,6 +256,7 @@ fn decisions(jobs: impl Iterator<Item = Uuid>, due: DateTime<Utc>) -> Decisions 
             scheduled_at: due,
             max_retries: 3,
             reason: None,
+            own_payload: false,
             payload: None,
             trace: None,
             created_by: String::new(),

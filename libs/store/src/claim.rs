@@ -5,6 +5,7 @@
 //! read here but kept by the caller ([`crate::definitions`]).
 //! Dies before COMMIT: nothing happened. Dies after: the next leader finds the batch unsettled and sends it (R7).
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use carillon_core::agenda::Source;
@@ -68,7 +69,9 @@ pub struct DueTrigger {
     pub open: i64,
     /// The tenant; none for a global job.
     pub platform_id: Option<String>,
-    /// JSON text, where it differs from the job's.
+    /// It has a payload of its own, not the job's.
+    pub own_payload: bool,
+    /// That payload as JSON text, where it is small enough to travel.
     pub payload: Option<String>,
     /// Trace of whoever asked for it.
     pub trace: Option<TraceContext>,
@@ -98,7 +101,7 @@ pub struct Claim<'a> {
     pub now: DateTime<Utc>,
     /// Timers due, those of one line in order of their instants.
     pub timers: Vec<DueTimer>,
-    /// Triggers due.
+    /// Triggers due. One that nothing is decided about stays where it is.
     pub triggers: Vec<DueTrigger>,
     /// Retries due.
     pub retries: Vec<DueRetry>,
@@ -125,7 +128,9 @@ pub struct NewExecution {
     pub max_retries: i32,
     /// Why it is skipped, or what it makes up for.
     pub reason: Option<String>,
-    /// JSON text, where it differs from the job's.
+    /// It has a payload of its own, its trigger's.
+    pub own_payload: bool,
+    /// That payload as JSON text, where it is small enough to travel.
     pub payload: Option<String>,
     /// Trace of whoever asked for it.
     pub trace: Option<TraceContext>,
@@ -184,27 +189,22 @@ CROSS JOIN LATERAL (
 ) t
 JOIN job_stats s ON s.job_id = t.job_id";
 
-/// The timer of a trigger's job is locked with it; what is locked by somebody else is passed over, and does not count.
+/// The timer of a trigger's job is locked with it; what is locked by somebody else is passed over, and does not count. Only a
+/// payload that travels in an entry is read: the others never leave the database ([`EXECUTIONS_INSERT_BATCH`]).
 const TRIGGERS_CLAIM_DUE: &str = "
-WITH due AS MATERIALIZED (
-    SELECT d.*
-    FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
-    CROSS JOIN LATERAL (
-        SELECT t.execution_id, t.job_id, m.revision, m.claimed_count
-        FROM job_triggers t JOIN job_timers m ON m.job_id = t.job_id
-        WHERE t.shard = $1 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at <= $5
-          AND t.execution_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
-        ORDER BY t.fire_at LIMIT l.room FOR UPDATE SKIP LOCKED
-    ) d
-), taken AS (
-    DELETE FROM job_triggers t USING due WHERE t.execution_id = due.execution_id
-    RETURNING t.*, due.revision, due.claimed_count
-)
-SELECT taken.execution_id, taken.job_id, taken.fire_at, taken.queue, taken.priority, taken.platform_id,
-       taken.payload::text AS payload, taken.trace_id, taken.parent_span_id, taken.trace_flags, taken.created_by,
-       taken.revision, taken.claimed_count - s.finished_count AS open
-FROM taken JOIN job_stats s ON s.job_id = taken.job_id
-ORDER BY taken.fire_at, taken.execution_id";
+SELECT d.execution_id, d.job_id, d.fire_at, d.queue, d.priority, d.platform_id, d.trace_id, d.parent_span_id, d.trace_flags,
+       d.created_by, d.revision, d.claimed_count - s.finished_count AS open, d.payload IS NOT NULL AS own_payload,
+       CASE WHEN pg_column_size(d.payload) <= 4096 AND octet_length(d.payload::text) <= 4096 THEN d.payload::text END AS payload
+FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
+CROSS JOIN LATERAL (
+    SELECT t.*, m.revision, m.claimed_count
+    FROM job_triggers t JOIN job_timers m ON m.job_id = t.job_id
+    WHERE t.shard = $1 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at <= $5
+      AND t.execution_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
+    ORDER BY t.fire_at LIMIT l.room FOR UPDATE SKIP LOCKED
+) d
+JOIN job_stats s ON s.job_id = d.job_id
+ORDER BY d.fire_at, d.execution_id";
 
 const RETRIES_CLAIM_DUE: &str = "
 WITH due AS (
@@ -220,12 +220,15 @@ WITH due AS (
 DELETE FROM execution_retries r USING due WHERE r.execution_id = due.execution_id
 RETURNING r.execution_id, r.job_id, r.claim";
 
-/// The batch row, what is settled (R7), and the new rows, in one statement.
+/// The batch row, what is settled (R7), and the new rows, in one statement. A trigger that is claimed leaves its table here
+/// (what stood in it is still seen by this statement), and takes its payload along.
 const EXECUTIONS_INSERT_BATCH: &str = "
 WITH batch AS (
     INSERT INTO dispatch_batches (shard, number, term, ids) SELECT $1, $2, $3, $4::uuid[] WHERE cardinality($4::uuid[]) > 0
 ), settled AS (
     UPDATE dispatch_batches SET settled_at = now() WHERE shard = $1 AND number = ANY ($5::bigint[]) AND settled_at IS NULL
+), triggered AS (
+    DELETE FROM job_triggers WHERE execution_id = ANY ($22::uuid[])
 )
 INSERT INTO job_executions
     (id, job_id, shard, queue, priority, platform_id, revision, created_by, claim, entry, seq, status, scheduled_at, completed_at,
@@ -233,10 +236,12 @@ INSERT INTO job_executions
 SELECT f.id, f.job_id, $1, f.queue, f.priority, f.platform_id, f.revision, f.created_by,
        CASE WHEN f.skipped THEN NULL ELSE $2 END, CASE WHEN f.skipped THEN NULL ELSE $2 END, f.seq,
        CASE WHEN f.skipped THEN 'SKIPPED' ELSE 'QUEUED' END, f.scheduled_at, CASE WHEN f.skipped THEN now() END,
-       f.max_retries, f.reason, f.payload::jsonb, f.trace_id, f.parent_span_id, f.trace_flags
-FROM UNNEST($6::uuid[], $7::uuid[], $8::int[], $9::timestamptz[], $10::int[], $11::text[], $12::text[], $13::bool[],
+       f.max_retries, f.reason,
+       CASE WHEN f.own_payload THEN (SELECT t.payload FROM job_triggers t WHERE t.execution_id = f.id) END,
+       f.trace_id, f.parent_span_id, f.trace_flags
+FROM UNNEST($6::uuid[], $7::uuid[], $8::int[], $9::timestamptz[], $10::int[], $11::text[], $12::bool[], $13::bool[],
             $14::text[], $15::smallint[], $16::text[], $17::bigint[], $18::text[], $19::text[], $20::text[], $21::smallint[])
-     AS f(id, job_id, seq, scheduled_at, max_retries, reason, payload, skipped,
+     AS f(id, job_id, seq, scheduled_at, max_retries, reason, own_payload, skipped,
           queue, priority, platform_id, revision, created_by, trace_id, parent_span_id, trace_flags)
 ON CONFLICT (id) DO NOTHING
 RETURNING id, job_id, status = 'QUEUED' AS opened";
@@ -336,6 +341,8 @@ impl Claim<'_> {
         settled: &[i64],
     ) -> Result<Vec<(Uuid, Uuid, bool)>> {
         let new = &decisions.executions;
+        let taken: HashSet<Uuid> = self.triggers.iter().map(|trigger| trigger.execution).collect();
+        let triggered: Vec<Uuid> = new.iter().map(|new| new.id).filter(|id| taken.contains(id)).collect();
         let rows = bounded(
             sqlx::query(EXECUTIONS_INSERT_BATCH)
                 .bind(self.shard)
@@ -349,7 +356,7 @@ impl Claim<'_> {
                 .bind(new.iter().map(|new| new.scheduled_at).collect::<Vec<_>>())
                 .bind(new.iter().map(|new| new.max_retries).collect::<Vec<_>>())
                 .bind(new.iter().map(|new| new.reason.as_deref()).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.payload.as_deref()).collect::<Vec<_>>())
+                .bind(new.iter().map(|new| new.own_payload).collect::<Vec<_>>())
                 .bind(new.iter().map(|new| new.skipped).collect::<Vec<_>>())
                 .bind(new.iter().map(|new| new.line.queue.as_str()).collect::<Vec<_>>())
                 .bind(new.iter().map(|new| new.line.priority.rank()).collect::<Vec<_>>())
@@ -359,6 +366,7 @@ impl Claim<'_> {
                 .bind(new.iter().map(|new| new.trace.map(|trace| trace.trace_id())).collect::<Vec<_>>())
                 .bind(new.iter().map(|new| new.trace.map(|trace| trace.parent_span_id())).collect::<Vec<_>>())
                 .bind(new.iter().map(|new| new.trace.map_or(1, |trace| i16::from(trace.flags))).collect::<Vec<_>>())
+                .bind(triggered)
                 .fetch_all(&mut *self.transaction),
         )
         .await?;
@@ -456,6 +464,7 @@ impl Claim<'_> {
                 revision: row.try_get("revision")?,
                 open: row.try_get("open")?,
                 platform_id: row.try_get("platform_id")?,
+                own_payload: row.try_get("own_payload")?,
                 payload: row.try_get("payload")?,
                 trace: read_trace(&row)?,
                 created_by: row.try_get("created_by")?,

@@ -9,13 +9,16 @@ use std::time::{Duration, Instant};
 
 use carillon_core::agenda::{Due, Slot, Source};
 use carillon_core::line::Line;
-use carillon_store::claim::{Claim, Room};
+use carillon_core::misfire;
+use carillon_store::claim::{Claim, Committed, Room};
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::{counter, histogram};
 use tracing::warn;
 use uuid::Uuid;
 
 use crate::decide::{Decided, decide};
+use crate::definitions::Definitions;
+use crate::foresight::{Answer, Foresight, Question};
 use crate::leader::{ENDED_MAX, End, Leader, delta};
 use crate::outgoing::Batch;
 
@@ -25,6 +28,9 @@ const FULL_PAUSE: TimeDelta = TimeDelta::milliseconds(50);
 const UNREADABLE_PAUSE: TimeDelta = TimeDelta::minutes(1);
 /// Each line gets at least so much of a batch, however much stands in the lines before it, as far as a batch goes round.
 const LINE_SHARE_MIN: i64 = 50;
+/// Definitions read at once, and how long one claim may read more of them.
+const LEARN_AT_ONCE: usize = 200;
+const LEARN_MAX: Duration = Duration::from_millis(100);
 /// What was refused by itself is tried again after this.
 const REFUSED_PAUSE: TimeDelta = TimeDelta::minutes(1);
 
@@ -71,24 +77,28 @@ impl Leader {
             return Ok(None);
         }
         self.taking.extend(claim.taken());
-        let wanted = claim.timers.iter().map(|timer| (timer.job, timer.revision));
-        let wanted = wanted.chain(claim.triggers.iter().map(|trigger| (trigger.job, trigger.revision)));
-        let unknown = self.definitions.unknown(wanted);
-        if !unknown.is_empty() {
-            let learned = claim.definitions(&unknown).await?;
-            self.definitions.learn(learned);
-        }
-        let threshold = delta(self.config.dispatcher.misfire_threshold);
-        let decided = decide(&claim.timers, &claim.triggers, &claim.retries, &self.definitions, claim.now, threshold);
         let limited = limited(&rooms, &claim);
+        let unread = learn(&mut self.definitions, &mut claim).await?;
+        let threshold = delta(self.config.dispatcher.misfire_threshold);
+        let foreseen = foresee(&mut self.foresight, &self.definitions, &mut self.left, &mut claim, threshold);
+        let decided =
+            decide(&claim.timers, &claim.triggers, &claim.retries, &self.definitions, &foreseen, claim.now, threshold);
         let number = claim.number;
         let committed = claim.commit(self.term, &decided.decisions, &self.unsettled).await?;
         self.unsettled.clear();
         self.is_busy = !limited.is_empty();
-        for slot in limited {
+        for slot in limited.into_iter().chain(unread) {
             self.agenda.note_exactly(slot, now);
         }
         self.claim_max = self.claim_max.saturating_mul(2).min(self.config.dispatcher.batch_max);
+        let batch = self.batch_of(number, &decided, committed).await.map_err(End::after_commit)?;
+        self.learn_from(decided, batch.entries.len(), began.elapsed(), now);
+        self.streams.expect(&batch);
+        Ok(Some(batch).filter(|batch| !batch.entries.is_empty()))
+    }
+
+    /// What was committed, as it is published.
+    async fn batch_of(&mut self, number: i64, decided: &Decided, committed: Committed) -> Result<Batch, End> {
         let (born, last): (HashSet<Uuid>, HashSet<Uuid>) =
             (committed.born.iter().copied().collect(), decided.last.iter().copied().collect());
         let mut batch = Batch::new(number);
@@ -98,16 +108,25 @@ impl Leader {
             }
         }
         // R16: which revision a retried execution names, its row has told only now.
-        let retried = committed.retried.iter().map(|open| (open.job, open.revision));
-        self.learn_jobs(retried).await.map_err(End::after_commit)?;
+        self.learn_jobs(committed.retried.iter().map(|open| (open.job, open.revision))).await?;
         for open in &committed.retried {
             if let Some(job) = self.definitions.get(open.job, open.revision) {
                 batch.add_open(open, &job);
             }
         }
-        self.learn_from(decided, batch.entries.len(), began.elapsed(), now);
-        self.streams.expect(&batch);
-        Ok(Some(batch).filter(|batch| !batch.entries.is_empty()))
+        Ok(batch)
+    }
+
+    /// A dear timetable was searched: its timer is claimed now.
+    pub(crate) fn look_again(&mut self, answer: Answer) {
+        let now = self.session.clock().now();
+        if answer.due.is_some() {
+            self.left.remove(&answer.job);
+            self.agenda.note_exactly(answer.slot.clone(), now);
+        } else {
+            self.left.insert(answer.job, now + UNREADABLE_PAUSE);
+        }
+        self.foresight.keep(answer);
     }
 
     fn learn_from(&mut self, decided: Decided, claimed: usize, took: Duration, now: DateTime<Utc>) {
@@ -211,6 +230,65 @@ fn share_out(slots: &BTreeSet<Slot>, free: impl Fn(&Line) -> i64, batch_max: i64
         }
     }
     rooms
+}
+
+/// Learns what the jobs of a claim mean, for as long as [`LEARN_MAX`]. What it did not come to is left out of the claim, and
+/// answered: where to look again.
+async fn learn(definitions: &mut Definitions, claim: &mut Claim<'_>) -> Result<HashSet<Slot>, End> {
+    let wanted = claim.timers.iter().map(|timer| (timer.job, timer.revision));
+    let unknown =
+        definitions.unknown(wanted.chain(claim.triggers.iter().map(|trigger| (trigger.job, trigger.revision))));
+    let began = Instant::now();
+    let mut unread = unknown.as_slice();
+    while !unread.is_empty() && (unread.len() == unknown.len() || began.elapsed() < LEARN_MAX) {
+        let (some, rest) = unread.split_at(LEARN_AT_ONCE.min(unread.len()));
+        definitions.learn(claim.definitions(some).await?);
+        unread = rest;
+    }
+    let unread: HashSet<(Uuid, i64)> = unread.iter().copied().collect();
+    let mut slots = HashSet::new();
+    claim.timers.retain(|timer| {
+        let known = !unread.contains(&(timer.job, timer.revision));
+        if !known {
+            slots.insert((Source::Timer, timer.line.clone()));
+        }
+        known
+    });
+    claim.triggers.retain(|trigger| {
+        let known = !unread.contains(&(trigger.job, trigger.revision));
+        if !known {
+            slots.insert((Source::Trigger, trigger.line.clone()));
+        }
+        known
+    });
+    Ok(slots)
+}
+
+/// What is known of the timers whose timetables may be dear. Those of which nothing is known yet are left out of the claim,
+/// asked about, and left alone until the answer comes.
+fn foresee(
+    foresight: &mut Foresight,
+    definitions: &Definitions,
+    left: &mut HashMap<Uuid, DateTime<Utc>>,
+    claim: &mut Claim<'_>,
+    misfire_threshold: TimeDelta,
+) -> HashMap<Uuid, misfire::Due> {
+    let mut foreseen = HashMap::new();
+    let now = claim.now;
+    claim.timers.retain(|timer| {
+        let Some(job) = definitions.get(timer.job, timer.revision).filter(|job| job.timetable.is_none()) else {
+            return true;
+        };
+        if let Some(due) = foresight.take(timer.job, timer.revision, timer.fire_at) {
+            foreseen.insert(timer.job, due);
+            return true;
+        }
+        let slot = (Source::Timer, timer.line.clone());
+        let until = foresight.ask(Question { job, fire_at: timer.fire_at, slot, now, misfire_threshold });
+        left.insert(timer.job, until);
+        false
+    });
+    foreseen
 }
 
 /// A slot that gave all it was asked for holds more: it is looked at again, at once.

@@ -32,6 +32,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::definitions::Definitions;
+use crate::foresight::Foresight;
 use crate::outgoing::Batch;
 use crate::reconcile::Passes;
 use crate::streams::Streams;
@@ -100,6 +101,7 @@ pub struct Leader {
     /// Jobs whose fire cannot be decided before that instant.
     pub(crate) left: HashMap<Uuid, DateTime<Utc>>,
     pub(crate) streams: Streams,
+    pub(crate) foresight: Foresight,
     /// In Redis, not yet marked so.
     pub(crate) unsettled: Vec<i64>,
     /// Completed by nobody else, since their last fire was skipped.
@@ -150,6 +152,7 @@ impl Leader {
             term: 0,
             definitions: Definitions::default(),
             passes: Passes::default(),
+            foresight: Foresight::new(store.clone()),
             store,
             notices,
             shutdown,
@@ -209,6 +212,9 @@ impl Leader {
             self.tick().await?;
         }
         self.read_agenda().await?;
+        while let Some(answer) = self.foresight.try_next() {
+            self.look_again(answer);
+        }
         let claimed = self.claim_due().await?;
         let idle = claimed.is_none();
         if let Some(batch) = claimed {
@@ -418,6 +424,7 @@ impl Leader {
         tokio::select! {
             () = self.shutdown.cancelled() => {}
             () = tokio::time::sleep_until(until.into()) => {}
+            answer = self.foresight.next() => self.look_again(answer),
             notice = self.notices.next() => {
                 self.hear(&notice);
                 // Many wakes are one: what is due is read from Postgres anyway.

@@ -2,6 +2,7 @@
 //!
 //! - [`election`] stands by until the shard's lock is free, then leads until its session is lost.
 //! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim ([`claim`]), publish and settle.
+//! - `foresight` searches timetables that are dear, beside the claims.
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
 //!   what room there is for them.
 //! - [`reconcile`] publishes again what Redis has lost; [`chores`] keep the house.
@@ -15,6 +16,7 @@ pub mod config;
 pub mod decide;
 pub mod definitions;
 pub mod election;
+mod foresight;
 pub mod leader;
 mod metrics;
 pub mod outgoing;

@@ -31,7 +31,18 @@ pub(crate) fn describe() {
     describe_counter!(
         "carillon_dispatcher_set_aside_total",
         Unit::Count,
-        "Timers, triggers and retries set aside for a while, since a claim of theirs alone was refused"
+        "Jobs and executions set aside: a claim of theirs alone was refused (tried again after a minute), or their timetable \
+         is dear to search (searched in a slow lane, fires may be late)"
+    );
+    describe_histogram!(
+        "carillon_dispatcher_search_seconds",
+        Unit::Seconds,
+        "Duration of a search for the next instant of a timetable that may be dear, beside the claims"
+    );
+    describe_gauge!(
+        "carillon_dispatcher_searches_waiting",
+        Unit::Count,
+        "Timers that are due and wait for such a search"
     );
     describe_gauge!(
         "carillon_stream_entries",

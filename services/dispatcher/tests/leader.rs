@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use carillon_core::schedule::TimetableSpec;
+use carillon_core::schedule::{Exclusion, TimetableSpec};
 use carillon_dispatcher::Config;
 use carillon_dispatcher::config::DispatcherConfig;
 use carillon_kit::Process;
@@ -340,5 +340,121 @@ async fn r2_without_redis_nobody_leads() -> Result<()> {
     proxy.heal();
     leader.until_count(LOCKS, |locks| locks == 1).await?;
     leader.until("its entry", || Ok(leader.length()? == 1)).await?;
+    leader.end().await
+}
+
+impl Leader {
+    /// Changes the timers that have something to come by hand: `set` is what stands after SET.
+    async fn change_timers(&self, set: &'static str) -> Result<()> {
+        let statement = format!("UPDATE job_timers SET {set} WHERE fire_at IS NOT NULL");
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Jobs that are due at `at` by a timetable of their own.
+    async fn timetabled_jobs(&self, count: usize, at: DateTime<Utc>, timetable: &TimetableSpec) -> Result<()> {
+        self.jobs(count, at).await?;
+        sqlx::query("UPDATE job_revisions r SET definition = jsonb_set(r.definition, '{timetable}', $1) FROM job_timers t WHERE t.job_id = r.job_id AND t.fire_at = $2")
+            .bind(serde_json::to_value(timetable)?)
+            .bind(at)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// How long it takes until the fire of a job that is created now, and due now, is in the stream of a queue of its own.
+    async fn beside(&self, queue: &str) -> Result<Duration> {
+        let job = self.jobs(1, in_ms(0)).await?;
+        sqlx::query("WITH revised AS (UPDATE job_revisions SET definition = jsonb_set(definition, '{queue}', to_jsonb($2::text)) WHERE job_id = $1) UPDATE job_timers SET queue = $2 WHERE job_id = $1")
+            .bind(job)
+            .bind(queue)
+            .execute(&self.pool)
+            .await?;
+        let created = Instant::now();
+        self.wake()?;
+        let stream = format!("{{carillon:0}}:v1:{queue}:MEDIUM");
+        let there = self
+            .until("the one beside them", || Ok(self.redis.command(&["XLEN", &stream])?.number() == Some(1)))
+            .await?;
+        Ok(there - created)
+    }
+}
+
+/// What an ordinary job may have to wait for beside poison; the machine may be slow.
+const BESIDE_MAX: Duration = Duration::from_secs(3);
+
+/// Item 5: timetables made to cost something, after an outage of an hour.
+#[tokio::test]
+async fn dear_timetables_hold_up_no_other_job() -> Result<()> {
+    const DEAR: usize = 20;
+    let leader = Leader::start(100, 20_000).await?;
+    // Ten a second, of which two zones leave none from January to November.
+    let due = in_ms(-3_600_000);
+    let mut dear = TimetableSpec::every(Duration::from_millis(100), due);
+    dear.exclusions =
+        vec![Exclusion::cron("*/2 * * 1-11 *"), Exclusion::cron("1-59/2 * * 1-11 *").in_timezone("Asia/Tokyo")];
+    leader.timetabled_jobs(DEAR, due, &dear).await?;
+    leader.wake()?;
+    let term = leader.term()?;
+    for queue in ["first", "second", "third"] {
+        let took = leader.beside(queue).await?;
+        assert!(took < BESIDE_MAX, "{took:?} beside {DEAR} dear timetables");
+    }
+    // A calendar of the ordinary kind is searched beside the claims too, and fires.
+    let soon = in_ms(300);
+    let mut calendar = TimetableSpec::every(Duration::from_secs(3_600), soon);
+    calendar.exclusions = vec![Exclusion::date("2020-12-25".parse()?)];
+    let before = leader.count("job_executions").await?;
+    leader.timetabled_jobs(5, soon, &calendar).await?;
+    leader.wake()?;
+    leader
+        .until_count(
+            "job_executions e JOIN job_timers t USING (job_id) WHERE t.fire_at > now() + interval '50 minutes'",
+            |fired| fired == 5,
+        )
+        .await?;
+    assert!(leader.count("job_executions").await? >= before + 5);
+    assert_eq!(leader.term()?, term, "it stayed in office");
+    leader.end().await
+}
+
+/// Item 5: more due lines than a batch has rows.
+#[tokio::test]
+async fn many_due_queues_share_the_batches() -> Result<()> {
+    const QUEUES: i64 = 2_000;
+    let leader = Leader::start(100, 20_000).await?;
+    leader.jobs(usize::try_from(2 * QUEUES)?, in_ms(1_000)).await?;
+    leader.change_timers("queue = 'q' || abs(hashtext(job_id::text)) % 2000").await?;
+    leader.wake()?;
+    leader.until_count("job_executions", |claimed| claimed > 300).await?;
+    let took = leader.beside("beside").await?;
+    assert!(took < BESIDE_MAX, "{took:?} beside {QUEUES} due queues");
+    leader.until_count("job_executions", |claimed| claimed == 2 * QUEUES + 1).await?;
+    let largest: i32 =
+        sqlx::query_scalar("SELECT max(cardinality(ids)) FROM dispatch_batches").fetch_one(&leader.pool).await?;
+    assert!(largest <= 100, "{largest} in one batch");
+    leader.end().await
+}
+
+/// Item 5: fires that their predecessors hold back until their instant, and are skipped then.
+#[tokio::test]
+async fn executions_held_back_by_overlap_hold_up_no_other_job() -> Result<()> {
+    const HELD: usize = 5_000;
+    let leader = Leader::start(1_000, 20_000).await?;
+    let due = in_ms(2_500);
+    leader.jobs(HELD, due).await?;
+    sqlx::query("UPDATE job_revisions SET definition = definition || '{\"allow_overlap\": false, \"concurrency\": 1}'")
+        .execute(&leader.pool)
+        .await?;
+    leader.change_timers("claimed_count = 1").await?;
+    leader.wake()?;
+    // They are looked at from 500 ms before their instant on.
+    for queue in ["first", "second", "third"] {
+        let took = leader.beside(queue).await?;
+        assert!(took < BESIDE_MAX, "{took:?} beside {HELD} that are held back");
+    }
+    leader.until_count("job_executions WHERE status = 'SKIPPED'", |skipped| skipped == 5_000).await?;
+    let took = leader.beside("after").await?;
+    assert!(took < BESIDE_MAX, "{took:?}");
     leader.end().await
 }

@@ -1,0 +1,215 @@
+//! What timetables say that may be dear to search: found outside of any claim and off the runtime's threads, then used by the
+//! claim that the timer is due for.
+//!
+//! An ordinary timetable is searched in microseconds, by the claim itself. One with exclusions may cost 30 ms, and forty times
+//! as much after an outage; one with a thousand of them is 100 KiB to read. The first claim that meets such a timer leaves it
+//! where it is and asks here; as soon as the answer is there the timer is looked at again. Nobody else waits for it.
+//!
+//! There are two lanes, a job at a time in each: what took longer than [`BUDGET`] before is set aside into the slow one, with a
+//! pause between two as long as the last took, so that a thousand of the dearest cost half a core and hold up no others.
+//! Nothing here outlives the term: the tasks end with it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use carillon_core::agenda::Slot;
+use carillon_core::misfire::{self, Due};
+use carillon_core::schedule::{Timetable, TimetableSpec};
+use carillon_store::Store;
+use chrono::{DateTime, TimeDelta, Utc};
+use metrics::{counter, gauge, histogram};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tracing::{error, warn};
+use uuid::Uuid;
+
+use crate::definitions::Known;
+
+/// What one search may take before its job is set aside.
+const BUDGET: Duration = Duration::from_millis(100);
+/// Questions waiting, at most: what does not fit is asked again by the claim that meets it next.
+const WAITING_MAX: usize = 20_000;
+/// Jobs remembered as slow.
+const SLOW_MAX: usize = 20_000;
+/// Answers on their way. Both lanes wait when the leader does not fetch them.
+const ANSWERS_MAX: usize = 64;
+/// Until then a timer is left alone that could not be asked for, and one that was.
+const FULL_PAUSE: TimeDelta = TimeDelta::seconds(5);
+const ANSWER_MAX: TimeDelta = TimeDelta::minutes(60);
+/// Tries to read a long timetable, with [`READ_PAUSE`] between them.
+const READS_MAX: u32 = 3;
+const READ_PAUSE: Duration = Duration::from_millis(200);
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Question {
+    pub(crate) job: Arc<Known>,
+    /// Where its timer stands.
+    pub(crate) fire_at: DateTime<Utc>,
+    /// Where to look again once it is answered.
+    pub(crate) slot: Slot,
+    /// The database's time.
+    pub(crate) now: DateTime<Utc>,
+    pub(crate) misfire_threshold: TimeDelta,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) job: Uuid,
+    pub(crate) revision: i64,
+    pub(crate) fire_at: DateTime<Utc>,
+    pub(crate) slot: Slot,
+    /// `None`: this version cannot read the timetable, or Postgres did not give it.
+    pub(crate) due: Option<Due>,
+    took: Duration,
+}
+
+/// The two lanes, and what they have found.
+#[derive(Debug)]
+pub(crate) struct Foresight {
+    quick: VecDeque<Question>,
+    slow: VecDeque<Question>,
+    asked: HashSet<Uuid>,
+    answered: HashMap<Uuid, Answer>,
+    known_slow: HashSet<Uuid>,
+    store: Store,
+    answers: mpsc::Receiver<Answer>,
+    answer: mpsc::Sender<Answer>,
+    lanes: [Option<JoinHandle<()>>; 2],
+}
+
+impl Drop for Foresight {
+    fn drop(&mut self) {
+        for lane in self.lanes.iter().flatten() {
+            lane.abort();
+        }
+    }
+}
+
+impl Foresight {
+    pub(crate) fn new(store: Store) -> Self {
+        let (answer, answers) = mpsc::channel(ANSWERS_MAX);
+        Self {
+            quick: VecDeque::new(),
+            slow: VecDeque::new(),
+            asked: HashSet::new(),
+            answered: HashMap::new(),
+            known_slow: HashSet::new(),
+            store,
+            answers,
+            answer,
+            lanes: [None, None],
+        }
+    }
+
+    /// Takes what was found for a timer that stands at `fire_at`. An answer for another instant or revision is of the past.
+    pub(crate) fn take(&mut self, job: Uuid, revision: i64, fire_at: DateTime<Utc>) -> Option<Due> {
+        let answer = self.answered.remove(&job)?;
+        answer.due.filter(|_| (answer.revision, answer.fire_at) == (revision, fire_at))
+    }
+
+    /// Asks, unless the job is asked about already. Answers until when its timer is to be left alone, unless an answer comes
+    /// before.
+    pub(crate) fn ask(&mut self, question: Question) -> DateTime<Utc> {
+        let (job, now) = (question.job.definition.job, question.now);
+        if !self.asked.contains(&job) {
+            if self.asked.len() >= WAITING_MAX {
+                return now + FULL_PAUSE;
+            }
+            self.asked.insert(job);
+            let lane = if self.known_slow.contains(&job) { &mut self.slow } else { &mut self.quick };
+            lane.push_back(question);
+            self.work();
+        }
+        now + ANSWER_MAX
+    }
+
+    /// Waits for an answer. Nothing is lost if it is dropped while it waits.
+    pub(crate) async fn next(&mut self) -> Answer {
+        match self.answers.recv().await {
+            Some(answer) => answer,
+            // Never: it holds a sender itself.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// An answer that is there already.
+    pub(crate) fn try_next(&mut self) -> Option<Answer> {
+        self.answers.try_recv().ok()
+    }
+
+    /// Keeps an answer until the claim that it is for, and gives the lane its next question.
+    pub(crate) fn keep(&mut self, answer: Answer) {
+        self.asked.remove(&answer.job);
+        histogram!("carillon_dispatcher_search_seconds").record(answer.took.as_secs_f64());
+        if answer.took > BUDGET && self.known_slow.len() < SLOW_MAX && self.known_slow.insert(answer.job) {
+            warn!(job.id = %answer.job, took_ms = %answer.took.as_millis(),
+                  "its timetable is dear to search, it is set aside: its fires may be late");
+            counter!("carillon_dispatcher_set_aside_total").increment(1);
+        }
+        if answer.due.is_some() {
+            self.answered.insert(answer.job, answer);
+        }
+        self.work();
+    }
+
+    /// Gives each lane that is idle its next question.
+    fn work(&mut self) {
+        for (lane, waiting, pauses) in [(0, &mut self.quick, false), (1, &mut self.slow, true)] {
+            let is_busy = self.lanes[lane].as_ref().is_some_and(|task| !task.is_finished());
+            if is_busy {
+                continue;
+            }
+            let Some(question) = waiting.pop_front() else { continue };
+            self.lanes[lane] = Some(tokio::spawn(work(question, self.store.clone(), self.answer.clone(), pauses)));
+        }
+        gauge!("carillon_dispatcher_searches_waiting").set(u32::try_from(self.asked.len()).unwrap_or(u32::MAX));
+    }
+}
+
+/// Answers one question.
+async fn work(question: Question, store: Store, answers: mpsc::Sender<Answer>, pauses: bool) {
+    let began = Instant::now();
+    let definition = &question.job.definition;
+    let (job, revision) = (definition.job, definition.revision);
+    let spec = match &definition.timetable {
+        Some(spec) => Some(spec.clone()),
+        None => read(&store, job, revision).await,
+    };
+    let (fire_at, slot) = (question.fire_at, question.slot.clone());
+    let searched = tokio::task::spawn_blocking(move || spec.and_then(|spec| search(&spec, job, &question)));
+    // One that panicked has no answer.
+    let due = searched.await.unwrap_or_default();
+    let took = began.elapsed();
+    if pauses {
+        tokio::time::sleep(took).await;
+    }
+    // Whoever asked is gone with the term.
+    let _ = answers.send(Answer { job, revision, fire_at, slot, due, took }).await;
+}
+
+async fn read(store: &Store, job: Uuid, revision: i64) -> Option<TimetableSpec> {
+    for _ in 0..READS_MAX {
+        match store.timetable(job, revision).await {
+            Ok(timetable) => return timetable,
+            Err(problem) => {
+                error!(job.id = %job, "its timetable cannot be read: {:#}", anyhow::Error::from(problem));
+                tokio::time::sleep(READ_PAUSE).await;
+            }
+        }
+    }
+    None
+}
+
+fn search(spec: &TimetableSpec, job: Uuid, question: &Question) -> Option<Due> {
+    match Timetable::parse(spec, job) {
+        Ok(timetable) => Some(misfire::resolve(&timetable, question.fire_at, question.now, question.misfire_threshold)),
+        Err(errors) => {
+            let why: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            error!(job.id = %job, "its timetable cannot be read, it does not fire: {}", why.join("; "));
+            None
+        }
+    }
+}
