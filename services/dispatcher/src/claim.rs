@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::decide::{Decided, decide};
 use crate::definitions::Definitions;
-use crate::foresight::{Answer, Foresight, Question};
+use crate::foresight::{Answer, Foresight, Found, Question};
 use crate::leader::{ENDED_MAX, End, Leader, delta};
 use crate::outgoing::Batch;
 
@@ -120,11 +120,16 @@ impl Leader {
     /// A dear timetable was searched: its timer is claimed now.
     pub(crate) fn look_again(&mut self, answer: Answer) {
         let now = self.session.clock().now();
-        if answer.due.is_some() {
-            self.left.remove(&answer.job);
-            self.agenda.note_exactly(answer.slot.clone(), now);
-        } else {
-            self.left.insert(answer.job, now + UNREADABLE_PAUSE);
+        match answer.found {
+            Found::Due(_) => {
+                self.left.remove(&answer.job);
+                self.agenda.note_exactly(answer.slot.clone(), now);
+            }
+            Found::Unreadable => {
+                self.left.insert(answer.job, now + UNREADABLE_PAUSE);
+            }
+            // Another lane looks.
+            Found::Dear(_) => {}
         }
         self.foresight.keep(answer);
     }
