@@ -4,9 +4,9 @@ use carillon_core::ids;
 use carillon_core::job::JobStatus;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::types::Json;
 use uuid::Uuid;
 
+use crate::document::ToWrite;
 use crate::executions::{self, Execution};
 use crate::idempotency::{self, Key};
 use crate::jobs::rows::word;
@@ -84,7 +84,7 @@ async fn insert(
         .bind(new.job_id)
         .bind(execution)
         .bind(now)
-        .bind(new.payload.as_ref().map(Json))
+        .bind(new.payload.as_ref().map(ToWrite))
         .bind(&new.traceparent)
         .bind(&new.created_by)
         .bind(key.map(|key| &key.scope))
