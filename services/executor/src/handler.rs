@@ -25,7 +25,8 @@ use crate::incarnation::Clock;
 /// The code that an execution runs.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
-    /// Runs one attempt. The result is kept with the execution.
+    /// Runs one attempt. The result is kept with the execution: at most 30 levels deep and 256 KiB of JSON text, else the attempt
+    /// fails for good. Its numbers are shown as 64-bit floats; larger integers belong into strings.
     ///
     /// It may run for as long as the job's timeout. When [`Context::cancelled`] is cancelled (timeout, cancel, shutdown) it
     /// should return soon; a second later it is dropped at its next `.await`.

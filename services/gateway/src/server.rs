@@ -39,10 +39,12 @@ const HEADER_LIST_BYTES_MAX: u32 = 32 * 1024;
 /// Pause after the system refused a connection (no file descriptor left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+type Mapping = fn(Response<Body>) -> Response<Body>;
+
 /// What answers requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Front {
-    grpc: GrpcWebService<MapResponse<Routes, fn(Response<Body>) -> Response<Body>>>,
+    grpc: GrpcWebService<MapResponse<Routes, Mapping>>,
     json: Transcoder,
     requests: Arc<Semaphore>,
 }
@@ -51,8 +53,7 @@ impl Front {
     /// `services` are all gRPC services; `json` answers everything else.
     pub(crate) fn new(services: Routes, json: Transcoder, requests_max: usize) -> Self {
         let requests = Arc::new(Semaphore::new(requests_max.min(Semaphore::MAX_PERMITS)));
-        let named: fn(Response<Body>) -> Response<Body> = with_depth_named;
-        let services = MapResponse::new(services.prepare(), named);
+        let services = MapResponse::new(services.prepare(), with_depth_named as Mapping);
         Self { grpc: GrpcWebLayer::new().layer(services), json, requests }
     }
 
