@@ -165,10 +165,11 @@ pub async fn list(store: &Store, job: Uuid, status: Option<Status>, slice: Slice
     }
     query.push(") AS both_kinds ORDER BY id DESC LIMIT ").push_bind(slice.limit_and_one());
     query.push(" OFFSET ").push_bind(i64::from(slice.offset));
-    let page = page::collect(&store.pool, query.build(), slice, |row| {
+    // Boxed: a wide row would make every caller's future large.
+    let page = Box::pin(page::collect(&store.pool, query.build(), slice, |row| {
         let row: ExecutionRow = sqlx::FromRow::from_row(row)?;
         Ok((row.growth(), row.try_into()?))
-    })
+    }))
     .await?;
     if page.items.is_empty() {
         require_job(store, job).await?;

@@ -155,9 +155,10 @@ pub async fn list(store: &Store, filter: Filter, slice: Slice) -> Result<Page<Jo
     }
     query.push(" ORDER BY id DESC LIMIT ").push_bind(slice.limit_and_one());
     query.push(" OFFSET ").push_bind(i64::from(slice.offset)).push(") ORDER BY j.id DESC");
-    page::collect(&store.pool, query.build(), slice, |row| {
+    // Boxed: a wide row would make every caller's future large.
+    Box::pin(page::collect(&store.pool, query.build(), slice, |row| {
         let row: JobRow = sqlx::FromRow::from_row(row)?;
         Ok((row.growth(), row.try_into()?))
-    })
+    }))
     .await
 }

@@ -48,8 +48,7 @@ pub(crate) async fn collect<'q, T>(
     let mut connection = pool.acquire().await?;
     let (inner, limit) = connection.lend().await?;
     // Row by row, so that what does not fit is not read: the driver throws it away on the connection's way back.
-    // Boxed: a wide row would make every caller's future large.
-    let outcome = timeout(limit, Box::pin(until_full(inner.fetch(query), slice, read))).await;
+    let outcome = timeout(limit, until_full(inner.fetch(query), slice, read)).await;
     connection.settle(outcome)?
 }
 
