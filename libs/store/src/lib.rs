@@ -2,7 +2,7 @@
 //!
 //! The API's side: [`jobs`], [`executions`], [`triggers`]. The data path's side: [`leader_session`] (the advisory lock and
 //! all that may only be written under it), [`recorder`] (finishing executions), [`takes`], [`workers`]. Upkeep:
-//! [`migrate`], [`partitions`].
+//! [`migrate`], [`partitions`], [`retention`].
 //!
 //! It knows the words of `carillon-core` and nothing of Redis, of the wire or of how a process is run. There is no trait
 //! to stand in for it: the promises *are* Postgres semantics, and tests run against a real one.
@@ -23,6 +23,7 @@ pub mod partitions;
 pub mod pool;
 pub mod recent;
 pub mod recorder;
+pub mod retention;
 pub mod takes;
 pub mod triggers;
 pub mod upcoming;
