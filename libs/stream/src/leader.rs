@@ -92,7 +92,7 @@ impl Redis {
     /// [`Error::Unavailable`].
     pub async fn announce(&self, term: i64, challenge: &str, force: bool) -> Result<Announced> {
         let args = vec![term.to_string().into(), challenge.into(), if force { "1" } else { "0" }.into()];
-        let mut answer = reply::array(ANNOUNCE.run(&self.client, vec![self.keys.ctl()], args).await?)?.into_iter();
+        let mut answer = reply::array(self.connection.run(&ANNOUNCE, vec![self.keys.ctl()], args).await?)?.into_iter();
         let verdict = reply::text(&reply::next(&mut answer)?)?;
         if verdict == "STALE" {
             return Ok(Announced::Stale);
@@ -125,7 +125,7 @@ impl Redis {
         let mut keys = vec![self.keys.ctl(), self.keys.streams()];
         keys.extend(lines.iter().map(|line| self.keys.stream(line)));
         let args = vec![number.to_string().into(), term.to_string().into(), replid.into(), challenge.into()];
-        let mut answer = reply::array(CERTIFY.run(&self.client, keys, args).await?)?.into_iter();
+        let mut answer = reply::array(self.connection.run(&CERTIFY, keys, args).await?)?.into_iter();
         match reply::text(&reply::next(&mut answer)?)?.as_str() {
             "OK" => Ok(Certified::Done),
             "STALE" => Ok(Certified::Stale),
@@ -150,7 +150,7 @@ impl Redis {
             args.push(Value::Integer(i64::from(entry.seq)));
             args.push(Value::Bytes(entry.text.clone()));
         }
-        let mut answer = reply::array(PUBLISH.run(&self.client, keys, args).await?)?.into_iter();
+        let mut answer = reply::array(self.connection.run(&PUBLISH, keys, args).await?)?.into_iter();
         match reply::text(&reply::next(&mut answer)?)?.as_str() {
             "OK" => Ok(Published::Done(lengths(answer)?)),
             "PASSED" => Ok(Published::Passed),
@@ -169,7 +169,7 @@ impl Redis {
     pub async fn state(&self, lines: &[Line]) -> Result<State> {
         let mut keys = vec![self.keys.ctl()];
         keys.extend(lines.iter().map(|line| self.keys.stream(line)));
-        let mut answer = reply::array(STATE.run(&self.client, keys, Vec::new()).await?)?.into_iter();
+        let mut answer = reply::array(self.connection.run(&STATE, keys, Vec::new()).await?)?.into_iter();
         let certified = reply::integer(&reply::next(&mut answer)?)? == 1;
         let term = reply::integer(&reply::next(&mut answer)?)?;
         let last = reply::integer(&reply::next(&mut answer)?)?;
@@ -187,7 +187,7 @@ impl Redis {
             args.push(Value::Integer(i64::try_from(line + 1).unwrap_or(i64::MAX)));
             args.push(id.to_string().into());
         }
-        let answer = reply::array(MISSING.run(&self.client, keys, args).await?)?;
+        let answer = reply::array(self.connection.run(&MISSING, keys, args).await?)?;
         let positions = answer.iter().map(|position| {
             let position = usize::try_from(reply::integer(position)?).unwrap_or(0);
             position.checked_sub(1).ok_or_else(|| Error::Unexpected("a position before the first".into()))

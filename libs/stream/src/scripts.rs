@@ -37,7 +37,6 @@ impl Script {
     /// Runs it, loading it if the server has lost it.
     pub(crate) async fn run(&self, client: &Client, keys: Vec<String>, args: Vec<Value>) -> Result<Value> {
         let sha = self.sha(client).await?;
-        // Boxed: the client's futures are large, and would make everything large that waits for one.
         let first: Result<Value, Error> =
             Box::pin(client.evalsha(sha.as_str(), keys.clone(), args.clone())).await.map_err(Error::from);
         match first {
@@ -137,6 +136,23 @@ local t = redis.call('TIME')
 local age = t[1] * 1000 + math.floor(t[2] / 1000) - tonumber(c[3] or '0')
 local size = redis.call('SCARD', KEYS[2])
 return {c[1] == id and 1 or 0, c[2] or '0', string.format('%d', age), size > 64 and size or redis.call('SMEMBERS', KEYS[2])}",
+);
+
+/// KEYS: streams. Answers for each the last id that its group was handed: behind it stands what nobody has read.
+pub(crate) static HANDED: Script = Script::new(
+    r"
+local answer = {}
+for k = 1, #KEYS do
+  if redis.call('EXISTS', KEYS[k]) == 1 then
+    for _, g in ipairs(redis.call('XINFO', 'GROUPS', KEYS[k])) do
+      local field = {}
+      for j = 1, #g, 2 do field[g[j]] = g[j + 1] end
+      if field['name'] == 'executors' then answer[k] = field['last-delivered-id'] end
+    end
+  end
+  if not answer[k] then return redis.error_reply('NOGROUP the stream or its group is missing') end
+end
+return answer",
 );
 
 /// R8a, the second question where the set is large. KEYS: ctl, cancelled. ARGV: ids. Answers as LOOK does, of the set those

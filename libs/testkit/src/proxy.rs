@@ -21,6 +21,8 @@ struct Line {
     delay: Duration,
     /// Connections of an older generation are reset.
     generation: u64,
+    /// Connections of an older age stand, and carry nothing any more.
+    age: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +47,7 @@ impl Proxy {
     /// If no port is free.
     pub fn to(target: u16) -> Result<Self> {
         let port = free_port()?;
-        let open = Line { state: State::Open, delay: Duration::ZERO, generation: 0 };
+        let open = Line { state: State::Open, delay: Duration::ZERO, generation: 0, age: 0 };
         let (line, seen) = watch::channel(open);
         let (ready, is_ready) = mpsc::channel();
         let run = move || {
@@ -93,6 +95,12 @@ impl Proxy {
         self.change(|line| line.state = State::Silent);
     }
 
+    /// Nothing gets through any more on the connections that stand, for good, and nobody is told; new ones are welcome. So it is
+    /// where a firewall has forgotten them.
+    pub fn swallow_connections(&self) {
+        self.change(|line| line.age += 1);
+    }
+
     /// Delays each chunk of bytes, in each direction.
     pub fn delay(&self, delay: Duration) {
         self.change(|line| line.delay = delay);
@@ -136,7 +144,7 @@ async fn accept(listener: TcpListener, target: u16, mut line: watch::Receiver<Li
 }
 
 async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Line>) {
-    let generation = line.borrow().generation;
+    let Line { generation, age, .. } = *line.borrow();
     // In silence the other side is not even reached.
     if line.wait_for(|line| line.state != State::Silent).await.is_err() || line.borrow().state == State::Refusing {
         return reset(&client);
@@ -151,7 +159,10 @@ async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Lin
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         let both = async {
-            tokio::join!(pump(from_client, to_server, line.clone()), pump(from_server, to_client, line.clone()))
+            tokio::join!(
+                pump(from_client, to_server, line.clone(), age),
+                pump(from_server, to_client, line.clone(), age)
+            )
         };
         let mut line = line.clone();
         tokio::select! {
@@ -166,7 +177,7 @@ async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Lin
 }
 
 /// Carries one direction to its end.
-async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: watch::Receiver<Line>) {
+async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: watch::Receiver<Line>, age: u64) {
     let mut bytes = vec![0; 64 * 1024];
     loop {
         let Ok(count) = from.read(&mut bytes).await else { return };
@@ -174,7 +185,7 @@ async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: watch::Re
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        if line.wait_for(|line| line.state != State::Silent).await.is_err() {
+        if line.wait_for(|line| line.state != State::Silent && line.age == age).await.is_err() {
             return;
         }
         if count == 0 {
