@@ -4,7 +4,8 @@
 //! be sent again after a real partition. It runs on a thread of its own, so that a test may block its runtime.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -21,16 +22,39 @@ struct Line {
     delay: Duration,
     /// Connections of an older generation are reset.
     generation: u64,
-    /// Connections of an older age stand, and carry nothing any more.
-    age: u64,
+    /// Connections made before this one are silent.
+    silent_before: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Open,
-    Silent,
+    Silent(Towards),
     Refusing,
     Closed,
+}
+
+/// Which way bytes vanish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Towards {
+    /// What clients send does not arrive; new connections are not made.
+    Server,
+    /// What the server answers does not arrive.
+    Client,
+    /// Neither.
+    Both,
+}
+
+impl State {
+    const fn swallows(self, way: Towards) -> bool {
+        match self {
+            Self::Silent(Towards::Both) => true,
+            Self::Silent(towards) => {
+                matches!((towards, way), (Towards::Server, Towards::Server) | (Towards::Client, Towards::Client))
+            }
+            Self::Open | Self::Refusing | Self::Closed => false,
+        }
+    }
 }
 
 /// A line from a port of its own to `target`.
@@ -38,6 +62,8 @@ enum State {
 pub struct Proxy {
     port: u16,
     line: watch::Sender<Line>,
+    /// Connections made so far.
+    made: Arc<AtomicU64>,
 }
 
 impl Proxy {
@@ -47,15 +73,17 @@ impl Proxy {
     /// If no port is free.
     pub fn to(target: u16) -> Result<Self> {
         let port = free_port()?;
-        let open = Line { state: State::Open, delay: Duration::ZERO, generation: 0, age: 0 };
+        let open = Line { state: State::Open, delay: Duration::ZERO, generation: 0, silent_before: 0 };
         let (line, seen) = watch::channel(open);
         let (ready, is_ready) = mpsc::channel();
+        let made = Arc::new(AtomicU64::new(0));
+        let counts = Arc::clone(&made);
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async move {
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
                 let _ = ready.send(());
-                accept(listener, target, seen).await;
+                accept(listener, target, seen, &counts).await;
                 Ok(())
             })
         };
@@ -69,7 +97,7 @@ impl Proxy {
             })
             .context("cannot start a thread")?;
         is_ready.recv().context("the proxy did not start")?;
-        Ok(Self { port, line })
+        Ok(Self { port, line, made })
     }
 
     /// Where clients connect.
@@ -92,13 +120,18 @@ impl Proxy {
 
     /// Nothing gets through any more in either direction, and nobody is told.
     pub fn silence(&self) {
-        self.change(|line| line.state = State::Silent);
+        self.silence_towards(Towards::Both);
     }
 
-    /// Nothing gets through any more on the connections that stand, for good, and nobody is told; new ones are welcome. So it is
-    /// where a firewall has forgotten them.
-    pub fn swallow_connections(&self) {
-        self.change(|line| line.age += 1);
+    /// Nothing gets through any more that way, and nobody is told.
+    pub fn silence_towards(&self, way: Towards) {
+        self.change(|line| line.state = State::Silent(way));
+    }
+
+    /// The connections that stand fall silent for good, as by a firewall that has forgotten them; new ones are welcome.
+    pub fn silence_connections(&self) {
+        let made = self.made.load(Ordering::Acquire);
+        self.change(|line| line.silent_before = made);
     }
 
     /// Delays each chunk of bytes, in each direction.
@@ -110,6 +143,7 @@ impl Proxy {
     pub fn heal(&self) {
         self.change(|line| {
             line.state = State::Open;
+            line.silent_before = 0;
             line.delay = Duration::ZERO;
         });
     }
@@ -128,7 +162,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, target: u16, mut line: watch::Receiver<Line>) {
+async fn accept(listener: TcpListener, target: u16, mut line: watch::Receiver<Line>, made: &AtomicU64) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -138,15 +172,18 @@ async fn accept(listener: TcpListener, target: u16, mut line: watch::Receiver<Li
             }
         };
         if let Ok((client, _)) = accepted {
-            tokio::spawn(carry(client, target, line.clone()));
+            let number = made.fetch_add(1, Ordering::AcqRel);
+            tokio::spawn(carry(client, target, line.clone(), number));
         }
     }
 }
 
-async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Line>) {
-    let Line { generation, age, .. } = *line.borrow();
+async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Line>, number: u64) {
+    let generation = line.borrow().generation;
     // In silence the other side is not even reached.
-    if line.wait_for(|line| line.state != State::Silent).await.is_err() || line.borrow().state == State::Refusing {
+    if line.wait_for(|line| !line.state.swallows(Towards::Server)).await.is_err()
+        || line.borrow().state == State::Refusing
+    {
         return reset(&client);
     }
     let mut server = match TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, target))).await {
@@ -160,8 +197,8 @@ async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Lin
         let (from_server, to_server) = server.split();
         let both = async {
             tokio::join!(
-                pump(from_client, to_server, line.clone(), age),
-                pump(from_server, to_client, line.clone(), age)
+                pump(from_client, to_server, Towards::Server, line.clone(), number),
+                pump(from_server, to_client, Towards::Client, line.clone(), number)
             )
         };
         let mut line = line.clone();
@@ -177,7 +214,13 @@ async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Lin
 }
 
 /// Carries one direction to its end.
-async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: watch::Receiver<Line>, age: u64) {
+async fn pump(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    way: Towards,
+    mut line: watch::Receiver<Line>,
+    number: u64,
+) {
     let mut bytes = vec![0; 64 * 1024];
     loop {
         let Ok(count) = from.read(&mut bytes).await else { return };
@@ -185,7 +228,7 @@ async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: watch::Re
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        if line.wait_for(|line| line.state != State::Silent && line.age == age).await.is_err() {
+        if line.wait_for(|line| !line.state.swallows(way) && number >= line.silent_before).await.is_err() {
             return;
         }
         if count == 0 {
@@ -216,6 +259,16 @@ mod tests {
         let mut client = RespClient::connect(proxy.port()).unwrap();
         assert_eq!(client.command(&["PING"]).unwrap().text(), Some("PONG"));
 
+        proxy.silence_towards(Towards::Client);
+        client.send(&["SET", "arrived", "1"]).unwrap();
+        crate::wait_until("what was sent to arrive", Duration::from_secs(5), || {
+            let arrived = redis.command(&["GET", "arrived"]).unwrap();
+            std::future::ready(if arrived.text() == Some("1") { Ok(()) } else { Err("it has not") })
+        })
+        .await
+        .unwrap();
+        proxy.silence_towards(Towards::Server);
+        assert_eq!(client.receive().unwrap().text(), Some("OK"), "the answer passes once that way is open");
         proxy.silence();
         let (answer, answered) = mpsc::channel();
         std::thread::spawn(move || {

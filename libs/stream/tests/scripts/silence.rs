@@ -30,7 +30,7 @@ async fn through(bench: &Bench) -> Result<(Proxy, Redis)> {
 async fn commands_on_a_silent_connection_end_and_go_on_by_another() -> Result<()> {
     let bench = Bench::certified().await?;
     let (proxy, redis) = through(&bench).await?;
-    proxy.swallow_connections();
+    proxy.silence_connections();
     let began = Instant::now();
     let asking = lines();
     let (first, asked) = tokio::join!(redis.state(&asking), async {
@@ -53,7 +53,7 @@ async fn commands_on_a_silent_connection_end_and_go_on_by_another() -> Result<()
 async fn a_write_that_does_not_go_on_keeps_no_connection_alive() -> Result<()> {
     let bench = Bench::certified().await?;
     let (proxy, redis) = through(&bench).await?;
-    proxy.swallow_connections();
+    proxy.silence_connections();
     let text = bytes::Bytes::from(vec![b' '; 16 << 10]);
     let mut large = batch(FIRST + 1, 500);
     large.iter_mut().for_each(|entry| entry.text = text.clone());
@@ -75,7 +75,7 @@ async fn r8_a_reading_loop_on_a_silent_connection_reads_on_by_another() -> Resul
     let wait = Plan::Wait(10);
     let (silent, swallowed) = tokio::join!(reader.read(&wait), async {
         bench.somebody_waits().await?;
-        proxy.swallow_connections();
+        proxy.silence_connections();
         bench.publish(FIRST + 1, 1).await
     });
     swallowed?;
@@ -137,7 +137,7 @@ async fn a_subscription_that_hears_nothing_is_made_anew_and_says_so() -> Result<
     assert_eq!(tokio::time::timeout(PATIENCE, notices.next()).await?, Notice::Missed, "it stands");
     bench.redis.wake().await?;
     assert_eq!(tokio::time::timeout(PATIENCE, notices.next()).await?, Notice::Wake);
-    proxy.swallow_connections();
+    proxy.silence_connections();
     bench.redis.wake().await?;
     assert_eq!(tokio::time::timeout(2 * NOTICED, notices.next()).await?, Notice::Missed, "what was told meanwhile");
     bench.redis.wake().await?;
