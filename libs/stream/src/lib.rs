@@ -21,6 +21,7 @@ pub mod notices;
 pub mod reader;
 mod reply;
 mod scripts;
+pub mod streams;
 pub mod withdraw;
 
 pub use client::{Redis, RedisOptions};

@@ -18,6 +18,9 @@ pub use crate::look::Look;
 use crate::scripts::{HANDED, LOOK, NOGROUP};
 use crate::{Entry, Error, Redis, Result, look, reply};
 
+/// Streams that one script looks after: some milliseconds, during which nothing else runs in Redis.
+const CREATED_MAX: usize = 1_000;
+
 /// One entry as it was read.
 #[derive(Debug)]
 pub struct Received {
@@ -219,9 +222,13 @@ impl Reader {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn create_missing(&self) -> Result<i64> {
-        let mut keys = vec![self.redis.keys.ctl(), self.redis.keys.streams()];
-        keys.extend(self.streams.iter().cloned());
-        reply::integer(&self.connection.run(&NOGROUP, keys, Vec::new()).await?)
+        let mut groups = 0;
+        for some in self.streams.chunks(CREATED_MAX) {
+            let mut keys = vec![self.redis.keys.ctl(), self.redis.keys.streams()];
+            keys.extend(some.iter().cloned());
+            groups += reply::integer(&self.connection.run(&NOGROUP, keys, Vec::new()).await?)?;
+        }
+        Ok(groups)
     }
 
     /// A receiver that hears of each new connection of this reader: what it held before must be looked at again (R8).

@@ -11,4 +11,5 @@ mod publish;
 mod reading;
 mod reconcile;
 mod silence;
+mod streams;
 mod withdraw;
