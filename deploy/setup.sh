@@ -111,12 +111,18 @@ else
     [ -z "$instead" ] || echo "or name a server of your own by:$instead" >&2
     exit 69
 fi
-missing_apt="$missing_apt$faketime"
-echo "Installing by apt-get:$missing_apt (servers that the system starts of them are not used)"
+echo "Installing by apt-get:$missing_apt$faketime (servers that the system starts of them are not used)"
 export DEBIAN_FRONTEND=noninteractive
-$as_root apt-get -q update
-# shellcheck disable=SC2086 # a list of packages
-$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $missing_apt
+install() {
+    # shellcheck disable=SC2086 # a list of packages
+    $as_root apt-get -q update && $as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get -q install -y --no-install-recommends $missing_apt $faketime
+}
+if [ -z "$missing_apt" ]; then
+    install || echo "faketime cannot be installed: processes of the soak share the machine's wall clock."
+    exit 0
+fi
+install
 if [ -z "$postgres_given" ] && ! have_postgres || [ -z "$redis_given" ] && ! have_redis; then
     echo "This system's packages are too old: PostgreSQL 15+ and Redis 7+ are needed (Debian 12, Ubuntu 24.04 or newer)." >&2
     exit 69
