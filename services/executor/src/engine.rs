@@ -377,7 +377,7 @@ impl Engine {
             }
             // Something may have been changed meanwhile.
             Notice::Missed => self.doubt(|_| true),
-            Notice::Wake | Notice::Lost | Notice::Ended => {}
+            Notice::Wake | Notice::Lost | Notice::Ended | Notice::HandedOn(_) => {}
         }
     }
 
