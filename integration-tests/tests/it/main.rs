@@ -23,3 +23,4 @@ mod retry;
 mod schedule;
 mod stalls;
 mod stops;
+mod values;

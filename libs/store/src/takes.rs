@@ -8,7 +8,7 @@ use carillon_core::take::Seen;
 use sqlx::Row;
 use uuid::Uuid;
 
-use crate::recorder::{Held, read_status};
+use crate::recorder::{Held, bounds, read_status};
 use crate::{Result, Store};
 
 const EXECUTIONS_SEE: &str = "
@@ -83,16 +83,22 @@ impl Store {
         Ok(won)
     }
 
-    /// Reads the payloads of executions whose entries do not carry them: their own, or their job's. JSON text.
+    /// Reads the payloads of executions whose entries do not carry them: their own, or that of the revision which they name
+    /// (R23a). JSON text. One whose payload is nowhere is left out.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn payloads(&self, executions: &[Uuid]) -> Result<HashMap<Uuid, String>> {
+        let (first, last) = bounds(executions.iter().copied());
         let rows = sqlx::query(
-            "SELECT e.id, COALESCE(e.payload, j.payload)::text AS payload \
-             FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id JOIN jobs j ON j.id = e.job_id",
+            "SELECT e.id, COALESCE(e.payload, r.definition -> 'payload')::text AS payload \
+             FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id AND e.id BETWEEN $2 AND $3 \
+             LEFT JOIN job_revisions r ON e.payload IS NULL AND r.job_id = e.job_id AND r.revision = e.revision \
+             WHERE e.payload IS NOT NULL OR r.job_id IS NOT NULL",
         )
         .bind(executions)
+        .bind(first)
+        .bind(last)
         .fetch_all(&self.pool)
         .await?;
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("payload")?))).collect()

@@ -1,9 +1,9 @@
-//! Keeping the house: partitions ahead, old incarnations of executors, old idempotency keys, cancels of what is
-//! over. Each is idempotent and may run in every dispatcher at once, leader or not.
+//! Keeping the house: partitions ahead, old incarnations of executors, old idempotency keys, names of
+//! queues that nobody uses, cancels of what is over. Each is idempotent and may run in every dispatcher at once, leader or not.
 
 use std::time::Duration;
 
-use carillon_store::{Store, idempotency, partitions};
+use carillon_store::{Store, idempotency, partitions, queues};
 use carillon_stream::Redis;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -49,6 +49,9 @@ async fn keep_house(store: &Store) {
     }
     if let Err(error) = idempotency::forget(store, KEYS_KEPT).await {
         warn!("cannot forget old idempotency keys, trying again later: {:#}", anyhow::Error::from(error));
+    }
+    if let Err(error) = queues::forget_unused(store).await {
+        warn!("cannot forget unused names of queues, trying again later: {:#}", anyhow::Error::from(error));
     }
 }
 
