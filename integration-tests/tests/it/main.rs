@@ -16,6 +16,7 @@ mod api_grpc;
 mod api_json;
 mod drain;
 mod failover;
+mod failpoints;
 mod lost_postgres;
 mod lost_redis;
 mod retry;
