@@ -8,9 +8,12 @@ use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use carillon_core::agenda::{Due, Slot, Source};
+use carillon_core::limits::PAYLOAD_BYTES_IN_ENTRY;
 use carillon_core::line::Line;
 use carillon_core::misfire;
+use carillon_failpoint as failpoint;
 use carillon_store::claim::{Claim, Committed, Room};
+use carillon_stream::leader::PUBLISH_BYTES_MAX;
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::{counter, histogram};
 use tracing::warn;
@@ -31,6 +34,12 @@ const LINE_SHARE_MIN: i64 = 50;
 /// Definitions read at once, and how long one claim may read more of them.
 const LEARN_AT_ONCE: usize = 200;
 const LEARN_MAX: Duration = Duration::from_millis(100);
+/// Bytes of the entries of one batch, about: within what one publish takes.
+const BATCH_BYTES_MAX: usize = PUBLISH_BYTES_MAX / 8 * 7;
+/// Bytes of an entry besides its payload, at most.
+const ENTRY_BYTES: usize = 1_024;
+/// Retries of one batch, at most: how large their payloads are is known only afterwards.
+const RETRIES_MAX: i64 = 1_000;
 /// What was refused by itself is tried again after this.
 const REFUSED_PAUSE: TimeDelta = TimeDelta::minutes(1);
 
@@ -72,22 +81,25 @@ impl Leader {
         self.left.retain(|_, at| *at > now);
         let excluded: Vec<Uuid> = self.left.keys().copied().collect();
         let began = Instant::now();
+        failpoint::reach("claim:begin").await;
         let mut claim = self.session.claim(&rooms, due, &excluded).await?;
         if claim.is_empty() {
             return Ok(None);
         }
         self.taking.extend(claim.taken());
         let limited = limited(&rooms, &claim);
-        let unread = learn(&mut self.definitions, &mut claim).await?;
+        let mut left_out = learn(&mut self.definitions, &mut claim).await?;
+        left_out.extend(fit(&self.definitions, &mut claim));
         let threshold = delta(self.config.dispatcher.misfire_threshold);
         let foreseen = foresee(&mut self.foresight, &self.definitions, &mut self.left, &mut claim, threshold);
         let decided =
             decide(&claim.timers, &claim.triggers, &claim.retries, &self.definitions, &foreseen, claim.now, threshold);
         let number = claim.number;
         let committed = claim.commit(self.term, &decided.decisions, &self.unsettled).await?;
+        failpoint::reach("claim:committed").await;
         self.unsettled.clear();
         self.is_busy = !limited.is_empty();
-        for slot in limited.into_iter().chain(unread) {
+        for slot in limited.into_iter().chain(left_out) {
             self.agenda.note_exactly(slot, now);
         }
         self.claim_max = self.claim_max.saturating_mul(2).min(self.config.dispatcher.batch_max);
@@ -221,13 +233,18 @@ fn share_out(slots: &BTreeSet<Slot>, free: impl Fn(&Line) -> i64, batch_max: i64
         left_of_line.entry(line).or_insert_with(|| (free(line), 0)).1 += 1;
     }
     let mut rooms = Vec::with_capacity(slots.len());
+    let mut left_of_retries = RETRIES_MAX;
     for ((source, line), behind) in by_priority.iter().zip((0..count).rev()) {
         let share = (left_of_batch - behind * share_min).max(share_min);
         let Some((free, sources)) = left_of_line.get_mut(line) else { continue };
         // Nobody in front of it took more than was free, so this is never below 0.
         let for_the_others = (*sources - 1) * share_min.min(*free / *sources);
-        let room = share.min(*free - for_the_others);
+        let mut room = share.min(*free - for_the_others);
         *sources -= 1;
+        if *source == Source::Retry {
+            room = room.min(left_of_retries);
+            left_of_retries -= room;
+        }
         if room > 0 {
             *free -= room;
             left_of_batch -= room;
@@ -251,22 +268,43 @@ async fn learn(definitions: &mut Definitions, claim: &mut Claim<'_>) -> Result<H
         unread = rest;
     }
     let unread: HashSet<(Uuid, i64)> = unread.iter().copied().collect();
+    Ok(leave_out(claim, |job, revision, _| unread.contains(&(job, revision))))
+}
+
+/// Leaves out of a claim what does not fit into a batch by its bytes. Answered is where to look again.
+fn fit(definitions: &Definitions, claim: &mut Claim<'_>) -> HashSet<Slot> {
+    let largest = ENTRY_BYTES + PAYLOAD_BYTES_IN_ENTRY;
+    if (claim.timers.len() + claim.triggers.len() + claim.retries.len()) * largest <= BATCH_BYTES_MAX {
+        return HashSet::new();
+    }
+    let mut bytes = claim.retries.len() * largest;
+    leave_out(claim, |job, revision, own| {
+        let of_job = || definitions.get(job, revision).and_then(|job| job.definition.payload.as_ref().map(String::len));
+        bytes += ENTRY_BYTES + own.or_else(of_job).unwrap_or(0);
+        bytes > BATCH_BYTES_MAX
+    })
+}
+
+/// Leaves out of a claim those timers and triggers of which `leave` says so, by job, revision, and bytes of an own payload.
+/// They stay where they are. Answered is where to look again.
+fn leave_out(claim: &mut Claim<'_>, mut leave: impl FnMut(Uuid, i64, Option<usize>) -> bool) -> HashSet<Slot> {
     let mut slots = HashSet::new();
     claim.timers.retain(|timer| {
-        let known = !unread.contains(&(timer.job, timer.revision));
-        if !known {
+        let leaves = leave(timer.job, timer.revision, None);
+        if leaves {
             slots.insert((Source::Timer, timer.line.clone()));
         }
-        known
+        !leaves
     });
     claim.triggers.retain(|trigger| {
-        let known = !unread.contains(&(trigger.job, trigger.revision));
-        if !known {
+        let own = trigger.own_payload.then(|| trigger.payload.as_ref().map_or(0, String::len));
+        let leaves = leave(trigger.job, trigger.revision, own);
+        if leaves {
             slots.insert((Source::Trigger, trigger.line.clone()));
         }
-        known
+        !leaves
     });
-    Ok(slots)
+    slots
 }
 
 /// What is known of the timers whose timetables may be dear. Those of which nothing is known yet are left out of the claim,

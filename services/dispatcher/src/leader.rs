@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use carillon_core::agenda::{Agenda, Lead, Slot};
+use carillon_failpoint as failpoint;
 use carillon_store::Store;
 use carillon_store::leader_session::LeaderSession;
 use carillon_store::upcoming::UpcomingMax;
@@ -110,6 +111,8 @@ pub struct Leader {
     ending: Option<JoinHandle<Vec<Uuid>>>,
     completing: Option<JoinHandle<Vec<Uuid>>>,
     next_tick: Instant,
+    /// When Redis is asked which streams there are.
+    pub(crate) next_lines: Instant,
     next_refill: Instant,
     /// A wake was heard: what is near is read then.
     next_glance: Option<Instant>,
@@ -164,6 +167,7 @@ impl Leader {
             ending: None,
             completing: None,
             next_tick: now,
+            next_lines: now + crate::streams::LINES_EVERY,
             next_refill: now,
             next_glance: None,
             last_refill: now,
@@ -294,6 +298,7 @@ impl Leader {
                 warn!("redis does not answer, nothing is claimed until it does: {:#}", anyhow::Error::from(error))
             }
         }
+        self.let_streams_leave().await?;
         self.settle().await?;
         self.complete_ended().await;
         Ok(())
@@ -356,11 +361,14 @@ impl Leader {
         while let Some(batch) = on_its_way.take() {
             let (redis, term, sent) = (self.redis.clone(), self.term, batch.clone());
             // A task of its own: if the term ends meanwhile it may as well arrive, R6 lets it.
-            let sending =
-                tokio::spawn(async move { redis.publish(sent.number, term, &sent.lines, &sent.entries).await });
+            let sending = tokio::spawn(async move {
+                failpoint::reach("publish:send").await;
+                redis.publish(sent.number, term, &sent.lines, &sent.entries).await
+            });
             let overdue = Instant::now() >= self.next_tick || self.passes.is_urgent() || self.shutdown.is_cancelled();
             let next = if overdue { None } else { self.claim_due().await? };
             let outcome = self.alive(sending).await?;
+            failpoint::reach("publish:answered").await;
             if let Ok(outcome) = &outcome {
                 self.note_answer(outcome);
             }
@@ -393,6 +401,12 @@ impl Leader {
                 }
                 // In, or lost and never to be appended again: R19 looks it up at once.
                 Ok(Published::Passed) => {
+                    self.passes.ask_for(batch.number);
+                    break;
+                }
+                // Made by one that bounded its batches otherwise: R19 publishes it again in parts.
+                Err(error @ carillon_stream::Error::TooMuch { .. }) => {
+                    warn!(batch = batch.number, "too large to be sent whole: {error}");
                     self.passes.ask_for(batch.number);
                     break;
                 }
@@ -456,7 +470,9 @@ impl Leader {
     /// R7: marks what is in Redis, where no claim did it on its way.
     pub(crate) async fn settle(&mut self) -> Result<(), End> {
         if !self.unsettled.is_empty() {
+            failpoint::reach("settle:write").await;
             self.session.settle(&self.unsettled).await?;
+            failpoint::reach("settle:written").await;
             self.unsettled.clear();
         }
         Ok(())

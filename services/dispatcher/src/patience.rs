@@ -23,7 +23,7 @@ const STOP_PATIENCE: Duration = Duration::from_millis(500);
 impl Leader {
     /// R2: takes note of whether Redis answered. That it is full is an answer too.
     pub(crate) fn note_answer<T>(&mut self, outcome: &carillon_stream::Result<T>) {
-        if outcome.as_ref().err().is_none_or(is_answer) {
+        if outcome.as_ref().err().is_none_or(carillon_stream::Error::is_answer) {
             self.answered = Instant::now();
         }
     }
@@ -92,10 +92,4 @@ impl Leader {
         }
         self.alive(tokio::time::sleep(REDIS_PAUSE)).await
     }
-}
-
-/// Whether an error is an answer of a Redis that works.
-const fn is_answer(error: &carillon_stream::Error) -> bool {
-    use carillon_stream::Error::{NoGroup, NoScript, OutOfMemory};
-    matches!(error, OutOfMemory(_) | NoGroup(_) | NoScript(_))
 }

@@ -3,21 +3,35 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
+use std::time::{Duration, Instant};
 
 use carillon_core::line::Line;
+use carillon_stream::streams::Retired;
+use chrono::TimeDelta;
 use metrics::gauge;
+use tracing::info;
 
+use crate::leader::{End, Leader};
 use crate::outgoing::Batch;
 
 /// Streams asked after at once: with more lines than these, each comes in its turn.
 const ASKED_MAX: usize = 1_000;
 
+/// Between two questions whether an empty stream may leave: the answer is no until it has been empty for a day.
+const LEAVES_EVERY: Duration = Duration::from_secs(15 * 60);
+
+/// Between two readings of which streams there are.
+pub(crate) const LINES_EVERY: Duration = Duration::from_secs(10 * 60);
+/// How long nothing was appended to a stream that leaves.
+const UNUSED_FOR: TimeDelta = TimeDelta::days(1);
 /// The lengths of the streams.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     heard: BTreeMap<Line, u64>,
     /// The line that was asked after last.
     asked: Option<Line>,
+    /// When an empty stream is to be asked whether it may leave.
+    leaving: HashMap<Line, Instant>,
     /// Claimed, and not known to be in.
     coming: HashMap<Line, u64>,
 }
@@ -38,7 +52,28 @@ impl Streams {
             gauge!("carillon_stream_entries", "queue" => line.queue.clone(), "priority" => line.priority.as_str())
                 .set(u32::try_from(*length).unwrap_or(u32::MAX));
             self.heard.insert(line.clone(), *length);
+            if *length > 0 {
+                self.leaving.remove(line);
+            } else if !self.leaving.contains_key(line) {
+                self.leaving.insert(line.clone(), Instant::now() + LEAVES_EVERY);
+            }
         }
+    }
+
+    /// A stream that is empty and that it is time to ask whether it may leave; each is asked once in [`LEAVES_EVERY`].
+    pub(crate) fn may_leave(&mut self) -> Option<Line> {
+        let now = Instant::now();
+        let (line, at) = self.leaving.iter_mut().find(|(_, at)| **at <= now)?;
+        *at = now + LEAVES_EVERY;
+        (self.coming.get(line).copied().unwrap_or(0) == 0).then(|| line.clone())
+    }
+
+    /// A stream has left.
+    pub(crate) fn left(&mut self, line: &Line) {
+        self.heard.remove(line);
+        self.coming.remove(line);
+        self.leaving.remove(line);
+        gauge!("carillon_stream_entries", "queue" => line.queue.clone(), "priority" => line.priority.as_str()).set(0);
     }
 
     /// A batch was claimed, and will be sent.
@@ -62,6 +97,40 @@ impl Streams {
         let coming = self.coming.get(line).copied().unwrap_or_default();
         let length = self.heard.get(line)?.saturating_add(coming);
         Some(u32::try_from(u64::from(bound).saturating_sub(length)).unwrap_or(u32::MAX))
+    }
+}
+
+impl Leader {
+    /// A stream that has been empty for a day, and that nobody serves, leaves; R6 makes it again. One a tick.
+    pub(crate) async fn let_streams_leave(&mut self) -> Result<(), End> {
+        if Instant::now() >= self.next_lines {
+            self.next_lines = Instant::now() + LINES_EVERY;
+            let redis = self.redis.clone();
+            let known = self.alive(redis.known_lines()).await?;
+            self.note_answer(&known);
+            let lines = Vec::from_iter(known.unwrap_or_default());
+            let lengths = self.alive(redis.lengths(&lines)).await?;
+            self.note_answer(&lengths);
+            if let Ok(lengths) = lengths {
+                self.streams.hear(&lines, &lengths);
+            }
+        }
+        if let Some(line) = self.streams.may_leave() {
+            let unused_since = (self.session.clock().now() - UNUSED_FOR).timestamp_millis();
+            let redis = self.redis.clone();
+            let answer = self.alive(redis.retire(&line, self.term, unused_since)).await?;
+            self.note_answer(&answer);
+            match answer {
+                Ok(Retired::Gone) => {
+                    info!(queue = line.queue, priority = line.priority.as_str(), "a stream that nobody needs has left");
+                    self.streams.left(&line);
+                }
+                Ok(Retired::Stale) => return Err(End::Stale),
+                // The next tick announces, or asks again later.
+                Ok(Retired::Used | Retired::Served | Retired::Uncertified | Retired::Unannounced) | Err(_) => {}
+            }
+        }
+        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use carillon_core::execution::Status;
 use carillon_core::line::Line;
+use carillon_failpoint as failpoint;
 use carillon_store::recorder::{Finished, Started, Verdict};
 use carillon_store::{Error, Store};
 use carillon_stream::{EntryId, Redis};
@@ -97,7 +98,9 @@ impl Recorder {
         let (keys, starts): (Vec<Key>, Vec<Started>) = started.into_iter().unzip();
         let ended_jobs: Vec<Uuid> = entries.iter().filter(|entry| entry.last).map(|entry| entry.job).collect();
         let began = Instant::now();
+        failpoint::reach("record:write").await;
         let (started, verdicts) = self.write(&starts, &mut finished, &ended_jobs).await;
+        failpoint::reach("record:committed").await;
         histogram!("carillon_executor_flush_seconds").record(began.elapsed().as_secs_f64());
         histogram!("carillon_executor_flush_items").record(u32::try_from(verdicts.len()).unwrap_or(u32::MAX));
         self.slots.recorded(entries.len());
@@ -168,11 +171,13 @@ impl Recorder {
         }
         let (redis, lines) = (self.redis.clone(), self.lines.clone());
         tokio::spawn(async move {
+            failpoint::reach("acknowledge:send").await;
             for (line, ids) in by_line {
                 if let Err(error) = redis.acknowledge(&lines[line], &ids).await {
                     debug!("not acknowledged, found over later: {:#}", anyhow::Error::from(error));
                 }
             }
+            failpoint::reach("acknowledge:answered").await;
             if retries {
                 // The leader's poll finds them too.
                 let _ = redis.wake().await;
