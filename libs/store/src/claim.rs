@@ -14,12 +14,12 @@ use chrono::{DateTime, Utc};
 use sqlx::Row;
 use uuid::Uuid;
 
-use crate::Result;
 use crate::bounded::Transaction;
 use crate::clock::DbClock;
 use crate::definitions::{Definition, definitions_by_id_on_conn};
 use crate::leader_session::{LeaderSession, bounded};
 use crate::open_entries::{OpenEntry, read_open_entry};
+use crate::{Result, days};
 
 /// How much of one line may be claimed.
 #[derive(Clone, Debug)]
@@ -230,7 +230,7 @@ const EXECUTIONS_RETRY: &str = "
 UPDATE job_executions e
 SET status = 'QUEUED', attempt = e.attempt + 1, claim = $1, entry = $1, seq = r.seq, take = 0, lost = 0, worker_id = NULL
 FROM UNNEST($2::uuid[], $3::bigint[], $4::int[]) AS r(id, claim, seq)
-WHERE e.id = r.id AND e.status = 'RETRYING' AND e.claim = r.claim
+WHERE e.id = r.id AND {days of e.id} AND e.status = 'RETRYING' AND e.claim = r.claim
 RETURNING e.id, e.job_id, e.claim, e.entry, e.seq, e.attempt, e.max_retries, e.scheduled_at, e.next_retry_at, e.trace_id,
           e.payload IS NOT NULL AS own_payload,
           CASE WHEN octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload";
@@ -354,7 +354,7 @@ impl Claim<'_> {
             return Ok(Vec::new());
         }
         let rows = bounded(
-            sqlx::query(EXECUTIONS_RETRY)
+            sqlx::query(days::of(EXECUTIONS_RETRY, decisions.retries.iter().map(|(retry, _)| retry.execution)))
                 .bind(self.number)
                 .bind(decisions.retries.iter().map(|(retry, _)| retry.execution).collect::<Vec<_>>())
                 .bind(decisions.retries.iter().map(|(retry, _)| retry.claim).collect::<Vec<_>>())
