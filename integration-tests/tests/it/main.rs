@@ -22,3 +22,4 @@ mod retry;
 mod schedule;
 mod stalls;
 mod stops;
+mod values;

@@ -40,6 +40,14 @@ pub enum Error {
         /// The key.
         key: String,
     },
+    /// There are as many names of queues as there may be, and this is none of them.
+    #[error("there are {queues_max} names of queues already, and \"{queue}\" is none of them")]
+    QueuesExhausted {
+        /// The name that would have been one more.
+        queue: String,
+        /// How many there may be.
+        queues_max: u32,
+    },
     /// A defect of ours, or of the schema.
     #[error("statement failed")]
     Internal(#[source] Cause),
@@ -94,6 +102,7 @@ impl Error {
             Self::NotFound { .. } => Kind::NotFound,
             Self::FailedPrecondition(_) => Kind::FailedPrecondition,
             Self::KeyReused { .. } => Kind::AlreadyExists,
+            Self::QueuesExhausted { .. } => Kind::Exhausted,
             Self::Data(_) | Self::Internal(_) | Self::Unreadable { .. } => Kind::Internal,
         }
     }

@@ -55,11 +55,13 @@ pub async fn list(store: &Store, from: Uuid, batch: i64, also: &[Uuid], limit: i
     let mut ids: Vec<Uuid> = ids.into_iter().chain(also.iter().copied()).collect();
     ids.sort_unstable();
     ids.dedup();
-    let statement =
-        "SELECT e.id, coalesce(j.name, '?') AS job_name, coalesce(j.handler_name, '?') AS handler_name, e.status, e.attempt,
-                e.scheduled_at, e.started_at, e.completed_at, e.next_retry_at, e.duration_ms, e.reason, e.error
-         FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id LEFT JOIN jobs j ON j.id = e.job_id
-         WHERE {days of e.id}
-         ORDER BY e.id";
+    let statement = "
+        SELECT e.id, coalesce(r.definition ->> 'name', '?') AS job_name,
+               coalesce(r.definition ->> 'handler_name', '?') AS handler_name, e.status, e.attempt,
+               e.scheduled_at, e.started_at, e.completed_at, e.next_retry_at, e.duration_ms, e.reason, e.error
+        FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id
+        LEFT JOIN job_revisions r ON r.job_id = e.job_id AND r.revision = e.revision
+        WHERE {days of e.id}
+        ORDER BY e.id";
     Ok(sqlx::query_as(days::of(statement, ids.iter().copied())).bind(&ids).fetch_all(&store.pool).await?)
 }

@@ -87,14 +87,16 @@ impl Store {
         Ok(won)
     }
 
-    /// Reads the payloads of executions whose entries do not carry them: their own, or their job's. JSON text.
+    /// Reads the payloads of executions whose entries do not carry them: their own, or that of the revision which they name
+    /// (R23a). JSON text. One whose payload is nowhere is left out.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn payloads(&self, executions: &[Uuid]) -> Result<HashMap<Uuid, String>> {
-        let statement = "SELECT e.id, COALESCE(e.payload, j.payload)::text AS payload \
-             FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id JOIN jobs j ON j.id = e.job_id \
-             WHERE {days of e.id}";
+        let statement = "SELECT e.id, COALESCE(e.payload, r.definition -> 'payload')::text AS payload \
+             FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id AND {days of e.id} \
+             LEFT JOIN job_revisions r ON e.payload IS NULL AND r.job_id = e.job_id AND r.revision = e.revision \
+             WHERE e.payload IS NOT NULL OR r.job_id IS NOT NULL";
         let rows =
             sqlx::query(days::of(statement, executions.iter().copied())).bind(executions).fetch_all(&self.pool).await?;
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("payload")?))).collect()

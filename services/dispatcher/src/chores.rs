@@ -1,11 +1,11 @@
-//! Keeping the house: old incarnations of executors, old idempotency keys, cancels of what is over. Each is idempotent and
-//! may run in every dispatcher at once, leader or not; one that does not come back is given up and holds up no other. What
+//! Keeping the house: old incarnations of executors, old idempotency keys, names of queues that nobody uses, cancels of what
+//! is over. Each is idempotent and may run in every dispatcher at once, leader or not; one that does not come back is given up and holds up no other. What
 //! is old in the history leaves by [`crate::retention`].
 
 use std::future::Future;
 use std::time::Duration;
 
-use carillon_store::{Store, idempotency};
+use carillon_store::{Store, idempotency, queues};
 use carillon_stream::Redis;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -45,6 +45,7 @@ pub(crate) async fn run(store: Store, redis: Redis, shutdown: CancellationToken)
 async fn keep_house(store: &Store) {
     chore("forget old executors", async { Ok(store.workers_forget(WORKERS_KEPT).await.map(drop)?) }).await;
     chore("forget old idempotency keys", async { Ok(idempotency::forget(store, KEYS_KEPT).await.map(drop)?) }).await;
+    chore("forget unused names of queues", async { Ok(queues::forget_unused(store).await.map(drop)?) }).await;
 }
 
 async fn chore(what: &str, work: impl Future<Output = anyhow::Result<()>>) {

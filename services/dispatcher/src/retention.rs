@@ -8,7 +8,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use carillon_store::retention::{self, Retention};
-use carillon_store::{Store, partitions};
+use carillon_store::{Store, partitions, revisions};
 use metrics::{counter, gauge};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -62,6 +62,8 @@ async fn sweep(store: &Store, kept: &Retention) {
     if let Some(rows) = step("delete old rows", retention::sweep_default(store, kept)).await {
         counter!("carillon_retention_rows_total").increment(rows);
     }
+    // A superseded definition goes with the last execution that may name it.
+    step("delete superseded definitions", revisions::forget(store, kept.executions)).await;
     let Some(jobs_kept) = kept.jobs else { return };
     if let Some(jobs) = step("delete jobs that are over", retention::forget_jobs(store, jobs_kept)).await {
         counter!("carillon_retention_jobs_total").increment(jobs);

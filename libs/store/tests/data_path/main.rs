@@ -12,6 +12,7 @@ mod open_entries;
 mod partitions;
 mod plans;
 mod retention;
+mod revisions;
 mod running;
 mod takes;
 mod upcoming;

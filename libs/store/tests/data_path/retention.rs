@@ -321,10 +321,6 @@ async fn jobs_that_are_over_for_long_leave_with_all_that_is_theirs() -> Result<(
         }
         sqlx::query("UPDATE job_timers SET claimed_count = 3 WHERE job_id = $1").bind(job).execute(&bench.pool).await?;
         sqlx::query("UPDATE job_stats SET finished_count = 3 WHERE job_id = $1").bind(job).execute(&bench.pool).await?;
-        sqlx::query("INSERT INTO job_revisions (job_id, revision, definition) VALUES ($1, 1, '{}')")
-            .bind(job)
-            .execute(&bench.pool)
-            .await?;
     }
     sqlx::query("UPDATE job_timers SET claimed_count = 4 WHERE job_id = $1").bind(running).execute(&bench.pool).await?;
     let open = history(&bench.pool, running, days.midnight(0), None).await?;
