@@ -113,6 +113,27 @@ mod tests {
         assert_eq!(text, "A false B false C");
     }
 
+    fn sources(folder: &std::path::Path) -> Vec<(String, String)> {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries
+            .flat_map(|path| match path.is_dir() {
+                true => sources(&path),
+                false => vec![(path.display().to_string(), std::fs::read_to_string(&path).unwrap())],
+            })
+            .collect()
+    }
+
+    /// Such bounds are what this module is in place of.
+    #[test]
+    fn no_statement_bounds_ids_by_parameters() {
+        let sources = sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+        assert!(sources.len() > 20);
+        for (name, text) in sources {
+            let bounded = text.contains("id BETWEEN $") && !name.ends_with("days.rs");
+            assert!(!bounded, "{name}: write {{days of e.id}} and days::of(…) instead of BETWEEN");
+        }
+    }
+
     proptest! {
         #[test]
         fn every_id_lies_within_its_days_whatever_it_is(ids in proptest::collection::vec(any::<u128>(), 1..40)) {
