@@ -11,9 +11,9 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use crate::Result;
 use crate::definitions::{Definition, definitions_by_revision_on_conn};
 use crate::leader_session::{LeaderSession, bounded};
+use crate::{Result, days};
 
 /// What an entry says of its execution; the rest is in the revision of the job's definition that it names.
 #[derive(Clone, Debug)]
@@ -103,7 +103,7 @@ SELECT ",
        e.status = 'RUNNING' AND ($3::interval IS NULL OR EXISTS (
            SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $3::interval)) AS runs
 FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id
-WHERE e.entry = $2 AND e.status IN ('QUEUED', 'RUNNING')
+WHERE {days of e.id} AND e.entry = $2 AND e.status IN ('QUEUED', 'RUNNING')
 ORDER BY e.seq"
 );
 
@@ -115,7 +115,7 @@ WITH batch AS (
 )
 UPDATE job_executions e SET entry = $2, seq = r.seq
 FROM UNNEST($4::uuid[], $5::bigint[], $6::bigint[], $7::int[]) AS r(id, claim, entry, seq)
-WHERE e.id = r.id AND e.claim = r.claim AND e.entry = r.entry
+WHERE e.id = r.id AND {days of e.id} AND e.claim = r.claim AND e.entry = r.entry
   AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND NOT EXISTS (
       SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $8::interval))
 RETURNING ",
@@ -167,7 +167,11 @@ impl LeaderSession {
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn open_of_batch(&mut self, batch: &Batch, lease: Option<Duration>) -> Result<Vec<(OpenEntry, bool)>> {
         let rows = bounded(
-            sqlx::query(OPEN_OF_BATCH).bind(&batch.ids).bind(batch.number).bind(lease).fetch_all(&mut self.connection),
+            sqlx::query(days::of(OPEN_OF_BATCH, batch.ids.iter().copied()))
+                .bind(&batch.ids)
+                .bind(batch.number)
+                .bind(lease)
+                .fetch_all(&mut self.connection),
         )
         .await?;
         rows.iter().map(|row| Ok((read_open_entry(row)?, row.try_get("runs")?))).collect()
@@ -188,7 +192,7 @@ impl LeaderSession {
         let seqs: Vec<i32> = (1..).take(lost.len()).collect();
         let mut transaction = bounded(self.connection.begin()).await?;
         let rows = bounded(
-            sqlx::query(REPUBLISH)
+            sqlx::query(days::of(REPUBLISH, lost.iter().map(|entry| entry.execution)))
                 .bind(self.shard)
                 .bind(number)
                 .bind(term)
