@@ -140,8 +140,11 @@ impl From<sqlx::Error> for Error {
             "28" | "3D" => Self::Refused(error.into()),
             // 40001 serialization failure, 40P01 deadlock, 55006 object in use.
             "40" | "55" => Self::Conflict(error.into()),
-            // 23514 without a name: the row's partition was being made at that moment.
-            "23" if code == "23514" && database.constraint().is_none() => Self::Conflict(error.into()),
+            // 23514 without a name: the row's partition was being made at that moment; with one of ours: it is about to be
+            // made, or dropped (`partitions`, `retention`).
+            "23" if code == "23514" && database.constraint().is_none_or(|name| name.starts_with("carillon_")) => {
+                Self::Conflict(error.into())
+            }
             "22" => Self::Data(error.into()),
             // 25006: a read-only transaction, as on a standby that was not promoted yet; 25P03: idle too long in one.
             "25" => Self::Unavailable(error.into()),

@@ -2,7 +2,7 @@
 //!
 //! The API's side: [`jobs`] and their [`revisions`], [`executions`], [`triggers`]. The data path's side: [`leader_session`] (the advisory lock and
 //! all that may only be written under it), [`recorder`] (finishing executions), [`takes`], [`workers`]. Upkeep:
-//! [`migrate`], [`partitions`], [`queues`].
+//! [`migrate`], [`partitions`], [`queues`], [`retention`].
 //!
 //! It knows the words of `carillon-core` and nothing of Redis, of the wire or of how a process is run. There is no trait
 //! to stand in for it: the promises *are* Postgres semantics, and tests run against a real one.
@@ -25,6 +25,7 @@ pub mod pool;
 pub mod queues;
 pub mod recent;
 pub mod recorder;
+pub mod retention;
 pub mod revisions;
 pub mod takes;
 pub mod triggers;
