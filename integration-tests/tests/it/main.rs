@@ -14,6 +14,7 @@ mod world;
 
 mod api_grpc;
 mod api_json;
+mod clock_jumps;
 mod drain;
 mod failover;
 mod failpoints;
