@@ -57,7 +57,8 @@ impl PostgresServer {
         let log = home.path().join(format!("{name}.log"));
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let environment = Vec::new();
-        let server = Self { home: home.clone(), programs, owner, data, log, port, settings, environment, process: None };
+        let server =
+            Self { home: home.clone(), programs, owner, data, log, port, settings, environment, process: None };
         server.initialise()?;
         Ok(server)
     }
