@@ -13,7 +13,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use carillon_testkit::history::{History, LostWorker};
 use carillon_testkit::journal::{self, Event, Line};
-use carillon_testkit::{Cluster, ClusterOptions, Database, Postgres, Redis, Role, wait_until};
+use carillon_testkit::wall_clock::WallClock;
+use carillon_testkit::{Cluster, ClusterOptions, Database, Home, Postgres, Redis, Role, wait_until};
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -46,6 +47,8 @@ pub(crate) struct Plan {
     pub(crate) lease: Duration,
     /// A Postgres of its own, to be stopped.
     pub(crate) own_postgres: bool,
+    /// That Postgres on a host whose clock the test sets.
+    pub(crate) own_clock: bool,
     /// A Redis that keeps its data over a restart.
     pub(crate) append_only: bool,
     /// Further settings.
@@ -61,6 +64,7 @@ impl Default for Plan {
             window: Duration::from_millis(400),
             lease: Duration::from_secs(4),
             own_postgres: false,
+            own_clock: false,
             append_only: false,
             settings: Vec::new(),
         }
@@ -112,6 +116,8 @@ pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) redis: Redis,
     pub(crate) postgres: Option<Postgres>,
+    /// Of the host of Postgres, with the directory that it is kept in.
+    pub(crate) clock: Option<(WallClock, Home)>,
     pub(crate) database: Database,
     pub(crate) pool: PgPool,
     /// Workers that this test killed or froze: what may have been started twice.
@@ -134,7 +140,17 @@ impl World {
     }
 
     async fn build(name: &str, plan: &Plan, turn: SemaphorePermit<'static>) -> Result<Self> {
-        let postgres = if plan.own_postgres { Some(Postgres::start(&[]).await?) } else { None };
+        let clock = if plan.own_clock {
+            let home = Home::temporary()?;
+            Some((WallClock::in_directory(home.path())?, home))
+        } else {
+            None
+        };
+        let postgres = match &clock {
+            Some((clock, _)) => Some(Postgres::start_by(clock).await?),
+            None if plan.own_postgres => Some(Postgres::start(&[]).await?),
+            None => None,
+        };
         let database = match &postgres {
             Some(postgres) => postgres.database().clone(),
             None => Database::new().await?,
@@ -145,6 +161,7 @@ impl World {
             cluster,
             redis,
             postgres,
+            clock,
             pool: database.pool().await?,
             database,
             lost: Vec::new(),
@@ -316,7 +333,13 @@ impl World {
 
     /// Waits until all that was expected is recorded and nothing is left behind, and judges what happened.
     pub(crate) async fn judge(&self, limit: Duration) -> History {
-        let history = self.settled(limit).await.unwrap_or_else(|error| panic!("{error:#}"));
+        self.judge_after(limit, |_| {}).await
+    }
+
+    /// The same, after what the test alone knows is told.
+    pub(crate) async fn judge_after(&self, limit: Duration, tell: impl FnOnce(&mut History)) -> History {
+        let mut history = self.settled(limit).await.unwrap_or_else(|error| panic!("{error:#}"));
+        tell(&mut history);
         history.assert_kept();
         let fires = self.expected.len() + self.triggered.len();
         if fires > 0 {

@@ -245,6 +245,11 @@ mod tests {
         let first = Home::at(&path).unwrap();
         let log = path.join("idle.log");
         let orphan = first.spawn("idle", &mut idle(&path), &log, Signal::SIGKILL).unwrap().forget();
+        // A process that is just being executed shows an empty command line for a moment after the spawn has returned.
+        crate::process::until(std::time::Duration::from_secs(10), || {
+            command_line_of(orphan).is_some_and(|line| line.contains(&*path.to_string_lossy()))
+        })
+        .unwrap();
         // The watcher is killed together with the owner.
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(first.inner.watcher.id().cast_signed()), Signal::SIGKILL)
             .unwrap();

@@ -41,6 +41,7 @@ pub struct PostgresServer {
     log: PathBuf,
     port: u16,
     settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
     process: Option<Process>,
 }
 
@@ -55,9 +56,16 @@ impl PostgresServer {
         let data = home.path().join(name);
         let log = home.path().join(format!("{name}.log"));
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let server = Self { home: home.clone(), programs, owner, data, log, port, settings, process: None };
+        let environment = Vec::new();
+        let server =
+            Self { home: home.clone(), programs, owner, data, log, port, settings, environment, process: None };
         server.initialise()?;
         Ok(server)
+    }
+
+    /// Variables for its process from the next start on.
+    pub fn set_environment(&mut self, variables: Vec<(String, String)>) {
+        self.environment = variables;
     }
 
     /// Starts it, waits until it answers. Nothing happens if it runs.
@@ -78,6 +86,7 @@ impl PostgresServer {
         }
         // Where it may not go back to: the caller's directory may be closed to its user.
         command.current_dir(&self.data);
+        command.envs(self.environment.iter().cloned());
         self.owner.apply(&mut command);
         // SIGQUIT rather than SIGKILL at the end: it takes its shared memory with it, of which a system has 4,096 at most.
         let mut process = self.home.spawn("postgres", &mut command, &self.log, Signal::SIGQUIT)?;

@@ -16,13 +16,12 @@ use chrono::{DateTime, Utc};
 use sqlx::Row;
 use uuid::Uuid;
 
-use crate::Result;
 use crate::bounded::Transaction;
 use crate::clock::DbClock;
 use crate::definitions::{Definition, definitions_by_revision_on_conn};
 use crate::leader_session::{LeaderSession, bounded};
 use crate::open_entries::{OpenEntry, open_entry_columns, read_open_entry, read_trace};
-use crate::recorder::bounds;
+use crate::{Result, days};
 
 /// How much of one line may be claimed.
 #[derive(Clone, Debug)]
@@ -262,7 +261,7 @@ UPDATE job_executions e
 SET status = 'QUEUED', attempt = e.attempt + 1, claim = $1, entry = $1, seq = r.seq, take = 0, lost = 0, worker_id = NULL,
     started_at = NULL, duration_ms = NULL, error = NULL, error_stack = NULL
 FROM UNNEST($2::uuid[], $3::bigint[], $4::int[]) AS r(id, claim, seq)
-WHERE e.id = r.id AND e.id BETWEEN $5 AND $6 AND e.status = 'RETRYING' AND e.claim = r.claim
+WHERE e.id = r.id AND {days of e.id} AND e.status = 'RETRYING' AND e.claim = r.claim
 RETURNING ",
     open_entry_columns!()
 );
@@ -404,15 +403,12 @@ impl Claim<'_> {
             return Ok(Vec::new());
         }
         let ids: Vec<Uuid> = decisions.retries.iter().map(|(retry, _)| retry.execution).collect();
-        let (first, last) = bounds(ids.iter().copied());
         let rows = bounded(
-            sqlx::query(EXECUTIONS_RETRY)
+            sqlx::query(days::of(EXECUTIONS_RETRY, ids.iter().copied()))
                 .bind(self.number)
                 .bind(ids)
                 .bind(decisions.retries.iter().map(|(retry, _)| retry.claim).collect::<Vec<_>>())
                 .bind(decisions.retries.iter().map(|(_, seq)| *seq).collect::<Vec<_>>())
-                .bind(first)
-                .bind(last)
                 .fetch_all(&mut *self.transaction),
         )
         .await?;

@@ -10,6 +10,7 @@
 mod bounded;
 pub mod claim;
 pub mod clock;
+mod days;
 pub mod definitions;
 mod document;
 pub mod error;

@@ -11,10 +11,9 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use crate::Result;
 use crate::definitions::{Definition, definitions_by_revision_on_conn};
 use crate::leader_session::{LeaderSession, bounded};
-use crate::recorder::bounds;
+use crate::{Result, days};
 
 /// What an entry says of its execution; the rest is in the revision of the job's definition that it names.
 #[derive(Clone, Debug)]
@@ -130,8 +129,8 @@ SELECT number, ids FROM (
 ) sized
 WHERE before < $5 ORDER BY number";
 
-/// Those of some batches that are still open under them: one probe of the primary key for each id, in the partitions between
-/// `$4` and `$5` only. A live worker's RUNNING is left out where `$3` asks for it: nobody is called not live before this
+/// Those of some batches that are still open under them: one probe of the primary key for each id, in the partitions of their
+/// days only. A live worker's RUNNING is left out where `$3` asks for it: nobody is called not live before this
 /// session's contact with Postgres was unbroken for a lease.
 const OPEN_OF_BATCHES: &str = concat!(
     "
@@ -141,7 +140,7 @@ SELECT ",
        e.status = 'RUNNING' AND ($3::interval IS NULL OR EXISTS (
            SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $3::interval)) AS runs
 FROM UNNEST($1::uuid[], $2::bigint[]) AS i(id, number) JOIN job_executions e ON e.id = i.id
-WHERE e.id BETWEEN $4 AND $5 AND e.entry = i.number AND e.status IN ('QUEUED', 'RUNNING')
+WHERE {days of e.id} AND e.entry = i.number AND e.status IN ('QUEUED', 'RUNNING')
 ORDER BY e.entry, e.seq"
 );
 
@@ -155,14 +154,14 @@ WITH batch AS (
     SELECT e.id, r.seq
     FROM UNNEST($4::uuid[], $5::bigint[], $6::bigint[], $7::int[]) AS r(id, claim, entry, seq)
     JOIN job_executions e ON e.id = r.id
-    WHERE e.id BETWEEN $9 AND $10 AND e.claim = r.claim AND e.entry = r.entry
+    WHERE {days of e.id} AND e.claim = r.claim AND e.entry = r.entry
       AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND NOT EXISTS (
           SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $8::interval))
     FOR UPDATE OF e SKIP LOCKED
 )
 UPDATE job_executions e SET entry = $2, seq = seen.seq
 FROM seen
-WHERE e.id = seen.id AND e.id BETWEEN $9 AND $10
+WHERE e.id = seen.id AND {days of e.id}
 RETURNING ",
     open_entry_columns!()
 );
@@ -250,14 +249,11 @@ impl LeaderSession {
     ) -> Result<Vec<(OpenEntry, bool)>> {
         let ids = || batches.iter().flat_map(|batch| batch.ids.iter().copied());
         let numbers = batches.iter().flat_map(|batch| batch.ids.iter().map(|_| batch.number));
-        let (first, last) = bounds(ids());
         let rows = bounded(
-            sqlx::query(OPEN_OF_BATCHES)
+            sqlx::query(days::of(OPEN_OF_BATCHES, ids()))
                 .bind(ids().collect::<Vec<_>>())
                 .bind(numbers.collect::<Vec<_>>())
                 .bind(lease)
-                .bind(first)
-                .bind(last)
                 .fetch_all(&mut self.connection),
         )
         .await?;
@@ -277,10 +273,9 @@ impl LeaderSession {
         lease: Duration,
     ) -> Result<Vec<OpenEntry>> {
         let seqs: Vec<i32> = (1..).take(lost.len()).collect();
-        let (first, last) = bounds(lost.iter().map(|entry| entry.execution));
         let mut transaction = bounded(self.connection.begin()).await?;
         let rows = bounded(
-            sqlx::query(REPUBLISH)
+            sqlx::query(days::of(REPUBLISH, lost.iter().map(|entry| entry.execution)))
                 .bind(self.shard)
                 .bind(number)
                 .bind(term)
@@ -289,8 +284,6 @@ impl LeaderSession {
                 .bind(lost.iter().map(|entry| entry.entry).collect::<Vec<_>>())
                 .bind(seqs)
                 .bind(lease)
-                .bind(first)
-                .bind(last)
                 .fetch_all(&mut *transaction),
         )
         .await?;

@@ -10,7 +10,7 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use crate::bounded::Connection;
-use crate::{Error, Result, Store};
+use crate::{Error, Result, Store, days};
 
 /// An execution that is in hand: what every guard compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,11 +97,11 @@ pub enum Verdict {
 const EXECUTIONS_MARK_RUNNING: &str = "
 UPDATE job_executions e SET status = 'RUNNING', worker_id = $1, started_at = i.started_at
 FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::timestamptz[]) AS i(id, claim, take, started_at)
-WHERE e.id = i.id AND e.id BETWEEN $6 AND $7 AND e.claim = i.claim AND e.take = i.take AND e.status = 'QUEUED'
+WHERE e.id = i.id AND {days of e.id} AND e.claim = i.claim AND e.take = i.take AND e.status = 'QUEUED'
 RETURNING e.id, e.cancel_requested";
 
 /// R11. One statement: the rows, the statistics, the retries, the log lines. Expected plan: nested loops from the batch into
-/// the primary keys (the pool of these connections allows nothing else); the bounds on `id` prune the partitions.
+/// the primary keys (the pool of these connections allows nothing else); their days prune the partitions.
 const EXECUTIONS_FINISH: &str = "
 WITH input AS (
     SELECT * FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::text[], $6::timestamptz[], $7::timestamptz[],
@@ -121,7 +121,7 @@ WITH input AS (
                       WHEN i.status = 'SUCCESS' THEN i.reason
                       ELSE COALESCE(e.reason, i.reason) END
     FROM input i
-    WHERE e.id = i.id AND e.id BETWEEN $15 AND $16 AND e.claim = i.claim AND e.take = i.take
+    WHERE e.id = i.id AND {days of e.id} AND e.claim = i.claim AND e.take = i.take
       AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND e.worker_id = $1)
     RETURNING e.id, e.job_id, e.claim, e.status, e.completed_at, e.duration_ms, i.next_retry_at, i.queue, i.priority
 ), stats AS (
@@ -152,16 +152,16 @@ WITH input AS (
 ), logs AS (
     INSERT INTO job_execution_logs (execution_id, attempt, line, timestamp, level, message)
     SELECT l.id, l.attempt, l.line, l.timestamp, l.level, l.message
-    FROM UNNEST($17::uuid[], $18::smallint[], $19::int[], $20::timestamptz[], $21::text[], $22::text[])
+    FROM UNNEST($15::uuid[], $16::smallint[], $17::int[], $18::timestamptz[], $19::text[], $20::text[])
          AS l(id, attempt, line, timestamp, level, message)
-    WHERE cardinality($17::uuid[]) > 0 AND l.id IN (SELECT id FROM finished)
+    WHERE cardinality($15::uuid[]) > 0 AND l.id IN (SELECT id FROM finished)
     ON CONFLICT DO NOTHING
 )
 SELECT id, status FROM finished";
 
 /// For what a guarded UPDATE did not return.
 const EXECUTIONS_LOOK: &str = "
-SELECT e.id, e.claim, e.take, e.status, e.worker_id, e.cancel_requested FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id";
+SELECT e.id, e.claim, e.take, e.status, e.worker_id, e.cancel_requested FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id AND {days of e.id}";
 
 /// A job whose timetable has ended is complete once nothing of it is open. Runs after the finish, in the same transaction,
 /// so that of two executors that finish the last two the later one sees both.
@@ -235,15 +235,12 @@ async fn mark_running_on_conn(connection: &mut Connection, worker: Uuid, started
         return Ok(Vec::new());
     }
     let held: Vec<Held> = started.iter().map(|started| started.held).collect();
-    let (first, last) = bounds(held.iter().map(|held| held.execution));
-    let rows = sqlx::query(EXECUTIONS_MARK_RUNNING)
+    let rows = sqlx::query(days::of(EXECUTIONS_MARK_RUNNING, ids_of(&held)))
         .bind(worker)
         .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
         .bind(held.iter().map(|held| held.claim).collect::<Vec<_>>())
         .bind(held.iter().map(|held| held.take).collect::<Vec<_>>())
         .bind(started.iter().map(|started| started.started_at).collect::<Vec<_>>())
-        .bind(first)
-        .bind(last)
         .fetch_all(&mut *connection)
         .await?;
     let mut written = std::collections::HashMap::new();
@@ -259,9 +256,8 @@ async fn finish_on_conn(connection: &mut Connection, worker: Uuid, finished: &[F
         return Ok(Vec::new());
     }
     let held: Vec<Held> = finished.iter().map(|finished| finished.held).collect();
-    let (first, last) = bounds(held.iter().map(|held| held.execution));
     let logs = LogColumns::of(finished);
-    let rows = sqlx::query(EXECUTIONS_FINISH)
+    let rows = sqlx::query(days::of(EXECUTIONS_FINISH, ids_of(&held)))
         .bind(worker)
         .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
         .bind(held.iter().map(|held| held.claim).collect::<Vec<_>>())
@@ -276,8 +272,6 @@ async fn finish_on_conn(connection: &mut Connection, worker: Uuid, finished: &[F
         .bind(finished.iter().map(|finished| finished.reason.as_deref()).collect::<Vec<_>>())
         .bind(finished.iter().map(|finished| finished.queue.as_str()).collect::<Vec<_>>())
         .bind(finished.iter().map(|finished| finished.priority).collect::<Vec<_>>())
-        .bind(first)
-        .bind(last)
         .bind(logs.ids)
         .bind(logs.attempts)
         .bind(logs.lines)
@@ -305,7 +299,9 @@ async fn judge_on_conn(
         held.iter().map(|held| held.execution).filter(|execution| !written.contains_key(execution)).collect();
     let mut seen = std::collections::HashMap::new();
     if !refused.is_empty() {
-        for row in sqlx::query(EXECUTIONS_LOOK).bind(&refused).fetch_all(connection).await? {
+        for row in
+            sqlx::query(days::of(EXECUTIONS_LOOK, refused.iter().copied())).bind(&refused).fetch_all(connection).await?
+        {
             let status = read_status(row.try_get("status")?)?;
             let claim: Option<i64> = row.try_get("claim")?;
             let take: i32 = row.try_get("take")?;
@@ -338,9 +334,8 @@ pub(crate) fn read_status(text: &str) -> Result<Status> {
     })
 }
 
-/// The smallest and greatest id: with them the planner's executor prunes partitions before it opens them.
-pub(crate) fn bounds(ids: impl Iterator<Item = Uuid> + Clone) -> (Uuid, Uuid) {
-    (ids.clone().min().unwrap_or(Uuid::nil()), ids.max().unwrap_or(Uuid::max()))
+fn ids_of(held: &[Held]) -> impl Iterator<Item = Uuid> {
+    held.iter().map(|held| held.execution)
 }
 
 #[derive(Default)]

@@ -13,7 +13,7 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use crate::partitions::{self, Step, Table};
-use crate::{Result, Store};
+use crate::{Result, Store, days};
 
 /// How many executions of one day may be open when it is dropped: they move under a lock.
 const OPEN_MAX: i64 = 1_000;
@@ -244,8 +244,8 @@ ORDER BY execution_id";
 /// Attempts leave with their execution.
 const DEFAULT_ATTEMPTS: &str = "
 DELETE FROM execution_attempts_default a
-WHERE a.execution_id = ANY ($1) AND a.execution_id BETWEEN $2 AND $3
-  AND NOT EXISTS (SELECT FROM job_executions e WHERE e.id = a.execution_id AND e.id BETWEEN $2 AND $3)";
+WHERE a.execution_id = ANY ($1)
+  AND NOT EXISTS (SELECT FROM job_executions e WHERE e.id = a.execution_id AND {days of e.id})";
 
 /// Deletes what is old from the default partitions, a thousand rows a step. Answers how many.
 ///
@@ -271,18 +271,16 @@ pub async fn sweep_default(store: &Store, retention: &Retention) -> Result<u64> 
             .await?;
         let Some(last) = page.last() else { return Ok(gone) };
         after = *last;
-        for day in by_day(page) {
+        for day in days::by_day(page) {
             gone += delete(store, DEFAULT_ATTEMPTS, &day).await?;
         }
     }
 }
 
 const EXECUTIONS_DELETE: &str =
-    "DELETE FROM job_executions WHERE id = ANY ($1) AND id BETWEEN $2 AND $3 AND completed_at IS NOT NULL";
-const ATTEMPTS_DELETE: &str =
-    "DELETE FROM execution_attempts WHERE execution_id = ANY ($1) AND execution_id BETWEEN $2 AND $3";
-const LOGS_DELETE: &str =
-    "DELETE FROM job_execution_logs WHERE execution_id = ANY ($1) AND execution_id BETWEEN $2 AND $3";
+    "DELETE FROM job_executions WHERE id = ANY ($1) AND {days of id} AND completed_at IS NOT NULL";
+const ATTEMPTS_DELETE: &str = "DELETE FROM execution_attempts WHERE execution_id = ANY ($1) AND {days of execution_id}";
+const LOGS_DELETE: &str = "DELETE FROM job_execution_logs WHERE execution_id = ANY ($1) AND {days of execution_id}";
 
 /// Jobs that are over for long, with nothing open or to come.
 const JOBS_OVER: &str = "
@@ -341,7 +339,7 @@ async fn forget_executions(store: &Store, job: Uuid) -> Result<()> {
                 .await?;
         let Some(last) = page.last() else { return Ok(()) };
         after = *last;
-        for day in by_day(page) {
+        for day in days::by_day(page) {
             // The execution last: by it the others are found again if this ends in between.
             for statement in [LOGS_DELETE, ATTEMPTS_DELETE, EXECUTIONS_DELETE] {
                 delete(store, statement, &day).await?;
@@ -351,13 +349,6 @@ async fn forget_executions(store: &Store, job: Uuid) -> Result<()> {
 }
 
 async fn delete(store: &Store, statement: &'static str, ids: &[Uuid]) -> Result<u64> {
-    let deleted = sqlx::query(statement).bind(ids).bind(ids.first()).bind(ids.last());
-    Ok(deleted.execute(&store.pool).await?.rows_affected())
-}
-
-/// Sorted ids, by the day in whose partition they lie.
-fn by_day(ids: Vec<Uuid>) -> Vec<Vec<Uuid>> {
-    const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
-    let day = |id: &Uuid| (id.as_u128() >> 80) as u64 / DAY_MS;
-    ids.chunk_by(|one, other| day(one) == day(other)).map(<[Uuid]>::to_vec).collect()
+    let deleted = sqlx::query(days::of(statement, ids.iter().copied())).bind(ids).execute(&store.pool).await?;
+    Ok(deleted.rows_affected())
 }

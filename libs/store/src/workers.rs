@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::clock::DbClock;
 use crate::recorder::Held;
-use crate::{Result, Store};
+use crate::{Result, Store, days};
 
 /// One incarnation of an executor.
 #[derive(Clone, Debug)]
@@ -36,7 +36,7 @@ const WORKER_INSERT: &str = "INSERT INTO workers (id, consumer, queues, handlers
 const EXECUTIONS_REASSERT: &str = "
 UPDATE job_executions e SET worker_id = $1, status = 'RUNNING', started_at = h.started_at
 FROM UNNEST($3::uuid[], $4::bigint[], $5::int[], $6::timestamptz[]) AS h(id, claim, take, started_at)
-WHERE e.id = h.id AND e.claim = h.claim AND e.take = h.take
+WHERE e.id = h.id AND {days of e.id} AND e.claim = h.claim AND e.take = h.take
   AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND (e.worker_id = $2 OR e.worker_id IN (SELECT id FROM workers WHERE consumer = $7)))
 RETURNING e.id";
 
@@ -95,7 +95,7 @@ impl Store {
             .bind(new.slots)
             .execute(&mut *transaction)
             .await?;
-        let rows = sqlx::query(EXECUTIONS_REASSERT)
+        let rows = sqlx::query(days::of(EXECUTIONS_REASSERT, started.iter().map(|(held, _)| held.execution)))
             .bind(new.id)
             .bind(old)
             .bind(started.iter().map(|(held, _)| held.execution).collect::<Vec<_>>())

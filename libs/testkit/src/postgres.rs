@@ -12,6 +12,8 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::sync::OnceCell;
 
+use crate::wall_clock::WallClock;
+
 /// Generous: tests run side by side, each with several pools and whole clusters.
 const CONNECTIONS_MAX: &str = "400";
 /// How long a test's own statement waits for a server that is not there.
@@ -140,6 +142,19 @@ impl Postgres {
     /// If Postgres is not installed or does not start.
     pub async fn start(settings: &[(&str, &str)]) -> Result<Self> {
         Self::start_in(Home::temporary()?, settings).await
+    }
+
+    /// Starts one on a host whose wall clock can be set ([`WallClock`]).
+    ///
+    /// # Errors
+    /// If Postgres is not installed or does not start.
+    pub async fn start_by(clock: &WallClock) -> Result<Self> {
+        let variables = clock.environment();
+        let started = Self::start(&[]).await?;
+        started.stop(StopMode::Fast);
+        started.server().set_environment(variables);
+        started.start_again()?;
+        Ok(started)
     }
 
     /// The same, whose data is in a directory of the caller's choice: a small disk, say.

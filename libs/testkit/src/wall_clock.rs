@@ -5,8 +5,9 @@
 //! Where the library is missing (macOS, a machine without Debian's package) processes keep the true clock: ask
 //! [`is_available`] and say so.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context as _, Result};
 use chrono::TimeDelta;
 
 /// Whether processes can have wall clocks of their own here.
@@ -23,6 +24,48 @@ pub fn environment(ahead: TimeDelta) -> Vec<(String, String)> {
         ("FAKETIME".into(), format!("{:+}s", ahead.num_seconds())),
         ("DONT_FAKE_MONOTONIC".into(), "1".into()),
     ]
+}
+
+/// A wall clock that a test sets while processes run by it.
+#[derive(Debug)]
+pub struct WallClock {
+    file: PathBuf,
+}
+
+impl WallClock {
+    /// One that is right, kept in `directory`, where every user must get to.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn in_directory(directory: &Path) -> Result<Self> {
+        let clock = Self { file: directory.join("wall-clock") };
+        clock.set(TimeDelta::zero())?;
+        Ok(clock)
+    }
+
+    /// From now on it is `ahead` of the true one (or behind).
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn set(&self, ahead: TimeDelta) -> Result<()> {
+        // In one step: who reads it meanwhile finds the old or the new.
+        let new = self.file.with_extension("new");
+        std::fs::write(&new, format!("{:+}s\n", ahead.num_seconds()))?;
+        std::fs::rename(&new, &self.file).with_context(|| format!("cannot set {}", self.file.display()))
+    }
+
+    /// What the environment of a process must hold to go by it; nothing where that is not possible.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let Some(library) = library() else { return Vec::new() };
+        vec![
+            ("LD_PRELOAD".into(), library.to_string_lossy().into_owned()),
+            ("FAKETIME_TIMESTAMP_FILE".into(), self.file.to_string_lossy().into_owned()),
+            ("FAKETIME_NO_CACHE".into(), "1".into()),
+            ("DONT_FAKE_MONOTONIC".into(), "1".into()),
+            // Times of files stay as they are.
+            ("NO_FAKE_STAT".into(), "1".into()),
+        ]
+    }
 }
 
 /// The variant for programs with several threads.

@@ -1,6 +1,8 @@
 //! The private servers of the testkit: databases are apart, servers come back, nothing outlives its test process.
 
-use carillon_testkit::{Database, Postgres, Proxy, StopMode};
+use carillon_testkit::wall_clock::{self, WallClock};
+use carillon_testkit::{Database, Home, Postgres, Proxy, StopMode};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::Connection as _;
 
 #[tokio::test]
@@ -49,4 +51,21 @@ async fn sessions_can_be_ended_and_reached_through_a_proxy() {
     sqlx::raw_sql("SELECT 1").execute(&pool).await.unwrap();
     assert_eq!(database.terminate_backends("victim%").await.unwrap(), 1);
     assert_eq!(database.terminate_backends("nobody%").await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn the_clock_of_a_server_of_ones_own_can_be_set() {
+    if !wall_clock::is_available() {
+        return;
+    }
+    let directory = Home::temporary().unwrap();
+    let clock = WallClock::in_directory(directory.path()).unwrap();
+    let postgres = Postgres::start_by(&clock).await.unwrap();
+    let pool = postgres.database().pool().await.unwrap();
+    for ahead in [TimeDelta::zero(), TimeDelta::seconds(90), TimeDelta::seconds(-90)] {
+        clock.set(ahead).unwrap();
+        let now: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&pool).await.unwrap();
+        let off = now - Utc::now() - ahead;
+        assert!(off.abs() < TimeDelta::seconds(5), "{ahead}: {off}");
+    }
 }

@@ -77,12 +77,25 @@ impl Leader {
 
     /// As [`Leader::jobs`], each due `apart_ms` after the one before.
     async fn spread_jobs(&self, count: usize, at: DateTime<Utc>, apart_ms: i64) -> Result<Uuid> {
+        self.insert_jobs(count, at, apart_ms, "default", &TimetableSpec::once(at)).await
+    }
+
+    /// At once with all that is said of them: what is due is claimed as soon as it is there.
+    async fn insert_jobs(
+        &self,
+        count: usize,
+        at: DateTime<Utc>,
+        apart_ms: i64,
+        queue: &str,
+        timetable: &TimetableSpec,
+    ) -> Result<Uuid> {
         let jobs: Vec<Uuid> = (0..count).map(|_| Uuid::now_v7()).collect();
         sqlx::query(
             "WITH new AS (
                  INSERT INTO jobs (id, name, type, status, schedule, timetable, handler_name, payload, retry_delay_ms,
-                                   allow_overlap, concurrency)
-                 SELECT id, 'bound', 'ONE_TIME', 'ACTIVE', '', $2, 'test:echo', '{}', 200, true, 0 FROM UNNEST($1::uuid[]) AS n(id)
+                                   allow_overlap, concurrency, queue)
+                 SELECT id, 'bound', 'ONE_TIME', 'ACTIVE', '', $2, 'test:echo', '{}', 200, true, 0, $5
+                 FROM UNNEST($1::uuid[]) AS n(id)
                  RETURNING *
              ), revision AS (
                  INSERT INTO job_revisions (job_id, revision, definition) SELECT id, revision, to_jsonb(new) FROM new
@@ -90,12 +103,13 @@ impl Leader {
                  INSERT INTO job_stats (job_id) SELECT id FROM new
              )
              INSERT INTO job_timers (job_id, shard, fire_at, queue, priority)
-             SELECT id, 0, $3 + (row_number() OVER () - 1) * $4 * interval '1 ms', 'default', 1 FROM new",
+             SELECT id, 0, $3 + (row_number() OVER () - 1) * $4 * interval '1 ms', queue, 1 FROM new",
         )
         .bind(&jobs)
-        .bind(serde_json::to_value(TimetableSpec::once(at))?)
+        .bind(serde_json::to_value(timetable)?)
         .bind(at)
         .bind(apart_ms)
+        .bind(queue)
         .execute(&self.pool)
         .await?;
         jobs.first().copied().context("none")
@@ -355,23 +369,13 @@ impl Leader {
 
     /// Jobs that are due at `at` by a timetable of their own.
     async fn timetabled_jobs(&self, count: usize, at: DateTime<Utc>, timetable: &TimetableSpec) -> Result<()> {
-        self.jobs(count, at).await?;
-        sqlx::query("UPDATE job_revisions r SET definition = jsonb_set(r.definition, '{timetable}', $1) FROM job_timers t WHERE t.job_id = r.job_id AND t.fire_at = $2")
-            .bind(serde_json::to_value(timetable)?)
-            .bind(at)
-            .execute(&self.pool)
-            .await?;
-        Ok(())
+        self.insert_jobs(count, at, 0, "default", timetable).await.map(|_| ())
     }
 
     /// How long it takes until the fire of a job that is created now, and due now, is in the stream of a queue of its own.
     async fn beside(&self, queue: &str) -> Result<Duration> {
-        let job = self.jobs(1, in_ms(0)).await?;
-        sqlx::query("WITH revised AS (UPDATE job_revisions SET definition = jsonb_set(definition, '{queue}', to_jsonb($2::text)) WHERE job_id = $1) UPDATE job_timers SET queue = $2 WHERE job_id = $1")
-            .bind(job)
-            .bind(queue)
-            .execute(&self.pool)
-            .await?;
+        let at = in_ms(0);
+        self.insert_jobs(1, at, 0, queue, &TimetableSpec::once(at)).await?;
         let created = Instant::now();
         self.wake()?;
         let stream = format!("{{carillon:0}}:v1:{queue}:MEDIUM");

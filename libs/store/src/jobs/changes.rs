@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::rows::word;
 use super::{Job, get_on};
-use crate::{Error, Result, Store};
+use crate::{Error, Result, Store, days};
 
 /// Why an execution that was claimed ahead did not start.
 pub const REASON_PAUSED: &str = "job paused";
@@ -255,24 +255,21 @@ async fn cancel_open(transaction: &mut Transaction<'_>, id: Uuid) -> Result<Vec<
         return Ok(open);
     }
     // In the order of ids, so that two who do this at once cannot deadlock.
-    sqlx::query("SELECT FROM job_executions WHERE id = ANY($1) ORDER BY id FOR UPDATE")
-        .bind(&open)
-        .execute(&mut **transaction)
-        .await?;
-    let touched: Vec<(Uuid, String)> = sqlx::query_as(
-        "UPDATE job_executions SET
+    let lock = "SELECT FROM job_executions WHERE id = ANY($1) AND {days of id} ORDER BY id FOR UPDATE";
+    sqlx::query(days::of(lock, open.iter().copied())).bind(&open).execute(&mut **transaction).await?;
+    let cancel = "UPDATE job_executions SET
              cancel_requested = true,
              reason = $2,
              status = CASE status WHEN 'RETRYING' THEN 'CANCELLED' ELSE status END,
              completed_at = CASE status WHEN 'RETRYING' THEN clock_timestamp() END,
              next_retry_at = NULL
-         WHERE id = ANY($1) AND status IN ('QUEUED', 'RUNNING', 'RETRYING')
-         RETURNING id, status",
-    )
-    .bind(&open)
-    .bind(REASON_DELETED)
-    .fetch_all(&mut **transaction)
-    .await?;
+         WHERE id = ANY($1) AND {days of id} AND status IN ('QUEUED', 'RUNNING', 'RETRYING')
+         RETURNING id, status";
+    let touched: Vec<(Uuid, String)> = sqlx::query_as(days::of(cancel, open.iter().copied()))
+        .bind(&open)
+        .bind(REASON_DELETED)
+        .fetch_all(&mut **transaction)
+        .await?;
     let (ended, asked): (Vec<_>, Vec<_>) = touched.into_iter().partition(|(_, status)| status == "CANCELLED");
     let ended: Vec<Uuid> = ended.into_iter().map(|(execution, _)| execution).collect();
     if !ended.is_empty() {
