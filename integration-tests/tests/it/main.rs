@@ -14,6 +14,7 @@ mod world;
 
 mod api_grpc;
 mod api_json;
+mod cancels;
 mod clock_jumps;
 mod drain;
 mod failover;

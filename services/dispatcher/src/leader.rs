@@ -22,7 +22,6 @@ use carillon_stream::leader::Published;
 use carillon_stream::notices::{Notice, Notices};
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::counter;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -40,8 +39,6 @@ const REFILL_PAUSE: Duration = Duration::from_millis(3);
 const REDIS_PAUSE: Duration = Duration::from_millis(100);
 /// How long a stop waits for Redis. A publish that is on its way in good order is through long before.
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
-/// Jobs remembered that ended by a skipped fire.
-pub(crate) const ENDED_MAX: usize = 1_000;
 /// Fires that a leader is thought to handle in a second, until it has seen: few, so that its first herd gets a long lead.
 const RATE_ASSUMED: f64 = 5_000.0;
 
@@ -80,10 +77,6 @@ pub struct Leader {
     pub(crate) streams: Streams,
     /// In Redis, not yet marked so.
     pub(crate) unsettled: Vec<i64>,
-    /// Completed by nobody else, since their last fire was skipped.
-    pub(crate) ended_by_skip: Vec<Uuid>,
-    /// What earlier leaders left of them.
-    ending: Option<JoinHandle<Vec<Uuid>>>,
     pub(crate) whole_pass_due: bool,
     next_tick: Instant,
     next_refill: Instant,
@@ -120,8 +113,6 @@ impl Leader {
             left: HashMap::new(),
             streams: Streams::default(),
             unsettled: Vec::new(),
-            ended_by_skip: Vec::new(),
-            ending: None,
             whole_pass_due: false,
             next_tick: now,
             next_refill: now,
@@ -184,11 +175,7 @@ impl Leader {
             }
             self.publish_surely(outgoing).await?;
         }
-        self.settle().await?;
-        // It reads every timer, so the take-over does not wait for it.
-        let store = self.store.clone();
-        self.ending = Some(tokio::spawn(async move { store.jobs_ending().await.unwrap_or_default() }));
-        Ok(())
+        self.settle().await
     }
 
     /// Each second: the session is spoken to, Redis is looked at (R3), something is reconciled.
@@ -209,16 +196,7 @@ impl Leader {
             }
         }
         self.settle().await?;
-        self.reconcile_some().await?;
-        if let Some(ending) = self.ending.take_if(|ending| ending.is_finished()) {
-            self.ended_by_skip.extend(ending.await.unwrap_or_default().into_iter().take(ENDED_MAX));
-        }
-        if !self.ended_by_skip.is_empty()
-            && let Ok(completed) = self.store.jobs_complete(&self.ended_by_skip).await
-        {
-            self.ended_by_skip.retain(|job| !completed.contains(job));
-        }
-        Ok(())
+        self.reconcile_some().await
     }
 
     /// Reads the agenda anew: the safety net, and the answer to a wake.
