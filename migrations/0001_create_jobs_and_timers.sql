@@ -73,12 +73,16 @@ CREATE TABLE queues (
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- Jobs that some dispatcher shall look at, outside of any claim or flush: so far, whether a job whose timetable has ended is
--- complete (H62). Written by whatever ends an execution, in its transaction; deleted by whoever has looked.
+-- Jobs that some dispatcher shall look at, outside of any claim or flush (H62): whether one whose timetable has ended is
+-- complete, whether one that was deleted has something open. Written in the transaction that gives reason for it; deleted once
+-- the question is decided. It refers to no job, so that whoever records an end waits for nobody who holds a job's row.
 CREATE TABLE job_attention (
-    id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    job_id uuid NOT NULL REFERENCES jobs (id) ON DELETE CASCADE
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    job_id   uuid NOT NULL,
+    noted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    look_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+CREATE INDEX job_attention_due ON job_attention (look_at);
 
 -- One narrow, hot row a job; it lives as long as its job (PROTOCOL R20), so that claimed_count is never born again.
 CREATE TABLE job_timers (

@@ -31,6 +31,8 @@ pub const NAME_CHARS_MAX: usize = 200;
 pub const DESCRIPTION_CHARS_MAX: usize = 4_000;
 /// Characters of a handler name, a queue name, a tag, an idempotency key, `created_by`, `platform_id`.
 pub const WORD_CHARS_MAX: usize = 200;
+/// Characters of the reason that is given for a cancel.
+pub const REASON_CHARS_MAX: usize = 1_000;
 /// Tags of one job.
 pub const TAGS_MAX: usize = 50;
 /// Names of queues, where the gateway's settings do not say: each may have four streams.

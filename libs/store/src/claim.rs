@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::bounded::Transaction;
 use crate::clock::DbClock;
 use crate::definitions::{Definition, definitions_by_revision_on_conn};
+use crate::ends::{bind_births, births, born_final_on};
 use crate::leader_session::{LeaderSession, bounded};
 use crate::open_entries::{OpenEntry, open_entry_columns, read_open_entry, read_trace};
 use crate::{Result, days};
@@ -219,39 +220,44 @@ WITH due AS (
 DELETE FROM execution_retries r USING due WHERE r.execution_id = due.execution_id
 RETURNING r.execution_id, r.job_id, r.claim";
 
-/// The batch row, what is settled (R7), and the new rows, in one statement. A trigger that is claimed leaves its table here
+/// The batch row, what is settled (R7), and what is opened, in one statement. A trigger that is claimed leaves its table here
 /// (what stood in it is still seen by this statement), and takes its payload along.
-const EXECUTIONS_INSERT_BATCH: &str = "
+const EXECUTIONS_INSERT_BATCH: &str = concat!(
+    "
 WITH batch AS (
-    INSERT INTO dispatch_batches (shard, number, term, ids) SELECT $1, $2, $3, $4::uuid[] WHERE cardinality($4::uuid[]) > 0
+    INSERT INTO dispatch_batches (shard, number, term, ids)
+    SELECT $16, $17, $18, $19::uuid[] WHERE cardinality($19::uuid[]) > 0
 ), settled AS (
-    UPDATE dispatch_batches SET settled_at = now() WHERE shard = $1 AND number = ANY ($5::bigint[]) AND settled_at IS NULL
+    UPDATE dispatch_batches SET settled_at = now() WHERE shard = $16 AND number = ANY ($20::bigint[]) AND settled_at IS NULL
 ), triggered AS (
-    DELETE FROM job_triggers WHERE execution_id = ANY ($22::uuid[])
+    DELETE FROM job_triggers WHERE execution_id = ANY ($21::uuid[])
 )
 INSERT INTO job_executions
-    (id, job_id, shard, queue, priority, platform_id, revision, created_by, claim, entry, seq, status, scheduled_at, completed_at,
-     max_retries, reason, payload, trace_id, parent_span_id, trace_flags)
-SELECT f.id, f.job_id, $1, f.queue, f.priority, f.platform_id, f.revision, f.created_by,
-       CASE WHEN f.skipped THEN NULL ELSE $2 END, CASE WHEN f.skipped THEN NULL ELSE $2 END, f.seq,
-       CASE WHEN f.skipped THEN 'SKIPPED' ELSE 'QUEUED' END, f.scheduled_at, CASE WHEN f.skipped THEN now() END,
-       f.max_retries, f.reason,
+    (id, job_id, shard, queue, priority, platform_id, revision, created_by, claim, entry, seq, status, scheduled_at, max_retries,
+     reason, payload, trace_id, parent_span_id, trace_flags)
+SELECT f.id, f.job_id, $16, f.queue, f.priority, f.platform_id, f.revision, f.created_by, $17, $17, f.seq, 'QUEUED',
+       f.scheduled_at, f.max_retries, f.reason,
        CASE WHEN f.own_payload THEN (SELECT t.payload FROM job_triggers t WHERE t.execution_id = f.id) END,
        f.trace_id, f.parent_span_id, f.trace_flags
-FROM UNNEST($6::uuid[], $7::uuid[], $8::int[], $9::timestamptz[], $10::int[], $11::text[], $12::bool[], $13::bool[],
-            $14::text[], $15::smallint[], $16::text[], $17::bigint[], $18::text[], $19::text[], $20::text[], $21::smallint[])
-     AS f(id, job_id, seq, scheduled_at, max_retries, reason, own_payload, skipped,
-          queue, priority, platform_id, revision, created_by, trace_id, parent_span_id, trace_flags)
+FROM ",
+    births!(),
+    "
 ON CONFLICT (id) DO NOTHING
-RETURNING id, job_id, status = 'QUEUED' AS opened";
+RETURNING id, job_id"
+);
 
+/// A job whose timetable has ended without an execution of this claim leaves a note: nobody who finishes one will.
 const TIMERS_MOVE: &str = "
-UPDATE job_timers t
-SET fire_at = CASE WHEN m.moved THEN m.fire_at ELSE t.fire_at END,
-    exhausted = CASE WHEN m.moved THEN m.exhausted ELSE t.exhausted END,
-    claimed_count = t.claimed_count + m.opened
-FROM UNNEST($1::uuid[], $2::bool[], $3::timestamptz[], $4::bool[], $5::bigint[]) AS m(job_id, moved, fire_at, exhausted, opened)
-WHERE t.job_id = m.job_id";
+WITH moved AS (
+    UPDATE job_timers t
+    SET fire_at = CASE WHEN m.moved THEN m.fire_at ELSE t.fire_at END,
+        exhausted = CASE WHEN m.moved THEN m.exhausted ELSE t.exhausted END,
+        claimed_count = t.claimed_count + m.opened
+    FROM UNNEST($1::uuid[], $2::bool[], $3::timestamptz[], $4::bool[], $5::bigint[]) AS m(job_id, moved, fire_at, exhausted, opened)
+    WHERE t.job_id = m.job_id
+    RETURNING t.job_id, m.exhausted AND m.opened = 0 AS has_ended
+)
+INSERT INTO job_attention (job_id) SELECT job_id FROM moved WHERE has_ended";
 
 /// R16. The revision stays: an execution keeps, through all its attempts, the definition that it started with. What the
 /// failed attempt left (`execution_attempts` keeps it) is not the next one's.
@@ -325,58 +331,50 @@ impl Claim<'_> {
         ids.extend(decisions.retries.iter().map(|(retry, seq)| (*seq, retry.execution)));
         ids.sort_unstable();
         let ids: Vec<Uuid> = ids.into_iter().map(|(_, id)| id).collect();
-        let born = self.insert(term, &ids, decisions, settled).await?;
-        self.move_timers(decisions, &born).await?;
+        let (skipped, opened): (Vec<_>, Vec<_>) = decisions.executions.iter().partition(|new| new.skipped);
+        let opened = self.insert(term, &ids, &opened, settled).await?;
+        let triggered = self.triggered(&skipped);
+        let mut born = born_final_on(&mut self.transaction, self.shard, &skipped, triggered).await?;
+        self.move_timers(decisions, &opened).await?;
+        born.extend(opened.into_iter().map(|(id, _)| id));
         let retried = self.retry(decisions).await?;
         carillon_failpoint::reach("claim:commit").await;
         bounded(self.transaction.commit()).await?;
-        Ok(Committed { born: born.into_iter().map(|(id, _, _)| id).collect(), retried })
+        Ok(Committed { born, retried })
+    }
+
+    /// Those of `new` that are triggers of this claim.
+    fn triggered(&self, new: &[&NewExecution]) -> Vec<Uuid> {
+        let taken: HashSet<Uuid> = self.triggers.iter().map(|trigger| trigger.execution).collect();
+        new.iter().map(|new| new.id).filter(|id| taken.contains(id)).collect()
     }
 
     async fn insert(
         &mut self,
         term: i64,
         ids: &[Uuid],
-        decisions: &Decisions,
+        opened: &[&NewExecution],
         settled: &[i64],
-    ) -> Result<Vec<(Uuid, Uuid, bool)>> {
-        let new = &decisions.executions;
-        let taken: HashSet<Uuid> = self.triggers.iter().map(|trigger| trigger.execution).collect();
-        let triggered: Vec<Uuid> = new.iter().map(|new| new.id).filter(|id| taken.contains(id)).collect();
+    ) -> Result<Vec<(Uuid, Uuid)>> {
+        let triggered = self.triggered(opened);
         let rows = bounded(
-            sqlx::query(EXECUTIONS_INSERT_BATCH)
+            bind_births(sqlx::query(EXECUTIONS_INSERT_BATCH), opened)
                 .bind(self.shard)
                 .bind(self.number)
                 .bind(term)
                 .bind(ids)
                 .bind(settled)
-                .bind(new.iter().map(|new| new.id).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.job).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.seq).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.scheduled_at).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.max_retries).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.reason.as_deref()).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.own_payload).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.skipped).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.line.queue.as_str()).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.line.priority.rank()).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.platform_id.as_deref()).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.revision).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.created_by.as_str()).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.trace.map(|trace| trace.trace_id())).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.trace.map(|trace| trace.parent_span_id())).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.trace.map_or(1, |trace| i16::from(trace.flags))).collect::<Vec<_>>())
                 .bind(triggered)
                 .fetch_all(&mut *self.transaction),
         )
         .await?;
-        rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("job_id")?, row.try_get("opened")?))).collect()
+        rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("job_id")?))).collect()
     }
 
-    /// R20: `claimed_count` grows only by what was really born.
-    async fn move_timers(&mut self, decisions: &Decisions, born: &[(Uuid, Uuid, bool)]) -> Result<()> {
+    /// R20: `claimed_count` grows only by what was really born, and open.
+    async fn move_timers(&mut self, decisions: &Decisions, born: &[(Uuid, Uuid)]) -> Result<()> {
         let mut opened = std::collections::HashMap::<Uuid, i64>::new();
-        for (_, job, _) in born.iter().filter(|(_, _, opened)| *opened) {
+        for (_, job) in born {
             *opened.entry(*job).or_default() += 1;
         }
         // One order for all who lock timers, so that no two wait for each other.

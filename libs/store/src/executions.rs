@@ -1,7 +1,9 @@
 //! Executions as the API reads them. A trigger that is not claimed yet is one too, QUEUED: it leaves `job_triggers` and
-//! enters `job_executions` in one transaction, so a single statement over both sees it exactly once.
+//! enters `job_executions` in one transaction, so a single statement over both sees it exactly once. Cancelling one is in
+//! [`crate::cancels`].
 
 use carillon_core::execution::Status;
+use carillon_core::limits::MAX_RETRIES_MAX;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::QueryBuilder;
@@ -10,7 +12,7 @@ use uuid::Uuid;
 use crate::document::Document;
 use crate::jobs::rows::word;
 use crate::page::{self, Page, Slice};
-use crate::{Error, Result, Store};
+use crate::{Error, Result, Store, days};
 
 /// The record of one fire.
 #[derive(Clone, Debug, PartialEq)]
@@ -148,11 +150,77 @@ impl TryFrom<ExecutionRow> for Execution {
 /// # Errors
 /// [`Error::NotFound`]; or if Postgres is unavailable.
 pub async fn get(store: &Store, id: Uuid) -> Result<Execution> {
-    let mut query = QueryBuilder::new(SELECT_CLAIMED);
-    query.push(" WHERE e.id = ").push_bind(id).push(" UNION ALL ");
-    query.push(SELECT_TRIGGERED).push(" WHERE t.execution_id = ").push_bind(id).push(" LIMIT 1");
-    let row: Option<ExecutionRow> = query.build_query_as().fetch_optional(&store.pool).await?;
+    get_on(&store.pool, id).await
+}
+
+pub(crate) async fn get_on(executor: impl sqlx::PgExecutor<'_>, id: Uuid) -> Result<Execution> {
+    let statement = format!(
+        "{SELECT_CLAIMED} WHERE e.id = $1 AND {{days of e.id}} \
+         UNION ALL {SELECT_TRIGGERED} WHERE t.execution_id = $1 LIMIT 1"
+    );
+    let row: Option<ExecutionRow> =
+        sqlx::query_as(days::of(&statement, [id])).bind(id).fetch_optional(executor).await?;
     row.ok_or(Error::NotFound { what: "execution", id })?.try_into()
+}
+
+/// One attempt that failed.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct Attempt {
+    /// Counted from 1.
+    pub attempt: i16,
+    /// FAILED or TIMEOUT.
+    #[sqlx(try_from = "String")]
+    pub status: AttemptStatus,
+    /// When its handler started; none if it never did.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it ended.
+    pub ended_at: DateTime<Utc>,
+    /// The executor that ran it.
+    pub worker_id: Option<Uuid>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Where it failed.
+    pub error_stack: Option<String>,
+}
+
+/// How an attempt failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttemptStatus(pub Status);
+
+impl TryFrom<String> for AttemptStatus {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        word("execution_attempts.status", &text).map(Self)
+    }
+}
+
+/// Bytes of the texts of one execution's attempts that are read: beside them stand a result and its own error.
+const ATTEMPTS_BYTES_MAX: usize = 1024 * 1024;
+
+/// Reads the attempts of an execution that failed, oldest first: at most one more than it has retries. Of so many large
+/// texts that they exceed a megabyte the newest are kept.
+///
+/// # Errors
+/// If Postgres is unavailable.
+pub async fn attempts(store: &Store, id: Uuid) -> Result<Vec<Attempt>> {
+    let statement =
+        "SELECT attempt, status, started_at, ended_at, worker_id, error, error_stack FROM execution_attempts
+         WHERE execution_id = $1 AND {days of execution_id} ORDER BY attempt DESC LIMIT $2";
+    let rows = sqlx::query_as(days::of(statement, [id]));
+    let mut attempts: Vec<Attempt> = rows.bind(id).bind(i64::from(MAX_RETRIES_MAX) + 1).fetch_all(&store.pool).await?;
+    let mut left = ATTEMPTS_BYTES_MAX;
+    for attempt in &mut attempts {
+        for text in [&mut attempt.error, &mut attempt.error_stack] {
+            let bytes = text.as_ref().map_or(0, String::len);
+            match left.checked_sub(bytes) {
+                Some(rest) => left = rest,
+                None => *text = None,
+            }
+        }
+    }
+    attempts.reverse();
+    Ok(attempts)
 }
 
 /// Lists the executions of a job, newest first. Without a status it walks the index `(job_id, id)` from its end; with one it

@@ -1,10 +1,11 @@
-//! Jobs: creating, reading and listing them here; pausing, resuming and deleting in [`changes`].
+//! Jobs: creating, reading and listing them here; pausing and resuming in [`changes`], deleting in [`deletion`].
 //!
 //! A job is three rows: `jobs` (the definition), `job_timers` (what the claim moves) and `job_stats` (what the recorder adds
 //! to). They are born in one statement and live as long as each other, so nobody who reads one asks whether the others are
 //! there. With them its first revision is born ([`crate::revisions`]).
 
 pub(crate) mod changes;
+pub(crate) mod deletion;
 pub(crate) mod rows;
 
 use carillon_core::job::{JobStatus, JobType};
@@ -13,7 +14,8 @@ use sqlx::QueryBuilder;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-pub use changes::{Deleted, REASON_DELETED, REASON_PAUSED, delete, pause, resume};
+pub use changes::{REASON_PAUSED, pause, resume};
+pub use deletion::{Deleting, REASON_DELETED, delete};
 pub use rows::{Definition, Job, NewJob};
 
 use crate::document::ToWrite;
@@ -50,6 +52,9 @@ const INSERT_JOB: &str = concat!(
     ), timer AS (
         INSERT INTO job_timers (job_id, shard, fire_at, queue, priority, revision, exhausted)
         SELECT id, $30, $29::timestamptz, queue, priority, revision, $29::timestamptz IS NULL AND $4 <> 'EVENT' FROM job
+        RETURNING job_id, exhausted
+    ), note AS (
+        INSERT INTO job_attention (job_id) SELECT job_id FROM timer WHERE exhausted
     ), stats AS (
         INSERT INTO job_stats (job_id) SELECT id FROM job
     )

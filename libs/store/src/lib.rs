@@ -1,18 +1,22 @@
 //! Postgres: every statement that Carillon runs stands in this crate, as a function named resource first, verb second.
 //!
-//! The API's side: [`jobs`] and their [`revisions`], [`executions`], [`triggers`]. The data path's side: [`leader_session`] (the advisory lock and
-//! all that may only be written under it), [`recorder`] (finishing executions), [`takes`], [`workers`]. Upkeep:
-//! [`migrate`], [`partitions`], [`queues`], [`retention`].
+//! The API's side: [`jobs`] and their [`revisions`], [`executions`], [`triggers`], [`cancels`]. The data path's side:
+//! [`leader_session`] (the advisory lock and all that may only be written under it), [`recorder`] (finishing executions),
+//! [`ends`] (all other ends), [`takes`], [`workers`]. Upkeep: [`migrate`], [`partitions`], [`queues`], [`retention`],
+//! [`attention`].
 //!
 //! It knows the words of `carillon-core` and nothing of Redis, of the wire or of how a process is run. There is no trait
 //! to stand in for it: the promises *are* Postgres semantics, and tests run against a real one.
 
+pub mod attention;
 mod bounded;
+pub mod cancels;
 pub mod claim;
 pub mod clock;
 mod days;
 pub mod definitions;
 mod document;
+pub mod ends;
 pub mod error;
 pub mod executions;
 pub mod idempotency;

@@ -202,25 +202,6 @@ impl Store {
         transaction.commit().await?;
         Ok((started, finished))
     }
-
-    /// Marks those of `jobs` COMPLETED whose timetable has ended and of which nothing is open. Answers which.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`].
-    pub async fn jobs_complete(&self, jobs: &[Uuid]) -> Result<Vec<Uuid>> {
-        let mut connection = self.pool.acquire().await?;
-        complete_on_conn(&mut connection, jobs).await
-    }
-
-    /// The active jobs whose timetable has ended: a last fire that was skipped leaves nobody to complete its job.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`].
-    pub async fn jobs_ending(&self) -> Result<Vec<Uuid>> {
-        let statement = "SELECT j.id FROM jobs j JOIN job_timers t ON t.job_id = j.id \
-                         WHERE j.status = 'ACTIVE' AND t.exhausted AND t.fire_at IS NULL LIMIT 10000";
-        Ok(sqlx::query_scalar(statement).fetch_all(&self.pool).await?)
-    }
 }
 
 async fn complete_on_conn(connection: &mut Connection, jobs: &[Uuid]) -> Result<Vec<Uuid>> {

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::decide::{Decided, decide};
 use crate::definitions::Definitions;
 use crate::foresight::{Answer, Foresight, Found, Question};
-use crate::leader::{ENDED_MAX, End, Leader, delta};
+use crate::leader::{End, Leader, delta};
 use crate::outgoing::Batch;
 
 /// Between two looks at a line whose stream is full.
@@ -158,9 +158,6 @@ impl Leader {
         }
         for job in decided.unreadable {
             self.left.insert(job, now + UNREADABLE_PAUSE);
-        }
-        if self.ended_by_skip.len() < ENDED_MAX {
-            self.ended_by_skip.extend(decided.ended_by_skip);
         }
         let skipped = decided.decisions.executions.iter().filter(|new| new.skipped).count();
         counter!("carillon_dispatcher_skipped_total").increment(skipped as u64);

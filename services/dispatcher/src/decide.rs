@@ -25,9 +25,6 @@ pub struct Decided {
     pub next: Vec<(Line, DateTime<Utc>)>,
     /// Executions after which their job has no instant left.
     pub last: Vec<Uuid>,
-    /// Jobs that ended without an execution, since their last fire was skipped or none came any more: nobody but the leader
-    /// completes them.
-    pub ended_by_skip: Vec<Uuid>,
 }
 
 /// Decides about all that is due at `now`, or soon. What a timetable says that may be dear to search was `foreseen`.
@@ -81,13 +78,9 @@ impl Deciding {
         let budget = definition.max_executions.map(|max| max - timer.claimed_count);
         if budget.is_some_and(|left| left <= 0) {
             self.moved(timer, None);
-            self.decided.ended_by_skip.push(timer.job);
             return;
         }
         let Some(fire) = due.fire else {
-            if due.next.is_none() {
-                self.decided.ended_by_skip.push(timer.job);
-            }
             self.moved(timer, due.next);
             return;
         };
@@ -128,9 +121,6 @@ impl Deciding {
         } else {
             new.reason = Some(overlap_reason(open, definition.open_max));
             self.decided.decisions.executions.push(new);
-            if next.is_none() {
-                self.decided.ended_by_skip.push(timer.job);
-            }
         }
         self.moved(timer, next);
     }
@@ -370,7 +360,7 @@ mod tests {
         for _ in 0..2 {
             let foreseen = foreseen(&cut(), due.fire_at);
             let decided = decide(&[due.clone()], &[], &[], &known, &foreseen, due.fire_at, THRESHOLD);
-            assert!(decided.decisions.executions.is_empty() && decided.ended_by_skip.is_empty());
+            assert!(decided.decisions.executions.is_empty());
             let to = decided.decisions.timers[0].to.unwrap();
             assert!(!to.exhausted && to.fire_at > Some(due.fire_at), "{to:?}");
             due.fire_at = to.fire_at.unwrap();
@@ -386,7 +376,6 @@ mod tests {
         let known = known(Some(1), None, spec);
         let due = DueTimer { fire_at: at(61_000), ..timer(0) };
         let decided = decide(&[due], &[], &[], &known, &foreseen, at(61_000), THRESHOLD);
-        assert_eq!(decided.ended_by_skip, vec![JOB]);
         assert!(decided.decisions.executions.is_empty() && decided.decisions.timers[0].to.unwrap().exhausted);
     }
 

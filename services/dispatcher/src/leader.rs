@@ -27,7 +27,6 @@ use carillon_stream::leader::Published;
 use carillon_stream::notices::{Notice, Notices};
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::counter;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -53,8 +52,6 @@ const READING_PAUSE: u32 = 2;
 const GATHER: TimeDelta = TimeDelta::milliseconds(50);
 /// After a statement that the server refused.
 const STUMBLE_PAUSE: Duration = Duration::from_millis(50);
-/// Jobs remembered that ended by a skipped fire.
-pub(crate) const ENDED_MAX: usize = 1_000;
 /// Fires that a leader is thought to handle in a second, until it has seen: few, so that its first herd gets a long lead.
 const RATE_ASSUMED: f64 = 5_000.0;
 
@@ -95,7 +92,6 @@ pub struct Leader {
     pub(crate) term: i64,
     pub(crate) definitions: Definitions,
     pub(crate) passes: Passes,
-    store: Store,
     notices: Notices,
     pub(crate) shutdown: CancellationToken,
     pub(crate) agenda: Agenda,
@@ -105,11 +101,6 @@ pub struct Leader {
     pub(crate) foresight: Foresight,
     /// In Redis, not yet marked so.
     pub(crate) unsettled: Vec<i64>,
-    /// Completed by nobody else, since their last fire was skipped.
-    pub(crate) ended_by_skip: Vec<Uuid>,
-    /// What earlier leaders left of them.
-    ending: Option<JoinHandle<Vec<Uuid>>>,
-    completing: Option<JoinHandle<Vec<Uuid>>>,
     next_tick: Instant,
     /// When Redis is asked which streams there are.
     pub(crate) next_lines: Instant,
@@ -155,17 +146,13 @@ impl Leader {
             term: 0,
             definitions: Definitions::default(),
             passes: Passes::default(),
-            foresight: Foresight::new(store.clone()),
-            store,
+            foresight: Foresight::new(store),
             notices,
             shutdown,
             agenda: Agenda::default(),
             left: HashMap::new(),
             streams: Streams::default(),
             unsettled: Vec::new(),
-            ended_by_skip: Vec::new(),
-            ending: None,
-            completing: None,
             next_tick: now,
             next_lines: now + crate::streams::LINES_EVERY,
             next_refill: now,
@@ -259,11 +246,7 @@ impl Leader {
                 self.send_unsettled(&batch).await?;
             }
         }
-        self.settle().await?;
-        // It reads every timer, so the take-over does not wait for it.
-        let store = self.store.clone();
-        self.ending = Some(tokio::spawn(async move { store.jobs_ending().await.unwrap_or_default() }));
-        Ok(())
+        self.settle().await
     }
 
     /// R7: under its old number.
@@ -299,25 +282,7 @@ impl Leader {
             }
         }
         self.let_streams_leave().await?;
-        self.settle().await?;
-        self.complete_ended().await;
-        Ok(())
-    }
-
-    /// Completes jobs that ended by a skip, in a task of its own: the tick waits for nobody's pool.
-    async fn complete_ended(&mut self) {
-        if let Some(ending) = self.ending.take_if(|ending| ending.is_finished()) {
-            let ending = ending.await.unwrap_or_default();
-            self.ended_by_skip.extend(ending.into_iter().take(ENDED_MAX));
-        }
-        if let Some(completing) = self.completing.take_if(|completing| completing.is_finished()) {
-            let completed = completing.await.unwrap_or_default();
-            self.ended_by_skip.retain(|job| !completed.contains(job));
-        }
-        if !self.ended_by_skip.is_empty() && self.completing.is_none() {
-            let (store, ended) = (self.store.clone(), self.ended_by_skip.clone());
-            self.completing = Some(tokio::spawn(async move { store.jobs_complete(&ended).await.unwrap_or_default() }));
-        }
+        self.settle().await
     }
 
     /// Reads the agenda anew where that is due: what is near after a wake, all of it now and then.

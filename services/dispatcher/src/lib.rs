@@ -5,11 +5,12 @@
 //! - `foresight` searches timetables that are dear, beside the claims.
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
 //!   what room there is for them.
-//! - [`reconcile`] publishes again what Redis has lost; [`chores`] keep the house, [`retention`] keeps
-//!   the days.
+//! - [`reconcile`] publishes again what Redis has lost; `attention` completes jobs; [`chores`] keep the house, [`retention`]
+//!   keeps the days.
 //!
 //! What it must not know: how a handler runs, and any SQL or Redis command.
 
+mod attention;
 pub mod certify;
 pub mod chores;
 pub mod claim;
@@ -69,6 +70,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let shutdown = process.shutdown();
     let election = election::Election::new(config, options, store.clone(), redis.clone(), shutdown.clone());
     tasks.spawn("election", election.run());
+    tasks.spawn("attention", attention::run(store.clone(), redis.clone(), shutdown.clone()));
     tasks.spawn("chores", chores::run(store, redis, shutdown.clone()));
     tasks.spawn("retention", retention::run(upkeep, kept, shutdown));
     tasks.run().await

@@ -8,6 +8,11 @@ pub(crate) fn describe() {
     describe_counter!("carillon_dispatcher_terms_total", Unit::Count, "Terms that this process has begun to lead");
     describe_counter!("carillon_dispatcher_claimed_total", Unit::Count, "Executions claimed, retries included");
     describe_counter!("carillon_dispatcher_skipped_total", Unit::Count, "Fires recorded SKIPPED instead of claimed");
+    describe_counter!(
+        "carillon_dispatcher_completed_total",
+        Unit::Count,
+        "Jobs completed: their timetable had ended, nothing was open"
+    );
     describe_histogram!(
         "carillon_dispatcher_claim_seconds",
         Unit::Seconds,

@@ -60,6 +60,11 @@ impl Backend {
         &self.store
     }
 
+    /// How long a request may wait for Postgres.
+    pub(crate) const fn statement_timeout(&self) -> Duration {
+        self.statement_timeout
+    }
+
     /// Waits for Postgres within the limit. What was cut off may or may not have been done, as with any lost answer.
     pub(crate) async fn ask<T>(&self, work: impl Future<Output = carillon_store::Result<T>>) -> Result<T, Status> {
         match tokio::time::timeout(self.statement_timeout, work).await {

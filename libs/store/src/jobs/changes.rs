@@ -1,18 +1,18 @@
-//! Pausing, resuming and deleting a job.
+//! Pausing and resuming a job.
 //!
-//! Each is one transaction. Lock order: the `jobs` row, its triggers, its `job_timers` row (from here on no claim can open
-//! an execution of the job), executions, `job_stats`. A claim takes triggers before timers too, timers before executions,
-//! and waits for no trigger, so the leader's session cannot be the victim of a deadlock. The recorder locks executions and
-//! then statistics as well, but many at once, in an order of its own, and `jobs` last when a job completes: there a deadlock
-//! stays possible. Postgres then ends one of the two, nothing was written, and the change is made again, a few times at
-//! most.
+//! Each is one transaction. Lock order: the `jobs` row, its `job_timers` row (from here on no claim can open an execution of
+//! the job), executions, `job_stats`. A claim takes timers before executions too, and waits for nobody who holds one of
+//! them, so the leader's session cannot be the victim of a deadlock. The recorder locks executions and then statistics as
+//! well, but many at once, in an order of its own: there a deadlock stays possible. Postgres then ends one of the two,
+//! nothing was written, and the change is made again, a few times at most. The `jobs` row is locked `FOR NO KEY UPDATE`: who
+//! only refers to the job waits for nobody.
 //!
 //! Which instants "are still to come" is decided by the database's clock, read after the timer is locked: a claim that was
 //! in flight has committed by then, and what it claimed ahead is seen and withdrawn (R23).
 
 use std::time::Duration;
 
-use crate::bounded::{Connection, Transaction};
+use crate::bounded::Connection;
 use carillon_core::ids;
 use carillon_core::job::JobStatus;
 use carillon_core::misfire;
@@ -23,28 +23,17 @@ use uuid::Uuid;
 
 use super::rows::word;
 use super::{Job, get_on};
-use crate::{Error, Result, Store, days};
+use crate::{Error, Result, Store, attention};
 
 /// Why an execution that was claimed ahead did not start.
 pub const REASON_PAUSED: &str = "job paused";
-/// Why an execution was cancelled with its job.
-pub const REASON_DELETED: &str = "job deleted";
 
 /// How often a change is made again after it lost a deadlock.
 const ATTEMPTS_MAX: u32 = 5;
 
-/// What deleting a job left to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Deleted {
-    /// Whether this call deleted it; false if it was deleted before.
-    pub changed: bool,
-    /// Executions that were asked to stop: executors learn of it through Redis.
-    pub cancel_requested: Vec<Uuid>,
-}
-
 /// The job's row, locked.
-struct Locked {
-    status: JobStatus,
+pub(super) struct Locked {
+    pub(super) status: JobStatus,
     timetable: TimetableSpec,
     held_at: Option<DateTime<Utc>>,
 }
@@ -73,15 +62,12 @@ async fn pause_once(store: &Store, id: Uuid) -> Result<Job> {
     }
     let held_at = stop_timer(&mut transaction, id).await?;
     let now = clock(&mut transaction).await?;
-    sqlx::query(
-        "UPDATE jobs SET status = 'PAUSED', paused_at = $2, held_at = $3, updated_at = $2
-         WHERE id = $1",
-    )
-    .bind(id)
-    .bind(now)
-    .bind(held_at)
-    .execute(&mut *transaction)
-    .await?;
+    sqlx::query("UPDATE jobs SET status = 'PAUSED', paused_at = $2, held_at = $3, updated_at = $2 WHERE id = $1")
+        .bind(id)
+        .bind(now)
+        .bind(held_at)
+        .execute(&mut *transaction)
+        .await?;
     // R23. The ids of what is to come are the greatest, so this reads the end of the index only.
     sqlx::query(
         "UPDATE job_executions SET cancel_requested = true, withdrawn = true, reason = $4
@@ -151,6 +137,8 @@ async fn resume_once(store: &Store, id: Uuid) -> Result<Job> {
     .bind(status.as_str())
     .execute(&mut *transaction)
     .await?;
+    // Whoever ended something of it meanwhile was told nothing, since the job was PAUSED.
+    attention::note_ended_on(&mut transaction, id).await?;
     let job = get_on(&mut *transaction, id).await?;
     transaction.commit().await?;
     Ok(job)
@@ -182,118 +170,9 @@ fn due_after_pause(locked: &Locked, id: Uuid, now: DateTime<Utc>) -> Result<Opti
     Ok(Some(misfire::resume(&timetable, held_at, now)))
 }
 
-/// Deletes a job: it never fires again, what waits is CANCELLED, what is queued or runs is asked to stop (R17).
-///
-/// # Errors
-/// [`Error::NotFound`]; or if Postgres is unavailable.
-pub async fn delete(store: &Store, id: Uuid) -> Result<Deleted> {
-    let mut attempt = 1;
-    loop {
-        match Box::pin(delete_once(store, id)).await {
-            Err(error) if may_repeat(&error, attempt).await => attempt += 1,
-            outcome => return outcome,
-        }
-    }
-}
-
-async fn delete_once(store: &Store, id: Uuid) -> Result<Deleted> {
-    let mut transaction = store.pool.begin().await?;
-    let locked = lock(&mut transaction, id).await?;
-    if locked.status == JobStatus::Cancelled {
-        return Ok(Deleted { changed: false, cancel_requested: Vec::new() });
-    }
-    cancel_triggers(&mut transaction, id).await?;
-    stop_timer(&mut transaction, id).await?;
-    sqlx::query(
-        "UPDATE jobs SET status = 'CANCELLED', cancelled_at = clock_timestamp(), updated_at = clock_timestamp(),
-                         paused_at = NULL, held_at = NULL
-         WHERE id = $1",
-    )
-    .bind(id)
-    .execute(&mut *transaction)
-    .await?;
-    let cancel_requested = cancel_open(&mut transaction, id).await?;
-    transaction.commit().await?;
-    Ok(Deleted { changed: true, cancel_requested })
-}
-
-/// Triggers that were answered with OK but not yet claimed end in the record too (promise 1): born CANCELLED, so they were
-/// never opened and count nothing.
-async fn cancel_triggers(transaction: &mut Transaction<'_>, id: Uuid) -> Result<()> {
-    sqlx::query(
-        "WITH gone AS (DELETE FROM job_triggers WHERE job_id = $1 RETURNING *)
-         INSERT INTO job_executions (id, job_id, shard, queue, priority, platform_id, revision, created_by, status, scheduled_at,
-                                     completed_at, reason, payload, max_retries, trace_id, parent_span_id, trace_flags)
-         SELECT g.execution_id, g.job_id, g.shard, g.queue, g.priority, g.platform_id, j.revision, g.created_by, 'CANCELLED',
-                g.fire_at, clock_timestamp(), $2, g.payload, j.max_retries, g.trace_id, g.parent_span_id, g.trace_flags
-         FROM gone g JOIN jobs j ON j.id = g.job_id
-         ON CONFLICT (id) DO NOTHING",
-    )
-    .bind(id)
-    .bind(REASON_DELETED)
-    .execute(&mut **transaction)
-    .await?;
-    Ok(())
-}
-
-/// R17 on every open execution of the job; answers with those that were asked to stop.
-///
-/// No index names the status, so the open ones are looked for newest first and only as far as there are any: how many is
-/// exactly `claimed_count - finished_count` in one snapshot. What to do with each is decided once it is locked: one that the
-/// recorder made RETRYING meanwhile is cancelled, not merely asked to stop.
-async fn cancel_open(transaction: &mut Transaction<'_>, id: Uuid) -> Result<Vec<Uuid>> {
-    let open: Vec<Uuid> = sqlx::query_scalar(
-        "SELECT id FROM job_executions WHERE job_id = $1 AND status IN ('QUEUED', 'RUNNING', 'RETRYING')
-         ORDER BY id DESC
-         LIMIT (SELECT greatest(t.claimed_count - s.finished_count, 0)
-                FROM job_timers t JOIN job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1)",
-    )
-    .bind(id)
-    .fetch_all(&mut **transaction)
-    .await?;
-    if open.is_empty() {
-        return Ok(open);
-    }
-    // In the order of ids, so that two who do this at once cannot deadlock.
-    let lock = "SELECT FROM job_executions WHERE id = ANY($1) AND {days of id} ORDER BY id FOR UPDATE";
-    sqlx::query(days::of(lock, open.iter().copied())).bind(&open).execute(&mut **transaction).await?;
-    let cancel = "UPDATE job_executions SET
-             cancel_requested = true,
-             reason = $2,
-             status = CASE status WHEN 'RETRYING' THEN 'CANCELLED' ELSE status END,
-             completed_at = CASE status WHEN 'RETRYING' THEN clock_timestamp() END,
-             next_retry_at = NULL
-         WHERE id = ANY($1) AND {days of id} AND status IN ('QUEUED', 'RUNNING', 'RETRYING')
-         RETURNING id, status";
-    let touched: Vec<(Uuid, String)> = sqlx::query_as(days::of(cancel, open.iter().copied()))
-        .bind(&open)
-        .bind(REASON_DELETED)
-        .fetch_all(&mut **transaction)
-        .await?;
-    let (ended, asked): (Vec<_>, Vec<_>) = touched.into_iter().partition(|(_, status)| status == "CANCELLED");
-    let ended: Vec<Uuid> = ended.into_iter().map(|(execution, _)| execution).collect();
-    if !ended.is_empty() {
-        // A claim that holds one of them would wait for the execution while we wait for it. It deletes the row itself, and
-        // starts nothing, since the execution is RETRYING no more.
-        sqlx::query(
-            "DELETE FROM execution_retries WHERE execution_id IN
-                 (SELECT execution_id FROM execution_retries WHERE execution_id = ANY($1) FOR UPDATE SKIP LOCKED)",
-        )
-        .bind(&ended)
-        .execute(&mut **transaction)
-        .await?;
-        sqlx::query("UPDATE job_stats SET finished_count = finished_count + $2 WHERE job_id = $1")
-            .bind(id)
-            .bind(i64::try_from(ended.len()).unwrap_or(i64::MAX))
-            .execute(&mut **transaction)
-            .await?;
-    }
-    Ok(asked.into_iter().map(|(execution, _)| execution).collect())
-}
-
-async fn lock(connection: &mut Connection, id: Uuid) -> Result<Locked> {
+pub(super) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Locked> {
     let row: Option<(String, Json<TimetableSpec>, Option<DateTime<Utc>>)> =
-        sqlx::query_as("SELECT status, timetable, held_at FROM jobs WHERE id = $1 FOR UPDATE")
+        sqlx::query_as("SELECT status, timetable, held_at FROM jobs WHERE id = $1 FOR NO KEY UPDATE")
             .bind(id)
             .fetch_optional(connection)
             .await?;
@@ -302,7 +181,7 @@ async fn lock(connection: &mut Connection, id: Uuid) -> Result<Locked> {
 }
 
 /// Takes the timer's row out of every claim's reach and answers with where it stood.
-async fn stop_timer(connection: &mut Connection, id: Uuid) -> Result<Option<DateTime<Utc>>> {
+pub(super) async fn stop_timer(connection: &mut Connection, id: Uuid) -> Result<Option<DateTime<Utc>>> {
     let stood: Option<Option<DateTime<Utc>>> =
         sqlx::query_scalar("SELECT fire_at FROM job_timers WHERE job_id = $1 FOR UPDATE")
             .bind(id)
@@ -327,7 +206,7 @@ fn refused(what: &str, status: JobStatus) -> Error {
 
 /// Whether to make the change again: it lost a deadlock, and not too often yet. Waits a little first, unevenly, so that the
 /// same two do not meet again.
-async fn may_repeat(error: &Error, attempt: u32) -> bool {
+pub(crate) async fn may_repeat(error: &Error, attempt: u32) -> bool {
     if !matches!(error, Error::Conflict(_)) || attempt >= ATTEMPTS_MAX {
         return false;
     }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use carillon_core::ids;
 use carillon_core::job::JobStatus;
 use carillon_core::schedule::TimetableSpec;
-use carillon_store::{Error, jobs, triggers};
+use carillon_store::{Error, Store, jobs, triggers};
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use uuid::Uuid;
 
@@ -122,9 +123,8 @@ async fn a_deleted_job_cancels_what_waits_and_asks_what_runs_to_stop() -> Result
     let retrying = bench.execution(job.id, at(5), "RETRYING").await?;
     let trigger = triggers::create(&bench.store, &crate::trigger::new(job.id), None).await?;
 
-    let deleted = jobs::delete(&bench.store, job.id).await?;
-    assert!(deleted.changed);
-    let mut asked = deleted.cancel_requested;
+    let (changed, mut asked) = delete(&bench, job.id).await?;
+    assert!(changed);
     asked.sort();
     let mut expected = vec![queued, running];
     expected.sort();
@@ -133,7 +133,7 @@ async fn a_deleted_job_cancels_what_waits_and_asks_what_runs_to_stop() -> Result
     assert_eq!(bench.stands(queued).await?, ("QUEUED".into(), true, reason.clone()));
     assert_eq!(bench.stands(running).await?, ("RUNNING".into(), true, reason.clone()));
     assert_eq!(bench.stands(retrying).await?, ("CANCELLED".into(), true, reason.clone()));
-    assert_eq!(bench.stands(trigger.id).await?, ("CANCELLED".into(), false, reason));
+    assert_eq!(bench.stands(trigger.id).await?, ("CANCELLED".into(), true, reason));
     assert_eq!(bench.stands(done).await?.0, "SUCCESS");
     assert_eq!(bench.stands(skipped).await?.2, None);
     assert_eq!(bench.count("execution_retries").await? + bench.count("job_triggers").await?, 0);
@@ -147,8 +147,10 @@ async fn a_deleted_job_cancels_what_waits_and_asks_what_runs_to_stop() -> Result
     assert_eq!((job.status, job.next_run, job.revision), (JobStatus::Cancelled, None, 1));
     assert!(job.cancelled_at.is_some());
 
-    let again = jobs::delete(&bench.store, job.id).await?;
-    assert!(!again.changed && again.cancel_requested.is_empty());
+    // Whoever deleted it may not have come to tell the executors.
+    let (changed, mut again) = delete(&bench, job.id).await?;
+    again.sort();
+    assert_eq!((changed, again), (false, asked));
     Ok(())
 }
 
@@ -157,7 +159,7 @@ async fn a_paused_job_can_be_deleted() -> Result<()> {
     let bench = Bench::new().await?;
     let job = bench.job().await?;
     jobs::pause(&bench.store, job.id).await?;
-    assert!(jobs::delete(&bench.store, job.id).await?.changed);
+    assert!(jobs::delete(&bench.store, job.id).await?);
     assert_eq!(jobs::get(&bench.store, job.id).await?.paused_at, None);
     Ok(())
 }
@@ -175,7 +177,7 @@ async fn what_has_ended_is_neither_paused_nor_resumed() -> Result<()> {
         assert!(matches!(jobs::pause(&bench.store, id).await, Err(Error::FailedPrecondition(_))));
         assert!(matches!(jobs::resume(&bench.store, id).await, Err(Error::FailedPrecondition(_))));
     }
-    assert!(jobs::delete(&bench.store, completed.id).await?.changed);
+    assert!(jobs::delete(&bench.store, completed.id).await?);
     let unknown = Uuid::from_u128(7);
     assert!(matches!(jobs::pause(&bench.store, unknown).await, Err(Error::NotFound { .. })));
     assert!(matches!(jobs::resume(&bench.store, unknown).await, Err(Error::NotFound { .. })));
@@ -194,11 +196,10 @@ async fn a_deletion_waits_for_the_recorder_and_judges_what_it_left() -> Result<(
         .bind(execution)
         .execute(&mut *recorder)
         .await?;
-    let store = bench.store.clone();
-    let deleting = tokio::spawn(async move { jobs::delete(&store, job.id).await });
+    let deleting = spawn_delete(&bench, job.id);
     somebody_waits(&bench).await?;
     recorder.commit().await?;
-    assert_eq!(deleting.await??.cancel_requested, Vec::<Uuid>::new());
+    assert_eq!(deleting.await??, (true, Vec::new()));
     assert_eq!(bench.stands(execution).await?.0, "CANCELLED");
     Ok(())
 }
@@ -216,25 +217,88 @@ async fn somebody_waits(bench: &Bench) -> Result<()> {
     .await
 }
 
-/// The recorder finishes a job's last execution, and so goes from the statistics to the job, while a deletion goes the other
-/// way: Postgres ends the deletion, which begins anew.
+/// The recorder goes through executions in an order of its own: Postgres ends the deletion's step, which begins anew.
 #[tokio::test]
 async fn a_deletion_that_loses_a_deadlock_is_made_again() -> Result<()> {
     let bench = Bench::new().await?;
     let (job, now) = (bench.job().await?, bench.now().await?);
-    let execution = bench.execution(job.id, now, "RETRYING").await?;
+    let first = bench.execution(job.id, now, "RETRYING").await?;
+    let second = bench.execution(job.id, now + TimeDelta::seconds(1), "RETRYING").await?;
     let mut recorder = bench.pool.begin().await?;
     // So that the deletion is the one to notice, and the one to be ended.
     sqlx::query("SET LOCAL deadlock_timeout = '60s'").execute(&mut *recorder).await?;
-    sqlx::query("SELECT FROM job_stats WHERE job_id = $1 FOR UPDATE").bind(job.id).execute(&mut *recorder).await?;
-    let store = bench.store.clone();
-    let deleting = tokio::spawn(async move { jobs::delete(&store, job.id).await });
+    let lock = "SELECT FROM job_executions WHERE id = $1 FOR UPDATE";
+    sqlx::query(lock).bind(second).execute(&mut *recorder).await?;
+    let deleting = spawn_delete(&bench, job.id);
     somebody_waits(&bench).await?;
-    sqlx::query("SELECT FROM jobs WHERE id = $1 FOR UPDATE").bind(job.id).execute(&mut *recorder).await?;
+    sqlx::query(lock).bind(first).execute(&mut *recorder).await?;
     recorder.commit().await?;
-    assert!(deleting.await??.changed);
-    assert_eq!(bench.stands(execution).await?.0, "CANCELLED");
+    assert!(deleting.await??.0);
+    for execution in [first, second] {
+        assert_eq!(bench.stands(execution).await?.0, "CANCELLED");
+    }
     Ok(())
+}
+
+/// Whatever a job has open, a step of its deletion locks few rows; and who triggers it meanwhile is refused.
+#[tokio::test]
+async fn a_job_with_much_open_is_deleted_in_steps() -> Result<()> {
+    let bench = Bench::new().await?;
+    let (job, other) = (bench.job().await?, bench.job().await?);
+    let now = bench.now().await?;
+    let first = ids::first_at(now).as_u128();
+    let open: Vec<Uuid> = (0..1_234).map(|n| Uuid::from_u128(first + n)).collect();
+    sqlx::query(
+        "WITH opened AS (
+             INSERT INTO job_executions (id, job_id, claim, entry, status, scheduled_at)
+             SELECT id, $2, 1, 1, 'RUNNING', now() FROM UNNEST($1::uuid[]) AS o(id) RETURNING id
+         ), counted AS (
+             UPDATE job_timers SET claimed_count = claimed_count + cardinality($1::uuid[]) WHERE job_id = $2
+         )
+         INSERT INTO job_triggers (execution_id, job_id, shard, fire_at, queue, priority, payload)
+         SELECT gen_random_uuid(), $2, 0, now(), 'default', 1, '{}' FROM generate_series(1, 234)",
+    )
+    .bind(&open)
+    .bind(job.id)
+    .execute(&bench.pool)
+    .await?;
+    let foreign = bench.execution(other.id, now, "RUNNING").await?;
+    assert!(jobs::delete(&bench.store, job.id).await?);
+    let refused = triggers::create(&bench.store, &crate::trigger::new(job.id), None).await;
+    assert!(matches!(refused, Err(Error::FailedPrecondition(_))));
+    let mut deleting = jobs::Deleting::of(&bench.store, job.id);
+    let mut asked = Vec::new();
+    while let Some(some) = deleting.step().await? {
+        assert!(some.len() <= 500);
+        asked.extend(some);
+    }
+    asked.sort_unstable();
+    assert_eq!(asked, open);
+    assert_eq!(bench.count("job_executions WHERE cancel_requested AND reason = 'job deleted'").await?, 1_234 + 234);
+    assert_eq!(bench.count("job_executions WHERE status = 'CANCELLED'").await?, 234);
+    assert_eq!(bench.count("job_triggers").await?, 0);
+    assert!(!bench.stands(foreign).await?.1);
+    Ok(())
+}
+
+/// All of a deletion: whether it changed something, and whom it asked to stop.
+pub(crate) async fn delete(bench: &Bench, job: Uuid) -> Result<(bool, Vec<Uuid>)> {
+    delete_by(&bench.store, job).await
+}
+
+async fn delete_by(store: &Store, job: Uuid) -> Result<(bool, Vec<Uuid>)> {
+    let changed = jobs::delete(store, job).await?;
+    let mut deleting = jobs::Deleting::of(store, job);
+    let mut asked = Vec::new();
+    while let Some(some) = deleting.step().await? {
+        asked.extend(some);
+    }
+    Ok((changed, asked))
+}
+
+fn spawn_delete(bench: &Bench, job: Uuid) -> tokio::task::JoinHandle<Result<(bool, Vec<Uuid>)>> {
+    let store = bench.store.clone();
+    tokio::spawn(async move { delete_by(&store, job).await })
 }
 
 /// Many changes of one job at once: each is whole, none fails.

@@ -1,6 +1,7 @@
 //! The API's statements against a real Postgres: creating, reading, changing and triggering jobs, reading executions, documents, names of queues.
 
 mod bench;
+mod cancel;
 mod changes;
 mod create;
 mod queues;

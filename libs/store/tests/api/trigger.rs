@@ -121,7 +121,7 @@ async fn a_deleted_or_unknown_job_is_not_fired_and_a_paused_or_completed_one_is(
         .execute(&bench.pool)
         .await?;
     triggers::create(&bench.store, &new(completed.id), None).await?;
-    jobs::delete(&bench.store, job.id).await?;
+    crate::changes::delete(&bench, job.id).await?;
     let key = Key { scope: "s".into(), key: "k".into(), fingerprint: vec![1] };
     let deleted = triggers::create(&bench.store, &new(job.id), Some(&key)).await;
     assert!(matches!(deleted, Err(Error::FailedPrecondition(_))));

@@ -2,6 +2,7 @@
 //! published again, partitions, retention, and how they find their rows. Named after the rule (R) or hole (H) of the protocol that
 //! each shows.
 
+mod attention;
 mod bench;
 mod bounds;
 mod claim;

@@ -2,17 +2,20 @@
 
 use std::sync::Arc;
 
+use carillon_core::limits;
 use carillon_proto::v1;
 use carillon_proto::v1::execution_service_server::ExecutionService;
-use carillon_store::executions::{self, Execution};
+use carillon_store::cancels::{self, Cancelled};
+use carillon_store::executions::{self, Attempt, Execution};
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
 use super::checks::Checks;
 use super::{slice, words};
 use crate::backend::Backend;
 use crate::{observe, values};
 
-/// Reads the record of executions.
+/// Reads the record of executions, and stops them.
 #[derive(Clone, Debug)]
 pub(super) struct Executions(pub(super) Arc<Backend>);
 
@@ -32,13 +35,42 @@ impl ExecutionService for Executions {
             let mut checks = Checks::of(&request);
             let id = checks.id("id", &request.get_ref().id);
             checks.finish()?;
-            Ok(to_wire(self.0.ask(executions::get(self.0.store(), id)).await?))
+            self.read(id).await
+        })
+        .await
+    }
+
+    async fn cancel_execution(&self, request: Request<v1::CancelExecutionRequest>) -> Reply<v1::Execution> {
+        observe::call("CancelExecution", async {
+            let mut checks = Checks::of(&request);
+            let id = checks.id("id", &request.get_ref().id);
+            let reason = checks.text("reason", &request.get_ref().reason, 0, limits::REASON_CHARS_MAX);
+            checks.finish()?;
+            let Cancelled { execution, asked } = self.0.ask(cancels::cancel(self.0.store(), id, reason.trim())).await?;
+            if asked {
+                // R17: after COMMIT, before the answer.
+                self.0.tell_cancelled(&[id]).await;
+            }
+            self.with_attempts(execution).await
         })
         .await
     }
 }
 
 impl Executions {
+    async fn read(&self, id: Uuid) -> Result<v1::Execution, Status> {
+        let execution = self.0.ask(executions::get(self.0.store(), id)).await?;
+        self.with_attempts(execution).await
+    }
+
+    async fn with_attempts(&self, execution: Execution) -> Result<v1::Execution, Status> {
+        let id = execution.id;
+        let mut shown = to_wire(execution);
+        let attempts = self.0.ask(executions::attempts(self.0.store(), id)).await?;
+        shown.attempts = attempts.into_iter().map(attempt_to_wire).collect();
+        Ok(shown)
+    }
+
     async fn list(
         &self,
         request: Request<v1::ListJobExecutionsRequest>,
@@ -54,6 +86,18 @@ impl Executions {
             executions: page.items.into_iter().map(to_wire).collect(),
             has_more: page.has_more,
         })
+    }
+}
+
+fn attempt_to_wire(attempt: Attempt) -> v1::Attempt {
+    v1::Attempt {
+        attempt: values::to_count(attempt.attempt.into()),
+        status: words::execution_status(attempt.status.0).into(),
+        started_at: attempt.started_at.map(values::to_timestamp),
+        ended_at: Some(values::to_timestamp(attempt.ended_at)),
+        worker_id: attempt.worker_id.map(|id| id.to_string()),
+        error: attempt.error,
+        error_stack: attempt.error_stack,
     }
 }
 
@@ -83,6 +127,7 @@ pub(super) fn to_wire(execution: Execution) -> v1::Execution {
         queue: execution.queue,
         cancel_requested: execution.cancel_requested,
         created_by: execution.created_by,
+        attempts: Vec::new(),
         revision: values::to_count(execution.revision),
     }
 }

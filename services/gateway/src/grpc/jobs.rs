@@ -1,13 +1,14 @@
 //! `JobService`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use carillon_core::trace::TraceContext;
 use carillon_core::{ids, limits};
 use carillon_proto::v1;
 use carillon_proto::v1::job_service_server::JobService;
 use carillon_store::idempotency::{self, Beginning, Key};
-use carillon_store::jobs::{self, Filter, Job, NewJob};
+use carillon_store::jobs::{self, Deleting, Filter, Job, NewJob};
 use carillon_store::triggers::{self, NewTrigger};
 use chrono::DateTime;
 use prost::Message;
@@ -77,11 +78,10 @@ impl JobService for Jobs {
     async fn delete_job(&self, request: Request<v1::DeleteJobRequest>) -> Reply<()> {
         observe::call("DeleteJob", async {
             let id = checked_id(&request, &request.get_ref().id)?;
-            let deleted = self.0.ask(jobs::delete(self.0.store(), id)).await?;
-            if deleted.changed {
-                tokio::join!(self.0.tell_job_changed(id), self.0.tell_cancelled(&deleted.cancel_requested));
+            if self.0.ask(jobs::delete(self.0.store(), id)).await? {
+                self.0.tell_job_changed(id).await;
             }
-            Ok(())
+            self.end_deleted(id).await
         })
         .await
     }
@@ -92,6 +92,20 @@ impl JobService for Jobs {
 }
 
 impl Jobs {
+    /// R17, step by step, for as long as a request may take; a dispatcher ends what is still open then.
+    async fn end_deleted(&self, id: Uuid) -> Result<(), Status> {
+        let until = Instant::now() + self.0.statement_timeout();
+        let mut deleting = Deleting::of(self.0.store(), id);
+        while Instant::now() < until
+            && let Some(asked) = self.0.ask(deleting.step()).await?
+        {
+            if !asked.is_empty() {
+                self.0.tell_cancelled(&asked).await;
+            }
+        }
+        Ok(())
+    }
+
     /// The three ways to create a job differ only in how the request is read.
     async fn create<R: Message>(
         &self,

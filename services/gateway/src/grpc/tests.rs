@@ -137,7 +137,7 @@ async fn no_call_goes_on_with_known_mistakes() {
     let backend = alone();
     let known = KnownMistakes(Arc::new(vec![carillon_core::error::FieldViolation::new("nmae", "is not a field")]));
     let transcoder_free_calls = every_call(&backend, &known).await;
-    assert_eq!(transcoder_free_calls.len(), 12);
+    assert_eq!(transcoder_free_calls.len(), 13);
     for status in transcoder_free_calls {
         assert_eq!(wrong(&status), ["nmae: is not a field"]);
     }
@@ -170,6 +170,7 @@ async fn every_call(backend: &Arc<Backend>, known: &KnownMistakes) -> Vec<Status
     let preview = v1::PreviewScheduleRequest { schedule: "@daily".into(), ..v1::PreviewScheduleRequest::default() };
     let list = v1::ListJobExecutionsRequest { job_id: id.clone(), ..v1::ListJobExecutionsRequest::default() };
     let trigger = v1::TriggerJobRequest { id: id.clone(), ..v1::TriggerJobRequest::default() };
+    let cancel = v1::CancelExecutionRequest { id: id.clone(), ..v1::CancelExecutionRequest::default() };
     vec![
         jobs.create_cron_job(with(cron(), known)).await.unwrap_err(),
         jobs.create_one_time_job(with(once, known)).await.unwrap_err(),
@@ -181,7 +182,8 @@ async fn every_call(backend: &Arc<Backend>, known: &KnownMistakes) -> Vec<Status
         jobs.delete_job(with(v1::DeleteJobRequest { id: id.clone() }, known)).await.unwrap_err(),
         jobs.trigger_job(with(trigger, known)).await.unwrap_err(),
         executions.list_job_executions(with(list, known)).await.unwrap_err(),
-        executions.get_execution(with(v1::GetExecutionRequest { id }, known)).await.unwrap_err(),
+        executions.get_execution(with(v1::GetExecutionRequest { id: id.clone() }, known)).await.unwrap_err(),
+        executions.cancel_execution(with(cancel, known)).await.unwrap_err(),
         schedules.preview_schedule(with(preview, known)).await.unwrap_err(),
     ]
 }
@@ -191,6 +193,18 @@ async fn without_postgres_the_answer_says_when_to_try_again() {
     let status = Jobs(alone()).create_cron_job(Request::new(cron())).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.get_details_retry_info().unwrap().retry_delay.is_some());
+}
+
+#[tokio::test]
+async fn a_cancel_names_what_is_wrong_with_it() {
+    let (status, answer) =
+        post(&alone(), "/executions/seven/cancel", serde_json::json!({"reason": "x".repeat(1_001)})).await;
+    assert_eq!(status, 400, "{answer}");
+    let fields = fields(&answer);
+    assert!(
+        fields[0].starts_with("id: ") && fields[1] == "reason: must be 0 to 1000 characters long, is 1001",
+        "{fields:?}"
+    );
 }
 
 #[test]

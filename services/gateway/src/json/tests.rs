@@ -94,6 +94,11 @@ impl ExecutionService for Echo {
     async fn get_execution(&self, _: tonic::Request<v1::GetExecutionRequest>) -> Answer<v1::Execution> {
         Err(Status::not_found("no such execution"))
     }
+
+    async fn cancel_execution(&self, request: tonic::Request<v1::CancelExecutionRequest>) -> Answer<v1::Execution> {
+        let v1::CancelExecutionRequest { id, reason } = self.open(request)?;
+        Ok(Reply::new(v1::Execution { id, reason: Some(reason), ..v1::Execution::default() }))
+    }
 }
 
 struct Bench {
