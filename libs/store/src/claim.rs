@@ -20,7 +20,7 @@ use crate::bounded::Transaction;
 use crate::clock::DbClock;
 use crate::definitions::{Definition, definitions_by_revision_on_conn};
 use crate::ends::{bind_births, births, born_final_on};
-use crate::leader_session::{LeaderSession, bounded};
+use crate::leader_session::LeaderSession;
 use crate::open_entries::{OpenEntry, open_entry_columns, read_open_entry, read_trace};
 use crate::{Result, days};
 
@@ -283,7 +283,7 @@ impl LeaderSession {
         let sent = Instant::now();
         let now = self.say_something().await?;
         let number = self.number_at(DbClock::from_round_trip(sent, Instant::now(), now).now());
-        let transaction = bounded(self.connection.begin()).await?;
+        let transaction = self.connection.begin().await?;
         let mut claim =
             Claim { transaction, shard, number, now, timers: Vec::new(), triggers: Vec::new(), retries: Vec::new() };
         if let Some(rooms) = Rooms::of(rooms, Source::Timer) {
@@ -339,7 +339,7 @@ impl Claim<'_> {
         born.extend(opened.into_iter().map(|(id, _)| id));
         let retried = self.retry(decisions).await?;
         carillon_failpoint::reach("claim:commit").await;
-        bounded(self.transaction.commit()).await?;
+        self.transaction.commit().await?;
         Ok(Committed { born, retried })
     }
 
@@ -357,17 +357,15 @@ impl Claim<'_> {
         settled: &[i64],
     ) -> Result<Vec<(Uuid, Uuid)>> {
         let triggered = self.triggered(opened);
-        let rows = bounded(
-            bind_births(sqlx::query(EXECUTIONS_INSERT_BATCH), opened)
-                .bind(self.shard)
-                .bind(self.number)
-                .bind(term)
-                .bind(ids)
-                .bind(settled)
-                .bind(triggered)
-                .fetch_all(&mut *self.transaction),
-        )
-        .await?;
+        let rows = bind_births(sqlx::query(EXECUTIONS_INSERT_BATCH), opened)
+            .bind(self.shard)
+            .bind(self.number)
+            .bind(term)
+            .bind(ids)
+            .bind(settled)
+            .bind(triggered)
+            .fetch_all(&mut *self.transaction)
+            .await?;
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("job_id")?))).collect()
     }
 
@@ -383,16 +381,14 @@ impl Claim<'_> {
         if timers.is_empty() {
             return Ok(());
         }
-        bounded(
-            sqlx::query(TIMERS_MOVE)
-                .bind(timers.iter().map(|timer| timer.job).collect::<Vec<_>>())
-                .bind(timers.iter().map(|timer| timer.to.is_some()).collect::<Vec<_>>())
-                .bind(timers.iter().map(|timer| timer.to.and_then(|to| to.fire_at)).collect::<Vec<_>>())
-                .bind(timers.iter().map(|timer| timer.to.is_some_and(|to| to.exhausted)).collect::<Vec<_>>())
-                .bind(timers.iter().map(|timer| opened.get(&timer.job).copied().unwrap_or(0)).collect::<Vec<_>>())
-                .execute(&mut *self.transaction),
-        )
-        .await?;
+        sqlx::query(TIMERS_MOVE)
+            .bind(timers.iter().map(|timer| timer.job).collect::<Vec<_>>())
+            .bind(timers.iter().map(|timer| timer.to.is_some()).collect::<Vec<_>>())
+            .bind(timers.iter().map(|timer| timer.to.and_then(|to| to.fire_at)).collect::<Vec<_>>())
+            .bind(timers.iter().map(|timer| timer.to.is_some_and(|to| to.exhausted)).collect::<Vec<_>>())
+            .bind(timers.iter().map(|timer| opened.get(&timer.job).copied().unwrap_or(0)).collect::<Vec<_>>())
+            .execute(&mut *self.transaction)
+            .await?;
         Ok(())
     }
 
@@ -401,30 +397,26 @@ impl Claim<'_> {
             return Ok(Vec::new());
         }
         let ids: Vec<Uuid> = decisions.retries.iter().map(|(retry, _)| retry.execution).collect();
-        let rows = bounded(
-            sqlx::query(days::of(EXECUTIONS_RETRY, ids.iter().copied()))
-                .bind(self.number)
-                .bind(ids)
-                .bind(decisions.retries.iter().map(|(retry, _)| retry.claim).collect::<Vec<_>>())
-                .bind(decisions.retries.iter().map(|(_, seq)| *seq).collect::<Vec<_>>())
-                .fetch_all(&mut *self.transaction),
-        )
-        .await?;
+        let rows = sqlx::query(days::of(EXECUTIONS_RETRY, ids.iter().copied()))
+            .bind(self.number)
+            .bind(ids)
+            .bind(decisions.retries.iter().map(|(retry, _)| retry.claim).collect::<Vec<_>>())
+            .bind(decisions.retries.iter().map(|(_, seq)| *seq).collect::<Vec<_>>())
+            .fetch_all(&mut *self.transaction)
+            .await?;
         rows.iter().map(read_open_entry).collect()
     }
 
     async fn take_timers(&mut self, rooms: &Rooms, due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
-        let rows = bounded(
-            sqlx::query(TIMERS_CLAIM_DUE)
-                .bind(self.shard)
-                .bind(&rooms.queues)
-                .bind(&rooms.priorities)
-                .bind(&rooms.rooms)
-                .bind(due)
-                .bind(excluded)
-                .fetch_all(&mut *self.transaction),
-        )
-        .await?;
+        let rows = sqlx::query(TIMERS_CLAIM_DUE)
+            .bind(self.shard)
+            .bind(&rooms.queues)
+            .bind(&rooms.priorities)
+            .bind(&rooms.rooms)
+            .bind(due)
+            .bind(excluded)
+            .fetch_all(&mut *self.transaction)
+            .await?;
         for row in rows {
             self.timers.push(DueTimer {
                 job: row.try_get("job_id")?,
@@ -439,17 +431,15 @@ impl Claim<'_> {
     }
 
     async fn take_triggers(&mut self, rooms: &Rooms, due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
-        let rows = bounded(
-            sqlx::query(TRIGGERS_CLAIM_DUE)
-                .bind(self.shard)
-                .bind(&rooms.queues)
-                .bind(&rooms.priorities)
-                .bind(&rooms.rooms)
-                .bind(due)
-                .bind(excluded)
-                .fetch_all(&mut *self.transaction),
-        )
-        .await?;
+        let rows = sqlx::query(TRIGGERS_CLAIM_DUE)
+            .bind(self.shard)
+            .bind(&rooms.queues)
+            .bind(&rooms.priorities)
+            .bind(&rooms.rooms)
+            .bind(due)
+            .bind(excluded)
+            .fetch_all(&mut *self.transaction)
+            .await?;
         for row in rows {
             self.triggers.push(DueTrigger {
                 execution: row.try_get("execution_id")?,
@@ -469,17 +459,15 @@ impl Claim<'_> {
     }
 
     async fn take_retries(&mut self, rooms: &Rooms, due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
-        let rows = bounded(
-            sqlx::query(RETRIES_CLAIM_DUE)
-                .bind(self.shard)
-                .bind(&rooms.queues)
-                .bind(&rooms.priorities)
-                .bind(&rooms.rooms)
-                .bind(due)
-                .bind(excluded)
-                .fetch_all(&mut *self.transaction),
-        )
-        .await?;
+        let rows = sqlx::query(RETRIES_CLAIM_DUE)
+            .bind(self.shard)
+            .bind(&rooms.queues)
+            .bind(&rooms.priorities)
+            .bind(&rooms.rooms)
+            .bind(due)
+            .bind(excluded)
+            .fetch_all(&mut *self.transaction)
+            .await?;
         for row in rows {
             self.retries.push(DueRetry {
                 execution: row.try_get("execution_id")?,

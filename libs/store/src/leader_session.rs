@@ -11,7 +11,6 @@
 //! statement has an end at both ends: the server cancels it after [`STATEMENT_SERVER_MAX`], a wait for a lock after
 //! [`LOCK_MAX`], so no backend waits on with the shard's lock after its client has given up.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -80,7 +79,7 @@ impl Candidate {
             ("tcp_user_timeout", silence.as_str()),
         ] {
             let set = sqlx::query("SELECT set_config($1, $2, false)").bind(name).bind(value);
-            bounded(set.execute(&mut connection)).await?;
+            set.execute(&mut connection).await?;
         }
         let mut candidate = Self { connection, shard };
         candidate.refuse_pooler(&silence).await?;
@@ -93,23 +92,19 @@ impl Candidate {
     /// [`Error::Unavailable`].
     pub async fn try_lead(mut self) -> Result<Result<LeaderSession, Self>> {
         let sent = Instant::now();
-        let row = bounded(
-            sqlx::query("SELECT pg_try_advisory_lock($1, $2) AS mine, clock_timestamp() AS now")
-                .bind(LOCK_SPACE)
-                .bind(i32::from(self.shard))
-                .fetch_one(&mut self.connection),
-        )
-        .await?;
+        let row = sqlx::query("SELECT pg_try_advisory_lock($1, $2) AS mine, clock_timestamp() AS now")
+            .bind(LOCK_SPACE)
+            .bind(i32::from(self.shard))
+            .fetch_one(&mut self.connection)
+            .await?;
         if !row.try_get::<bool, _>("mine")? {
             return Ok(Err(self));
         }
         let clock = DbClock::from_round_trip(sent, Instant::now(), row.try_get("now")?);
-        let newest: Option<i64> = bounded(
-            sqlx::query_scalar("SELECT max(number) FROM dispatch_batches WHERE shard = $1")
-                .bind(self.shard)
-                .fetch_one(&mut self.connection),
-        )
-        .await?;
+        let newest: Option<i64> = sqlx::query_scalar("SELECT max(number) FROM dispatch_batches WHERE shard = $1")
+            .bind(self.shard)
+            .fetch_one(&mut self.connection)
+            .await?;
         Ok(Ok(LeaderSession {
             connection: self.connection,
             shard: self.shard,
@@ -124,7 +119,7 @@ impl Candidate {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn say_something(&mut self) -> Result<()> {
-        bounded(sqlx::query("SELECT 1").execute(&mut self.connection)).await?;
+        sqlx::query("SELECT 1").execute(&mut self.connection).await?;
         Ok(())
     }
 
@@ -132,12 +127,9 @@ impl Candidate {
     async fn refuse_pooler(&mut self, silence: &str) -> Result<()> {
         let mut first = None;
         for _ in 0..3 {
-            let row = bounded(
-                sqlx::query("SELECT pg_backend_pid() AS pid, current_setting('idle_session_timeout')::interval = $1::text::interval AS kept")
+            let row = sqlx::query("SELECT pg_backend_pid() AS pid, current_setting('idle_session_timeout')::interval = $1::text::interval AS kept")
                     .bind(silence)
-                    .fetch_one(&mut self.connection),
-            )
-            .await?;
+                    .fetch_one(&mut self.connection).await?;
             let pid: i32 = row.try_get("pid")?;
             if !row.try_get::<bool, _>("kept")? || *first.get_or_insert(pid) != pid {
                 return Err(Error::FailedPrecondition(
@@ -174,8 +166,7 @@ impl LeaderSession {
     /// [`Error::Unavailable`]: the session is lost.
     pub async fn say_something(&mut self) -> Result<DateTime<Utc>> {
         let sent = Instant::now();
-        let now: DateTime<Utc> =
-            bounded(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut self.connection)).await?;
+        let now: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut self.connection).await?;
         self.clock = self.clock.or_better(DbClock::from_round_trip(sent, Instant::now(), now));
         Ok(now)
     }
@@ -204,13 +195,5 @@ impl LeaderSession {
     pub(crate) fn number_at(&mut self, now: DateTime<Utc>) -> i64 {
         self.previous = (self.previous + 1).max(now.timestamp_millis());
         self.previous
-    }
-}
-
-/// Runs a statement of the session within [`STATEMENT_MAX`]: a server that does not answer has lost the session for us.
-pub(crate) async fn bounded<T>(statement: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
-    match tokio::time::timeout(STATEMENT_MAX, statement).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(Error::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into())),
     }
 }

@@ -12,7 +12,7 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::definitions::{Definition, definitions_by_revision_on_conn};
-use crate::leader_session::{LeaderSession, bounded};
+use crate::leader_session::LeaderSession;
 use crate::{Result, days};
 
 /// What an entry says of its execution; the rest is in the revision of the job's definition that it names.
@@ -196,30 +196,26 @@ impl LeaderSession {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn batches_by_number(&mut self, numbers: &[i64]) -> Result<Vec<Batch>> {
-        let rows = bounded(
-            sqlx::query(
-                "SELECT number, ids FROM dispatch_batches \
+        let rows = sqlx::query(
+            "SELECT number, ids FROM dispatch_batches \
                  WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NOT NULL ORDER BY number",
-            )
-            .bind(self.shard)
-            .bind(numbers)
-            .fetch_all(&mut self.connection),
         )
+        .bind(self.shard)
+        .bind(numbers)
+        .fetch_all(&mut self.connection)
         .await?;
         rows.iter().map(read_batch).collect()
     }
 
     async fn batches(&mut self, statement: &'static str, after: i64, below: i64) -> Result<Vec<Batch>> {
-        let rows = bounded(
-            sqlx::query(statement)
-                .bind(self.shard)
-                .bind(after)
-                .bind(below)
-                .bind(BATCHES_PAGE)
-                .bind(BATCHES_PAGE_BYTES)
-                .fetch_all(&mut self.connection),
-        )
-        .await?;
+        let rows = sqlx::query(statement)
+            .bind(self.shard)
+            .bind(after)
+            .bind(below)
+            .bind(BATCHES_PAGE)
+            .bind(BATCHES_PAGE_BYTES)
+            .fetch_all(&mut self.connection)
+            .await?;
         rows.iter().map(read_batch).collect()
     }
 
@@ -228,13 +224,9 @@ impl LeaderSession {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn batch_exists(&mut self, number: i64) -> Result<bool> {
-        bounded(
-            sqlx::query_scalar("SELECT EXISTS (SELECT FROM dispatch_batches WHERE shard = $1 AND number = $2)")
-                .bind(self.shard)
-                .bind(number)
-                .fetch_one(&mut self.connection),
-        )
-        .await
+        let exists =
+            sqlx::query_scalar("SELECT EXISTS (SELECT FROM dispatch_batches WHERE shard = $1 AND number = $2)");
+        Ok(exists.bind(self.shard).bind(number).fetch_one(&mut self.connection).await?)
     }
 
     /// The open executions of `batches`, by batch and place, each with whether it runs at a worker that is not to be judged
@@ -249,14 +241,12 @@ impl LeaderSession {
     ) -> Result<Vec<(OpenEntry, bool)>> {
         let ids = || batches.iter().flat_map(|batch| batch.ids.iter().copied());
         let numbers = batches.iter().flat_map(|batch| batch.ids.iter().map(|_| batch.number));
-        let rows = bounded(
-            sqlx::query(days::of(OPEN_OF_BATCHES, ids()))
-                .bind(ids().collect::<Vec<_>>())
-                .bind(numbers.collect::<Vec<_>>())
-                .bind(lease)
-                .fetch_all(&mut self.connection),
-        )
-        .await?;
+        let rows = sqlx::query(days::of(OPEN_OF_BATCHES, ids()))
+            .bind(ids().collect::<Vec<_>>())
+            .bind(numbers.collect::<Vec<_>>())
+            .bind(lease)
+            .fetch_all(&mut self.connection)
+            .await?;
         rows.iter().map(|row| Ok((read_open_entry(row)?, row.try_get("runs")?))).collect()
     }
 
@@ -273,22 +263,20 @@ impl LeaderSession {
         lease: Duration,
     ) -> Result<Vec<OpenEntry>> {
         let seqs: Vec<i32> = (1..).take(lost.len()).collect();
-        let mut transaction = bounded(self.connection.begin()).await?;
-        let rows = bounded(
-            sqlx::query(days::of(REPUBLISH, lost.iter().map(|entry| entry.execution)))
-                .bind(self.shard)
-                .bind(number)
-                .bind(term)
-                .bind(lost.iter().map(|entry| entry.execution).collect::<Vec<_>>())
-                .bind(lost.iter().map(|entry| entry.claim).collect::<Vec<_>>())
-                .bind(lost.iter().map(|entry| entry.entry).collect::<Vec<_>>())
-                .bind(seqs)
-                .bind(lease)
-                .fetch_all(&mut *transaction),
-        )
-        .await?;
+        let mut transaction = self.connection.begin().await?;
+        let rows = sqlx::query(days::of(REPUBLISH, lost.iter().map(|entry| entry.execution)))
+            .bind(self.shard)
+            .bind(number)
+            .bind(term)
+            .bind(lost.iter().map(|entry| entry.execution).collect::<Vec<_>>())
+            .bind(lost.iter().map(|entry| entry.claim).collect::<Vec<_>>())
+            .bind(lost.iter().map(|entry| entry.entry).collect::<Vec<_>>())
+            .bind(seqs)
+            .bind(lease)
+            .fetch_all(&mut *transaction)
+            .await?;
         let republished = rows.iter().map(read_open_entry).collect::<Result<Vec<_>>>()?;
-        bounded(transaction.commit()).await?;
+        transaction.commit().await?;
         Ok(republished)
     }
 
@@ -297,13 +285,10 @@ impl LeaderSession {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn settle(&mut self, numbers: &[i64]) -> Result<()> {
-        bounded(
-            sqlx::query("UPDATE dispatch_batches SET settled_at = now() WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NULL")
+        sqlx::query("UPDATE dispatch_batches SET settled_at = now() WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NULL")
                 .bind(self.shard)
                 .bind(numbers)
-                .execute(&mut self.connection),
-        )
-        .await?;
+                .execute(&mut self.connection).await?;
         Ok(())
     }
 
@@ -312,15 +297,13 @@ impl LeaderSession {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn forget_batches(&mut self, numbers: &[i64]) -> Result<()> {
-        bounded(
-            sqlx::query(
-                "DELETE FROM dispatch_batches WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NOT NULL \
+        sqlx::query(
+            "DELETE FROM dispatch_batches WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NOT NULL \
                  AND number < (SELECT max(number) FROM dispatch_batches WHERE shard = $1)",
-            )
-            .bind(self.shard)
-            .bind(numbers)
-            .execute(&mut self.connection),
         )
+        .bind(self.shard)
+        .bind(numbers)
+        .execute(&mut self.connection)
         .await?;
         Ok(())
     }

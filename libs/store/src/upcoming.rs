@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sqlx::Row;
 
 use crate::Result;
-use crate::leader_session::{LeaderSession, bounded};
+use crate::leader_session::LeaderSession;
 
 /// The first instants of every line until `$2`: `$3` of each line at most, and `$4` of all together, which the lines that have
 /// some share evenly. The lines, each with its first instant, are found by skipping through the index (one descent a line), so
@@ -91,15 +91,13 @@ impl LeaderSession {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn upcoming(&mut self, until: DateTime<Utc>, max: UpcomingMax) -> Result<Upcoming> {
-        let rows = bounded(
-            sqlx::query(UPCOMING)
-                .bind(self.shard)
-                .bind(until)
-                .bind(max.of_line)
-                .bind(max.of_all)
-                .fetch_all(&mut self.connection),
-        )
-        .await?;
+        let rows = sqlx::query(UPCOMING)
+            .bind(self.shard)
+            .bind(until)
+            .bind(max.of_line)
+            .bind(max.of_all)
+            .fetch_all(&mut self.connection)
+            .await?;
         let mut upcoming = Upcoming { instants: Vec::with_capacity(rows.len()), complete_until: Some(until) };
         let full = i64::try_from(rows.len()).unwrap_or(i64::MAX) >= max.of_all;
         let mut counts = std::collections::HashMap::<Slot, i64>::new();
