@@ -38,8 +38,11 @@ const LEARN_MAX: Duration = Duration::from_millis(100);
 const BATCH_BYTES_MAX: usize = PUBLISH_BYTES_MAX / 8 * 7;
 /// Bytes of an entry besides its payload, at most.
 const ENTRY_BYTES: usize = 1_024;
-/// Retries of one batch, at most: how large their payloads are is known only afterwards.
+/// Rows of one batch, at most, where how large their payloads are is known only afterwards: whatever they are, they fit.
+pub(crate) const ROWS_OF_ANY_SIZE: usize = BATCH_BYTES_MAX / (ENTRY_BYTES + PAYLOAD_BYTES_IN_ENTRY);
+/// So of retries.
 const RETRIES_MAX: i64 = 1_000;
+const _: () = assert!(RETRIES_MAX as usize <= ROWS_OF_ANY_SIZE, "retries fit");
 /// What was refused by itself is tried again after this.
 const REFUSED_PAUSE: TimeDelta = TimeDelta::minutes(1);
 

@@ -102,8 +102,6 @@ pub struct Leader {
     /// In Redis, not yet marked so.
     pub(crate) unsettled: Vec<i64>,
     next_tick: Instant,
-    /// When Redis is asked which streams there are.
-    pub(crate) next_lines: Instant,
     next_refill: Instant,
     /// A wake was heard: what is near is read then.
     next_glance: Option<Instant>,
@@ -140,6 +138,7 @@ impl Leader {
         Self {
             horizon: session.clock().now(),
             claim_max: config.dispatcher.batch_max,
+            streams: Streams::new(config.dispatcher.stream_unused),
             config,
             session,
             redis,
@@ -151,10 +150,8 @@ impl Leader {
             shutdown,
             agenda: Agenda::default(),
             left: HashMap::new(),
-            streams: Streams::default(),
             unsettled: Vec::new(),
             next_tick: now,
-            next_lines: now + crate::streams::LINES_EVERY,
             next_refill: now,
             next_glance: None,
             last_refill: now,

@@ -21,6 +21,7 @@ use metrics::counter;
 use tracing::warn;
 
 use crate::TICK;
+use crate::claim::ROWS_OF_ANY_SIZE;
 use crate::leader::{End, Leader};
 
 /// A batch younger than this is left alone by the ordinary walk: what it published is most likely still on its way.
@@ -201,7 +202,7 @@ impl Leader {
         let candidates = open.into_iter().filter(|(_, runs)| !runs).map(|(entry, _)| entry).collect();
         let lost = self.missing(candidates).await?;
         let batch_max = usize::try_from(self.config.dispatcher.batch_max).unwrap_or(usize::MAX);
-        for some in lost.chunks(batch_max.max(1)) {
+        for some in lost.chunks(batch_max.clamp(1, ROWS_OF_ANY_SIZE)) {
             self.publish_again(some).await?;
         }
         Ok(())

@@ -20,6 +20,8 @@ use uuid::Uuid;
 
 const LIMIT: Duration = Duration::from_secs(30);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Short, and longer than any test leaves a stream empty that is to stay.
+const STREAM_UNUSED: Duration = Duration::from_secs(5);
 const LOOK_EACH: Duration = Duration::from_millis(10);
 const STREAM: &str = "{carillon:0}:v1:default:MEDIUM";
 const CTL: &str = "{carillon:0}:ctl";
@@ -56,6 +58,7 @@ impl Leader {
                 stream_entries_max,
                 // What these tests look at must not be done by the safety net.
                 poll: Duration::from_secs(60),
+                stream_unused: STREAM_UNUSED,
                 misfire_threshold: Duration::from_secs(600),
             },
             protocol: ProtocolConfig { window: Duration::from_secs(2), lease: Duration::from_secs(20) },
@@ -378,7 +381,7 @@ impl Leader {
         self.insert_jobs(1, at, 0, queue, &TimetableSpec::once(at)).await?;
         let created = Instant::now();
         self.wake()?;
-        let stream = format!("{{carillon:0}}:v1:{queue}:MEDIUM");
+        let stream = stream_of(queue);
         let there = self
             .until("the one beside them", || Ok(self.redis.command(&["XLEN", &stream])?.number() == Some(1)))
             .await?;
@@ -462,5 +465,83 @@ async fn executions_held_back_by_overlap_hold_up_no_other_job() -> Result<()> {
     leader.until_count("job_executions WHERE status = 'SKIPPED'", |skipped| skipped == 5_000).await?;
     let took = leader.beside("after").await?;
     assert!(took < BESIDE_MAX, "{took:?}");
+    leader.end().await
+}
+
+fn stream_of(queue: &str) -> String {
+    format!("{{carillon:0}}:v1:{queue}:MEDIUM")
+}
+
+impl Leader {
+    fn exists(&self, queue: &str) -> Result<bool> {
+        Ok(self.redis.command(&["EXISTS", &stream_of(queue)])?.number() == Some(1))
+    }
+
+    /// As an executor: reads all that is in the stream of `queue`, and acknowledges it.
+    async fn work_off(&self, queue: &str) -> Result<()> {
+        const ACKNOWLEDGE: &str = "for _, e in ipairs(redis.call('XRANGE', KEYS[1], '-', '+')) do
+                                       redis.call('XACK', KEYS[1], 'executors', e[1])
+                                       redis.call('XDEL', KEYS[1], e[1])
+                                   end";
+        let stream = stream_of(queue);
+        self.redis.command(&["XREADGROUP", "GROUP", "executors", "one", "COUNT", "100", "STREAMS", &stream, ">"])?;
+        sqlx::query(
+            "UPDATE job_executions SET status = 'SUCCESS', started_at = now(), completed_at = now() WHERE queue = $1",
+        )
+        .bind(queue)
+        .execute(&self.pool)
+        .await?;
+        self.redis.command(&["EVAL", ACKNOWLEDGE, "1", &stream]).map(|_| ())
+    }
+}
+
+/// Item 5: a queue's name that was used once does not keep a stream for ever.
+#[tokio::test]
+async fn a_stream_that_is_empty_for_long_and_served_by_nobody_leaves_and_comes_again() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    for queue in ["brief", "served", "waiting"] {
+        leader.beside(queue).await?;
+    }
+    leader.work_off("brief").await?;
+    leader.work_off("served").await?;
+    // As if its executor had spoken to nobody for an hour.
+    leader.redis.command(&["XGROUP", "DELCONSUMER", &stream_of("brief"), "executors", "one"])?;
+    leader.until("its leaving", || Ok(!leader.exists("brief")?)).await?;
+    // Those that are kept are asked after as often.
+    let seen = Instant::now();
+    let kept = || {
+        ensure!(leader.exists("served")?, "one that is served has left");
+        ensure!(leader.exists("waiting")?, "one that holds something has left");
+        Ok(seen.elapsed() > STREAM_UNUSED / 2)
+    };
+    leader.until("nothing else to leave", kept).await?;
+    leader.beside("brief").await?;
+    leader.end().await
+}
+
+/// Item 5: by construction within what one publish takes, however large the payloads that travel.
+#[tokio::test]
+async fn batches_fit_into_a_publish_by_their_bytes() -> Result<()> {
+    const JOBS: usize = 4_000;
+    let leader = Leader::start(5_000, 20_000).await?;
+    let term = leader.term()?;
+    // Far enough off that all of it is there, and large, by then; 16 MB together, of which a publish takes 8.
+    let due = in_ms(4_000);
+    leader.jobs(JOBS, due).await?;
+    sqlx::query(
+        "UPDATE job_revisions SET definition = jsonb_set(definition, '{payload}', jsonb_build_object('of', repeat('x', 4000)))",
+    )
+    .execute(&leader.pool)
+    .await?;
+    leader.wake()?;
+    leader.until("all entries", || Ok(leader.length()? == i64::try_from(JOBS)?)).await?;
+    assert_eq!(leader.count("job_executions WHERE entry <> claim").await?, 0, "each was sent with its batch");
+    let largest: i32 =
+        sqlx::query_scalar("SELECT max(cardinality(ids)) FROM dispatch_batches").fetch_one(&leader.pool).await?;
+    assert!((1_000..2_000).contains(&largest), "{largest} in one batch");
+    // What is published again fits too.
+    leader.redis.flush_all()?;
+    leader.until("all entries again", || Ok(leader.length()? == i64::try_from(JOBS)?)).await?;
+    assert_eq!(leader.term()?, term, "it stayed in office");
     leader.end().await
 }
