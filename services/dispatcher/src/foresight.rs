@@ -248,7 +248,9 @@ mod tests {
     use carillon_core::job::Priority;
     use carillon_core::line::Line;
     use carillon_core::schedule::Exclusion;
+    use carillon_store::StoreOptions;
     use carillon_store::definitions::Definition;
+    use chrono::{Datelike as _, Timelike as _};
 
     use super::*;
 
@@ -294,5 +296,38 @@ mod tests {
         let asked = question(dear.clone(), now);
         assert!(matches!(search(&dear, QUICK_LOOKS, asked.clone()), Found::Dear(_)));
         assert!(matches!(search(&dear, LOOKS_MAX, asked), Found::Due(_)));
+    }
+
+    /// Daily, and all days but today's are excluded, behind 998 exclusions that have nothing to do with them: what is next is
+    /// a month off, and costs a thousand looks for each day until then.
+    fn rarely(now: DateTime<Utc>) -> TimetableSpec {
+        let mut spec = TimetableSpec::every(Duration::from_secs(24 * 60 * 60 + 1), now);
+        let other = |n: u32| format!("{} {} * * *", n % 60, (now.hour() + 2 + n / 60) % 24);
+        let days: Vec<String> = (1..=31).filter(|day| *day != now.day()).map(|day| day.to_string()).collect();
+        spec.exclusions = (0..998).map(|n| Exclusion::cron(other(n))).collect();
+        spec.exclusions.push(Exclusion::cron(format!("* * {} * *", days.join(","))));
+        spec
+    }
+
+    /// It is searched with looks enough, in the slow lane, and so is whatever is asked of it later.
+    #[tokio::test]
+    async fn what_the_quick_lane_sets_aside_is_found_by_the_slow_one() {
+        let now = DateTime::from_timestamp_millis(1_795_800_000_000).unwrap();
+        let store = Store::connect_lazily(&StoreOptions::new("postgres://nobody@localhost/none", "test")).unwrap();
+        let mut foresight = Foresight::new(store);
+        let asked = question(rarely(now), now);
+        let (job, until) = (asked.job.definition.job, foresight.ask(asked.clone()));
+        assert_eq!(until, now + ANSWER_MAX, "it is left alone until there is an answer");
+        let answer = foresight.next().await;
+        assert!(matches!(answer.found, Found::Dear(_)), "{answer:?}");
+        foresight.keep(answer);
+        assert!(foresight.take(job, 1, now).is_none(), "not known yet");
+        let answer = foresight.next().await;
+        foresight.keep(answer);
+        let due = foresight.take(job, 1, now).expect("found");
+        assert_eq!(due.fire, Some(now));
+        assert!(due.next.is_some_and(|next| next > now + TimeDelta::days(27)), "{due:?}");
+        foresight.ask(asked);
+        assert!(matches!(foresight.next().await.found, Found::Due(_)), "it is known to be dear");
     }
 }

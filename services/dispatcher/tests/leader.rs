@@ -11,7 +11,8 @@ use carillon_kit::config::{PostgresConfig, ProtocolConfig, RedisConfig, SecretUr
 use carillon_store::triggers::{self, NewTrigger};
 use carillon_store::{Store, StoreOptions};
 use carillon_testkit::{Database, Proxy, Redis, wait_until};
-use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
+use chrono::{DateTime, Datelike as _, SubsecRound as _, TimeDelta, Timelike as _, Utc};
+use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::Value;
 use sqlx::PgPool;
 use tokio::task::JoinHandle;
@@ -424,6 +425,35 @@ async fn dear_timetables_hold_up_no_other_job() -> Result<()> {
         .await?;
     assert!(leader.count("job_executions").await? >= before + 5);
     assert_eq!(leader.term()?, term, "it stayed in office");
+    leader.end().await
+}
+
+/// Item 5: whoever exceeds the time that a claim has is set aside where it is seen, and fires all the same.
+#[tokio::test]
+async fn what_is_set_aside_for_its_timetable_is_seen_and_fires() -> Result<()> {
+    const DEAR: i64 = 5;
+    // All tasks of this test are on this thread.
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let leader = Leader::start(100, 20_000).await?;
+    // Daily, but for all days except today's, behind 998 exclusions of other hours: a thousand looks for each day of a month.
+    let due = in_ms(0);
+    let mut dear = TimetableSpec::every(DAY + Duration::from_secs(1), due);
+    let other = |n: u32| format!("{} {} * * *", n % 60, (due.hour() + 2 + n / 60) % 24);
+    let days: Vec<String> = (1..=31).filter(|day| *day != due.day()).map(|day| day.to_string()).collect();
+    dear.exclusions = (0..998).map(|n| Exclusion::cron(other(n))).collect();
+    dear.exclusions.push(Exclusion::cron(format!("* * {} * *", days.join(","))));
+    leader.timetabled_jobs(usize::try_from(DEAR)?, due, &dear).await?;
+    leader.wake()?;
+    leader.until_count("job_executions", |fired| fired == DEAR).await?;
+    leader.until_count("job_timers WHERE fire_at > now() + interval '27 days'", |moved| moved == DEAR).await?;
+    let text = recorder.handle().render();
+    assert!(text.contains("carillon_dispatcher_set_aside_total 5"), "{text}");
+    leader
+        .until("nothing to wait any more", || {
+            Ok(recorder.handle().render().contains("carillon_dispatcher_searches_waiting 0"))
+        })
+        .await?;
     leader.end().await
 }
 
