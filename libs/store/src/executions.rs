@@ -5,9 +5,9 @@ use carillon_core::execution::Status;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::QueryBuilder;
-use sqlx::types::Json;
 use uuid::Uuid;
 
+use crate::document::Document;
 use crate::jobs::rows::word;
 use crate::page::{self, Page, Slice};
 use crate::{Error, Result, Store};
@@ -55,6 +55,10 @@ pub struct Execution {
     pub span_id: Option<String>,
     /// Span of what asked for it.
     pub parent_span_id: Option<String>,
+    /// Who asked for it, where it was triggered.
+    pub created_by: String,
+    /// The definition that it runs, or ran, with.
+    pub revision: i64,
     /// The line of work it waits in.
     pub queue: String,
 }
@@ -62,14 +66,15 @@ pub struct Execution {
 const SELECT_CLAIMED: &str = "
     SELECT e.id, e.job_id, e.status, e.scheduled_at, e.started_at, e.completed_at, e.duration_ms, e.result, e.error,
            e.error_stack, e.attempt, e.max_retries, e.next_retry_at, e.worker_id, e.reason, e.cancel_requested,
-           e.metadata, e.trace_id, e.span_id, e.parent_span_id, COALESCE(j.queue, '') AS queue
-    FROM job_executions e LEFT JOIN jobs j ON j.id = e.job_id";
+           e.metadata, e.trace_id, e.span_id, e.parent_span_id, e.created_by, e.revision, e.queue
+    FROM job_executions e";
 
 /// Columns and types as [`SELECT_CLAIMED`].
 const SELECT_TRIGGERED: &str = "
     SELECT t.execution_id AS id, t.job_id, 'QUEUED', t.fire_at, NULL::timestamptz, NULL::timestamptz, NULL::bigint,
            NULL::jsonb, NULL::text, NULL::text, 1::smallint, j.max_retries, NULL::timestamptz, NULL::uuid, NULL::text,
-           false, NULL::jsonb, NULL::text, NULL::text, NULL::text, j.queue
+           false, NULL::jsonb, t.trace_id, NULL::text, t.parent_span_id,
+           t.created_by, j.revision, t.queue
     FROM job_triggers t JOIN jobs j ON j.id = t.job_id";
 
 #[derive(sqlx::FromRow)]
@@ -81,7 +86,7 @@ struct ExecutionRow {
     started_at: Option<DateTime<Utc>>,
     completed_at: Option<DateTime<Utc>>,
     duration_ms: Option<i64>,
-    result: Option<Json<Value>>,
+    result: Option<Document>,
     error: Option<String>,
     error_stack: Option<String>,
     attempt: i16,
@@ -90,11 +95,20 @@ struct ExecutionRow {
     worker_id: Option<Uuid>,
     reason: Option<String>,
     cancel_requested: bool,
-    metadata: Option<Json<Value>>,
+    metadata: Option<Document>,
     trace_id: Option<String>,
     span_id: Option<String>,
     parent_span_id: Option<String>,
+    created_by: String,
+    revision: i64,
     queue: String,
+}
+
+impl ExecutionRow {
+    /// By how many bytes it is larger on the wire than in Postgres.
+    fn growth(&self) -> usize {
+        [&self.result, &self.metadata].into_iter().flatten().map(|document| document.growth).sum()
+    }
 }
 
 impl TryFrom<ExecutionRow> for Execution {
@@ -109,7 +123,7 @@ impl TryFrom<ExecutionRow> for Execution {
             started_at: row.started_at,
             completed_at: row.completed_at,
             duration_ms: row.duration_ms,
-            result: row.result.map(|value| value.0),
+            result: row.result.map(|result| result.value),
             error: row.error,
             error_stack: row.error_stack,
             attempt: row.attempt,
@@ -118,10 +132,12 @@ impl TryFrom<ExecutionRow> for Execution {
             worker_id: row.worker_id,
             reason: row.reason,
             cancel_requested: row.cancel_requested,
-            metadata: row.metadata.map(|value| value.0),
+            metadata: row.metadata.map(|metadata| metadata.value),
             trace_id: row.trace_id,
             span_id: row.span_id,
             parent_span_id: row.parent_span_id,
+            created_by: row.created_by,
+            revision: row.revision,
             queue: row.queue,
         })
     }
@@ -158,10 +174,11 @@ pub async fn list(store: &Store, job: Uuid, status: Option<Status>, slice: Slice
     }
     query.push(") AS both_kinds ORDER BY id DESC LIMIT ").push_bind(slice.limit_and_one());
     query.push(" OFFSET ").push_bind(i64::from(slice.offset));
-    let page = page::collect(&store.pool, query.build(), slice, |row| {
+    // Boxed: a wide row would make every caller's future large.
+    let page = Box::pin(page::collect(&store.pool, query.build(), slice, |row| {
         let row: ExecutionRow = sqlx::FromRow::from_row(row)?;
-        row.try_into()
-    })
+        Ok((row.growth(), row.try_into()?))
+    }))
     .await?;
     if page.items.is_empty() {
         require_job(store, job).await?;

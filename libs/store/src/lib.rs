@@ -1,8 +1,8 @@
 //! Postgres: every statement that Carillon runs stands in this crate, as a function named resource first, verb second.
 //!
-//! The API's side: [`jobs`], [`executions`], [`triggers`]. The data path's side: [`leader_session`] (the advisory lock and
+//! The API's side: [`jobs`] and their [`revisions`], [`executions`], [`triggers`]. The data path's side: [`leader_session`] (the advisory lock and
 //! all that may only be written under it), [`recorder`] (finishing executions), [`takes`], [`workers`]. Upkeep:
-//! [`migrate`], [`partitions`].
+//! [`migrate`], [`partitions`], [`queues`], [`retention`].
 //!
 //! It knows the words of `carillon-core` and nothing of Redis, of the wire or of how a process is run. There is no trait
 //! to stand in for it: the promises *are* Postgres semantics, and tests run against a real one.
@@ -10,7 +10,9 @@
 mod bounded;
 pub mod claim;
 pub mod clock;
+mod days;
 pub mod definitions;
+mod document;
 pub mod error;
 pub mod executions;
 pub mod idempotency;
@@ -21,8 +23,11 @@ pub mod open_entries;
 pub mod page;
 pub mod partitions;
 pub mod pool;
+pub mod queues;
 pub mod recent;
 pub mod recorder;
+pub mod retention;
+pub mod revisions;
 pub mod takes;
 pub mod triggers;
 pub mod upcoming;

@@ -82,9 +82,13 @@ impl StoreOptions {
                 ("enable_hashjoin", "off"),
                 ("enable_mergejoin", "off"),
                 ("enable_seqscan", "off"),
+                // Their texts name the days of their executions (`days`), so one plan serves a day.
                 ("plan_cache_mode", "force_generic_plan"),
                 ("jit", "off"),
             ]);
+        } else {
+            // Planned for the ids at hand: a plan for any id locks all partitions that there are.
+            options = options.options([("plan_cache_mode", "force_custom_plan")]);
         }
         Ok(options)
     }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use crate::{Result, Store};
+use crate::{Result, Store, days};
 
 /// An execution as one line shows it.
 #[derive(Clone, Debug, FromRow)]
@@ -42,18 +42,26 @@ pub struct Recent {
 /// # Errors
 /// If Postgres is unavailable.
 pub async fn list(store: &Store, from: Uuid, batch: i64, also: &[Uuid], limit: i64) -> Result<Vec<Recent>> {
-    let rows = sqlx::query_as(
-        "WITH ids AS (
-             (SELECT id FROM job_executions WHERE id >= $1 ORDER BY id DESC LIMIT $3)
-             UNION
-             (SELECT unnest(ids) FROM dispatch_batches WHERE number >= $4 ORDER BY number DESC LIMIT $3)
-             UNION
-             SELECT unnest($2::uuid[])
-         )
-         SELECT e.id, coalesce(j.name, '?') AS job_name, coalesce(j.handler_name, '?') AS handler_name, e.status, e.attempt,
-                e.scheduled_at, e.started_at, e.completed_at, e.next_retry_at, e.duration_ms, e.reason, e.error
-         FROM ids JOIN job_executions e ON e.id = ids.id LEFT JOIN jobs j ON j.id = e.job_id
-         ORDER BY e.id",
-    );
-    Ok(rows.bind(from).bind(also).bind(limit).bind(batch).fetch_all(&store.pool).await?)
+    let ids: Vec<Uuid> = sqlx::query_scalar(
+        "(SELECT id FROM job_executions WHERE id >= $1 ORDER BY id DESC LIMIT $2)
+         UNION
+         (SELECT unnest(ids) FROM dispatch_batches WHERE number >= $3 ORDER BY number DESC LIMIT $2)",
+    )
+    .bind(from)
+    .bind(limit)
+    .bind(batch)
+    .fetch_all(&store.pool)
+    .await?;
+    let mut ids: Vec<Uuid> = ids.into_iter().chain(also.iter().copied()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let statement = "
+        SELECT e.id, coalesce(r.definition ->> 'name', '?') AS job_name,
+               coalesce(r.definition ->> 'handler_name', '?') AS handler_name, e.status, e.attempt,
+               e.scheduled_at, e.started_at, e.completed_at, e.next_retry_at, e.duration_ms, e.reason, e.error
+        FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id
+        LEFT JOIN job_revisions r ON r.job_id = e.job_id AND r.revision = e.revision
+        WHERE {days of e.id}
+        ORDER BY e.id";
+    Ok(sqlx::query_as(days::of(statement, ids.iter().copied())).bind(&ids).fetch_all(&store.pool).await?)
 }

@@ -9,7 +9,7 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use crate::recorder::{Held, read_status};
-use crate::{Result, Store};
+use crate::{Result, Store, days};
 
 const EXECUTIONS_SEE: &str = "
 SELECT e.id, e.status, e.claim, e.take, e.lost, e.worker_id, e.cancel_requested, e.withdrawn, e.reason,
@@ -18,13 +18,13 @@ SELECT e.id, e.status, e.claim, e.take, e.lost, e.worker_id, e.cancel_requested,
 FROM UNNEST($1::uuid[]) AS i(id)
 JOIN job_executions e ON e.id = i.id
 LEFT JOIN workers w ON w.id = e.worker_id
-WHERE e.claim IS NOT NULL";
+WHERE e.claim IS NOT NULL AND {days of e.id}";
 
 const EXECUTIONS_TAKE: &str = "
 UPDATE job_executions e
 SET status = 'RUNNING', worker_id = $1, take = e.take + 1, lost = e.lost + t.lost
 FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::text[], $6::uuid[], $7::smallint[]) AS t(id, claim, take, status, worker_id, lost)
-WHERE e.id = t.id AND e.claim = t.claim AND e.take = t.take AND e.status = t.status
+WHERE e.id = t.id AND {days of e.id} AND e.claim = t.claim AND e.take = t.take AND e.status = t.status
   AND e.worker_id IS NOT DISTINCT FROM t.worker_id
 RETURNING e.id, e.take";
 
@@ -34,7 +34,11 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn see(&self, executions: &[Uuid], lease: Duration) -> Result<HashMap<Uuid, Seen>> {
-        let rows = sqlx::query(EXECUTIONS_SEE).bind(executions).bind(lease).fetch_all(&self.pool).await?;
+        let rows = sqlx::query(days::of(EXECUTIONS_SEE, executions.iter().copied()))
+            .bind(executions)
+            .bind(lease)
+            .fetch_all(&self.pool)
+            .await?;
         let mut seen = HashMap::with_capacity(rows.len());
         for row in rows {
             let what = Seen {
@@ -62,7 +66,7 @@ impl Store {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        let rows = sqlx::query(EXECUTIONS_TAKE)
+        let rows = sqlx::query(days::of(EXECUTIONS_TAKE, wanted.iter().map(|(id, _, _)| *id)))
             .bind(worker)
             .bind(wanted.iter().map(|(id, _, _)| *id).collect::<Vec<_>>())
             .bind(wanted.iter().map(|(_, seen, _)| seen.claim).collect::<Vec<_>>())
@@ -83,18 +87,18 @@ impl Store {
         Ok(won)
     }
 
-    /// Reads the payloads of executions whose entries do not carry them: their own, or their job's. JSON text.
+    /// Reads the payloads of executions whose entries do not carry them: their own, or that of the revision which they name
+    /// (R23a). JSON text. One whose payload is nowhere is left out.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn payloads(&self, executions: &[Uuid]) -> Result<HashMap<Uuid, String>> {
-        let rows = sqlx::query(
-            "SELECT e.id, COALESCE(e.payload, j.payload)::text AS payload \
-             FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id JOIN jobs j ON j.id = e.job_id",
-        )
-        .bind(executions)
-        .fetch_all(&self.pool)
-        .await?;
+        let statement = "SELECT e.id, COALESCE(e.payload, r.definition -> 'payload')::text AS payload \
+             FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id AND {days of e.id} \
+             LEFT JOIN job_revisions r ON e.payload IS NULL AND r.job_id = e.job_id AND r.revision = e.revision \
+             WHERE e.payload IS NOT NULL OR r.job_id IS NOT NULL";
+        let rows =
+            sqlx::query(days::of(statement, executions.iter().copied())).bind(executions).fetch_all(&self.pool).await?;
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("payload")?))).collect()
     }
 
@@ -103,13 +107,12 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn last_success(&self, job: Uuid) -> Result<Option<LastSuccess>> {
-        let row = sqlx::query(
-            "SELECT e.id, e.scheduled_at, e.completed_at, e.result::text AS result \
-             FROM job_stats s JOIN job_executions e ON e.id = s.last_success_id WHERE s.job_id = $1",
-        )
-        .bind(job)
-        .fetch_optional(&self.pool)
-        .await?;
+        let last = "SELECT last_success_id FROM job_stats WHERE job_id = $1";
+        let last: Option<Option<Uuid>> = sqlx::query_scalar(last).bind(job).fetch_optional(&self.pool).await?;
+        let Some(last) = last.flatten() else { return Ok(None) };
+        let statement = "SELECT e.id, e.scheduled_at, e.completed_at, e.result::text AS result \
+                         FROM job_executions e WHERE e.id = $1 AND {days of e.id}";
+        let row = sqlx::query(days::of(statement, [last])).bind(last).fetch_optional(&self.pool).await?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(LastSuccess {
             execution: row.try_get("id")?,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use carillon_core::agenda::{Agenda, Due, Slot, Source};
 use carillon_core::line::Line;
+use carillon_failpoint as failpoint;
 use carillon_store::claim::{Claim, Room};
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::{counter, histogram};
@@ -39,13 +40,13 @@ impl Leader {
         self.left.retain(|_, at| *at > now);
         let excluded: Vec<Uuid> = self.left.keys().copied().collect();
         let began = Instant::now();
+        failpoint::reach("claim:begin").await;
         let mut claim = self.session.claim(&rooms, due, &excluded).await?;
         if claim.is_empty() {
             return Ok(None);
         }
-        let wanted = claim.timers.iter().map(|timer| (timer.job, Some(timer.revision)));
-        let wanted = wanted.chain(claim.triggers.iter().map(|trigger| (trigger.job, Some(trigger.revision))));
-        let wanted = wanted.chain(claim.retries.iter().map(|retry| (retry.job, None)));
+        let wanted = claim.timers.iter().map(|timer| (timer.job, timer.revision));
+        let wanted = wanted.chain(claim.triggers.iter().map(|trigger| (trigger.job, trigger.revision)));
         let unknown = self.definitions.unknown(wanted);
         if !unknown.is_empty() {
             let learned = claim.definitions(&unknown).await?;
@@ -56,17 +57,20 @@ impl Leader {
         note_limited(&mut self.agenda, &rooms, &claim, now);
         let number = claim.number;
         let committed = claim.commit(self.term, &decided.decisions, &self.unsettled).await?;
+        failpoint::reach("claim:committed").await;
         self.unsettled.clear();
         let (born, last): (HashSet<Uuid>, HashSet<Uuid>) =
             (committed.born.iter().copied().collect(), decided.last.iter().copied().collect());
         let mut batch = Batch::new(number);
         for new in decided.decisions.executions.iter().filter(|new| !new.skipped && born.contains(&new.id)) {
-            if let Some(job) = self.definitions.get(&new.job) {
+            if let Some(job) = self.definitions.get(new.job, new.revision) {
                 batch.add_new(new, &job, last.contains(&new.id));
             }
         }
+        // R16: which revision a retried execution names, its row has told only now.
+        self.learn_jobs(committed.retried.iter().map(|open| (open.job, open.revision))).await?;
         for open in &committed.retried {
-            if let Some(job) = self.definitions.get(&open.job) {
+            if let Some(job) = self.definitions.get(open.job, open.revision) {
                 batch.add_open(open, &job);
             }
         }

@@ -4,7 +4,8 @@
 //! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim ([`claim`]), publish and settle.
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
 //!   what room there is for them.
-//! - [`reconcile`] publishes again what Redis has lost; [`chores`] keep the house.
+//! - [`reconcile`] publishes again what Redis has lost; [`chores`] keep the house, [`retention`] keeps
+//!   the days.
 //!
 //! What it must not know: how a handler runs, and any SQL or Redis command.
 
@@ -19,6 +20,7 @@ pub mod leader;
 mod metrics;
 pub mod outgoing;
 pub mod reconcile;
+pub mod retention;
 mod streams;
 
 pub use config::Config;
@@ -43,6 +45,10 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     };
     info!("time zones from {}", carillon_core::schedule::database_description());
     let store = Store::connect_lazily(&options)?;
+    // Its statements read whole days: they have a connection, and more time, of their own.
+    let upkeep = StoreOptions { connections_max: 1, statement_max: retention::STATEMENT_MAX, ..options.clone() };
+    let upkeep = Store::connect_lazily(&upkeep)?;
+    let kept = (&config.retention).into();
     let redis = Redis::connect_lazily(RedisOptions {
         namespace: config.redis.namespace.clone(),
         shard: config.dispatcher.shard,
@@ -60,7 +66,8 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let shutdown = process.shutdown();
     let election = election::Election::new(config, options, store.clone(), redis.clone(), shutdown.clone());
     tasks.spawn("election", election.run());
-    tasks.spawn("chores", chores::run(store, redis, shutdown));
+    tasks.spawn("chores", chores::run(store, redis, shutdown.clone()));
+    tasks.spawn("retention", retention::run(upkeep, kept, shutdown));
     tasks.run().await
 }
 

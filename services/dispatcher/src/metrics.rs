@@ -24,6 +24,20 @@ pub(crate) fn describe() {
         "Entries of open executions that Redis had lost and that were published again"
     );
     describe_gauge!(
+        "carillon_partitions_overdue",
+        Unit::Count,
+        "Partitions that should have been made, or dropped (`work`), a day ago or earlier: alert"
+    );
+    describe_counter!("carillon_partitions_made_total", Unit::Count, "Partitions made");
+    describe_counter!("carillon_partitions_dropped_total", Unit::Count, "Partitions dropped because of their age");
+    describe_counter!(
+        "carillon_retention_rows_total",
+        Unit::Count,
+        "Rows of the default partitions deleted because of their age"
+    );
+    describe_counter!("carillon_retention_revisions_total", Unit::Count, "Superseded definitions of jobs deleted");
+    describe_counter!("carillon_retention_jobs_total", Unit::Count, "Jobs deleted because they were over for long");
+    describe_gauge!(
         "carillon_stream_entries",
         Unit::Count,
         "Entries in a stream (waiting, held and running), as the leader last heard"

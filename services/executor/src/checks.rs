@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carillon_core::take::{Decider, Seen, Then, Verdict, decide};
+use carillon_failpoint as failpoint;
 use carillon_store::Error;
 use carillon_stream::EntryId;
 use tokio::sync::mpsc;
@@ -103,6 +104,7 @@ async fn check_now(
 ) -> Result<Vec<(Key, Checked)>, Error> {
     let executions: Vec<Uuid> = asked.iter().map(|(key, _)| key.execution).collect();
     let mut seen = shared.store.see(&executions, shared.lease).await?;
+    failpoint::reach("take:seen").await;
     let mut checked = Vec::with_capacity(asked.len());
     let mut wanted: Vec<(Uuid, Seen, bool)> = Vec::new();
     let mut thens: Vec<(Key, Then)> = Vec::new();
@@ -122,6 +124,7 @@ async fn check_now(
         }
     }
     let won = shared.store.take(me, &wanted).await?;
+    failpoint::reach("take:taken").await;
     for (key, then) in thens {
         let taken = won.iter().find(|held| held.execution == key.execution);
         checked.push((key, taken.map_or(Checked::Leave, |held| Checked::Taken(held.take, then))));

@@ -10,6 +10,7 @@
 
 mod deadlines;
 mod doubt;
+mod payloads;
 mod start;
 
 use std::cmp::Reverse;
@@ -31,7 +32,7 @@ use uuid::Uuid;
 use self::deadlines::Deadlines;
 use crate::boottime;
 use crate::checks::{self, Offer};
-use crate::in_hand::{Item, Key, Origin, State, Stop};
+use crate::in_hand::{Item, Key, Origin, State, Stop, weight_of};
 use crate::message::{Arrival, Message};
 use crate::recorder::ToRecord;
 use crate::runner::Ended;
@@ -56,6 +57,9 @@ pub(crate) struct Engine {
     /// Of what runs: its timeout, or the end of the grace it has to stop in.
     deadlines: Deadlines,
     to_show: VecDeque<(Instant, Key)>,
+    /// Whose payload did not travel in the entry and is not fetched yet.
+    lacking: VecDeque<Key>,
+    is_fetching: bool,
     /// R17: cancels heard of, for entries in hand.
     cancelled: HashSet<Uuid>,
     last_awake: Duration,
@@ -83,6 +87,8 @@ impl Engine {
             starts: BinaryHeap::new(),
             deadlines: Deadlines::default(),
             to_show: VecDeque::new(),
+            lacking: VecDeque::new(),
+            is_fetching: false,
             cancelled: HashSet::new(),
             last_awake: boottime::now(),
             stalled_until: Duration::ZERO,
@@ -111,6 +117,7 @@ impl Engine {
             for message in messages.drain(..) {
                 self.hear(message);
             }
+            self.fetch_payloads();
             let now = Instant::now();
             self.start_due(now);
             self.stop_overdue(now);
@@ -123,6 +130,8 @@ impl Engine {
                 gauge!("carillon_executor_slots_used").set(u32::try_from(self.shared.slots.used()).unwrap_or(u32::MAX));
                 gauge!("carillon_executor_unrecorded")
                     .set(u32::try_from(self.shared.slots.unrecorded()).unwrap_or(u32::MAX));
+                gauge!("carillon_executor_in_hand_bytes")
+                    .set(u32::try_from(self.shared.slots.in_hand_bytes()).unwrap_or(u32::MAX));
                 gauge!("carillon_executor_unrecorded_bytes")
                     .set(u32::try_from(self.shared.slots.unrecorded_bytes()).unwrap_or(u32::MAX));
             }
@@ -185,7 +194,6 @@ impl Engine {
         let stale = boottime::now().saturating_sub(arrival.read_at) > self.shared.window / 2;
         // R9: Redis may have answered before the gap's end.
         let through_a_stall = arrival.sent_at < self.stalled_until;
-        let mut without_payload = Vec::new();
         for received in arrival.entries {
             let Received { line, id, entry } = received;
             let key = Key { execution: entry.execution, claim: entry.claim };
@@ -208,22 +216,20 @@ impl Engine {
             }
             let is_offered = self.shared.registry.get(&entry.handler).is_some();
             if entry.payload.is_none() && is_offered {
-                without_payload.push(key);
+                self.lacking.push_back(key);
             }
             if !is_offered {
                 checks::hand_on(&self.shared, key, entry.handler.clone(), (line, id), self.own.clone());
             }
             // What this one cannot run it does not take: the check waits for word of who can.
             let state = if doubtful { State::Doubtful { since, checking: !is_offered } } else { State::Held };
-            self.items.insert(key, Item { line, id, entry, take: 0, state });
+            let weight = self.shared.slots.weigh(weight_of(&entry));
+            self.items.insert(key, Item { line, id, entry, take: 0, state, weight });
             if doubtful {
                 counter!("carillon_executor_doubtful_total").increment(1);
             } else if is_offered {
                 self.hold(key);
             }
-        }
-        if !without_payload.is_empty() {
-            checks::fetch_payloads(&self.shared, without_payload, self.own.clone());
         }
     }
 
@@ -317,6 +323,7 @@ impl Engine {
         let Some(item) = self.items.get_mut(&key) else { return };
         item.state = State::Ended { started_at: ended.started_at };
         let was_cancelled = self.cancelled.remove(&key.execution);
+        item.set_payload(None);
         let entry = self.shared.finished(item, ended, was_cancelled);
         self.shared.slots.to_record(entry.entry.bytes);
         let _ = self.recorder.send(ToRecord::Finished(Box::new(entry)));
@@ -352,20 +359,6 @@ impl Engine {
             (Offer::Nobody, State::Doubtful { checking, .. }) => *checking = false,
             (Offer::Nobody, State::Held) => self.hold(key),
             _ => {}
-        }
-    }
-
-    fn payloads(&mut self, asked: &[Key], mut payloads: HashMap<Uuid, String>) {
-        for key in asked {
-            let Some(item) = self.items.get_mut(key) else { continue };
-            item.entry.payload =
-                payloads.remove(&key.execution).and_then(|text| serde_json::value::RawValue::from_string(text).ok());
-            if item.entry.payload.is_none() {
-                // Unknown to Postgres: a check finds it over.
-                item.state = State::Doubtful { since: Instant::now(), checking: false };
-            } else if matches!(item.state, State::Held) {
-                self.hold(*key);
-            }
         }
     }
 

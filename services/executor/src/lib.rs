@@ -93,11 +93,7 @@ pub async fn run(config: Config, process: Process, register: impl FnOnce(Registr
     let shared = Arc::new(Shared {
         lines: Line::all_of(&queues),
         incarnation: Incarnation::begin(Uuid::now_v7(), clock),
-        slots: Slots::new(
-            to_usize(slots),
-            to_usize(config.executor.unrecorded_max),
-            to_usize(config.executor.unrecorded_bytes_max),
-        ),
+        slots: Slots::new(config.executor.bounds()),
         threads: HandlerThreads::start(to_usize(config.executor.handler_threads))?,
         window: config.protocol.window,
         lease: config.protocol.lease,

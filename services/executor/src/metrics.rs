@@ -11,6 +11,7 @@ pub(crate) fn describe() {
         Unit::Count,
         "What waits to be written by itself: somebody else has locked it, or Postgres refuses it"
     );
+    describe_gauge!("carillon_executor_in_hand_bytes", Unit::Bytes, "What is held or running, with its payloads");
     describe_gauge!(
         "carillon_executor_unrecorded_bytes",
         Unit::Bytes,

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use carillon_core::execution::Status;
 use carillon_core::line::Line;
+use carillon_failpoint as failpoint;
 use carillon_store::recorder::{Finished, Started, Verdict};
 use carillon_store::{Error, Store};
 use carillon_stream::{EntryId, Redis};
@@ -252,6 +253,7 @@ impl Writer {
         self.progress.something_waits();
         let contact = self.incarnation.unbroken().await;
         let (jobs, began) = (group.ended_jobs(), Instant::now());
+        failpoint::reach("record:write").await;
         let outcome = if unlocked {
             self.store.record_unlocked(contact.worker, &group.started, &group.finished, &jobs).await
         } else {
@@ -259,6 +261,7 @@ impl Writer {
         };
         match &outcome {
             Ok((_, verdicts)) => {
+                failpoint::reach("record:committed").await;
                 self.away_pause = AWAY_PAUSE;
                 histogram!("carillon_executor_flush_seconds").record(began.elapsed().as_secs_f64());
                 histogram!("carillon_executor_flush_items").record(u32::try_from(verdicts.len()).unwrap_or(u32::MAX));
@@ -335,11 +338,13 @@ impl Writer {
         }
         let (redis, lines) = (self.redis.clone(), self.lines.clone());
         tokio::spawn(async move {
+            failpoint::reach("acknowledge:send").await;
             for (line, ids) in by_line {
                 if let Err(error) = redis.acknowledge(&lines[line], &ids).await {
                     debug!("not acknowledged, found over later: {:#}", anyhow::Error::from(error));
                 }
             }
+            failpoint::reach("acknowledge:answered").await;
             if retries {
                 // The leader's poll finds them too.
                 let _ = redis.wake().await;

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::rows::word;
 use super::{Job, get_on};
-use crate::{Error, Result, Store};
+use crate::{Error, Result, Store, days};
 
 /// Why an execution that was claimed ahead did not start.
 pub const REASON_PAUSED: &str = "job paused";
@@ -74,7 +74,7 @@ async fn pause_once(store: &Store, id: Uuid) -> Result<Job> {
     let held_at = stop_timer(&mut transaction, id).await?;
     let now = clock(&mut transaction).await?;
     sqlx::query(
-        "UPDATE jobs SET status = 'PAUSED', paused_at = $2, held_at = $3, updated_at = $2, revision = revision + 1
+        "UPDATE jobs SET status = 'PAUSED', paused_at = $2, held_at = $3, updated_at = $2
          WHERE id = $1",
     )
     .bind(id)
@@ -143,7 +143,7 @@ async fn resume_once(store: &Store, id: Uuid) -> Result<Job> {
     let status = if has_ended(&mut transaction, id).await? { JobStatus::Completed } else { JobStatus::Active };
     sqlx::query(
         "UPDATE jobs SET status = $3, completed_at = CASE $3 WHEN 'COMPLETED' THEN $2 END, paused_at = NULL,
-                         held_at = NULL, updated_at = $2, revision = revision + 1
+                         held_at = NULL, updated_at = $2
          WHERE id = $1",
     )
     .bind(id)
@@ -206,7 +206,7 @@ async fn delete_once(store: &Store, id: Uuid) -> Result<Deleted> {
     stop_timer(&mut transaction, id).await?;
     sqlx::query(
         "UPDATE jobs SET status = 'CANCELLED', cancelled_at = clock_timestamp(), updated_at = clock_timestamp(),
-                         paused_at = NULL, held_at = NULL, revision = revision + 1
+                         paused_at = NULL, held_at = NULL
          WHERE id = $1",
     )
     .bind(id)
@@ -221,9 +221,11 @@ async fn delete_once(store: &Store, id: Uuid) -> Result<Deleted> {
 /// never opened and count nothing.
 async fn cancel_triggers(transaction: &mut Transaction<'_>, id: Uuid) -> Result<()> {
     sqlx::query(
-        "WITH gone AS (DELETE FROM job_triggers WHERE job_id = $1 RETURNING execution_id, job_id, fire_at, payload)
-         INSERT INTO job_executions (id, job_id, status, scheduled_at, completed_at, reason, payload, max_retries)
-         SELECT g.execution_id, g.job_id, 'CANCELLED', g.fire_at, clock_timestamp(), $2, g.payload, j.max_retries
+        "WITH gone AS (DELETE FROM job_triggers WHERE job_id = $1 RETURNING *)
+         INSERT INTO job_executions (id, job_id, shard, queue, priority, platform_id, revision, created_by, status, scheduled_at,
+                                     completed_at, reason, payload, max_retries, trace_id, parent_span_id, trace_flags)
+         SELECT g.execution_id, g.job_id, g.shard, g.queue, g.priority, g.platform_id, j.revision, g.created_by, 'CANCELLED',
+                g.fire_at, clock_timestamp(), $2, g.payload, j.max_retries, g.trace_id, g.parent_span_id, g.trace_flags
          FROM gone g JOIN jobs j ON j.id = g.job_id
          ON CONFLICT (id) DO NOTHING",
     )
@@ -253,24 +255,21 @@ async fn cancel_open(transaction: &mut Transaction<'_>, id: Uuid) -> Result<Vec<
         return Ok(open);
     }
     // In the order of ids, so that two who do this at once cannot deadlock.
-    sqlx::query("SELECT FROM job_executions WHERE id = ANY($1) ORDER BY id FOR UPDATE")
-        .bind(&open)
-        .execute(&mut **transaction)
-        .await?;
-    let touched: Vec<(Uuid, String)> = sqlx::query_as(
-        "UPDATE job_executions SET
+    let lock = "SELECT FROM job_executions WHERE id = ANY($1) AND {days of id} ORDER BY id FOR UPDATE";
+    sqlx::query(days::of(lock, open.iter().copied())).bind(&open).execute(&mut **transaction).await?;
+    let cancel = "UPDATE job_executions SET
              cancel_requested = true,
              reason = $2,
              status = CASE status WHEN 'RETRYING' THEN 'CANCELLED' ELSE status END,
              completed_at = CASE status WHEN 'RETRYING' THEN clock_timestamp() END,
              next_retry_at = NULL
-         WHERE id = ANY($1) AND status IN ('QUEUED', 'RUNNING', 'RETRYING')
-         RETURNING id, status",
-    )
-    .bind(&open)
-    .bind(REASON_DELETED)
-    .fetch_all(&mut **transaction)
-    .await?;
+         WHERE id = ANY($1) AND {days of id} AND status IN ('QUEUED', 'RUNNING', 'RETRYING')
+         RETURNING id, status";
+    let touched: Vec<(Uuid, String)> = sqlx::query_as(days::of(cancel, open.iter().copied()))
+        .bind(&open)
+        .bind(REASON_DELETED)
+        .fetch_all(&mut **transaction)
+        .await?;
     let (ended, asked): (Vec<_>, Vec<_>) = touched.into_iter().partition(|(_, status)| status == "CANCELLED");
     let ended: Vec<Uuid> = ended.into_iter().map(|(execution, _)| execution).collect();
     if !ended.is_empty() {
@@ -309,10 +308,7 @@ async fn stop_timer(connection: &mut Connection, id: Uuid) -> Result<Option<Date
             .bind(id)
             .fetch_optional(&mut *connection)
             .await?;
-    sqlx::query("UPDATE job_timers SET fire_at = NULL, revision = revision + 1 WHERE job_id = $1")
-        .bind(id)
-        .execute(connection)
-        .await?;
+    sqlx::query("UPDATE job_timers SET fire_at = NULL WHERE job_id = $1").bind(id).execute(connection).await?;
     Ok(stood.flatten())
 }
 

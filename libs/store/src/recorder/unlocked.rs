@@ -8,14 +8,14 @@ use std::collections::{HashMap, HashSet};
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{Finished, Held, Started, Verdict, bounds, finish_on_conn, judge_on_conn, mark_running_on_conn};
+use super::{Finished, Held, Started, Verdict, finish_on_conn, ids_of, judge_on_conn, mark_running_on_conn};
 use crate::bounded::Connection;
-use crate::{Result, Store};
+use crate::{Result, Store, days};
 
 /// As strong as the lock of an UPDATE that changes no key.
 const EXECUTIONS_LOCK: &str = "
 SELECT e.id, e.job_id FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id
-WHERE e.id BETWEEN $2 AND $3
+WHERE {days of e.id}
 ORDER BY e.id FOR NO KEY UPDATE OF e SKIP LOCKED";
 
 /// Those of the jobs whose statistics somebody else has locked. A job without a row has none to lock.
@@ -51,6 +51,7 @@ impl Store {
         let marked = mark_running_on_conn(&mut transaction, worker, &free_started).await?;
         let recorded = finish_on_conn(&mut transaction, worker, &free_finished, ended_jobs).await?;
         let left_out = look_at_locked_on_conn(&mut transaction, worker, &left_out).await?;
+        carillon_failpoint::reach("record:commit").await;
         transaction.commit().await?;
 
         let (mut marked, mut recorded, mut left_out) = (marked.into_iter(), recorded.into_iter(), left_out.into_iter());
@@ -84,11 +85,8 @@ impl Free {
 async fn free_on_conn(connection: &mut Connection, started: &[Started], finished: &[Finished]) -> Result<Free> {
     let mut held: Vec<Held> = started.iter().map(|started| started.held).collect();
     held.extend(finished.iter().map(|finished| finished.held));
-    let (first, last) = bounds(&held);
-    let rows = sqlx::query(EXECUTIONS_LOCK)
+    let rows = sqlx::query(days::of(EXECUTIONS_LOCK, ids_of(&held)))
         .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
-        .bind(first)
-        .bind(last)
         .fetch_all(&mut *connection)
         .await?;
     let mut job_of = HashMap::with_capacity(rows.len());

@@ -10,8 +10,11 @@ use carillon_core::agenda::Source;
 use carillon_core::execution::Status;
 use carillon_core::ids;
 use carillon_store::claim::Decisions;
+use carillon_store::leader_session::LeaderSession;
+use carillon_store::recorder::{Held, Verdict};
 use carillon_testkit::wait_until;
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
 
 use crate::bench::{Bench, LEASE, finished, incarnation, medium, retry_at, room, started};
 
@@ -190,6 +193,16 @@ async fn what_is_recorded_is_looked_for_in_the_partition_of_its_day_alone() -> R
     let mut leader = bench.leader().await?;
     let held = bench.open(&mut leader, &bench.jobs(BATCH).await?).await?;
     leader.resign().await;
+    // Others of the same instant, among theirs.
+    sqlx::query(
+        "INSERT INTO job_executions (id, job_id, claim, entry, status, scheduled_at)
+         SELECT (substr($2::text, 1, 14) || substr(gen_random_uuid()::text, 15))::uuid, gen_random_uuid(), 1, 1, 'QUEUED',
+                now() FROM generate_series(1, $1)",
+    )
+    .bind(FILL)
+    .bind(held[0].execution.to_string())
+    .execute(&bench.pool)
+    .await?;
     sqlx::query("SELECT pg_stat_force_next_flush()").execute(&bench.pool).await?;
     let before = scans(&bench).await?;
     let starts: Vec<_> = held.iter().map(|held| started(*held)).collect();
@@ -206,6 +219,10 @@ async fn what_is_recorded_is_looked_for_in_the_partition_of_its_day_alone() -> R
         .map(|(table, _)| table)
         .collect();
     assert_eq!(probed.len(), 1, "{probed:?}");
+    // By each id: once for RUNNING and once for the end, each with a look for the row's newest version. Never all ids between
+    // the least and the greatest of the batch, which Postgres takes for few while it knows nothing of the partition.
+    let read = after[probed[0]].idx_tup_fetch - before[probed[0]].idx_tup_fetch;
+    assert!(read <= 4 * i64::try_from(BATCH)?, "{read} rows were read");
     Ok(())
 }
 
@@ -231,5 +248,158 @@ async fn upcoming_reads_as_many_timers_as_it_has_lines_and_answers() -> Result<(
         assert!(read <= 20, "{read} rows of {table} were read");
         assert!(after[table].idx_scan > before[table].idx_scan, "{table} was not looked into");
     }
+    Ok(())
+}
+
+/// Makes partitions until there are those of `back` days.
+async fn make_days(bench: &Bench, table: &str, back: impl Iterator<Item = i64>) -> Result<()> {
+    for back in back {
+        let day = midnight(bench, back).await?;
+        let made: String = sqlx::query_scalar("SELECT carillon_make_partition($1, $2, $3, $4)")
+            .bind(table)
+            .bind(format!("{table}_{}", day.format("%Y_%m_%d")))
+            .bind(ids::first_at(day))
+            .bind(ids::first_at(day + TimeDelta::days(1)))
+            .fetch_one(&bench.pool)
+            .await?;
+        anyhow::ensure!(made == "made", "{made}");
+    }
+    Ok(())
+}
+
+async fn midnight(bench: &Bench, back: i64) -> Result<DateTime<Utc>> {
+    let day = bench.now().await?.date_naive() - TimeDelta::days(back);
+    Ok(day.and_time(chrono::NaiveTime::MIN).and_utc())
+}
+
+/// What is asked for while somebody has taken every partition of other days, the default ones too, from everybody.
+struct Taken<'b> {
+    bench: &'b Bench,
+    days: Vec<String>,
+}
+
+impl Taken<'_> {
+    /// Runs `work`; fails as soon as any session waits for the lock of a table.
+    async fn but_for_its_days<T, E: Into<anyhow::Error>>(
+        &self,
+        what: &str,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T> {
+        let pool = &self.bench.pool;
+        let others: Vec<String> = sqlx::query_scalar(
+            "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE c.relkind = 'r'",
+        )
+        .fetch_all(pool)
+        .await?;
+        let others: Vec<String> =
+            others.into_iter().filter(|name| !self.days.iter().any(|day| name.ends_with(day))).collect();
+        assert!(others.len() > 400);
+        let mut taken = pool.begin().await?;
+        let lock = format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", others.join(", "));
+        sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut *taken).await?;
+        let watching = async {
+            loop {
+                let waited: Vec<String> = sqlx::query_scalar(
+                    "SELECT relation::regclass::text FROM pg_locks JOIN pg_stat_activity USING (pid)
+                     WHERE NOT granted AND relation IS NOT NULL AND datname = current_database()",
+                )
+                .fetch_all(pool)
+                .await?;
+                anyhow::ensure!(waited.is_empty(), "{what} asks for {waited:?}");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let done: Result<T> = tokio::select! {
+            done = work => done.map_err(Into::into).with_context(|| what.to_owned()),
+            failed = watching => failed,
+        };
+        taken.rollback().await?;
+        done
+    }
+}
+
+/// Opens one execution of each job at `at`.
+async fn born_at(place: &Taken<'_>, leader: &mut LeaderSession, jobs: &[Uuid], at: DateTime<Utc>) -> Result<Vec<Held>> {
+    let now = place.bench.now().await?;
+    sqlx::query("UPDATE job_timers SET fire_at = $2 WHERE job_id = ANY ($1)")
+        .bind(jobs)
+        .bind(at)
+        .execute(&place.bench.pool)
+        .await?;
+    let rooms = [room(Source::Timer, &medium(), 100)];
+    let claim = place.but_for_its_days("claim", leader.claim(&rooms, now, &[])).await?;
+    let (number, decisions) = (claim.number, crate::bench::one_each(&claim.timers));
+    let born = place.but_for_its_days("commit", claim.commit(1, &decisions, &[])).await?.born;
+    assert_eq!(born.len(), jobs.len());
+    Ok(born.into_iter().map(|execution| Held { execution, claim: number, take: 0 }).collect())
+}
+
+/// Retention keeps 90 days and more: whatever names executions locks the partitions of these alone, with 400 of them.
+#[tokio::test]
+async fn what_names_executions_locks_the_partitions_of_their_days_alone() -> Result<()> {
+    let bench = Bench::new().await?;
+    // The template has yesterday and today.
+    make_days(&bench, "job_executions", 2..400).await?;
+    for table in ["job_execution_logs", "execution_attempts"] {
+        make_days(&bench, table, 200..201).await?;
+    }
+    let (now, then) = (bench.now().await?, midnight(&bench, 200).await?);
+    let suffix = |at: DateTime<Utc>| at.format("%Y_%m_%d").to_string();
+    let today = Taken { bench: &bench, days: vec![suffix(now)] };
+    let both = Taken { bench: &bench, days: vec![suffix(now), suffix(then)] };
+    let (worker, successor) = (bench.live_worker().await?, incarnation("live"));
+    let mut leader = bench.leader().await?;
+    let jobs = bench.jobs(6).await?;
+    let mut held = born_at(&today, &mut leader, &jobs[..3], now).await?;
+    // Dated back: these fires lie 200 days ago.
+    held.extend(born_at(&both, &mut leader, &jobs[3..], then).await?);
+    let born: Vec<_> = held.iter().map(|held| held.execution).collect();
+    let numbers = [held[0].claim, held[3].claim];
+    both.but_for_its_days("settle", leader.settle(&numbers)).await?;
+    let mut lost = Vec::new();
+    for batch in both.but_for_its_days("batches", leader.batches_settled(0, 10)).await? {
+        lost.extend(both.but_for_its_days("open", leader.open_of_batch(&batch, None)).await?);
+    }
+    let lost: Vec<_> = lost.into_iter().map(|(entry, _)| entry).collect();
+    let again = leader.draw_number().await?;
+    let republished = both.but_for_its_days("republish", leader.republish(again, 1, &lost, LEASE)).await?;
+    assert_eq!(republished.len(), 6);
+
+    let store = &bench.store;
+    let seen = both.but_for_its_days("see", store.see(&born, LEASE)).await?;
+    assert_eq!(seen.len(), 6);
+    assert_eq!(both.but_for_its_days("payloads", store.payloads(&born)).await?.len(), 6);
+    let (new, old) = (held[0], held[3]);
+    let starts = [started(new), started(old)];
+    let (running, _) = both.but_for_its_days("running", store.record(worker, &starts, &[], &[])).await?;
+    assert_eq!(running, [Verdict::Running { cancel_requested: false }; 2]);
+    let ends = [finished(new, Status::Retrying), finished(old, Status::Retrying)];
+    let (_, recorded) = both.but_for_its_days("finish", store.record(worker, &[], &ends, &[])).await?;
+    assert_eq!(recorded, [Verdict::Recorded(Status::Retrying); 2]);
+    let (_, over) = both.but_for_its_days("finish again", store.record(worker, &[], &ends, &[])).await?;
+    assert_eq!(over, [Verdict::Over { unknown: false }; 2]);
+    let unlocked = store.record_unlocked(worker, &starts, &ends, &[]);
+    let over = both.but_for_its_days("finish what is not locked", unlocked).await?;
+    assert_eq!(over, (vec![Verdict::Over { unknown: false }; 2], vec![Verdict::Over { unknown: false }; 2]));
+    let wanted: Vec<_> = [1, 4].map(|at| (born[at], seen[&born[at]].clone(), false)).to_vec();
+    assert_eq!(both.but_for_its_days("take", store.take(worker, &wanted)).await?.len(), 2);
+    let taken = [1, 4].map(|at| started(Held { take: 1, ..held[at] }));
+    let succeeded = both.but_for_its_days("succeed", store.worker_succeed(worker, &successor, &taken)).await?;
+    assert_eq!(succeeded.len(), 2);
+    let end = [finished(held[5], Status::Success)];
+    both.but_for_its_days("success", store.record(successor.id, &[], &end, &[])).await?;
+    let last = both.but_for_its_days("last success", store.last_success(bench.job_of(born[5]).await?)).await?;
+    assert_eq!(last.map(|last| last.execution), Some(born[5]));
+    let gateway = carillon_store::Store::connect_lazily(&bench.options("gateway"))?;
+    for id in [born[0], born[3]] {
+        both.but_for_its_days("get", carillon_store::executions::get(&gateway, id)).await?;
+    }
+    let retry = [room(Source::Retry, &medium(), 100)];
+    let claim = both.but_for_its_days("retries", leader.claim(&retry, retry_at(), &[])).await?;
+    let retries: Vec<_> = claim.retries.iter().zip(1..).map(|(retry, seq)| (*retry, seq)).collect();
+    assert_eq!(retries.len(), 2);
+    let decisions = Decisions { retries, ..Decisions::default() };
+    let committed = both.but_for_its_days("retry", claim.commit(1, &decisions, &[])).await?;
+    assert_eq!(committed.retried.len(), 2);
     Ok(())
 }

@@ -90,7 +90,7 @@ impl Group {
             }
             end.next_retry_at = None;
             let why = format!("what came of this attempt cannot be written to postgres: {why}");
-            end.error = Some(clean(why, REASON_CHARS_MAX));
+            end.error = Some(clean(why, REASON_CHARS_MAX, 4 * REASON_CHARS_MAX));
             end.result = None;
             end.error_stack = None;
             end.reason = None;
