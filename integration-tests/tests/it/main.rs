@@ -25,6 +25,7 @@ mod lost_redis;
 mod memory;
 mod retry;
 mod schedule;
+mod seeds;
 mod stalls;
 mod stops;
 mod swallowed;

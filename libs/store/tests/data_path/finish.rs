@@ -3,7 +3,7 @@
 use anyhow::Result;
 use carillon_core::execution::Status;
 use carillon_store::recorder::{Finished, Verdict};
-use carillon_store::{Error, Store, StoreOptions};
+use carillon_store::{Error, Store, StoreOptions, attention};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -364,6 +364,8 @@ async fn a_job_is_complete_once_its_timetable_has_ended_and_nothing_is_open() ->
     let mut ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Failed)).collect();
     ends[2] = finished(held[2], Status::Retrying);
     bench.store.record(worker, &[], &ends, &jobs).await?;
+    let looked = attention::look(&bench.store, 100).await?;
+    assert_eq!((looked.notes, &looked.completed[..]), (3, &jobs[..1]), "what waits for its retry is not final");
     assert_eq!(job_status(&bench, jobs[0]).await?, "COMPLETED");
     assert_eq!(job_status(&bench, jobs[1]).await?, "PAUSED", "its resume completes it");
     assert_eq!(job_status(&bench, jobs[2]).await?, "ACTIVE", "its retry is open");
@@ -371,7 +373,7 @@ async fn a_job_is_complete_once_its_timetable_has_ended_and_nothing_is_open() ->
     Ok(())
 }
 
-/// Of two executors that record the last two executions at once, the later one sees both.
+/// Whichever of two executors is the later one, its note makes both seen.
 #[tokio::test]
 async fn a_job_whose_last_two_executions_end_at_once_is_complete() -> Result<()> {
     let bench = Bench::new().await?;
@@ -402,6 +404,7 @@ async fn a_job_whose_last_two_executions_end_at_once_is_complete() -> Result<()>
     let (one, two) = tokio::join!(one, two);
     one?;
     two?;
+    attention::look(&bench.store, 100).await?;
     for job in &jobs {
         assert_eq!(job_status(&bench, *job).await?, "COMPLETED");
     }
