@@ -7,11 +7,10 @@
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use sqlx::Row;
 use uuid::Uuid;
 
 use crate::clock::DbClock;
-use crate::recorder::Held;
+use crate::recorder::Started;
 use crate::{Result, Store, days};
 
 /// One incarnation of an executor.
@@ -34,8 +33,8 @@ const WORKER_INSERT: &str = "INSERT INTO workers (id, consumer, queues, handlers
 /// R21: what the incarnation `$2` had started becomes the new one's; each guarded. Also what an incarnation of the same
 /// process did whose beginning was committed and never answered: consumer = pod and boot, so it is this very process.
 const EXECUTIONS_REASSERT: &str = "
-UPDATE job_executions e SET worker_id = $1, status = 'RUNNING', started_at = h.started_at
-FROM UNNEST($3::uuid[], $4::bigint[], $5::int[], $6::timestamptz[]) AS h(id, claim, take, started_at)
+UPDATE job_executions e SET worker_id = $1, status = 'RUNNING', started_at = h.started_at, revision = h.revision
+FROM UNNEST($3::uuid[], $4::bigint[], $5::int[], $6::timestamptz[], $8::bigint[]) AS h(id, claim, take, started_at, revision)
 WHERE e.id = h.id AND {days of e.id} AND e.claim = h.claim AND e.take = h.take
   AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND (e.worker_id = $2 OR e.worker_id IN (SELECT id FROM workers WHERE consumer = $7)))
 RETURNING e.id";
@@ -79,12 +78,7 @@ impl Store {
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: try again with another new incarnation.
-    pub async fn worker_succeed(
-        &self,
-        old: Uuid,
-        new: &Worker,
-        started: &[(Held, DateTime<Utc>)],
-    ) -> Result<Vec<Uuid>> {
+    pub async fn worker_succeed(&self, old: Uuid, new: &Worker, started: &[Started]) -> Result<Vec<Uuid>> {
         let mut connection = self.pool.acquire().await?;
         let mut transaction = connection.begin().await?;
         sqlx::query(WORKER_INSERT)
@@ -95,14 +89,16 @@ impl Store {
             .bind(new.slots)
             .execute(&mut *transaction)
             .await?;
-        let rows = sqlx::query(days::of(EXECUTIONS_REASSERT, started.iter().map(|(held, _)| held.execution)))
+        let ids: Vec<Uuid> = started.iter().map(|started| started.held.execution).collect();
+        let kept: Vec<Uuid> = sqlx::query_scalar(days::of(EXECUTIONS_REASSERT, ids.iter().copied()))
             .bind(new.id)
             .bind(old)
-            .bind(started.iter().map(|(held, _)| held.execution).collect::<Vec<_>>())
-            .bind(started.iter().map(|(held, _)| held.claim).collect::<Vec<_>>())
-            .bind(started.iter().map(|(held, _)| held.take).collect::<Vec<_>>())
-            .bind(started.iter().map(|(_, at)| *at).collect::<Vec<_>>())
+            .bind(ids)
+            .bind(started.iter().map(|started| started.held.claim).collect::<Vec<_>>())
+            .bind(started.iter().map(|started| started.held.take).collect::<Vec<_>>())
+            .bind(started.iter().map(|started| started.started_at).collect::<Vec<_>>())
             .bind(&new.consumer)
+            .bind(started.iter().map(|started| started.revision).collect::<Vec<_>>())
             .fetch_all(&mut *transaction)
             .await?;
         sqlx::query("UPDATE workers SET ended = true WHERE (id = $1 OR consumer = $2) AND id <> $3")
@@ -112,7 +108,7 @@ impl Store {
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
-        rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
+        Ok(kept)
     }
 
     /// R18: ends an incarnation; whatever it still holds is free at once.

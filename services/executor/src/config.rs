@@ -3,6 +3,8 @@
 use carillon_kit::config::{Checks, PostgresConfig, ProtocolConfig, RedisConfig, Settings};
 use serde::Deserialize;
 
+use crate::slots::Bounds;
+
 /// All settings.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
@@ -31,10 +33,27 @@ pub struct ExecutorConfig {
     pub flush_max: u32,
     /// Ended attempts waiting to be written, at most.
     pub unrecorded_max: u32,
+    /// Bytes of results, errors and log lines that wait to be written, at most.
+    pub unrecorded_bytes_max: u32,
+    /// Bytes of what is held or running (payloads), at most.
+    pub in_hand_bytes_max: u32,
     /// R13: an execution that killed this many executors fails.
     pub lost_max: i16,
     /// The shard whose streams are read.
     pub shard: i16,
+}
+
+impl ExecutorConfig {
+    /// How much may be in hand.
+    pub(crate) fn bounds(&self) -> Bounds {
+        let to_usize = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        Bounds {
+            slots: to_usize(self.slots),
+            unrecorded_max: to_usize(self.unrecorded_max),
+            unrecorded_bytes_max: to_usize(self.unrecorded_bytes_max),
+            in_hand_bytes_max: to_usize(self.in_hand_bytes_max),
+        }
+    }
 }
 
 impl Settings for Config {
@@ -57,6 +76,8 @@ impl Settings for Config {
             "executor.unrecorded_max",
             "must be at least executor.flush_max",
         );
+        checks.that(own.unrecorded_bytes_max >= 1 << 20, "executor.unrecorded_bytes_max", "must be at least 1048576");
+        checks.that(own.in_hand_bytes_max >= 1 << 20, "executor.in_hand_bytes_max", "must be at least 1048576");
         checks.that(own.lost_max >= 1, "executor.lost_max", "must be at least 1");
         checks.that(own.shard >= 0, "executor.shard", "must be 0 or more");
     }

@@ -8,7 +8,9 @@
 //! an unstarted entry doubtful (a certificate that does not fit, a stall of this process, a broken connection, a change of
 //! its job) sends it through a check first (`doubt.rs`).
 
+mod deadlines;
 mod doubt;
+mod payloads;
 mod start;
 
 use std::cmp::Reverse;
@@ -27,9 +29,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use self::deadlines::Deadlines;
 use crate::boottime;
 use crate::checks::{self, Offer};
-use crate::in_hand::{Item, Key, Origin, State, Stop};
+use crate::in_hand::{Item, Key, Origin, State, Stop, weight_of};
 use crate::message::{Arrival, Message};
 use crate::recorder::ToRecord;
 use crate::runner::Ended;
@@ -51,8 +54,12 @@ pub(crate) struct Engine {
     shutdown: CancellationToken,
     items: HashMap<Key, Item>,
     starts: BinaryHeap<Reverse<(Instant, Key)>>,
-    deadlines: BinaryHeap<Reverse<(Instant, Key)>>,
+    /// Of what runs: its timeout, or the end of the grace it has to stop in.
+    deadlines: Deadlines,
     to_show: VecDeque<(Instant, Key)>,
+    /// Whose payload did not travel in the entry and is not fetched yet.
+    lacking: VecDeque<Key>,
+    is_fetching: bool,
     /// R17: cancels heard of, for entries in hand.
     cancelled: HashSet<Uuid>,
     last_awake: Duration,
@@ -78,8 +85,10 @@ impl Engine {
             shutdown,
             items: HashMap::new(),
             starts: BinaryHeap::new(),
-            deadlines: BinaryHeap::new(),
+            deadlines: Deadlines::default(),
             to_show: VecDeque::new(),
+            lacking: VecDeque::new(),
+            is_fetching: false,
             cancelled: HashSet::new(),
             last_awake: boottime::now(),
             stalled_until: Duration::ZERO,
@@ -108,6 +117,7 @@ impl Engine {
             for message in messages.drain(..) {
                 self.hear(message);
             }
+            self.fetch_payloads();
             let now = Instant::now();
             self.start_due(now);
             self.stop_overdue(now);
@@ -120,6 +130,10 @@ impl Engine {
                 gauge!("carillon_executor_slots_used").set(u32::try_from(self.shared.slots.used()).unwrap_or(u32::MAX));
                 gauge!("carillon_executor_unrecorded")
                     .set(u32::try_from(self.shared.slots.unrecorded()).unwrap_or(u32::MAX));
+                gauge!("carillon_executor_in_hand_bytes")
+                    .set(u32::try_from(self.shared.slots.in_hand_bytes()).unwrap_or(u32::MAX));
+                gauge!("carillon_executor_unrecorded_bytes")
+                    .set(u32::try_from(self.shared.slots.unrecorded_bytes()).unwrap_or(u32::MAX));
             }
             if self.drain_until.is_some() && self.is_drained(now) {
                 return Ok(());
@@ -134,8 +148,8 @@ impl Engine {
         {
             wake = wake.min(*at);
         }
-        if let Some(Reverse((at, _))) = self.deadlines.peek() {
-            wake = wake.min(*at);
+        if let Some(at) = self.deadlines.next() {
+            wake = wake.min(at);
         }
         if let Some((at, _)) = self.to_show.front() {
             wake = wake.min(*at);
@@ -164,8 +178,8 @@ impl Engine {
             }
             Message::WhatHasStarted(answer) => {
                 let started = self.items.values().filter_map(|item| match &item.state {
-                    State::Running(running) => running.beginning.begun().map(|begun| (item.held(), begun.at)),
-                    State::Ended { started_at } => started_at.map(|at| (item.held(), at)),
+                    State::Running(running) => running.beginning.begun().map(|begun| item.started(begun.at)),
+                    State::Ended { started_at } => started_at.map(|at| item.started(at)),
                     State::Doubtful { .. } | State::Held => None,
                 });
                 let _ = answer.send(started.collect());
@@ -180,7 +194,6 @@ impl Engine {
         let stale = boottime::now().saturating_sub(arrival.read_at) > self.shared.window / 2;
         // R9: Redis may have answered before the gap's end.
         let through_a_stall = arrival.sent_at < self.stalled_until;
-        let mut without_payload = Vec::new();
         for received in arrival.entries {
             let Received { line, id, entry } = received;
             let key = Key { execution: entry.execution, claim: entry.claim };
@@ -203,39 +216,34 @@ impl Engine {
             }
             let is_offered = self.shared.registry.get(&entry.handler).is_some();
             if entry.payload.is_none() && is_offered {
-                without_payload.push(key);
+                self.lacking.push_back(key);
             }
             if !is_offered {
                 checks::hand_on(&self.shared, key, entry.handler.clone(), (line, id), self.own.clone());
             }
             // What this one cannot run it does not take: the check waits for word of who can.
             let state = if doubtful { State::Doubtful { since, checking: !is_offered } } else { State::Held };
-            self.items.insert(key, Item { line, id, entry, take: 0, state });
+            let weight = self.shared.slots.weigh(weight_of(&entry));
+            self.items.insert(key, Item { line, id, entry, take: 0, state, weight });
             if doubtful {
                 counter!("carillon_executor_doubtful_total").increment(1);
             } else if is_offered {
                 self.hold(key);
             }
         }
-        if !without_payload.is_empty() {
-            checks::fetch_payloads(&self.shared, without_payload, self.own.clone());
-        }
     }
 
     /// Time-outs, and handlers that were asked to stop and did not.
     fn stop_overdue(&mut self, now: Instant) {
-        while let Some(Reverse((at, key))) = self.deadlines.peek().copied()
-            && at <= now
-        {
-            self.deadlines.pop();
+        while let Some(key) = self.deadlines.take_passed(now) {
             let Some(item) = self.items.get(&key) else { continue };
             let State::Running(running) = &item.state else { continue };
             if running.stopping.is_none() {
                 let timeout = timeout_of(&item.entry);
                 match running.beginning.begun() {
                     Some(begun) if begun.instant + timeout <= now => self.ask_to_stop(key, Stop::TimedOut),
-                    Some(begun) => self.deadlines.push(Reverse((begun.instant + timeout, key))),
-                    None => self.deadlines.push(Reverse((now + timeout, key))),
+                    Some(begun) => self.deadlines.set(key, begun.instant + timeout),
+                    None => self.deadlines.set(key, now + timeout),
                 }
             } else {
                 running.abort.abort();
@@ -260,7 +268,8 @@ impl Engine {
         }
         running.stopping = Some(why);
         running.cancelled.cancel();
-        self.deadlines.push(Reverse((Instant::now() + STOP_GRACE, key)));
+        // In place of its timeout: whoever is asked to stop has all of the grace.
+        self.deadlines.set(key, Instant::now() + STOP_GRACE);
     }
 
     fn ended_by_force(&mut self, key: Key) {
@@ -310,18 +319,20 @@ impl Engine {
     }
 
     fn hand_to_recorder(&mut self, key: Key, ended: Ended) {
+        self.deadlines.forget(key);
         let Some(item) = self.items.get_mut(&key) else { return };
         item.state = State::Ended { started_at: ended.started_at };
         let was_cancelled = self.cancelled.remove(&key.execution);
+        item.set_payload(None);
         let entry = self.shared.finished(item, ended, was_cancelled);
-        self.shared.slots.to_record();
+        self.shared.slots.to_record(entry.entry.bytes);
         let _ = self.recorder.send(ToRecord::Finished(Box::new(entry)));
     }
 
     fn recorded(&mut self, started: &[(Key, Verdict)], finished: &[(Key, Verdict)]) {
         for (key, verdict) in started {
             match verdict {
-                Verdict::Running { cancel_requested: false } | Verdict::Recorded(_) => {}
+                Verdict::Running { cancel_requested: false } | Verdict::Recorded(_) | Verdict::Locked => {}
                 Verdict::Running { cancel_requested: true } => self.ask_to_stop(*key, Stop::Cancelled),
                 Verdict::Over { .. } | Verdict::Lost => {
                     warn!(execution.id = %key.execution, "somebody else has this execution: its handler is stopped");
@@ -351,20 +362,6 @@ impl Engine {
         }
     }
 
-    fn payloads(&mut self, asked: &[Key], mut payloads: HashMap<Uuid, String>) {
-        for key in asked {
-            let Some(item) = self.items.get_mut(key) else { continue };
-            item.entry.payload =
-                payloads.remove(&key.execution).and_then(|text| serde_json::value::RawValue::from_string(text).ok());
-            if item.entry.payload.is_none() {
-                // Unknown to Postgres: a check finds it over.
-                item.state = State::Doubtful { since: Instant::now(), checking: false };
-            } else if matches!(item.state, State::Held) {
-                self.hold(*key);
-            }
-        }
-    }
-
     fn noticed(&mut self, notice: &Notice) {
         match notice {
             Notice::JobChanged(job) => self.doubt(|item| item.entry.job == *job),
@@ -384,6 +381,7 @@ impl Engine {
     /// Forgets an entry: it stays pending under this consumer, and is looked at again with the others (R8).
     fn let_go(&mut self, key: Key) {
         if self.items.remove(&key).is_some() {
+            self.deadlines.forget(key);
             self.shared.slots.release(1);
             self.cancelled.remove(&key.execution);
         }

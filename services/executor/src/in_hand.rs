@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use carillon_store::recorder::Held;
+use carillon_store::recorder::{Held, Started};
 use carillon_stream::entry::{Entry, EntryId};
 use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::beginning::Beginning;
+use crate::slots::Weight;
 
 /// An attempt of an execution: what two entries that mean the same share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,6 +44,8 @@ pub(crate) struct Item {
     pub take: i32,
     /// Where it stands.
     pub state: State,
+    /// What it counts for in `Slots`.
+    pub weight: Weight,
 }
 
 /// Where an entry in hand stands.
@@ -101,6 +105,17 @@ impl Item {
         Held { execution: self.entry.execution, claim: self.entry.claim, take: self.take }
     }
 
+    /// Keeps or gives up the payload.
+    pub(crate) fn set_payload(&mut self, payload: Option<Box<RawValue>>) {
+        self.entry.payload = payload;
+        self.weight.set(weight_of(&self.entry));
+    }
+
+    /// R10: that its handler has started, with the revision that came with the entry (H114).
+    pub(crate) const fn started(&self, started_at: DateTime<Utc>) -> Started {
+        Started { held: self.held(), started_at, revision: self.entry.revision }
+    }
+
     /// Whether its handler has not begun; if it was about to, it never will.
     pub(crate) fn hold_back(&self) -> bool {
         match &self.state {
@@ -109,4 +124,11 @@ impl Item {
             State::Ended { .. } => false,
         }
     }
+}
+
+/// Bytes that an entry takes while it is in hand: twice its payload, since its handler has one too.
+pub(crate) fn weight_of(entry: &Entry) -> usize {
+    /// The rest of it, and of what stands beside it.
+    const FIXED: usize = 1_024;
+    FIXED + 2 * entry.payload.as_ref().map_or(0, |payload| payload.get().len())
 }

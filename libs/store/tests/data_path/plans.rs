@@ -153,6 +153,7 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
 
     let starts: Vec<_> = held.iter().take(5).map(|held| started(*held)).collect();
     bench.store.record(worker, &starts, &[], &[]).await?;
+    bench.store.record_unlocked(worker, &starts, &[finished(held[4], Status::Retrying)], &[]).await?;
     let seen = bench.store.see(&born, LEASE).await?;
     let wanted: Vec<_> = held[5..8].iter().map(|held| (held.execution, seen[&held.execution].clone(), false)).collect();
     bench.store.take(worker, &wanted).await?;
@@ -162,7 +163,7 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
     bench.store.record(worker, &[], &ends, &[]).await?;
     bench.store.payloads(&born).await?;
     bench.store.last_success(jobs[9]).await?;
-    let succession = [(carillon_store::recorder::Held { take: 1, ..held[5] }, now)];
+    let succession = [started(carillon_store::recorder::Held { take: 1, ..held[5] })];
     bench.store.worker_succeed(worker, &incarnation("live"), &succession).await?;
     let claim = leader.claim(&[room(Source::Retry, &medium(), 1_000)], retry_at(), &[]).await?;
     assert_eq!(claim.retries.len(), 5);
@@ -380,9 +381,12 @@ async fn what_names_executions_locks_the_partitions_of_their_days_alone() -> Res
     assert_eq!(recorded, [Verdict::Recorded(Status::Retrying); 2]);
     let (_, over) = both.but_for_its_days("finish again", store.record(worker, &[], &ends, &[])).await?;
     assert_eq!(over, [Verdict::Over { unknown: false }; 2]);
+    let unlocked = store.record_unlocked(worker, &starts, &ends, &[]);
+    let over = both.but_for_its_days("finish what is not locked", unlocked).await?;
+    assert_eq!(over, (vec![Verdict::Over { unknown: false }; 2], vec![Verdict::Over { unknown: false }; 2]));
     let wanted: Vec<_> = [1, 4].map(|at| (born[at], seen[&born[at]].clone(), false)).to_vec();
     assert_eq!(both.but_for_its_days("take", store.take(worker, &wanted)).await?.len(), 2);
-    let taken = [1, 4].map(|at| (Held { take: 1, ..held[at] }, now));
+    let taken = [1, 4].map(|at| started(Held { take: 1, ..held[at] }));
     let succeeded = both.but_for_its_days("succeed", store.worker_succeed(worker, &successor, &taken)).await?;
     assert_eq!(succeeded.len(), 2);
     let end = [finished(held[5], Status::Success)];

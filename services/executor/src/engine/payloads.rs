@@ -1,0 +1,55 @@
+//! Payloads that are too large to travel in their entries: fetched from Postgres, a few at a time and only while there is room
+//! for more bytes, so that ten thousand of the largest cost no more memory than the setting says.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::Engine;
+use crate::checks;
+use crate::in_hand::{Key, State};
+
+/// Fetched at once: of the largest, four megabytes.
+const AT_ONCE: usize = 16;
+
+impl Engine {
+    /// Begins to fetch some that are lacking, if none are on their way.
+    pub(super) fn fetch_payloads(&mut self) {
+        if self.is_fetching || self.lacking.is_empty() || !self.shared.slots.has_room() {
+            return;
+        }
+        let mut asked = Vec::with_capacity(AT_ONCE);
+        while asked.len() < AT_ONCE
+            && let Some(key) = self.lacking.pop_front()
+        {
+            // It may have been let go of, or ended otherwise.
+            if self.items.get(&key).is_some_and(|item| !matches!(item.state, State::Ended { .. })) {
+                asked.push(key);
+            }
+        }
+        if !asked.is_empty() {
+            self.is_fetching = true;
+            checks::fetch_payloads(&self.shared, asked, self.own.clone());
+        }
+    }
+
+    pub(super) fn payloads(&mut self, asked: &[Key], mut payloads: HashMap<Uuid, String>) {
+        self.is_fetching = false;
+        for key in asked {
+            let Some(item) = self.items.get_mut(key) else { continue };
+            if matches!(item.state, State::Ended { .. }) {
+                continue;
+            }
+            let payload = payloads.remove(&key.execution).and_then(|text| RawValue::from_string(text).ok());
+            item.set_payload(payload);
+            if item.entry.payload.is_none() {
+                // Unknown to Postgres: a check finds it over.
+                item.state = State::Doubtful { since: Instant::now(), checking: false };
+            } else if matches!(item.state, State::Held) {
+                self.hold(*key);
+            }
+        }
+    }
+}
