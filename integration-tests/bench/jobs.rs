@@ -1,5 +1,6 @@
 //! Jobs by the thousand, written straight into the tables: what is measured is their dispatch, not their creation.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -12,6 +13,8 @@ use uuid::Uuid;
 
 /// Jobs in one INSERT.
 const AT_ONCE: usize = 20_000;
+/// The queue of jobs that name none.
+const DEFAULT: Cow<'static, str> = Cow::Borrowed("default");
 /// An interval so long that a job of it fires in a run only when its timer is set by hand.
 const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 86_400);
 
@@ -22,13 +25,20 @@ pub struct Job {
     kind: &'static str,
     timetable: TimetableSpec,
     fire_at: Option<DateTime<Utc>>,
+    queue: Cow<'static, str>,
 }
 
 impl Job {
     /// One that fires when [`release`] says so.
     pub fn released_by_hand(id: Uuid) -> Self {
         let anchor = DateTime::UNIX_EPOCH + TimeDelta::days(365 * 55);
-        Self { id, kind: "RECURRING", timetable: TimetableSpec::every(TEN_YEARS, anchor), fire_at: None }
+        Self {
+            id,
+            kind: "RECURRING",
+            timetable: TimetableSpec::every(TEN_YEARS, anchor),
+            fire_at: None,
+            queue: DEFAULT,
+        }
     }
 
     /// One that fires far from now, to fill the timetable.
@@ -38,13 +48,18 @@ impl Job {
 
     /// One that fires at `at`.
     pub fn once(id: Uuid, at: DateTime<Utc>) -> Self {
-        Self { id, kind: "ONE_TIME", timetable: TimetableSpec::once(at), fire_at: Some(at) }
+        Self { id, kind: "ONE_TIME", timetable: TimetableSpec::once(at), fire_at: Some(at), queue: DEFAULT }
     }
 
     /// One that fires each `interval` from `first` to `last`.
     pub fn every(id: Uuid, interval: Duration, first: DateTime<Utc>, last: DateTime<Utc>) -> Self {
         let timetable = TimetableSpec { end: Some(last), ..TimetableSpec::every(interval, first) };
-        Self { id, kind: "RECURRING", timetable, fire_at: Some(first) }
+        Self { id, kind: "RECURRING", timetable, fire_at: Some(first), queue: DEFAULT }
+    }
+
+    /// The same of another queue.
+    pub fn of_queue(self, queue: String) -> Self {
+        Self { queue: Cow::Owned(queue), ..self }
     }
 }
 
@@ -70,15 +85,16 @@ pub const HANDLER: &str = "test:echo";
 
 const INSERT: &str = "
 WITH given AS (
-    SELECT * FROM UNNEST($1::uuid[], $2::text[], $3::jsonb[], $4::timestamptz[]) AS g(id, type, timetable, fire_at)
+    SELECT * FROM UNNEST($1::uuid[], $2::text[], $3::jsonb[], $4::timestamptz[], $8::text[])
+                      AS g(id, type, timetable, fire_at, queue)
 ), job AS (
-    INSERT INTO jobs (id, name, type, status, timetable, handler_name, payload, created_by)
-    SELECT id, 'bench ' || id, type, 'ACTIVE', timetable, $6, $7::jsonb, 'carillon-bench' FROM given
+    INSERT INTO jobs (id, name, type, status, timetable, handler_name, payload, created_by, queue)
+    SELECT id, 'bench ' || id, type, 'ACTIVE', timetable, $6, $7::jsonb, 'carillon-bench', queue FROM given
     RETURNING *
 ), revision AS (
     INSERT INTO job_revisions (job_id, revision, definition) SELECT id, revision, to_jsonb(job) FROM job
 ), timer AS (
-    INSERT INTO job_timers (job_id, shard, fire_at, queue, priority) SELECT id, $5, fire_at, 'default', 1 FROM given
+    INSERT INTO job_timers (job_id, shard, fire_at, queue, priority) SELECT id, $5, fire_at, queue, 1 FROM given
 )
 INSERT INTO job_stats (job_id) SELECT id FROM given";
 
@@ -100,6 +116,7 @@ pub async fn insert(pool: &PgPool, shard: i16, jobs: &[Job], mut written: impl F
             .bind(shard)
             .bind(HANDLER)
             .bind(PAYLOAD)
+            .bind(some.iter().map(|job| job.queue.as_ref()).collect::<Vec<_>>())
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;

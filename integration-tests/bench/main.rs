@@ -1,11 +1,12 @@
 //! `carillon-bench`: what `make bench` runs. Measures the product through its real binaries against the floor, a loop of its
 //! own over the same schema and streams without any logic, in one run on one machine (docs/performance.md).
 //!
-//! Everything runs on private servers that end with this process. Parts: [`throughput`], [`lateness`], [`scale`]; the rest
+//! Everything runs on private servers that end with this process. Parts: [`throughput`], [`lateness`], [`scale`], [`bounds`]; the rest
 //! is what they stand on: [`servers`], [`product`], [`floor`], [`jobs`], [`usage`], [`report`].
 
 #![expect(unreachable_pub, reason = "a program: each module is public to the others only")]
 
+mod bounds;
 mod floor;
 mod jobs;
 mod lateness;
@@ -51,6 +52,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
     }
     if plan.has(Part::Scale) {
         scale::run(&servers, &plan, &mut report).await?;
+    }
+    if plan.has(Part::Bounds) {
+        bounds::run(&servers, &binaries, &plan, &mut report).await?;
     }
     print!("{}", report.table());
     report.write(&options.json)?;

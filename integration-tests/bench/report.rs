@@ -11,6 +11,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value, json};
 use sqlx::PgPool;
 
+use crate::bounds::{self, Recovery, Spread};
 use crate::options::Plan;
 use crate::servers::{POSTGRES_SETTINGS, Servers, file_system_of};
 use crate::usage::{Cpu, Machine, Memory};
@@ -102,7 +103,7 @@ impl Lateness {
         }
     }
 
-    fn json(self) -> Value {
+    pub fn json(self) -> Value {
         json!({ "p50_ms": round(self.p50_ms), "p99_ms": round(self.p99_ms), "max_ms": round(self.max_ms), "early": self.early })
     }
 }
@@ -143,6 +144,8 @@ pub struct Report {
     lateness: Vec<(&'static str, Lateness)>,
     pub witness: Option<Lateness>,
     pub scale: Vec<ScalePoint>,
+    pub spread: Vec<Spread>,
+    pub recovery: Option<Recovery>,
     statements: Vec<(&'static str, Vec<String>)>,
 }
 
@@ -164,6 +167,8 @@ impl Report {
             lateness: Vec::new(),
             witness: None,
             scale: Vec::new(),
+            spread: Vec::new(),
+            recovery: None,
             statements: Vec::new(),
         })
     }
@@ -202,6 +207,7 @@ impl Report {
         }
         self.lateness_table(&mut text);
         self.scale_table(&mut text);
+        bounds::table(&mut text, &self.spread, self.recovery);
         for (part, lines) in &self.statements {
             line(&mut text, format_args!("\nStatements: {part}\n  {}", lines.join("\n  ")));
         }
@@ -319,6 +325,12 @@ impl Report {
         if !self.scale.is_empty() {
             all.insert("scale".into(), self.scale.iter().map(|point| point.json()).collect());
         }
+        if !self.spread.is_empty() {
+            all.insert("spread".into(), self.spread.iter().map(|point| point.json()).collect());
+        }
+        if let Some(recovery) = self.recovery {
+            all.insert("recovery".into(), recovery.json());
+        }
         Value::Object(all)
     }
 
@@ -342,6 +354,8 @@ impl Report {
     /// If one was.
     pub fn judge(&self) -> Result<()> {
         let early: usize = self.lateness.iter().map(|(_, late)| late).chain(&self.witness).map(|late| late.early).sum();
+        let early =
+            early + self.spread.iter().map(Spread::early).sum::<usize>() + self.recovery.map_or(0, |r| r.early());
         if early > 0 {
             bail!("{early} starts were early");
         }
