@@ -237,7 +237,7 @@ async fn mark_running_on_conn(
         return Ok(Vec::new());
     }
     let held: Vec<Held> = started.iter().map(|started| started.held).collect();
-    let (first, last) = bounds(&held);
+    let (first, last) = bounds(held.iter().map(|held| held.execution));
     let rows = sqlx::query(EXECUTIONS_MARK_RUNNING)
         .bind(worker)
         .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
@@ -261,7 +261,7 @@ async fn finish_on_conn(connection: &mut PgConnection, worker: Uuid, finished: &
         return Ok(Vec::new());
     }
     let held: Vec<Held> = finished.iter().map(|finished| finished.held).collect();
-    let (first, last) = bounds(&held);
+    let (first, last) = bounds(held.iter().map(|held| held.execution));
     let logs = LogColumns::of(finished);
     let rows = sqlx::query(EXECUTIONS_FINISH)
         .bind(worker)
@@ -341,8 +341,7 @@ pub(crate) fn read_status(text: &str) -> Result<Status> {
 }
 
 /// The smallest and greatest id: with them the planner's executor prunes partitions before it opens them.
-fn bounds(held: &[Held]) -> (Uuid, Uuid) {
-    let ids = held.iter().map(|held| held.execution);
+pub(crate) fn bounds(ids: impl Iterator<Item = Uuid> + Clone) -> (Uuid, Uuid) {
     (ids.clone().min().unwrap_or(Uuid::nil()), ids.max().unwrap_or(Uuid::max()))
 }
 
