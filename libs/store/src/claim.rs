@@ -11,10 +11,11 @@ use carillon_core::agenda::Source;
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, Postgres, Row, Transaction};
+use sqlx::Row;
 use uuid::Uuid;
 
 use crate::Result;
+use crate::bounded::Transaction;
 use crate::clock::DbClock;
 use crate::definitions::{Definition, definitions_by_id_on_conn};
 use crate::leader_session::{LeaderSession, bounded};
@@ -81,7 +82,7 @@ pub struct DueRetry {
 /// A claim in progress: locked, undecided. Dropped without [`Claim::commit`], nothing happened.
 #[derive(Debug)]
 pub struct Claim<'a> {
-    transaction: Transaction<'a, Postgres>,
+    transaction: Transaction<'a>,
     shard: i16,
     /// R1: the number of the batch that this becomes.
     pub number: i64,

@@ -71,7 +71,7 @@ impl Store {
         for _ in 0..4 {
             let sent = Instant::now();
             let database: DateTime<Utc> =
-                sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut *connection).await?;
+                sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut connection).await?;
             let clock = DbClock::from_round_trip(sent, Instant::now(), database);
             best = Some(match best {
                 Some(known) if known.error <= clock.error => known,

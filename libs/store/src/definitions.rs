@@ -5,10 +5,11 @@ use carillon_core::job::Priority;
 use carillon_core::limits::PAYLOAD_BYTES_IN_ENTRY;
 use carillon_core::line::Line;
 use carillon_core::schedule::TimetableSpec;
+use sqlx::Row;
 use sqlx::types::Json;
-use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use crate::bounded::Connection;
 use crate::{Error, Result};
 
 /// A job's definition, as far as dispatching it goes.
@@ -39,7 +40,7 @@ pub struct Definition {
 }
 
 /// Reads the definitions of `jobs`. A job that does not exist, or that this version cannot read, is left out.
-pub(crate) async fn definitions_by_id_on_conn(connection: &mut PgConnection, jobs: &[Uuid]) -> Result<Vec<Definition>> {
+pub(crate) async fn definitions_by_id_on_conn(connection: &mut Connection, jobs: &[Uuid]) -> Result<Vec<Definition>> {
     let rows = sqlx::query(
         "SELECT id, revision, queue, priority, handler_name, timetable, max_retries, retry_delay_ms, timeout_ms, \
                 concurrency, allow_overlap, max_executions, \

@@ -13,6 +13,10 @@ pub enum Error {
     /// Postgres is there and lets nobody in under this user, password or database name.
     #[error("postgres refuses the login")]
     Refused(#[source] Cause),
+    /// Somebody else holds a lock for long, or the statement took too long: the server ended it (55P03, 57014). Nothing was
+    /// written and the session goes on; run at once again it would wait again.
+    #[error("postgres is busy")]
+    Busy(#[source] Cause),
     /// A deadlock or serialization failure: nothing was written, the same may be run again at once.
     #[error("postgres refused a concurrent change")]
     Conflict(#[source] Cause),
@@ -85,7 +89,7 @@ impl Error {
     /// Its kind at an edge.
     pub const fn kind(&self) -> Kind {
         match self {
-            Self::Unavailable(_) | Self::Refused(_) => Kind::Unavailable,
+            Self::Unavailable(_) | Self::Refused(_) | Self::Busy(_) => Kind::Unavailable,
             Self::Conflict(_) => Kind::Conflict,
             Self::NotFound { .. } => Kind::NotFound,
             Self::FailedPrecondition(_) => Kind::FailedPrecondition,
@@ -120,11 +124,12 @@ impl From<sqlx::Error> for Error {
         };
         let code = database.code().unwrap_or_default().into_owned();
         match code.get(..2).unwrap_or_default() {
+            _ if matches!(code.as_str(), "55P03" | "57014") => Self::Busy(error.into()),
             // 08 connection, 53 resources (slots, memory, disk), 57 operator intervention, 58 system error.
             "08" | "53" | "57" | "58" => Self::Unavailable(error.into()),
             // 28 user or password, 3D000 no such database.
             "28" | "3D" => Self::Refused(error.into()),
-            // 40001 serialization failure, 40P01 deadlock, 55P03 lock not available.
+            // 40001 serialization failure, 40P01 deadlock, 55006 object in use.
             "40" | "55" => Self::Conflict(error.into()),
             // 23514 without a name: the row's partition was being made at that moment.
             "23" if code == "23514" && database.constraint().is_none() => Self::Conflict(error.into()),

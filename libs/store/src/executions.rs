@@ -158,7 +158,7 @@ pub async fn list(store: &Store, job: Uuid, status: Option<Status>, slice: Slice
     }
     query.push(") AS both_kinds ORDER BY id DESC LIMIT ").push_bind(slice.limit_and_one());
     query.push(" OFFSET ").push_bind(i64::from(slice.offset));
-    let page = page::collect(query.build().fetch(&store.pool), slice, |row| {
+    let page = page::collect(&store.pool, query.build(), slice, |row| {
         let row: ExecutionRow = sqlx::FromRow::from_row(row)?;
         row.try_into()
     })

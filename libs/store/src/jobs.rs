@@ -135,7 +135,7 @@ pub async fn list(store: &Store, filter: Filter, slice: Slice) -> Result<Page<Jo
     }
     query.push(" ORDER BY id DESC LIMIT ").push_bind(slice.limit_and_one());
     query.push(" OFFSET ").push_bind(i64::from(slice.offset)).push(") ORDER BY j.id DESC");
-    page::collect(query.build().fetch(&store.pool), slice, |row| {
+    page::collect(&store.pool, query.build(), slice, |row| {
         let row: JobRow = sqlx::FromRow::from_row(row)?;
         row.try_into()
     })

@@ -12,8 +12,9 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::Row;
 
+use crate::bounded::Connection;
 use crate::clock::DbClock;
 use crate::{Error, Result, StoreOptions};
 
@@ -29,14 +30,14 @@ const LOCK_SPACE: i32 = 0x0CA_2111;
 /// A session that may or may not become the leader's.
 #[derive(Debug)]
 pub struct Candidate {
-    connection: PgConnection,
+    connection: Connection,
     shard: i16,
 }
 
 /// The session of the leader.
 #[derive(Debug)]
 pub struct LeaderSession {
-    pub(crate) connection: PgConnection,
+    pub(crate) connection: Connection,
     pub(crate) shard: i16,
     previous: i64,
     clock: DbClock,
@@ -51,7 +52,7 @@ impl Candidate {
     /// the timers nor the lock would stay with this session.
     pub async fn connect(options: &StoreOptions, shard: i16) -> Result<Self> {
         let connect_options = StoreOptions { nested_loops_only: true, ..options.clone() }.connect_options()?;
-        let mut connection = bounded(PgConnection::connect_with(&connect_options)).await?;
+        let mut connection = Connection::connect(&connect_options, STATEMENT_MAX).await?;
         let silence = format!("{}ms", SILENCE_MAX.as_millis());
         for (name, value) in [
             ("idle_session_timeout", silence.as_str()),

@@ -7,6 +7,7 @@
 //! It knows the words of `carillon-core` and nothing of Redis, of the wire or of how a process is run. There is no trait
 //! to stand in for it: the promises *are* Postgres semantics, and tests run against a real one.
 
+mod bounded;
 pub mod claim;
 pub mod clock;
 pub mod definitions;

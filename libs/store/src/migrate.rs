@@ -1,5 +1,6 @@
 //! Brings the schema to this version. Migrations only move forward and are safe while older processes still run.
 
+use sqlx::Connection as _;
 use sqlx::migrate::Migrator;
 
 use crate::{Result, Store, partitions};
@@ -23,7 +24,11 @@ impl Store {
     /// If Postgres is unavailable, or holds a schema newer or other than this program knows.
     pub async fn migrate(&self) -> Result<Migrated> {
         let before = self.applied_versions().await?;
-        MIGRATOR.run(&self.pool).await.map_err(|error| crate::Error::from(sqlx::Error::from(error)))?;
+        // On a connection of its own: an index of a large table takes its time, and so may another who migrates.
+        let options = self.connect.as_ref().clone().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
+        let mut connection = sqlx::PgConnection::connect_with(&options).await?;
+        MIGRATOR.run(&mut connection).await.map_err(|error| crate::Error::from(sqlx::Error::from(error)))?;
+        connection.close().await?;
         partitions::make_ahead(self).await?;
         let applied = MIGRATOR
             .iter()

@@ -3,9 +3,11 @@
 
 use futures_util::{Stream, StreamExt};
 use sqlx::postgres::PgRow;
-use sqlx::{Row, ValueRef};
+use sqlx::{Execute, Executor, Postgres, Row, ValueRef};
+use tokio::time::timeout;
 
 use crate::Result;
+use crate::bounded::Pool;
 
 /// Bytes of column values after which a page ends early. JSON grows when it becomes `google.protobuf.Struct`, so this
 /// leaves room below 4 MiB.
@@ -37,11 +39,24 @@ pub struct Page<T> {
 }
 
 /// Reads rows until the page is full.
-pub(crate) async fn collect<T>(
-    mut rows: impl Stream<Item = sqlx::Result<PgRow>> + Unpin,
+pub(crate) async fn collect<'q, T>(
+    pool: &Pool,
+    query: impl Execute<'q, Postgres> + 'q,
     slice: Slice,
     read: impl Fn(&PgRow) -> Result<T>,
 ) -> Result<Page<T>> {
+    let mut connection = pool.acquire().await?;
+    let (inner, limit) = connection.lend().await?;
+    // Row by row, so that what does not fit is not read: the driver throws it away on the connection's way back.
+    let outcome = timeout(limit, until_full(inner.fetch(query), slice, read)).await;
+    connection.settle(outcome)?
+}
+
+async fn until_full<T>(
+    mut rows: impl Stream<Item = sqlx::Result<PgRow>> + Unpin,
+    slice: Slice,
+    read: impl Fn(&PgRow) -> Result<T>,
+) -> sqlx::Result<Result<Page<T>>> {
     let limit = usize::try_from(slice.limit).unwrap_or(usize::MAX);
     let mut page = Page { items: Vec::new(), has_more: false };
     let mut bytes = 0;
@@ -52,9 +67,12 @@ pub(crate) async fn collect<T>(
             page.has_more = true;
             break;
         }
-        page.items.push(read(&row)?);
+        match read(&row) {
+            Ok(item) => page.items.push(item),
+            Err(error) => return Ok(Err(error)),
+        }
     }
-    Ok(page)
+    Ok(Ok(page))
 }
 
 fn row_bytes(row: &PgRow) -> usize {

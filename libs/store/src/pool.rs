@@ -4,9 +4,17 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::Result;
+use crate::bounded::{Connection, Pool};
+
+/// After this long without a byte inside of a transaction the server ends the session, and what it had locked is free: its
+/// client is frozen, cut off or gone.
+const IDLE_IN_TRANSACTION_MAX: Duration = Duration::from_secs(3);
+/// The client waits so much longer than the server lets a statement run: the server's answer says more than none.
+const ANSWER_MARGIN: Duration = Duration::from_secs(1);
+/// How long a connection may take to be made.
+const REACH_MAX: Duration = Duration::from_secs(5);
 
 /// How a process connects.
 #[derive(Clone, Debug)]
@@ -19,6 +27,11 @@ pub struct StoreOptions {
     pub connections_max: u32,
     /// How long a caller waits for a connection before it is told that Postgres is unavailable.
     pub acquire_timeout: Duration,
+    /// How long the server lets one statement run.
+    pub statement_max: Duration,
+    /// How long the server lets one statement wait for a lock: shorter than [`Self::statement_max`], and longer than the
+    /// server's `deadlock_timeout` (1 s), so that a deadlock is told from somebody who holds on.
+    pub lock_max: Duration,
     /// For connections that only run the hot batch statements: plans are made once and always walk from the batch into the
     /// primary keys. Left to itself the planner, seeing a young and empty partition, caches a sequential scan, and keeps it
     /// while the partition grows.
@@ -26,15 +39,23 @@ pub struct StoreOptions {
 }
 
 impl StoreOptions {
-    /// The defaults for `url`: 8 connections, 5 s to wait for one.
+    /// The defaults for `url`: 8 connections, 5 s to wait for one; 4 s for a statement, 1.5 s of them for a
+    /// lock.
     pub fn new(url: impl Into<String>, application_name: impl Into<String>) -> Self {
         Self {
             url: url.into(),
             application_name: application_name.into(),
             connections_max: 8,
             acquire_timeout: Duration::from_secs(5),
+            statement_max: Duration::from_secs(4),
+            lock_max: Duration::from_millis(1_500),
             nested_loops_only: false,
         }
+    }
+
+    /// How long the client waits for the answer to one statement.
+    pub(crate) fn answer_max(&self) -> Duration {
+        self.statement_max + ANSWER_MARGIN
     }
 
     /// What sqlx needs to connect.
@@ -42,9 +63,20 @@ impl StoreOptions {
     /// # Errors
     /// If the URL cannot be read.
     pub(crate) fn connect_options(&self) -> Result<PgConnectOptions> {
+        let milliseconds = |duration: Duration| duration.as_millis().to_string();
         let mut options = PgConnectOptions::from_str(&self.url)?
             .application_name(&self.application_name)
-            .statement_cache_capacity(200);
+            .statement_cache_capacity(200)
+            .options([
+                ("statement_timeout", milliseconds(self.statement_max)),
+                ("lock_timeout", milliseconds(self.lock_max)),
+                ("idle_in_transaction_session_timeout", milliseconds(IDLE_IN_TRANSACTION_MAX)),
+                // A host that is gone without a word, while a statement of its runs or its answer is on the way.
+                ("tcp_keepalives_idle", "1".into()),
+                ("tcp_keepalives_interval", "1".into()),
+                ("tcp_keepalives_count", "2".into()),
+                ("tcp_user_timeout", milliseconds(IDLE_IN_TRANSACTION_MAX)),
+            ]);
         if self.nested_loops_only {
             options = options.options([
                 ("enable_hashjoin", "off"),
@@ -61,8 +93,8 @@ impl StoreOptions {
 /// A handle on Postgres, cheap to clone. Statements are in the modules of this crate.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pub(crate) pool: PgPool,
-    connect: Box<PgConnectOptions>,
+    pub(crate) pool: Pool,
+    pub(crate) connect: Box<PgConnectOptions>,
 }
 
 impl Store {
@@ -72,12 +104,10 @@ impl Store {
     /// If the URL cannot be read.
     pub fn connect_lazily(options: &StoreOptions) -> Result<Self> {
         let connect = options.connect_options()?;
-        let pool = PgPoolOptions::new()
-            .max_connections(options.connections_max)
-            .acquire_timeout(options.acquire_timeout)
-            // A hot flush need not ask first whether the connection lives: if it does not, the flush fails and is run again.
-            .test_before_acquire(!options.nested_loops_only)
-            .connect_lazy_with(connect.clone());
+        let pool_options =
+            PgPoolOptions::new().max_connections(options.connections_max).acquire_timeout(options.acquire_timeout);
+        // A hot flush need not ask first whether the connection lives: if it does not, the flush fails and is run again.
+        let pool = Pool::new(pool_options, connect.clone(), options.answer_max(), !options.nested_loops_only);
         Ok(Self { pool, connect: Box::new(connect) })
     }
 
@@ -87,7 +117,7 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`] with the cause.
     pub async fn reach(&self) -> Result<()> {
-        let connection = PgConnection::connect_with(&self.connect).await?;
+        let connection = Connection::connect(&self.connect, REACH_MAX).await?;
         Ok(connection.close().await?)
     }
 

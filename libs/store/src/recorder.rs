@@ -6,9 +6,10 @@
 
 use carillon_core::execution::Status;
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::Row;
 use uuid::Uuid;
 
+use crate::bounded::Connection;
 use crate::{Error, Result, Store};
 
 /// An execution that is in hand: what every guard compares.
@@ -221,18 +222,14 @@ impl Store {
     }
 }
 
-async fn complete_on_conn(connection: &mut PgConnection, jobs: &[Uuid]) -> Result<Vec<Uuid>> {
+async fn complete_on_conn(connection: &mut Connection, jobs: &[Uuid]) -> Result<Vec<Uuid>> {
     let mut jobs = jobs.to_vec();
     jobs.sort_unstable();
     jobs.dedup();
     Ok(sqlx::query_scalar(JOBS_COMPLETE).bind(jobs).fetch_all(connection).await?)
 }
 
-async fn mark_running_on_conn(
-    connection: &mut PgConnection,
-    worker: Uuid,
-    started: &[Started],
-) -> Result<Vec<Verdict>> {
+async fn mark_running_on_conn(connection: &mut Connection, worker: Uuid, started: &[Started]) -> Result<Vec<Verdict>> {
     if started.is_empty() {
         return Ok(Vec::new());
     }
@@ -256,7 +253,7 @@ async fn mark_running_on_conn(
     judge_on_conn(connection, worker, &held, written).await
 }
 
-async fn finish_on_conn(connection: &mut PgConnection, worker: Uuid, finished: &[Finished]) -> Result<Vec<Verdict>> {
+async fn finish_on_conn(connection: &mut Connection, worker: Uuid, finished: &[Finished]) -> Result<Vec<Verdict>> {
     if finished.is_empty() {
         return Ok(Vec::new());
     }
@@ -298,7 +295,7 @@ async fn finish_on_conn(connection: &mut PgConnection, worker: Uuid, finished: &
 
 /// R11: for the rows that a guarded UPDATE did not return, one SELECT says why.
 async fn judge_on_conn(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     worker: Uuid,
     held: &[Held],
     written: std::collections::HashMap<Uuid, Verdict>,

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, Row};
+use sqlx::Row;
 use uuid::Uuid;
 
 use crate::clock::DbClock;
@@ -64,13 +64,13 @@ impl Store {
     pub async fn worker_beat(&self, worker: Uuid) -> Result<Option<DbClock>> {
         let mut connection = self.pool.acquire().await?;
         let statement = "UPDATE workers SET seen_at = now() WHERE id = $1 AND NOT ended RETURNING id";
-        let known = sqlx::query(statement).bind(worker).fetch_optional(&mut *connection).await?;
+        let known = sqlx::query(statement).bind(worker).fetch_optional(&mut connection).await?;
         if known.is_none() {
             return Ok(None);
         }
         // Asked for by itself: the UPDATE waits for the disk, which would blur the measurement.
         let sent = Instant::now();
-        let now: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut *connection).await?;
+        let now: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut connection).await?;
         Ok(Some(DbClock::from_round_trip(sent, Instant::now(), now)))
     }
 

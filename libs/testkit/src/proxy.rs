@@ -4,7 +4,8 @@
 //! be sent again after a real partition. It runs on a thread of its own, so that a test may block its runtime.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -21,6 +22,8 @@ struct Line {
     delay: Duration,
     /// Connections of an older generation are reset.
     generation: u64,
+    /// Connections made before this one are silent.
+    silent_before: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,8 @@ enum State {
 pub struct Proxy {
     port: u16,
     line: watch::Sender<Line>,
+    /// Connections made so far.
+    made: Arc<AtomicU64>,
 }
 
 impl Proxy {
@@ -45,15 +50,17 @@ impl Proxy {
     /// If no port is free.
     pub fn to(target: u16) -> Result<Self> {
         let port = free_port()?;
-        let open = Line { state: State::Open, delay: Duration::ZERO, generation: 0 };
+        let open = Line { state: State::Open, delay: Duration::ZERO, generation: 0, silent_before: 0 };
         let (line, seen) = watch::channel(open);
         let (ready, is_ready) = mpsc::channel();
+        let made = Arc::new(AtomicU64::new(0));
+        let counts = Arc::clone(&made);
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async move {
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
                 let _ = ready.send(());
-                accept(listener, target, seen).await;
+                accept(listener, target, seen, &counts).await;
                 Ok(())
             })
         };
@@ -67,7 +74,7 @@ impl Proxy {
             })
             .context("cannot start a thread")?;
         is_ready.recv().context("the proxy did not start")?;
-        Ok(Self { port, line })
+        Ok(Self { port, line, made })
     }
 
     /// Where clients connect.
@@ -93,6 +100,12 @@ impl Proxy {
         self.change(|line| line.state = State::Silent);
     }
 
+    /// The connections that stand fall silent for good, as by a firewall that has forgotten them; new ones are welcome.
+    pub fn silence_connections(&self) {
+        let made = self.made.load(Ordering::Acquire);
+        self.change(|line| line.silent_before = made);
+    }
+
     /// Delays each chunk of bytes, in each direction.
     pub fn delay(&self, delay: Duration) {
         self.change(|line| line.delay = delay);
@@ -102,6 +115,7 @@ impl Proxy {
     pub fn heal(&self) {
         self.change(|line| {
             line.state = State::Open;
+            line.silent_before = 0;
             line.delay = Duration::ZERO;
         });
     }
@@ -120,7 +134,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, target: u16, mut line: watch::Receiver<Line>) {
+async fn accept(listener: TcpListener, target: u16, mut line: watch::Receiver<Line>, made: &AtomicU64) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -130,12 +144,13 @@ async fn accept(listener: TcpListener, target: u16, mut line: watch::Receiver<Li
             }
         };
         if let Ok((client, _)) = accepted {
-            tokio::spawn(carry(client, target, line.clone()));
+            let number = made.fetch_add(1, Ordering::AcqRel);
+            tokio::spawn(carry(client, target, line.clone(), number));
         }
     }
 }
 
-async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Line>) {
+async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Line>, number: u64) {
     let generation = line.borrow().generation;
     // In silence the other side is not even reached.
     if line.wait_for(|line| line.state != State::Silent).await.is_err() || line.borrow().state == State::Refusing {
@@ -151,7 +166,10 @@ async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Lin
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         let both = async {
-            tokio::join!(pump(from_client, to_server, line.clone()), pump(from_server, to_client, line.clone()))
+            tokio::join!(
+                pump(from_client, to_server, line.clone(), number),
+                pump(from_server, to_client, line.clone(), number)
+            )
         };
         let mut line = line.clone();
         tokio::select! {
@@ -166,7 +184,7 @@ async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Lin
 }
 
 /// Carries one direction to its end.
-async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: watch::Receiver<Line>) {
+async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: watch::Receiver<Line>, number: u64) {
     let mut bytes = vec![0; 64 * 1024];
     loop {
         let Ok(count) = from.read(&mut bytes).await else { return };
@@ -174,7 +192,7 @@ async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: watch::Re
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        if line.wait_for(|line| line.state != State::Silent).await.is_err() {
+        if line.wait_for(|line| line.state != State::Silent && number >= line.silent_before).await.is_err() {
             return;
         }
         if count == 0 {

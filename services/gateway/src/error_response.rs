@@ -84,6 +84,10 @@ pub(crate) fn of_store(failure: &Error) -> Status {
             tracing::debug!("a request found Postgres unavailable: {cause}");
             unavailable("Postgres cannot be reached at the moment: try again")
         }
+        Error::Busy(cause) => {
+            warn!("a request waited for somebody else's lock, or its statement took too long: {cause}");
+            unavailable("somebody else holds what this needs, or it took too long: try again")
+        }
         Error::Conflict(cause) => {
             warn!("a request lost against concurrent changes each time it was tried: {cause}");
             let details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));

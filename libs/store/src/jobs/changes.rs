@@ -12,13 +12,13 @@
 
 use std::time::Duration;
 
+use crate::bounded::{Connection, Transaction};
 use carillon_core::ids;
 use carillon_core::job::JobStatus;
 use carillon_core::misfire;
 use carillon_core::schedule::{Timetable, TimetableSpec};
 use chrono::{DateTime, Utc};
 use sqlx::types::Json;
-use sqlx::{PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
 use super::rows::word;
@@ -159,7 +159,7 @@ async fn resume_once(store: &Store, id: Uuid) -> Result<Job> {
 /// Whether the job's timetable ended, and its last execution too, while it was paused: the recorder completes only ACTIVE
 /// jobs. The lock on the statistics makes a recorder that is just finishing the last execution either count before, or look
 /// at the job after, this transaction.
-async fn has_ended(connection: &mut PgConnection, id: Uuid) -> Result<bool> {
+async fn has_ended(connection: &mut Connection, id: Uuid) -> Result<bool> {
     sqlx::query("SELECT FROM job_stats WHERE job_id = $1 FOR UPDATE").bind(id).execute(&mut *connection).await?;
     let ended: Option<bool> = sqlx::query_scalar(
         "SELECT t.exhausted AND t.fire_at IS NULL AND t.claimed_count = s.finished_count
@@ -219,7 +219,7 @@ async fn delete_once(store: &Store, id: Uuid) -> Result<Deleted> {
 
 /// Triggers that were answered with OK but not yet claimed end in the record too (promise 1): born CANCELLED, so they were
 /// never opened and count nothing.
-async fn cancel_triggers(transaction: &mut Transaction<'_, Postgres>, id: Uuid) -> Result<()> {
+async fn cancel_triggers(transaction: &mut Transaction<'_>, id: Uuid) -> Result<()> {
     sqlx::query(
         "WITH gone AS (DELETE FROM job_triggers WHERE job_id = $1 RETURNING execution_id, job_id, fire_at, payload)
          INSERT INTO job_executions (id, job_id, status, scheduled_at, completed_at, reason, payload, max_retries)
@@ -239,7 +239,7 @@ async fn cancel_triggers(transaction: &mut Transaction<'_, Postgres>, id: Uuid) 
 /// No index names the status, so the open ones are looked for newest first and only as far as there are any: how many is
 /// exactly `claimed_count - finished_count` in one snapshot. What to do with each is decided once it is locked: one that the
 /// recorder made RETRYING meanwhile is cancelled, not merely asked to stop.
-async fn cancel_open(transaction: &mut Transaction<'_, Postgres>, id: Uuid) -> Result<Vec<Uuid>> {
+async fn cancel_open(transaction: &mut Transaction<'_>, id: Uuid) -> Result<Vec<Uuid>> {
     let open: Vec<Uuid> = sqlx::query_scalar(
         "SELECT id FROM job_executions WHERE job_id = $1 AND status IN ('QUEUED', 'RUNNING', 'RETRYING')
          ORDER BY id DESC
@@ -292,7 +292,7 @@ async fn cancel_open(transaction: &mut Transaction<'_, Postgres>, id: Uuid) -> R
     Ok(asked.into_iter().map(|(execution, _)| execution).collect())
 }
 
-async fn lock(connection: &mut PgConnection, id: Uuid) -> Result<Locked> {
+async fn lock(connection: &mut Connection, id: Uuid) -> Result<Locked> {
     let row: Option<(String, Json<TimetableSpec>, Option<DateTime<Utc>>)> =
         sqlx::query_as("SELECT status, timetable, held_at FROM jobs WHERE id = $1 FOR UPDATE")
             .bind(id)
@@ -303,7 +303,7 @@ async fn lock(connection: &mut PgConnection, id: Uuid) -> Result<Locked> {
 }
 
 /// Takes the timer's row out of every claim's reach and answers with where it stood.
-async fn stop_timer(connection: &mut PgConnection, id: Uuid) -> Result<Option<DateTime<Utc>>> {
+async fn stop_timer(connection: &mut Connection, id: Uuid) -> Result<Option<DateTime<Utc>>> {
     let stood: Option<Option<DateTime<Utc>>> =
         sqlx::query_scalar("SELECT fire_at FROM job_timers WHERE job_id = $1 FOR UPDATE")
             .bind(id)
@@ -316,7 +316,7 @@ async fn stop_timer(connection: &mut PgConnection, id: Uuid) -> Result<Option<Da
     Ok(stood.flatten())
 }
 
-async fn clock(connection: &mut PgConnection) -> Result<DateTime<Utc>> {
+async fn clock(connection: &mut Connection) -> Result<DateTime<Utc>> {
     Ok(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(connection).await?)
 }
 

@@ -3,6 +3,7 @@
 //! each shows.
 
 mod bench;
+mod bounds;
 mod claim;
 mod counters;
 mod finish;

@@ -1,0 +1,411 @@
+//! Connections on which every statement has an end, at both ends.
+//!
+//! The server ends a statement that runs or waits for too long, and a session that falls silent inside of a transaction
+//! (`pool.rs` and `leader_session.rs` set the timers). That is of no help when the line itself swallows all bytes: so the
+//! client gives up a little later by itself, and whatever it gave up on is never used again. Both are built into the types
+//! here, and no other connection of this crate runs statements, so that none can be forgotten.
+//!
+//! A pool whose line is cut has many connections that are dead without knowing it. Finding out costs a deadline each, so one
+//! that ran out makes all that were made before it suspect: they are thrown away unasked.
+//!
+//! Dropped in the middle of a statement or of a transaction, a connection is given back only once it has answered, within a
+//! deadline too; the driver's own pool would wait for that answer without end and keep its place taken meanwhile.
+
+use std::fmt;
+use std::future::Future;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::{BoxFuture, TryFutureExt};
+use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::{Connection as _, Either, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr};
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
+
+/// How long an idle connection may take to say that it lives.
+const SIGN_OF_LIFE_MAX: Duration = Duration::from_secs(1);
+
+/// A pool of bounded connections, cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Pool {
+    pool: PgPool,
+    limit: Duration,
+    suspect: Suspect,
+}
+
+/// Connections made before this are not used any more.
+#[derive(Clone, Debug, Default)]
+struct Suspect(Arc<Mutex<Option<Instant>>>);
+
+impl Suspect {
+    fn all_until_now(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn is(&self, age: Duration) -> bool {
+        let until = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| age > until.elapsed())
+    }
+}
+
+impl Pool {
+    /// A pool that connects when it is first used. `limit` is how long the client waits for an answer; with `ask_first` a
+    /// connection that has lain idle is asked for a sign of life before it is used.
+    pub(crate) fn new(options: PgPoolOptions, connect: PgConnectOptions, limit: Duration, ask_first: bool) -> Self {
+        let suspect = Suspect::default();
+        let suspects = suspect.clone();
+        let pool = options
+            .after_connect(|connection, _| Box::pin(watch_for_client(connection)))
+            // The pool's own questions, here and when a connection comes back, wait without limit.
+            .test_before_acquire(false)
+            .before_acquire(move |connection, meta| {
+                let suspects = suspects.clone();
+                Box::pin(async move {
+                    if suspects.is(meta.age) {
+                        return Ok(false);
+                    }
+                    let lives = !ask_first || within(limit.min(SIGN_OF_LIFE_MAX), connection.ping()).await.is_ok();
+                    if !lives {
+                        suspects.all_until_now();
+                    }
+                    Ok(lives)
+                })
+            })
+            .after_release(move |connection, _| {
+                Box::pin(async move { Ok(within(limit, connection.ping()).await.is_ok()) })
+            })
+            .connect_lazy_with(connect);
+        Self { pool, limit, suspect }
+    }
+
+    /// One of its connections, for several statements.
+    pub(crate) async fn acquire(&self) -> sqlx::Result<Connection> {
+        let pooled = self.pool.acquire().await?;
+        Ok(Connection {
+            inner: Some(Inner::Pooled(pooled, self.suspect.clone())),
+            limit: self.limit,
+            interrupted: false,
+            rollback_due: false,
+        })
+    }
+
+    /// Begins a transaction on one of its connections.
+    pub(crate) async fn begin(&self) -> sqlx::Result<Transaction<'static>> {
+        Transaction::begin(MaybeOwned::Owned(self.acquire().await?)).await
+    }
+
+    /// Closes every connection.
+    pub(crate) async fn close(&self) {
+        // Whether the server heard of it makes no difference.
+        let _ = timeout(self.limit, self.pool.close()).await;
+    }
+}
+
+/// A connection on which every statement has an end.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// `None`: given up.
+    inner: Option<Inner>,
+    limit: Duration,
+    /// A statement was begun and not heard to its end.
+    interrupted: bool,
+    /// A transaction was begun and let go of.
+    rollback_due: bool,
+}
+
+enum Inner {
+    Pooled(PoolConnection<Postgres>, Suspect),
+    Own(Box<PgConnection>),
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pooled(..) => "Pooled",
+            Self::Own(_) => "Own",
+        })
+    }
+}
+
+impl Inner {
+    fn connection(&mut self) -> &mut PgConnection {
+        match self {
+            Self::Pooled(pooled, _) => pooled,
+            Self::Own(own) => own,
+        }
+    }
+
+    /// Lets go of it without a word: whoever is at the other end does not answer.
+    fn abandon(self) {
+        match self {
+            Self::Pooled(pooled, suspect) => {
+                suspect.all_until_now();
+                drop(pooled.detach());
+            }
+            Self::Own(own) => drop(own),
+        }
+    }
+}
+
+impl Connection {
+    /// A connection of its own, outside of any pool.
+    pub(crate) async fn connect(options: &PgConnectOptions, limit: Duration) -> sqlx::Result<Self> {
+        let own = within(limit, async {
+            let mut own = PgConnection::connect_with(options).await?;
+            watch_for_client(&mut own).await?;
+            Ok(own)
+        });
+        let own = own.await?;
+        Ok(Self { inner: Some(Inner::Own(Box::new(own))), limit, interrupted: false, rollback_due: false })
+    }
+
+    /// Begins a transaction.
+    pub(crate) async fn begin(&mut self) -> sqlx::Result<Transaction<'_>> {
+        Transaction::begin(MaybeOwned::Borrowed(self)).await
+    }
+
+    /// Says goodbye. Of a pooled one that is the way back to its pool.
+    pub(crate) async fn close(mut self) -> sqlx::Result<()> {
+        match self.inner.take() {
+            Some(Inner::Own(own)) => within(self.limit, own.close()).await,
+            kept => {
+                self.inner = kept;
+                Ok(())
+            }
+        }
+    }
+
+    /// The driver's connection, for one statement; [`Connection::settle`] what came of it.
+    pub(crate) async fn lend(&mut self) -> sqlx::Result<(&mut PgConnection, Duration)> {
+        if self.rollback_due {
+            self.roll_back().await?;
+        }
+        self.lend_as_it_is()
+    }
+
+    fn lend_as_it_is(&mut self) -> sqlx::Result<(&mut PgConnection, Duration)> {
+        let Some(inner) = &mut self.inner else { return Err(silent()) };
+        self.interrupted = true;
+        Ok((inner.connection(), self.limit))
+    }
+
+    /// Keeps the connection if the statement has come to an end on it, and gives it up otherwise.
+    pub(crate) fn settle<T>(&mut self, outcome: Result<sqlx::Result<T>, Elapsed>) -> sqlx::Result<T> {
+        let outcome = outcome.unwrap_or_else(|_| Err(silent()));
+        self.interrupted = false;
+        if outcome.as_ref().is_err_and(is_broken)
+            && let Some(inner) = self.inner.take()
+        {
+            inner.abandon();
+        }
+        outcome
+    }
+
+    async fn roll_back(&mut self) -> sqlx::Result<()> {
+        self.rollback_due = false;
+        let (connection, limit) = self.lend_as_it_is()?;
+        let outcome = timeout(limit, connection.execute("ROLLBACK")).await;
+        self.settle(outcome).map(|_| ())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if !self.interrupted && !self.rollback_due {
+            return;
+        }
+        let Some(Inner::Pooled(mut pooled, suspect)) = self.inner.take() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let limit = self.limit;
+        runtime.spawn(async move {
+            // Without a transaction that does nothing, and is answered behind what was left unanswered.
+            if within(limit, pooled.execute("ROLLBACK")).await.is_err() {
+                Inner::Pooled(pooled, suspect).abandon();
+            }
+        });
+    }
+}
+
+/// Makes the server look, while a statement runs or waits, whether its client is still there: what nobody waits for any more
+/// ends, with the locks it holds. A server that cannot look (on macOS) ends it when its time is over.
+async fn watch_for_client(connection: &mut PgConnection) -> sqlx::Result<()> {
+    match connection.execute("SET client_connection_check_interval = '1s'").await {
+        Err(sqlx::Error::Database(_)) | Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The server has ended the session, or the line is gone.
+fn is_broken(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed)
+}
+
+fn silent() -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "postgres does not answer"))
+}
+
+/// `what`, if it comes within `limit`.
+async fn within<T>(limit: Duration, what: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    timeout(limit, what).await.unwrap_or_else(|_| Err(silent()))
+}
+
+impl<'c> Executor<'c> for &'c mut Connection {
+    type Database = Postgres;
+
+    /// Reads all rows at once: whoever expects many reads a page at a time.
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, sqlx::Result<Either<PgQueryResult, PgRow>>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let rows = async move {
+            let (connection, limit) = self.lend().await?;
+            let outcome = timeout(limit, connection.fetch_many(query).try_collect::<Vec<_>>()).await;
+            self.settle(outcome)
+        };
+        Box::pin(rows.map_ok(|rows| stream::iter(rows).map(Ok)).try_flatten_stream())
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, sqlx::Result<Option<PgRow>>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        Box::pin(async move {
+            let (connection, limit) = self.lend().await?;
+            let outcome = timeout(limit, connection.fetch_optional(query)).await;
+            self.settle(outcome)
+        })
+    }
+
+    fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, sqlx::Result<PgStatement>>
+    where
+        'c: 'e,
+    {
+        Box::pin(async move {
+            let (connection, limit) = self.lend().await?;
+            let outcome = timeout(limit, connection.prepare_with(sql, parameters)).await;
+            self.settle(outcome)
+        })
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, sqlx::Result<sqlx::Describe<Postgres>>>
+    where
+        'c: 'e,
+    {
+        Box::pin(async move {
+            let (connection, limit) = self.lend().await?;
+            let outcome = timeout(limit, connection.describe(sql)).await;
+            self.settle(outcome)
+        })
+    }
+}
+
+impl<'p> Executor<'p> for &Pool {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, sqlx::Result<Either<PgQueryResult, PgRow>>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let pool = self.clone();
+        let rows = async move { pool.acquire().await?.fetch_many(query).try_collect::<Vec<_>>().await };
+        Box::pin(rows.map_ok(|rows| stream::iter(rows).map(Ok)).try_flatten_stream())
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, sqlx::Result<Option<PgRow>>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let pool = self.clone();
+        Box::pin(async move { pool.acquire().await?.fetch_optional(query).await })
+    }
+
+    fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, sqlx::Result<PgStatement>>
+    where
+        'p: 'e,
+    {
+        let pool = self.clone();
+        Box::pin(async move { pool.acquire().await?.prepare_with(sql, parameters).await })
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, sqlx::Result<sqlx::Describe<Postgres>>>
+    where
+        'p: 'e,
+    {
+        let pool = self.clone();
+        Box::pin(async move { pool.acquire().await?.describe(sql).await })
+    }
+}
+
+/// A transaction; dropped without [`Transaction::commit`], it is rolled back.
+#[derive(Debug)]
+pub(crate) struct Transaction<'c> {
+    connection: MaybeOwned<'c>,
+    open: bool,
+}
+
+#[derive(Debug)]
+enum MaybeOwned<'c> {
+    Owned(Connection),
+    Borrowed(&'c mut Connection),
+}
+
+impl<'c> Transaction<'c> {
+    async fn begin(mut connection: MaybeOwned<'c>) -> sqlx::Result<Self> {
+        (&mut *connection).execute("BEGIN").await?;
+        Ok(Self { connection, open: true })
+    }
+
+    /// Commits. On an error of the line it is not known whether it was.
+    pub(crate) async fn commit(mut self) -> sqlx::Result<()> {
+        self.open = false;
+        (&mut *self.connection).execute("COMMIT").await?;
+        Ok(())
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        self.connection.rollback_due |= self.open;
+    }
+}
+
+impl Deref for MaybeOwned<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        match self {
+            Self::Owned(owned) => owned,
+            Self::Borrowed(borrowed) => borrowed,
+        }
+    }
+}
+
+impl DerefMut for MaybeOwned<'_> {
+    fn deref_mut(&mut self) -> &mut Connection {
+        match self {
+            Self::Owned(owned) => owned,
+            Self::Borrowed(borrowed) => borrowed,
+        }
+    }
+}
+
+impl Deref for Transaction<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Transaction<'_> {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+}

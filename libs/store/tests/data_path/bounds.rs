@@ -1,0 +1,148 @@
+//! Every statement has an end, at both ends: locks that others hold, hosts that vanish, lines that swallow all bytes.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use carillon_store::{Error, Store, StoreOptions};
+use carillon_testkit::{Proxy, wait_until};
+use uuid::Uuid;
+
+use crate::bench::Bench;
+
+/// How long a lock that nobody answers for any more may stay.
+const FREED_WITHIN: Duration = Duration::from_secs(5);
+
+fn through(bench: &Bench, proxy: &Proxy, statement_max: Duration) -> Result<Store> {
+    let url = bench.database.url_through(proxy.port());
+    Ok(Store::connect_lazily(&StoreOptions { statement_max, ..StoreOptions::new(url, "cut") })?)
+}
+
+/// Waits for a lock of the job's row, as long as the server lets it.
+async fn touches_job(store: &Store, job: Uuid) -> Result<(), Error> {
+    carillon_store::jobs::pause(store, job).await.map(|_| ())
+}
+
+#[tokio::test]
+async fn a_foreign_lock_is_told_from_an_outage() -> Result<()> {
+    let bench = Bench::new().await?;
+    let job = bench.job().await?;
+    let mut foreign = bench.pool.begin().await?;
+    sqlx::query("SELECT FROM jobs WHERE id = $1 FOR UPDATE").bind(job).execute(&mut *foreign).await?;
+    let error = touches_job(&bench.store, job).await.unwrap_err();
+    assert!(matches!(error, Error::Busy(_)) && !error.is_unavailable(), "{error:?}");
+    drop(foreign);
+    touches_job(&bench.store, job).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pool_whose_line_swallows_all_bytes_is_found_out_once() -> Result<()> {
+    let bench = Bench::new().await?;
+    let proxy = Proxy::to(bench.database.port()?)?;
+    let limit = Duration::from_millis(500);
+    let store = through(&bench, &proxy, limit)?;
+    let pings = || futures_util::future::join_all((0..8).map(|_| store.ping()));
+    for ping in pings().await {
+        ping?;
+    }
+    proxy.silence_connections();
+    let began = Instant::now();
+    // Eight are dead without knowing it; one is asked, and the others are not.
+    for ping in pings().await {
+        ping?;
+    }
+    assert!(began.elapsed() >= limit, "one was waited for");
+    assert!(began.elapsed() < 6 * limit, "took {:?}", began.elapsed());
+    Ok(())
+}
+
+/// S3: a host that is lost between its statements and COMMIT keeps its locks for no longer than the server's patience.
+#[tokio::test]
+async fn a_host_that_vanishes_in_the_middle_of_a_pause_frees_the_job() -> Result<()> {
+    let bench = Bench::new().await?;
+    let job = bench.job().await?;
+    let proxy = Proxy::to(bench.database.port()?)?;
+    let store = through(&bench, &proxy, Duration::from_secs(4))?;
+    // It stops at the timer, with the job's row in hand; and then its host is gone.
+    let mut foreign = bench.pool.begin().await?;
+    sqlx::query("SELECT FROM job_timers WHERE job_id = $1 FOR UPDATE").bind(job).execute(&mut *foreign).await?;
+    let pausing = tokio::spawn(async move { touches_job(&store, job).await });
+    wait_until("the pause waits for the timer", Duration::from_secs(10), async || {
+        let waiting: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cut' AND wait_event_type = 'Lock'",
+        )
+        .fetch_one(&bench.pool)
+        .await?;
+        anyhow::ensure!(waiting == 1, "{waiting} wait");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+    proxy.silence();
+    drop(foreign);
+    let vanished = Instant::now();
+    wait_until("the job is free again", Duration::from_secs(20), async || {
+        sqlx::query("SELECT FROM jobs WHERE id = $1 FOR UPDATE NOWAIT").bind(job).execute(&bench.pool).await
+    })
+    .await?;
+    assert!(vanished.elapsed() < FREED_WITHIN, "after {:?}", vanished.elapsed());
+    pausing.abort();
+    Ok(())
+}
+
+/// A caller that gives up leaves no server behind that waits on, holding what it has locked.
+#[tokio::test]
+async fn what_nobody_waits_for_any_more_ends_on_the_server() -> Result<()> {
+    let bench = Bench::new().await?;
+    let job = bench.job().await?;
+    let options = StoreOptions {
+        lock_max: Duration::from_secs(60),
+        statement_max: Duration::from_secs(60),
+        ..StoreOptions::new(bench.database.url(), "gone")
+    };
+    let mut foreign = bench.pool.begin().await?;
+    sqlx::query("SELECT FROM job_timers WHERE job_id = $1 FOR UPDATE").bind(job).execute(&mut *foreign).await?;
+    // A process that goes: its sockets are closed, and nothing else is said.
+    let process = std::thread::spawn(move || -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async move {
+            let store = Store::connect_lazily(&options)?;
+            let gave_up = tokio::time::timeout(Duration::from_secs(1), touches_job(&store, job)).await;
+            anyhow::ensure!(gave_up.is_err(), "it waits for the timer");
+            Ok(())
+        })?;
+        runtime.shutdown_background();
+        Ok(())
+    });
+    tokio::task::spawn_blocking(move || process.join()).await?.expect("it does not panic")?;
+    wait_until("its session has ended", Duration::from_secs(20), async || {
+        let sessions: i64 = sqlx::query_scalar("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'gone'")
+            .fetch_one(&bench.pool)
+            .await?;
+        anyhow::ensure!(sessions == 0, "{sessions} are");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+    drop(foreign);
+    Ok(())
+}
+
+/// A transaction that is dropped is rolled back before its connection serves anybody else.
+#[tokio::test]
+async fn a_refused_change_leaves_no_open_transaction_behind() -> Result<()> {
+    let bench = Bench::new().await?;
+    let job = bench.job().await?;
+    for _ in 0..3 {
+        assert!(matches!(touches_job(&bench.store, Uuid::now_v7()).await, Err(Error::NotFound { .. })));
+    }
+    touches_job(&bench.store, job).await?;
+    wait_until("nothing is left open", Duration::from_secs(10), async || {
+        let open: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'")
+                .fetch_one(&bench.pool)
+                .await?;
+        anyhow::ensure!(open == 0, "{open} are");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+    Ok(())
+}
