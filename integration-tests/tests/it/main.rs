@@ -14,6 +14,7 @@ mod world;
 
 mod api_grpc;
 mod api_json;
+mod cancels;
 mod drain;
 mod failover;
 mod lost_postgres;

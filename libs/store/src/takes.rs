@@ -31,15 +31,13 @@ SET status = 'RUNNING', worker_id = $1, take = e.take + 1, lost = e.lost + t.los
 FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::text[], $6::uuid[], $7::smallint[]) AS t(id, claim, take, status, worker_id, lost)
 WHERE e.id = t.id AND e.id BETWEEN $8 AND $9 AND e.claim = t.claim AND e.take = t.take AND e.status = t.status
   AND e.worker_id IS NOT DISTINCT FROM t.worker_id
-RETURNING e.id, e.take, e.revision, e.cancel_requested, e.withdrawn";
+RETURNING e.id, e.claim, e.take, e.revision, e.cancel_requested, e.withdrawn";
 
 /// R13: a take that won.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// The execution.
-    pub execution: Uuid,
-    /// R0: the take.
-    pub take: i32,
+    /// Whose it is now.
+    pub held: Held,
     /// R23a: the definition that it is to run with.
     pub revision: i64,
     /// A cancel was requested by then.
@@ -157,9 +155,9 @@ impl Store {
             .fetch_all(&self.pool)
             .await?;
         let taken = |row: &PgRow| {
+            let (execution, claim) = (row.try_get("id")?, row.try_get("claim")?);
             Ok(Taken {
-                execution: row.try_get("id")?,
-                take: row.try_get("take")?,
+                held: Held { execution, claim, take: row.try_get("take")? },
                 revision: row.try_get("revision")?,
                 cancel_requested: row.try_get("cancel_requested")?,
                 withdrawn: row.try_get("withdrawn")?,
@@ -240,8 +238,7 @@ impl Store {
             return Ok(HashMap::new());
         }
         let (first, last) = bounds(executions.iter().copied());
-        let rows =
-            sqlx::query(EXECUTIONS_ADOPT).bind(executions).bind(first).bind(last).fetch_all(&self.pool).await?;
+        let rows = sqlx::query(EXECUTIONS_ADOPT).bind(executions).bind(first).bind(last).fetch_all(&self.pool).await?;
         let mut adopted = HashMap::with_capacity(rows.len());
         for row in rows {
             let what = Adopted {

@@ -23,6 +23,16 @@ pub enum Error {
     /// The address cannot be read.
     #[error("the redis URL cannot be read")]
     Url(#[source] fred::error::Error),
+    /// More than one command may carry: a defect of the caller, nothing was sent.
+    #[error("too much for one command: {asked} {what}, {max} at most")]
+    TooMuch {
+        /// Of what.
+        what: &'static str,
+        /// How much was asked for.
+        asked: usize,
+        /// How much there may be.
+        max: usize,
+    },
     /// An answer of another shape than expected, or a refused command: a defect, or not a Redis 7.
     #[error("redis gave an unexpected answer: {0}")]
     Unexpected(String),

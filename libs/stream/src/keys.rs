@@ -56,6 +56,11 @@ impl Keys {
     pub fn ended_channel(&self) -> String {
         format!("{}:ended", self.tag)
     }
+
+    /// Channel: names of consumers that an entry was handed on to (R18a).
+    pub fn handed_on_channel(&self) -> String {
+        format!("{}:handed-on", self.tag)
+    }
 }
 
 #[cfg(test)]

@@ -13,10 +13,12 @@ pub mod entry;
 pub mod error;
 pub mod keys;
 pub mod leader;
+mod look;
 pub mod notices;
 pub mod reader;
 mod reply;
 mod scripts;
+pub mod withdraw;
 
 pub use client::{Redis, RedisOptions};
 pub use entry::{Entry, EntryId};

@@ -1,9 +1,11 @@
 //! Hints between the services over pub/sub. A hint may be lost, doubled or late: whoever hears one looks at the database,
 //! and looks there now and then without one too.
 
+use std::collections::VecDeque;
+
 use fred::clients::SubscriberClient;
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface, SetsInterface};
-use fred::prelude::Client;
+use fred::prelude::{Client, Value};
 use fred::types::Message;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
@@ -18,6 +20,12 @@ const LISTENERS_PAUSE: std::time::Duration = std::time::Duration::from_millis(20
 /// What a report of something missing says on the channel of wakes.
 const LOST: &str = "lost";
 
+/// Ids of cancelled executions in one pipeline, in one command, and in one message: a message for each would overrun the
+/// listeners, and whoever is overrun must doubt everything.
+const CANCELLED_PIPELINE_MAX: usize = 10_000;
+const CANCELLED_COMMAND_MAX: usize = 1_000;
+const TOLD_AT_ONCE_MAX: usize = 250;
+
 /// Between two tries to subscribe.
 const SUBSCRIBE_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
@@ -30,8 +38,10 @@ pub enum Topic {
     JobChanged,
     /// For executors: a cancel was requested (R17).
     Cancel,
-    /// For executors and the leader: an executor has ended (R18).
+    /// For executors and the leader: an executor has ended (R18), so there is something to take.
     Ended,
+    /// For executors: something was handed on to one of them (R18a).
+    HandedOn,
 }
 
 /// What was heard.
@@ -45,8 +55,10 @@ pub enum Notice {
     JobChanged(Uuid),
     /// The cancel of this execution was requested.
     Cancel(Uuid),
-    /// An executor has ended.
+    /// An executor has ended: there is something to take.
     Ended,
+    /// R18a: an entry was put into the hands of this consumer, which lists its own pending entries; for others it is nothing.
+    HandedOn(String),
     /// The connection was gone, or too slow: anything may have been missed.
     Missed,
 }
@@ -58,6 +70,8 @@ pub struct Notices {
     messages: broadcast::Receiver<Message>,
     /// Says when the subscription stands anew: only what is said after that is heard.
     standing: mpsc::Receiver<()>,
+    /// The rest of a message that named several.
+    heard: VecDeque<Notice>,
     subscription: JoinHandle<()>,
     redis: Redis,
 }
@@ -81,6 +95,9 @@ impl Notices {
     /// Hears the next notice.
     pub async fn next(&mut self) -> Notice {
         loop {
+            if let Some(notice) = self.heard.pop_front() {
+                return notice;
+            }
             tokio::select! {
                 // First, since what was said before the subscription stood anew is of the past.
                 biased;
@@ -89,7 +106,7 @@ impl Notices {
                     None => std::future::pending().await,
                 },
                 message = self.messages.recv() => match message {
-                    Ok(message) => if let Some(notice) = self.parse(&message) { return notice },
+                    Ok(message) => self.hear(&message),
                     Err(broadcast::error::RecvError::Lagged(_)) => return Notice::Missed,
                     // The client is gone with the process.
                     Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
@@ -98,21 +115,21 @@ impl Notices {
         }
     }
 
-    fn parse(&self, message: &Message) -> Option<Notice> {
+    fn hear(&mut self, message: &Message) {
         let keys = &self.redis.keys;
         let channel: &str = &message.channel;
-        let id = || message.value.as_str().and_then(|text| text.parse().ok());
+        let Some(text) = message.value.as_str() else { return };
         if channel == keys.wake_channel() {
-            let lost = message.value.as_str().is_some_and(|what| what == LOST);
-            Some(if lost { Notice::Lost } else { Notice::Wake })
+            self.heard.push_back(if text == LOST { Notice::Lost } else { Notice::Wake });
         } else if channel == keys.ended_channel() {
-            Some(Notice::Ended)
+            self.heard.push_back(Notice::Ended);
         } else if channel == keys.jobs_channel() {
-            id().map(Notice::JobChanged)
+            self.heard.extend(text.parse().ok().map(Notice::JobChanged));
         } else if channel == keys.cancel_channel() {
-            id().map(Notice::Cancel)
-        } else {
-            None
+            let ids = text.split(' ').filter_map(|id| id.parse().ok());
+            self.heard.extend(ids.take(TOLD_AT_ONCE_MAX).map(Notice::Cancel));
+        } else if channel == keys.handed_on_channel() {
+            self.heard.push_back(Notice::HandedOn(text.into_owned()));
         }
     }
 }
@@ -166,7 +183,7 @@ impl Redis {
                 }
             }
         });
-        Ok(Notices { subscriber, messages, standing, subscription, redis: self.clone() })
+        Ok(Notices { subscriber, messages, standing, heard: VecDeque::new(), subscription, redis: self.clone() })
     }
 
     /// Tells the leader to look at what is due.
@@ -193,22 +210,28 @@ impl Redis {
         self.tell(Topic::JobChanged, &job.to_string()).await
     }
 
-    /// R17: remembers that the cancel of `executions` was requested (after COMMIT), and tells executors.
+    /// R17: remembers that the cancel of `executions` was requested (after COMMIT), and tells executors: so many in one pipeline,
+    /// of which each is remembered before it is told.
     ///
     /// # Errors
-    /// [`crate::Error::Unavailable`].
+    /// [`crate::Error::Unavailable`], [`crate::Error::OutOfMemory`]: the first that some of it met; the rest was done all the
+    /// same.
     pub async fn tell_cancelled(&self, executions: &[Uuid]) -> Result<()> {
-        if executions.is_empty() {
-            return Ok(());
+        let mut outcome = Ok(());
+        for many in executions.chunks(CANCELLED_PIPELINE_MAX) {
+            let pipeline = self.client.pipeline();
+            for some in many.chunks(CANCELLED_COMMAND_MAX) {
+                let _: Value = pipeline.sadd(self.keys.cancelled(), texts(some)).await?;
+                for told in some.chunks(TOLD_AT_ONCE_MAX) {
+                    let _: Value = pipeline.publish(self.keys.cancel_channel(), texts(told).join(" ")).await?;
+                }
+            }
+            // A full Redis cannot remember it, and can still tell it.
+            for answer in pipeline.try_all::<Value>().await {
+                outcome = outcome.and(answer.map(drop).map_err(crate::Error::from));
+            }
         }
-        let ids: Vec<String> = executions.iter().map(ToString::to_string).collect();
-        // A full Redis cannot remember it, and can still tell it.
-        let remembered = self.client.sadd::<i64, _, _>(self.keys.cancelled(), ids.clone()).await;
-        for id in ids {
-            self.tell(Topic::Cancel, &id).await?;
-        }
-        remembered?;
-        Ok(())
+        outcome
     }
 
     /// Forgets cancels that have taken effect.
@@ -216,11 +239,13 @@ impl Redis {
     /// # Errors
     /// [`crate::Error::Unavailable`]: they stay, and cost a little memory.
     pub async fn forget_cancelled(&self, executions: &[Uuid]) -> Result<()> {
-        if executions.is_empty() {
-            return Ok(());
+        for many in executions.chunks(CANCELLED_PIPELINE_MAX) {
+            let pipeline = self.client.pipeline();
+            for some in many.chunks(CANCELLED_COMMAND_MAX) {
+                let _: Value = pipeline.srem(self.keys.cancelled(), texts(some)).await?;
+            }
+            let _: Vec<i64> = pipeline.all().await?;
         }
-        let ids: Vec<String> = executions.iter().map(ToString::to_string).collect();
-        let _: i64 = self.client.srem(self.keys.cancelled(), ids).await?;
         Ok(())
     }
 
@@ -241,6 +266,14 @@ impl Redis {
         self.tell(Topic::Ended, "ended").await
     }
 
+    /// R18a: tells `consumer` that entries were put into its hands.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: it finds them when it next lists its own pending entries.
+    pub async fn tell_handed_on(&self, consumer: &str) -> Result<()> {
+        self.tell(Topic::HandedOn, consumer).await
+    }
+
     async fn tell(&self, topic: Topic, what: &str) -> Result<()> {
         let _: i64 = self.client.publish(self.channel(topic), what).await?;
         Ok(())
@@ -252,6 +285,11 @@ impl Redis {
             Topic::JobChanged => self.keys.jobs_channel(),
             Topic::Cancel => self.keys.cancel_channel(),
             Topic::Ended => self.keys.ended_channel(),
+            Topic::HandedOn => self.keys.handed_on_channel(),
         }
     }
+}
+
+fn texts(ids: &[Uuid]) -> Vec<String> {
+    ids.iter().map(ToString::to_string).collect()
 }

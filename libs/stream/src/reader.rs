@@ -1,21 +1,21 @@
 //! R8: reading. One connection per reading loop; a read is never cancelled in mid-flight, since its reply would be lost
 //! while the entries are already ours (they would be found again among our own pending entries, but late).
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
 use carillon_core::line::Line;
 use carillon_core::read_plan::Plan;
-use fred::interfaces::{ClientLike, SetsInterface, StreamsInterface};
+use fred::interfaces::{ClientLike, StreamsInterface};
 use fred::prelude::{Client, Value};
 use fred::types::{ClusterHash, CustomCommand};
 use uuid::Uuid;
 
 use crate::entry::{EntryId, UnreadableEntry};
 use crate::keys::GROUP;
+pub use crate::look::Look;
 use crate::scripts::{LOOK, NOGROUP};
-use crate::{Entry, Error, Redis, Result, reply};
+use crate::{Entry, Error, Redis, Result, look, reply};
 
 /// One entry as it was read.
 #[derive(Debug)]
@@ -39,19 +39,6 @@ pub struct SetAside {
     pub why: UnreadableEntry,
 }
 
-/// What this Redis says of itself, read behind the entries in the same pipeline.
-#[derive(Clone, Debug, Default)]
-pub struct Look {
-    /// The certificate fits this server.
-    pub certified: bool,
-    /// Entries up to this number are doubtful.
-    pub doubt: i64,
-    /// How old the certificate is.
-    pub certificate_age: Duration,
-    /// Those executions, of the ones read, whose cancel was requested.
-    pub cancelled: HashSet<Uuid>,
-}
-
 /// What one read brought.
 #[derive(Debug, Default)]
 pub struct Read {
@@ -63,7 +50,7 @@ pub struct Read {
     pub counts: Vec<usize>,
     /// The last id that was seen and is one of ours, readable or not: where a listing goes on.
     pub last: Option<EntryId>,
-    /// What Redis says of itself.
+    /// What Redis says of itself, read behind the entries in the same pipeline; what it says of cancels holds with it (R8a).
     pub look: Look,
 }
 
@@ -147,7 +134,7 @@ impl Reader {
             let why = answers.into_iter().find_map(Result::err).map(Error::from);
             return Err(why.unwrap_or_else(|| Error::Unexpected("a pipeline has fewer answers than commands".into())));
         }
-        let look = answers.pop();
+        let behind = answers.pop();
         let mut read = Read { counts: vec![0; self.streams.len()], ..Read::default() };
         let mut failure = None;
         for answer in answers {
@@ -162,8 +149,8 @@ impl Reader {
         {
             return Err(error);
         }
-        read.look = match look {
-            Some(Ok(look)) => parse_look(&self.client, &self.redis, look, &read.entries).await?,
+        read.look = match behind {
+            Some(Ok(answer)) => look::complete(&self.client, &self.redis, answer, &executions(&read.entries)).await?,
             _ => self.look(&read.entries).await?,
         };
         Ok(read)
@@ -174,8 +161,7 @@ impl Reader {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn look(&self, entries: &[Received]) -> Result<Look> {
-        let answer = LOOK.run(&self.client, self.redis.look_keys(), Vec::new()).await?;
-        parse_look(&self.client, &self.redis, answer, entries).await
+        look::look(&self.client, &self.redis, &executions(entries)).await
     }
 
     /// Our own pending entries of one line, `count` of them behind `after`: at start, after a reconnect, and each lease/4.
@@ -242,45 +228,8 @@ impl Reader {
     }
 }
 
-impl Redis {
-    /// R23: looks at Redis while something is held. The cancelled set is left out where it is large.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`].
-    pub async fn look(&self) -> Result<Look> {
-        let answer = LOOK.run(&self.client, self.look_keys(), Vec::new()).await?;
-        parse_look(&self.client, self, answer, &[]).await
-    }
-
-    fn look_keys(&self) -> Vec<String> {
-        vec![self.keys.ctl(), self.keys.cancelled()]
-    }
-}
-
-async fn parse_look(client: &Client, redis: &Redis, answer: Value, entries: &[Received]) -> Result<Look> {
-    let mut answer = reply::array(answer)?.into_iter();
-    let certified = reply::integer(&reply::next(&mut answer)?)? == 1;
-    let doubt = reply::integer(&reply::next(&mut answer)?)?;
-    let age = reply::integer(&reply::next(&mut answer)?)?;
-    let mut cancelled = HashSet::new();
-    match reply::next(&mut answer)? {
-        Value::Array(members) => {
-            for member in members {
-                if let Ok(id) = reply::text(&member)?.parse() {
-                    cancelled.insert(id);
-                }
-            }
-        }
-        _ if entries.is_empty() => {}
-        _ => {
-            let ids: Vec<String> = entries.iter().map(|received| received.entry.execution.to_string()).collect();
-            let answers: Vec<i64> = client.smismember(redis.keys.cancelled(), ids).await?;
-            let hits = entries.iter().zip(answers).filter(|(_, hit)| *hit == 1);
-            cancelled.extend(hits.map(|(received, _)| received.entry.execution));
-        }
-    }
-    let certificate_age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
-    Ok(Look { certified, doubt, certificate_age, cancelled })
+fn executions(entries: &[Received]) -> Vec<Uuid> {
+    entries.iter().map(|received| received.entry.execution).collect()
 }
 
 pub(crate) enum Item {

@@ -139,6 +139,67 @@ local size = redis.call('SCARD', KEYS[2])
 return {c[1] == id and 1 or 0, c[2] or '0', string.format('%d', age), size > 64 and size or redis.call('SMEMBERS', KEYS[2])}",
 );
 
+/// R8a, the second question where the set is large. KEYS: ctl, cancelled. ARGV: ids. Answers as LOOK does, of the set those
+/// that were asked for: a "not cancelled" holds only as far as the certificate that came with it.
+pub(crate) static LOOK_FOR: Script = Script::new(
+    r"
+local c = redis.call('HMGET', KEYS[1], 'server', 'doubt', 'certified_at')
+local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+local t = redis.call('TIME')
+local age = t[1] * 1000 + math.floor(t[2] / 1000) - tonumber(c[3] or '0')
+local members = {}
+for a = 1, #ARGV do if redis.call('SISMEMBER', KEYS[2], ARGV[a]) == 1 then members[#members + 1] = ARGV[a] end end
+return {c[1] == id and 1 or 0, c[2] or '0', string.format('%d', age), members}",
+);
+
+/// R6a. KEYS: ctl, stream. ARGV: newest form of an entry that is known here, ids. Answers UNCERTIFIED, or for each id UNREAD
+/// (it is deleted now), DOUBTFUL, {consumer, idle in ms}, or GONE. What the group has not been handed yet nobody has read, in
+/// this history; up to `doubt` there may have been another one, and an entry of R19 may have an elder that somebody runs.
+pub(crate) static WITHDRAW: Script = Script::new(
+    r"
+local c = redis.call('HMGET', KEYS[1], 'server', 'doubt')
+local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+if c[1] ~= id then return {'UNCERTIFIED'} end
+local handed
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  for _, g in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
+    local field = {}
+    for j = 1, #g, 2 do field[g[j]] = g[j + 1] end
+    if field['name'] == 'executors' then handed = field['last-delivered-id'] end
+  end
+end
+if not handed then return redis.error_reply('NOGROUP the stream or its group is missing') end
+local function parts(text) local n, s = string.match(text, '(%d+)-(%d+)') return tonumber(n), tonumber(s) end
+local function is_ordinary(entry)
+  for f = 1, #entry[2], 2 do if entry[2][f] == 'e' then
+    local read, e = pcall(cjson.decode, entry[2][f + 1])
+    return read and type(e) == 'table' and tonumber(e.v) ~= nil and tonumber(e.v) <= tonumber(ARGV[1]) and not e.again
+  end end
+  return false
+end
+local hn, hs = parts(handed)
+local answer = {'ANSWERED'}
+for a = 2, #ARGV do
+  local n, s = parts(ARGV[a])
+  local said = 'GONE'
+  if n > hn or n == hn and s > hs then
+    local found = redis.call('XRANGE', KEYS[2], ARGV[a], ARGV[a])
+    if found[1] then
+      said = 'DOUBTFUL'
+      if n > tonumber(c[2] or '0') and is_ordinary(found[1]) then
+        redis.call('XDEL', KEYS[2], ARGV[a])
+        said = 'UNREAD'
+      end
+    end
+  else
+    local p = redis.call('XPENDING', KEYS[2], 'executors', ARGV[a], ARGV[a], 1)
+    if p[1] then said = {p[1][2], p[1][3]} end
+  end
+  answer[#answer + 1] = said
+end
+return answer",
+);
+
 /// R22. KEYS: ctl, set of streams, streams. A missing stream is created with its group from 0 (nothing old can be in it); a
 /// missing group on a stream that exists takes the certificate away, so that the leader certifies anew.
 pub(crate) static NOGROUP: Script = Script::new(

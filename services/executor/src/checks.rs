@@ -74,12 +74,7 @@ pub(crate) fn check(shared: &Arc<Shared>, asked: Vec<Asked>, engine: UnboundedSe
     });
 }
 
-async fn check_now(
-    shared: &Shared,
-    me: Uuid,
-    may_judge: bool,
-    asked: &[Asked],
-) -> Result<Vec<(Key, Checked)>, Error> {
+async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) -> Result<Vec<(Key, Checked)>, Error> {
     let executions: Vec<Uuid> = asked.iter().map(|asked| asked.key.execution).collect();
     let mut seen = shared.store.see(&executions, shared.lease).await?;
     let mut checked = Vec::with_capacity(asked.len());
@@ -101,7 +96,7 @@ async fn check_now(
         }
     }
     let won = shared.store.take(me, &wanted).await?;
-    let won: HashMap<Uuid, Taken> = won.into_iter().map(|taken| (taken.execution, taken)).collect();
+    let won: HashMap<Uuid, Taken> = won.into_iter().map(|taken| (taken.held.execution, taken)).collect();
     for (key, then) in thens {
         checked.push((key, won.get(&key.execution).map_or(Checked::Leave, |taken| taken_as(*taken, then))));
     }
@@ -115,7 +110,7 @@ fn taken_as(taken: Taken, then: Then) -> Checked {
         Then::Start if taken.cancel_requested => Then::Cancel,
         other => other,
     };
-    Checked::Taken { take: taken.take, revision: taken.revision, then }
+    Checked::Taken { take: taken.held.take, revision: taken.revision, then }
 }
 
 /// R8a: reads the rows of what was named, in a task of its own; the engine hears [`Message::Reread`] with `question`.
@@ -123,7 +118,13 @@ pub(crate) fn reread(shared: &Arc<Shared>, question: u64, named: Vec<(Held, i64)
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         for some in named.chunks(READ_MAX) {
-            let answers = until_answered(&shared, "what was named", async |me| reread_now(&shared, me, some).await).await;
+            let answers = loop {
+                let me = shared.incarnation.unbroken().await.worker;
+                match reread_now(&shared, me, some).await {
+                    Ok(answers) => break answers,
+                    Err(error) => unanswered(&shared, me, "what was named", error).await,
+                }
+            };
             let _ = engine.send(Message::Reread(question, answers));
         }
     });
@@ -160,29 +161,25 @@ pub(crate) fn ask_cancels(shared: &Arc<Shared>, running: Vec<Held>, engine: Unbo
     tokio::spawn(async move {
         let mut requested = Vec::new();
         for some in running.chunks(READ_MAX) {
-            let read = async |_| shared.store.cancels_requested(some).await;
-            requested.extend(until_answered(&shared, "whether a cancel was requested", read).await);
+            requested.extend(loop {
+                let me = shared.incarnation.unbroken().await.worker;
+                match shared.store.cancels_requested(some).await {
+                    Ok(requested) => break requested,
+                    Err(error) => unanswered(&shared, me, "whether a cancel was requested", error).await,
+                }
+            });
         }
         let _ = engine.send(Message::CancelsRequested(requested));
     });
 }
 
-/// Asks Postgres until it answers. An outcome of a contact that broke meanwhile is told all the same: the engine knows by then
-/// what it is worth.
-async fn until_answered<T>(shared: &Shared, what: &str, ask: impl AsyncFn(Uuid) -> Result<T, Error>) -> T {
-    loop {
-        let contact = shared.incarnation.unbroken().await;
-        match ask(contact.worker).await {
-            Ok(answer) => return answer,
-            Err(error) => {
-                if error.is_unavailable() {
-                    shared.incarnation.broke(contact.worker);
-                }
-                warn!("cannot read {what}, trying again: {:#}", anyhow::Error::from(error));
-                tokio::time::sleep(shared.window / 8).await;
-            }
-        }
+/// Notes that Postgres did not say `what`, and waits a little before it is asked again.
+pub(crate) async fn unanswered(shared: &Shared, worker: Uuid, what: &str, error: Error) {
+    if error.is_unavailable() {
+        shared.incarnation.broke(worker);
     }
+    warn!("cannot read {what}, trying again: {:#}", anyhow::Error::from(error));
+    tokio::time::sleep(shared.window / 8).await;
 }
 
 /// Fetches payloads in a task of its own; the engine hears [`Message::Payloads`].
@@ -190,7 +187,13 @@ pub(crate) fn fetch_payloads(shared: &Arc<Shared>, asked: Vec<Key>, engine: Unbo
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         let executions: Vec<Uuid> = asked.iter().map(|key| key.execution).collect();
-        let payloads = until_answered(&shared, "payloads", async |_| shared.store.payloads(&executions).await).await;
+        let payloads = loop {
+            let me = shared.incarnation.unbroken().await.worker;
+            match shared.store.payloads(&executions).await {
+                Ok(payloads) => break payloads,
+                Err(error) => unanswered(&shared, me, "payloads", error).await,
+            }
+        };
         let _ = engine.send(Message::Payloads(asked, payloads));
     });
 }

@@ -22,17 +22,15 @@ use std::time::{Duration, Instant};
 use carillon_core::execution::AttemptEnd;
 use carillon_store::recorder::{Held, Verdict};
 use carillon_stream::Entry;
-use carillon_stream::notices::Notice;
 use carillon_stream::reader::Received;
-use metrics::{counter, gauge};
+use metrics::gauge;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::boottime;
 use crate::checks;
-use crate::hand_over;
 use crate::in_hand::{Item, Key, Origin, State, Stop};
 use crate::message::{Arrival, Message};
 use crate::recorder::ToRecord;
@@ -386,7 +384,6 @@ impl Engine {
             }
         }
     }
-
 }
 
 fn timeout_of(entry: &Entry) -> Duration {

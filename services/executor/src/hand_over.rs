@@ -18,6 +18,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
+use crate::checks::unanswered;
 use crate::in_hand::Key;
 use crate::message::Message;
 use crate::shared::Shared;
@@ -67,22 +68,14 @@ pub(crate) fn find_offer(
 ) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        loop {
-            let contact = shared.incarnation.unbroken().await;
+        let other = loop {
+            let me = shared.incarnation.unbroken().await.worker;
             match shared.store.consumer_offering(&handler, &shared.lines[line].queue, shared.lease).await {
-                Ok(other) => {
-                    let _ = engine.send(Message::NotOffered(key, other.map_or(Offer::Nobody, Offer::By)));
-                    return;
-                }
-                Err(error) => {
-                    if error.is_unavailable() {
-                        shared.incarnation.broke(contact.worker);
-                    }
-                    warn!(handler, "cannot ask who offers it, trying again: {:#}", anyhow::Error::from(error));
-                    tokio::time::sleep(shared.window / 8).await;
-                }
+                Ok(other) => break other,
+                Err(error) => unanswered(&shared, me, "who offers a handler", error).await,
             }
-        }
+        };
+        let _ = engine.send(Message::NotOffered(key, other.map_or(Offer::Nobody, Offer::By)));
     });
 }
 
@@ -144,20 +137,14 @@ async fn release_surely(shared: &Shared, held: &[Held]) -> HashMap<Uuid, Release
         return HashMap::new();
     }
     loop {
-        let contact = shared.incarnation.unbroken().await;
+        let me = shared.incarnation.unbroken().await.worker;
         match shared.store.release(held).await {
             Ok(outcomes) => {
                 let done = outcomes.iter().filter(|outcome| **outcome == Release::Done).count();
                 counter!("carillon_executor_released_total").increment(done as u64);
                 return held.iter().map(|held| held.execution).zip(outcomes).collect();
             }
-            Err(error) => {
-                if error.is_unavailable() {
-                    shared.incarnation.broke(contact.worker);
-                }
-                warn!("what is held is not released yet: {:#}", anyhow::Error::from(error));
-                tokio::time::sleep(shared.window / 8).await;
-            }
+            Err(error) => unanswered(shared, me, "whether what is held was released", error).await,
         }
     }
 }

@@ -2,9 +2,9 @@
 //! side by side; none keeps anything that another could not take over.
 //!
 //! - [`handler`] is what a user of this crate implements; [`handlers`] come with it.
-//! - `reader` reads (R8), `engine` owns what is in hand (R9, R23), `engine/doubt` says what of
-//!   it must be looked up first and `checks` does (R13), `runner` runs a
-//!   handler, `recorder` writes and acknowledges (R10 to R12).
+//! - `reader` reads (R8), `engine` owns what is in hand (R9, R23), `engine/doubt` and `engine/named` say what of it must be
+//!   looked up first and `checks` does (R13, R8a), `engine/leave` says what goes to others and `hand_over` does (R18a),
+//!   `runner` runs a handler, `recorder` writes and acknowledges (R10 to R12).
 //! - `lease` keeps this executor live (R14, R21), `takeover` takes what others have left (R15).
 //!
 //! What it must not know: when a job fires next, and any SQL or Redis command.
@@ -14,6 +14,7 @@ mod boottime;
 mod checks;
 pub mod config;
 mod engine;
+mod hand_over;
 pub mod handler;
 pub mod handlers;
 mod in_hand;
@@ -40,7 +41,7 @@ use carillon_kit::Process;
 use carillon_store::{Store, StoreOptions};
 use carillon_stream::notices::Topic;
 use carillon_stream::{Redis, RedisOptions};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 use uuid::Uuid;
@@ -101,6 +102,7 @@ pub async fn run(config: Config, process: Process, register: impl FnOnce(Registr
         lease: config.protocol.lease,
         grace: process.grace(),
         lost_max: config.executor.lost_max,
+        handed_on: Notify::new(),
         registry,
         consumer,
         store,
@@ -152,7 +154,7 @@ impl Parts {
         let (to_engine, from_all) = mpsc::unbounded_channel();
         let (to_recorder, from_engine) = mpsc::unbounded_channel();
         let shutdown = process.shutdown();
-        let notices = shared.redis.subscribe(&[Topic::JobChanged, Topic::Cancel, Topic::Ended])?;
+        let notices = shared.redis.subscribe(&[Topic::JobChanged, Topic::Cancel, Topic::Ended, Topic::HandedOn])?;
         Ok(Self {
             reader: ReadingLoop::new(Arc::clone(shared), to_engine.clone(), shutdown.clone())?,
             engine: Engine::new(Arc::clone(shared), from_all, to_engine.clone(), to_recorder, shutdown.clone()),

@@ -1,4 +1,5 @@
-//! R15: takes over what another executor has left: at once what one that ended handed back, after a lease what one holds that
+//! R15: takes over what another executor has left: at once what one has released (R18a) or, as it ended, handed back, after a
+//! lease what one holds that
 //! neither renews its entries in Redis nor beats in Postgres. Two witnesses: a stale replica spoils the first, an outage of
 //! Postgres the second.
 
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use carillon_core::line::Line;
 use carillon_stream::EntryId;
-use carillon_stream::claims::Claimed;
+use carillon_stream::claims::{Claimed, RELEASED};
 use carillon_stream::notices::{Notice, Notices};
 use metrics::counter;
 use tokio::sync::mpsc;
@@ -53,8 +54,14 @@ impl Takeover {
         loop {
             tokio::select! {
                 notice = self.notices.next() => {
-                    if matches!(notice, Notice::Ended | Notice::Missed) {
-                        next_round = Instant::now();
+                    match &notice {
+                        Notice::Ended | Notice::Missed => next_round = Instant::now(),
+                        // R18a.
+                        Notice::HandedOn(consumer) if consumer == RELEASED => next_round = Instant::now(),
+                        Notice::HandedOn(consumer) if *consumer == self.shared.consumer => {
+                            self.shared.handed_on.notify_one();
+                        }
+                        _ => {}
                     }
                     let _ = self.engine.send(Message::Notice(notice));
                 }
@@ -90,11 +97,17 @@ impl Takeover {
             if holders.is_empty() {
                 continue;
             }
-            let ended = self.shared.store.consumers_ended(&holders).await?;
-            for consumer in &ended {
+            let all = holders.len();
+            holders.retain(|holder| holder != RELEASED);
+            let mut free = self.shared.store.consumers_ended(&holders).await?;
+            if holders.len() < all {
+                // R18a: first, since it waits for nothing.
+                free.insert(0, RELEASED.to_owned());
+            }
+            for consumer in &free {
                 complete &= self.take_handed_back(index, line, consumer).await?;
             }
-            if may_judge && ended.len() < holders.len() {
+            if may_judge && free.len() < all {
                 complete &= self.take_idle(index, line, &holders).await?;
             }
         }

@@ -11,6 +11,7 @@ mod leadership;
 mod open_entries;
 mod partitions;
 mod plans;
+mod release;
 mod running;
 mod takes;
 mod upcoming;

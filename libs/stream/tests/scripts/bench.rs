@@ -123,6 +123,15 @@ impl Bench {
         Ok(())
     }
 
+    /// How often a command ran since the statistics began.
+    pub(crate) fn calls(&self, command: &str) -> Result<u64> {
+        let stats = self.server.command(&["INFO", "commandstats"])?;
+        let text = stats.text().unwrap_or_default();
+        let found = text.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        let count = found.and_then(|rest| rest.split(',').next()).unwrap_or("0");
+        Ok(count.parse()?)
+    }
+
     /// Waits until somebody is blocked in a read.
     pub(crate) async fn somebody_waits(&self) -> Result<()> {
         let mut client = self.server.client()?;

@@ -9,3 +9,4 @@ mod notices;
 mod publish;
 mod reading;
 mod reconcile;
+mod withdraw;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::bench::{Bench, PATIENCE};
 
-const ALL: [Topic; 4] = [Topic::Wake, Topic::JobChanged, Topic::Cancel, Topic::Ended];
+const ALL: [Topic; 5] = [Topic::Wake, Topic::JobChanged, Topic::Cancel, Topic::Ended, Topic::HandedOn];
 
 fn subscribers(bench: &Bench, channel: &str) -> Result<i64> {
     let counts = bench.server.command(&["PUBSUB", "NUMSUB", channel])?;
@@ -54,7 +54,15 @@ async fn every_topic_is_heard_with_what_it_says() -> Result<()> {
     bench.redis.tell_cancelled(&[]).await?;
     bench.server.command(&["PUBLISH", &bench.keys.jobs_channel(), "not an id"])?;
     bench.redis.tell_ended().await?;
-    let expected = [Notice::Wake, Notice::JobChanged(job), Notice::Cancel(one), Notice::Cancel(two), Notice::Ended];
+    bench.redis.tell_handed_on("pod 7").await?;
+    let expected = [
+        Notice::Wake,
+        Notice::JobChanged(job),
+        Notice::Cancel(one),
+        Notice::Cancel(two),
+        Notice::Ended,
+        Notice::HandedOn("pod 7".into()),
+    ];
     for expected in expected {
         assert_eq!(next_heard(&mut notices).await?, expected);
     }
@@ -85,6 +93,27 @@ async fn r17_a_cancel_is_remembered_before_it_is_told() -> Result<()> {
     bench.redis.tell_cancelled(&[execution]).await?;
     assert_eq!(next_heard(&mut notices).await?, Notice::Cancel(execution));
     assert!(bench.redis.look().await?.cancelled.contains(&execution));
+    Ok(())
+}
+
+/// A message for each would overrun whoever listens, which then doubts all it holds; an await for each would take as many
+/// round trips.
+#[tokio::test]
+async fn r17_many_cancels_are_told_at_once_and_overrun_nobody() -> Result<()> {
+    let bench = Bench::empty().await?;
+    let mut notices = bench.redis.subscribe(&[Topic::Cancel])?;
+    assert_eq!(next(&mut notices).await?, Notice::Missed, "it stands");
+    let many: Vec<Uuid> = (0..10_000).map(Uuid::from_u128).collect();
+    bench.server.command(&["CONFIG", "RESETSTAT"])?;
+    bench.redis.tell_cancelled(&many).await?;
+    assert_eq!(bench.calls("sadd")?, 10);
+    assert!(bench.calls("publish")? < 100, "a message for many");
+    assert_eq!(bench.server.command(&["SCARD", &bench.keys.cancelled()])?.number(), Some(10_000));
+    for execution in &many {
+        assert_eq!(next(&mut notices).await?, Notice::Cancel(*execution));
+    }
+    bench.redis.forget_cancelled(&many).await?;
+    assert_eq!(bench.server.command(&["SCARD", &bench.keys.cancelled()])?.number(), Some(0));
     Ok(())
 }
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use carillon_core::read_plan::Plan;
-use carillon_stream::Error;
 use carillon_stream::entry::UnreadableEntry;
 use carillon_stream::keys::GROUP;
 use carillon_stream::leader::{Announced, Outgoing, Published};
 use carillon_stream::reader::Reader;
+use carillon_stream::{Error, Redis, RedisOptions};
+use carillon_testkit::{Proxy, wait_until};
 use uuid::Uuid;
 
 use crate::bench::{Bench, FIRST, PATIENCE, TERM, entry, execution, id, ids, lines, raw};
@@ -85,6 +86,55 @@ async fn r8_of_a_large_cancelled_set_only_what_was_read_is_asked_for() -> Result
     assert_eq!(bench.redis.look().await?.cancelled.into_iter().collect::<Vec<_>>(), [execution(FIRST + 1, 2)]);
     bench.redis.forget_cancelled(&[execution(FIRST + 1, 2)]).await?;
     assert!(bench.redis.look().await?.cancelled.is_empty());
+    Ok(())
+}
+
+/// H112, at its very step: the set is too large to come with the read, and Redis forgets everything between the read and the
+/// second question, which then finds nothing in the set.
+#[tokio::test]
+async fn h112_a_wipe_before_the_second_question_is_not_a_no() -> Result<()> {
+    let bench = Bench::certified().await?;
+    let many: Vec<Uuid> = (0..70).map(Uuid::from_u128).collect();
+    bench.redis.tell_cancelled(&many).await?;
+    let cancelled = execution(FIRST + 1, 1);
+    bench.redis.tell_cancelled(&[cancelled]).await?;
+    bench.publish(FIRST + 1, 1).await?;
+    // On a slow line there is time between the two.
+    let proxy = Proxy::to(bench.server.port())?;
+    let redis = Redis::connect_lazily(RedisOptions::new(bench.server.url_through(proxy.port())))?;
+    let reader = Reader::new(&redis, "one", &lines(), PATIENCE)?;
+    reader.look(&[]).await?;
+    proxy.delay(Duration::from_millis(500));
+    bench.server.command(&["CONFIG", "RESETSTAT"])?;
+    let one = Plan::Drain(vec![1, 0]);
+    let (read, wiped) = tokio::join!(reader.read(&one), async {
+        wait_until("the look behind the entry", PATIENCE, || {
+            std::future::ready(bench.calls("evalsha").and_then(|calls| {
+                anyhow::ensure!(calls == 1, "{calls} scripts ran");
+                Ok(())
+            }))
+        })
+        .await?;
+        bench.server.flush_all()
+    });
+    wiped?;
+    let read = read?;
+    assert_eq!(ids(&read), [id(FIRST + 1, 1)]);
+    let is_ordinary = read.look.certified && FIRST + 1 > read.look.doubt;
+    assert!(!is_ordinary || read.look.cancelled.contains(&cancelled), "cancelled, and may start: {:?}", read.look);
+    Ok(())
+}
+
+#[tokio::test]
+async fn r8a_what_is_held_is_found_in_a_large_set_too() -> Result<()> {
+    let bench = Bench::certified().await?;
+    let many: Vec<Uuid> = (0..12_000).map(Uuid::from_u128).collect();
+    bench.redis.tell_cancelled(&many).await?;
+    let held: Vec<Uuid> = (10_500..12_500).map(Uuid::from_u128).collect();
+    let look = bench.redis.look_for(&held).await?;
+    assert_eq!((look.certified, look.doubt, look.cancelled.len()), (true, FIRST, 1_500));
+    bench.redis.forget_cancelled(&many[10..]).await?;
+    assert_eq!(bench.redis.look_for(&held).await?.cancelled.len(), 10, "a small one comes whole");
     Ok(())
 }
 

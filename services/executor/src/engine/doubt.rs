@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use carillon_core::execution::AttemptEnd;
 use carillon_core::take::Then;
-use carillon_stream::Look;
+use carillon_stream::reader::Look;
 use metrics::counter;
 use tracing::warn;
 use uuid::Uuid;

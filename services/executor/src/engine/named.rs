@@ -103,10 +103,10 @@ impl Engine {
                     *question = Some(self.question);
                     asked.push((item.held(), item.entry.revision));
                 }
-                State::Running(running) if ask_all || names.ask_after(item.entry.execution) => {
-                    if running.stopping.is_none() {
-                        self.to_ask.insert(item.key());
-                    }
+                State::Running(running)
+                    if running.stopping.is_none() && (ask_all || names.ask_after(item.entry.execution)) =>
+                {
+                    self.to_ask.insert(item.key());
                 }
                 _ => {}
             }
