@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use carillon_testkit::history::{History, LostWorker};
 use carillon_testkit::journal::{self, Event, Line};
 use carillon_testkit::{Cluster, ClusterOptions, Database, Postgres, Redis, Role, wait_until};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
@@ -343,10 +343,7 @@ impl World {
         .await?;
         history.expected.clone_from(&self.expected);
         history.triggered.clone_from(&self.triggered);
-        // What ended just before its executor was killed may not have been recorded any more, and runs again.
-        let unrecorded = TimeDelta::seconds(2);
-        history.lost_workers =
-            self.lost.iter().map(|lost| LostWorker { from: lost.from - unrecorded, ..*lost }).collect();
+        history.lost_workers.clone_from(&self.lost);
         Ok(history)
     }
 

@@ -89,7 +89,6 @@ pub struct Cluster {
     options: ClusterOptions,
     nodes: Vec<Node>,
     journal: PathBuf,
-    started: usize,
 }
 
 /// One process.
@@ -103,6 +102,8 @@ pub struct Node {
     pub admin_port: u16,
     /// Its API port, of a gateway.
     pub port: u16,
+    /// Its own settings: a restart has them too.
+    environment: Vec<(String, String)>,
     process: Process,
 }
 
@@ -126,7 +127,7 @@ impl Cluster {
         }
         let home = Home::temporary()?;
         let journal = home.path().join("journal.jsonl");
-        let mut cluster = Self { home, database, redis, options, nodes: Vec::new(), journal, started: 0 };
+        let mut cluster = Self { home, database, redis, options, nodes: Vec::new(), journal };
         let counts = [
             (Role::Dispatcher, cluster.options.dispatchers),
             (Role::Executor, cluster.options.executors),
@@ -146,12 +147,37 @@ impl Cluster {
     /// # Errors
     /// If it cannot be started.
     pub fn add(&mut self, role: Role, environment: &[(&str, &str)]) -> Result<String> {
-        self.started += 1;
         let number = self.nodes.iter().filter(|node| node.role == role).count() + 1;
         let name = format!("{}-{number}", role.name());
         let (admin_port, port) = (free_port()?, if role == Role::Gateway { free_port()? } else { 0 });
-        let program = binary(role)?;
-        let mut command = Command::new(&program);
+        let own = |(variable, value): &(&str, &str)| ((*variable).to_owned(), (*value).to_owned());
+        let environment: Vec<(String, String)> = environment.iter().map(own).collect();
+        let process = self.spawn(&name, role, (admin_port, port), &environment)?;
+        self.nodes.push(Node { name: name.clone(), role, admin_port, port, environment, process });
+        Ok(name)
+    }
+
+    /// Starts a process that has ended again, with the same ports and settings. It may not be ready yet.
+    ///
+    /// # Errors
+    /// If it still lives, or cannot be started.
+    pub fn start_again(&mut self, name: &str) -> Result<()> {
+        let node = self.node(name);
+        ensure!(!node.lives(), "{name} lives");
+        let (role, ports, environment) = (node.role, (node.admin_port, node.port), node.environment.clone());
+        let process = self.spawn(name, role, ports, &environment)?;
+        self.node(name).process = process;
+        Ok(())
+    }
+
+    fn spawn(
+        &self,
+        name: &str,
+        role: Role,
+        (admin_port, port): (u16, u16),
+        environment: &[(String, String)],
+    ) -> Result<Process> {
+        let mut command = Command::new(binary(role)?);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("RUST_BACKTRACE", "1").env("CARILLON_LOG_LEVEL", "info");
         command.env("CARILLON_POSTGRES_URL", &self.options.postgres_url);
@@ -161,15 +187,10 @@ impl Cluster {
             command.env("CARILLON_GATEWAY_LISTEN", format!("127.0.0.1:{port}"));
         }
         command.env(journal::VARIABLE, &self.journal);
-        for (variable, value) in &self.options.environment {
-            // One list for all: a setting of another service is passed by.
-            command.env(variable, value);
-        }
-        command.envs(environment.iter().copied());
+        // One list for all: a setting of another service is passed by.
+        command.envs(self.options.environment.iter().cloned()).envs(environment.iter().cloned());
         let log = self.home.path().join(format!("{name}.log"));
-        let process = self.home.spawn(&name, &mut command, &log, Signal::SIGKILL)?;
-        self.nodes.push(Node { name: name.clone(), role, admin_port, port, process });
-        Ok(name)
+        self.home.spawn(name, &mut command, &log, Signal::SIGKILL)
     }
 
     /// Waits until each process is ready.
@@ -246,6 +267,11 @@ impl Cluster {
     /// The file that the handlers write.
     pub fn journal(&self) -> &Path {
         &self.journal
+    }
+
+    /// Where the logs of the processes are, and the journal.
+    pub fn directory(&self) -> &Path {
+        self.home.path()
     }
 
     /// The end of each process' log: what a failing test should show.
@@ -355,6 +381,11 @@ impl Node {
             }
         }
         Ok(sum)
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<String> {
+        self.process.ended().map(|status| status.to_string())
     }
 
     /// Its log so far.

@@ -5,8 +5,11 @@
 //! ```json
 //! {"execution":"01a3185c-…","attempt":1,"job":"01a3…","event":"start","at":"2026-11-24T16:14:03.123456Z","worker":"…","pid":4711}
 //! {"execution":"01a3185c-…","attempt":1,"job":"01a3…","event":"end","at":"2026-11-24T16:14:03.200001Z","worker":"…","pid":4711,"outcome":"success"}
+//! {"execution":"01a3185c-…","attempt":1,"job":"01a3…","event":"recorded","at":"2026-11-24T16:14:03.203111Z","worker":"…","pid":4711}
 //! ```
-//! `start` is the handler's first act and `end` its last. A handler that was stopped or killed has no `end`.
+//! `start` is the handler's first act and `end` its last. A handler that was stopped or killed has no `end`. `recorded` is
+//! written when Postgres has answered that what became of the attempt is recorded, and that it counts: from then on nothing
+//! excuses another start of it.
 
 use std::path::Path;
 
@@ -29,7 +32,8 @@ pub struct Line {
     pub job: Uuid,
     /// What happened.
     pub event: Event,
-    /// When, by the clock of the machine.
+    /// When, by the clock of its process: a test that gives processes clocks of their own corrects it
+    /// ([`crate::history::History::correct_clocks`]).
     pub at: DateTime<Utc>,
     /// The executor's own name for itself.
     pub worker: String,
@@ -49,6 +53,8 @@ pub enum Event {
     Start,
     /// Its last.
     End,
+    /// Postgres has it, and it counts.
+    Recorded,
 }
 
 /// Reads a journal. A file that does not exist is empty; a last line without its end (a process died while it wrote) is

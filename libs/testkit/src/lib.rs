@@ -3,6 +3,7 @@
 //! - [`Postgres`]: a server of one's own, to stop, restart and mistreat; [`Redis`]: one's own anyway, it starts in 20 ms;
 //! - [`Proxy`]: a line that can be cut, silenced, slowed and healed;
 //! - [`Cluster`]: the real binaries as processes, to kill, freeze, thaw and stop;
+//! - [`wall_clock`]: clocks of their own for processes;
 //! - [`wait_until`]: instead of a sleep; says what it saw last when it gives up;
 //! - [`journal`] and [`history`]: what handlers did, and the judge over it: lost, doubled, overlapped, early, miscounted,
 //!   left behind.
@@ -20,11 +21,12 @@ mod proxy;
 mod redis;
 mod resp;
 mod wait;
+pub mod wall_clock;
 
-pub use carillon_servers::{StopMode, free_port};
+pub use carillon_servers::{Home, StopMode, free_port};
 pub use cluster::{Cluster, ClusterOptions, Node, Role};
 pub use postgres::{Database, Postgres};
-pub use proxy::Proxy;
+pub use proxy::{Proxy, Towards};
 pub use redis::Redis;
 pub use resp::{Reply, RespClient};
 pub use wait::wait_until;

@@ -139,7 +139,15 @@ impl Postgres {
     /// # Errors
     /// If Postgres is not installed or does not start.
     pub async fn start(settings: &[(&str, &str)]) -> Result<Self> {
-        let server = start_server(settings.to_vec()).await?;
+        Self::start_in(Home::temporary()?, settings).await
+    }
+
+    /// The same, whose data is in a directory of the caller's choice: a small disk, say.
+    ///
+    /// # Errors
+    /// If Postgres is not installed or does not start.
+    pub async fn start_in(home: Home, settings: &[(&str, &str)]) -> Result<Self> {
+        let server = start_server(home, settings.to_vec()).await?;
         let admin_url = server.url("postgres");
         let database = Database::on(&admin_url, None).await?;
         migrate(database.url()).await?;
@@ -164,6 +172,11 @@ impl Postgres {
         self.server().start()
     }
 
+    /// Whether its process lives: a full disk ends it.
+    pub fn lives(&self) -> bool {
+        self.server().process().is_some_and(|process| process.ended().is_none())
+    }
+
     /// Its process id while it runs: to freeze it, or to read what it has used.
     pub fn pid(&self) -> Option<i32> {
         self.server().process().map(|process| process.pid())
@@ -177,7 +190,7 @@ impl Postgres {
 async fn shared() -> Result<&'static Shared> {
     SHARED
         .get_or_try_init(|| async {
-            let server = start_server(Vec::new()).await?;
+            let server = start_server(Home::temporary()?, Vec::new()).await?;
             let url = server.url("postgres");
             let mut admin = PgConnection::connect(&url).await?;
             run(&mut admin, format!("CREATE DATABASE {TEMPLATE}")).await?;
@@ -191,12 +204,11 @@ async fn shared() -> Result<&'static Shared> {
 }
 
 /// On a thread for blocking work: making a data directory takes a second.
-async fn start_server(settings: Vec<(&str, &str)>) -> Result<PostgresServer> {
+async fn start_server(home: Home, settings: Vec<(&str, &str)>) -> Result<PostgresServer> {
     let own: Vec<(String, String)> = settings.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
     let started = tokio::task::spawn_blocking(move || {
         let mut settings = FAST.to_vec();
         settings.extend(own.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-        let home = Home::temporary()?;
         let mut server = PostgresServer::new(&home, "postgres", free_port()?, &settings)?;
         server.start()?;
         Ok(server)

@@ -29,9 +29,32 @@ struct Line {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Open,
-    Silent,
+    Silent(Towards),
     Refusing,
     Closed,
+}
+
+/// Which way bytes vanish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Towards {
+    /// What clients send does not arrive; new connections are not made.
+    Server,
+    /// What the server answers does not arrive.
+    Client,
+    /// Neither.
+    Both,
+}
+
+impl State {
+    const fn swallows(self, way: Towards) -> bool {
+        match self {
+            Self::Silent(Towards::Both) => true,
+            Self::Silent(towards) => {
+                matches!((towards, way), (Towards::Server, Towards::Server) | (Towards::Client, Towards::Client))
+            }
+            Self::Open | Self::Refusing | Self::Closed => false,
+        }
+    }
 }
 
 /// A line from a port of its own to `target`.
@@ -97,7 +120,12 @@ impl Proxy {
 
     /// Nothing gets through any more in either direction, and nobody is told.
     pub fn silence(&self) {
-        self.change(|line| line.state = State::Silent);
+        self.silence_towards(Towards::Both);
+    }
+
+    /// Nothing gets through any more that way, and nobody is told.
+    pub fn silence_towards(&self, way: Towards) {
+        self.change(|line| line.state = State::Silent(way));
     }
 
     /// The connections that stand fall silent for good, as by a firewall that has forgotten them; new ones are welcome.
@@ -153,7 +181,9 @@ async fn accept(listener: TcpListener, target: u16, mut line: watch::Receiver<Li
 async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Line>, number: u64) {
     let generation = line.borrow().generation;
     // In silence the other side is not even reached.
-    if line.wait_for(|line| line.state != State::Silent).await.is_err() || line.borrow().state == State::Refusing {
+    if line.wait_for(|line| !line.state.swallows(Towards::Server)).await.is_err()
+        || line.borrow().state == State::Refusing
+    {
         return reset(&client);
     }
     let mut server = match TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, target))).await {
@@ -167,8 +197,8 @@ async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Lin
         let (from_server, to_server) = server.split();
         let both = async {
             tokio::join!(
-                pump(from_client, to_server, line.clone(), number),
-                pump(from_server, to_client, line.clone(), number)
+                pump(from_client, to_server, Towards::Server, line.clone(), number),
+                pump(from_server, to_client, Towards::Client, line.clone(), number)
             )
         };
         let mut line = line.clone();
@@ -184,7 +214,13 @@ async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Lin
 }
 
 /// Carries one direction to its end.
-async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: watch::Receiver<Line>, number: u64) {
+async fn pump(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    way: Towards,
+    mut line: watch::Receiver<Line>,
+    number: u64,
+) {
     let mut bytes = vec![0; 64 * 1024];
     loop {
         let Ok(count) = from.read(&mut bytes).await else { return };
@@ -192,7 +228,7 @@ async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: watch::Re
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        if line.wait_for(|line| line.state != State::Silent && number >= line.silent_before).await.is_err() {
+        if line.wait_for(|line| !line.state.swallows(way) && number >= line.silent_before).await.is_err() {
             return;
         }
         if count == 0 {
@@ -223,6 +259,16 @@ mod tests {
         let mut client = RespClient::connect(proxy.port()).unwrap();
         assert_eq!(client.command(&["PING"]).unwrap().text(), Some("PONG"));
 
+        proxy.silence_towards(Towards::Client);
+        client.send(&["SET", "arrived", "1"]).unwrap();
+        crate::wait_until("what was sent to arrive", Duration::from_secs(5), || {
+            let arrived = redis.command(&["GET", "arrived"]).unwrap();
+            std::future::ready(if arrived.text() == Some("1") { Ok(()) } else { Err("it has not") })
+        })
+        .await
+        .unwrap();
+        proxy.silence_towards(Towards::Server);
+        assert_eq!(client.receive().unwrap().text(), Some("OK"), "the answer passes once that way is open");
         proxy.silence();
         let (answer, answered) = mpsc::channel();
         std::thread::spawn(move || {

@@ -66,12 +66,28 @@ impl RespClient {
     /// # Errors
     /// If Redis refuses it or the connection breaks.
     pub fn command(&mut self, words: &[&str]) -> Result<Reply> {
+        self.send(words)?;
+        self.receive().with_context(|| words.join(" "))
+    }
+
+    /// Sends one command; [`RespClient::receive`] reads its reply.
+    ///
+    /// # Errors
+    /// If the connection breaks.
+    pub fn send(&mut self, words: &[&str]) -> Result<()> {
         let mut request = format!("*{}\r\n", words.len());
         for word in words {
             request.push_str(&format!("${}\r\n{word}\r\n", word.len()));
         }
-        self.stream.get_mut().write_all(request.as_bytes())?;
-        self.reply().with_context(|| words.join(" "))
+        Ok(self.stream.get_mut().write_all(request.as_bytes())?)
+    }
+
+    /// The next reply.
+    ///
+    /// # Errors
+    /// If Redis refused the command or the connection breaks.
+    pub fn receive(&mut self) -> Result<Reply> {
+        self.reply()
     }
 
     fn reply(&mut self) -> Result<Reply> {

@@ -1,6 +1,6 @@
 //! What handlers did, as a witness that does not go through Postgres: when `CARILLON_TEST_JOURNAL` names a file, each start
-//! and end of a handler is appended to it as one JSON line by one write. For tests; without the variable it costs one look at
-//! a static.
+//! and end of a handler, and each end that is recorded, is appended to it as one JSON line by one write. For tests; without
+//! the variable it costs one look at a static.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use chrono::{SecondsFormat, Utc};
 use serde_json::json;
 use tracing::warn;
+use uuid::Uuid;
 
 use crate::handler::Context;
 use crate::runner::Ended;
@@ -32,21 +33,25 @@ pub(crate) fn open(worker: &str) {
 }
 
 pub(crate) fn start(context: &Context) {
-    write(context, "start", None);
+    write((context.execution, context.attempt, context.job), "start", None);
 }
 
 pub(crate) fn end(context: &Context, ended: &Ended) {
-    if FILE.get().is_some_and(Option::is_some) {
-        write(context, "end", Some(ended.error.as_deref().unwrap_or("success")));
-    }
+    let outcome = ended.error.as_deref().unwrap_or("success");
+    write((context.execution, context.attempt, context.job), "end", Some(outcome));
 }
 
-fn write(context: &Context, event: &str, outcome: Option<&str>) {
+/// Postgres has answered that the end of this attempt is recorded and counts.
+pub(crate) fn recorded(execution: Uuid, attempt: u32, job: Uuid) {
+    write((execution, attempt, job), "recorded", None);
+}
+
+fn write((execution, attempt, job): (Uuid, u32, Uuid), event: &str, outcome: Option<&str>) {
     let Some(Some(mut file)) = FILE.get().map(Option::as_ref) else { return };
     let mut line = json!({
-        "execution": context.execution,
-        "attempt": context.attempt,
-        "job": context.job,
+        "execution": execution,
+        "attempt": attempt,
+        "job": job,
         "event": event,
         "at": Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true),
         "worker": WORKER.get(),

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::in_hand::Key;
 use crate::incarnation::Incarnation;
+use crate::journal;
 use crate::message::Message;
 use crate::slots::Slots;
 
@@ -85,8 +86,8 @@ impl Recorder {
                 ToRecord::Started(key, what) => started.push((key, what)),
                 ToRecord::Finished(entry) => {
                     let FinishedEntry { key, line, id, job, last, was_cancelled, finished: what } = *entry;
+                    entries.push(Acknowledgement { key, line, id, job, attempt: what.attempt, last, was_cancelled });
                     finished.push(what);
-                    entries.push(Acknowledgement { key, line, id, job, last, was_cancelled });
                 }
             }
         }
@@ -150,7 +151,10 @@ impl Recorder {
         for (entry, verdict) in entries.iter().zip(verdicts) {
             count(*verdict);
             match verdict {
-                Verdict::Recorded(status) => retries |= *status == Status::Retrying,
+                Verdict::Recorded(status) => {
+                    retries |= *status == Status::Retrying;
+                    journal::recorded(entry.key.execution, entry.attempt.unsigned_abs().into(), entry.job);
+                }
                 Verdict::Over { .. } => {}
                 Verdict::Lost | Verdict::Running { .. } => {
                     warn!(execution.id = %entry.key.execution, "a result came too late: somebody else has this execution");
@@ -183,6 +187,7 @@ struct Acknowledgement {
     line: usize,
     id: EntryId,
     job: Uuid,
+    attempt: i16,
     last: bool,
     was_cancelled: bool,
 }

@@ -6,14 +6,15 @@ use carillon_core::execution::Status;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Execution, History, LostWorker, Violation};
+use super::{Bounds, Execution, History, LostWorker, Violation};
 use crate::journal::{Event, Line};
 
-/// One start of a handler, with its end if it wrote one.
+/// One start of a handler, with its end if it wrote one, and whether Postgres has it.
 #[derive(Clone, Copy, Debug)]
 struct Run<'a> {
     start: &'a Line,
     end: Option<&'a Line>,
+    recorded: bool,
 }
 
 /// From, to, and of which execution.
@@ -107,18 +108,27 @@ impl History {
         }
     }
 
-    /// Starts and ends of each attempt, in order of time. An end belongs to the last start of the same process before it.
+    /// Starts and ends of each attempt, in order of time. An end, and a record, belongs to the last start of the same process
+    /// before it.
     fn runs(&self) -> Runs<'_> {
         let mut lines: Vec<&Line> = self.journal.iter().collect();
         lines.sort_by_key(|line| line.at);
         let mut runs: Runs<'_> = BTreeMap::new();
         for line in lines {
-            let attempt = runs.entry((line.execution, line.attempt)).or_default();
             if line.event == Event::Start {
-                attempt.push(Run { start: line, end: None });
-            } else if let Some(run) =
-                attempt.iter_mut().rev().find(|run| run.end.is_none() && run.start.pid == line.pid)
-            {
+                let attempt = runs.entry((line.execution, line.attempt)).or_default();
+                attempt.push(Run { start: line, end: None, recorded: false });
+                continue;
+            }
+            // What ended without a start (a cancel before it) is recorded too: there is no run of it.
+            let Some(attempt) = runs.get_mut(&(line.execution, line.attempt)) else { continue };
+            let mut own = attempt.iter_mut().rev().filter(|run| run.start.pid == line.pid);
+            if line.event == Event::Recorded {
+                // One that was taken back by the process that had it ends one of its runs; which does not matter.
+                if let Some(run) = own.next() {
+                    run.recorded = true;
+                }
+            } else if let Some(run) = own.find(|run| run.end.is_none()) {
                 run.end = Some(line);
             }
         }
@@ -130,7 +140,7 @@ impl History {
         for ((execution, attempt), runs) in runs {
             let name = format!("execution {execution} attempt {attempt}");
             for (index, pair) in runs.windows(2).enumerate() {
-                if self.excuse(&pair[0]).is_none() {
+                if !self.is_excused(&pair[0], pair[1].start.at) {
                     let [first, second] = [pair[0].start, pair[1].start];
                     let text = format!(
                         "{name}, start {} at {} by process {}, after that of process {} at {}",
@@ -144,7 +154,7 @@ impl History {
                 }
             }
             let ended: Vec<&Run<'_>> = runs.iter().filter(|run| run.end.is_some()).collect();
-            if ended.len() > 1 && ended[..ended.len() - 1].iter().any(|run| self.excuse(run).is_none()) {
+            if ended.windows(2).any(|pair| !self.is_excused(pair[0], pair[1].start.at)) {
                 found.push(Violation::DoubledEnd(format!("{name}, {} times", ended.len())));
             }
             // Takes are counted per attempt and only the current one's are kept.
@@ -156,13 +166,30 @@ impl History {
         }
     }
 
-    /// The loss that excuses another start of what this run was: its process was lost before the run ended.
-    fn excuse(&self, run: &Run<'_>) -> Option<&LostWorker> {
-        self.lost_workers.iter().find(|lost| {
-            let began_before_its_return = lost.until.is_none_or(|until| run.start.at <= until);
-            let ended_before_it_was_lost = run.end.is_some_and(|end| end.at < lost.from);
-            lost.pid == run.start.pid && began_before_its_return && !ended_before_it_was_lost
-        })
+    /// Whether another start, at `again`, of what this run was is excused: it was in flight in a process that was lost by then.
+    fn is_excused(&self, run: &Run<'_>, again: DateTime<Utc>) -> bool {
+        !run.recorded && self.losses_of(run).any(|lost| lost.from <= again && self.was_long_enough(lost, run, again))
+    }
+
+    /// The losses that met a run.
+    fn losses_of(&self, run: &Run<'_>) -> impl Iterator<Item = &LostWorker> {
+        let (pid, began) = (run.start.pid, run.start.at);
+        self.lost_workers.iter().filter(move |lost| lost.pid == pid && lost.until.is_none_or(|until| began <= until))
+    }
+
+    /// Promise 3: one that came back was away for a lease, or for W if Redis lost data between the run's start and the next.
+    /// A quarter is for the last beat, or flush, before it went.
+    fn was_long_enough(&self, lost: &LostWorker, run: &Run<'_>, again: DateTime<Utc>) -> bool {
+        let Some(until) = lost.until else { return true };
+        let Bounds { window, lease } = self.bounds;
+        let redis_lost = self.redis_losses.iter().any(|at| run.start.at - window <= *at && *at <= again);
+        let least = if redis_lost { window } else { lease };
+        until - lost.from >= least * 3 / 4
+    }
+
+    /// Whether a run may have gone on in a lost worker: promise 5 lets it overlap.
+    fn may_run_on(&self, run: &Run<'_>) -> bool {
+        !run.recorded && self.losses_of(run).next().is_some()
     }
 
     fn check_overlap(&self, runs: &Runs<'_>, found: &mut Vec<Violation>) {
@@ -171,8 +198,7 @@ impl History {
         let mut by_job: BTreeMap<Uuid, Vec<Interval>> = BTreeMap::new();
         for ((execution, attempt), runs) in runs {
             for run in runs {
-                // What ran on in a lost worker may overlap: promise 5 says so.
-                if exclusive.contains(&run.start.job) && self.excuse(run).is_none() {
+                if exclusive.contains(&run.start.job) && !self.may_run_on(run) {
                     let end = run.end.map_or_else(|| end_of_stopped(rows.get(execution), *attempt, run), |end| end.at);
                     by_job.entry(run.start.job).or_default().push((run.start.at, end, *execution));
                 }
@@ -249,10 +275,12 @@ impl History {
             let open = count(|status| !status.is_final());
             let finished = count(Status::is_final);
             let succeeded = count(|status| status == Status::Success);
+            let failed = count(|status| matches!(status, Status::Failed | Status::Timeout));
             for (what, counted, rows) in [
                 ("claimed_count - finished_count", job.claimed_count - job.finished_count, open),
                 ("finished_count", job.finished_count, finished),
                 ("success_count", job.success_count, succeeded),
+                ("failure_count", job.failure_count, failed),
             ] {
                 if counted != rows {
                     found.push(Violation::Miscounted(format!("job {}: {what} = {counted}, rows {rows}", job.name)));

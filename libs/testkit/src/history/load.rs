@@ -33,6 +33,7 @@ impl History {
         let jobs = sqlx::query(
             "SELECT j.id, j.name, j.allow_overlap, coalesce(t.claimed_count, 0) AS claimed,
                     coalesce(s.finished_count, 0) AS finished, coalesce(s.success_count, 0) AS succeeded,
+                    coalesce(s.failure_count, 0) AS failed,
                     coalesce(t.fire_at <= now(), false) AS overdue
              FROM jobs j LEFT JOIN job_timers t ON t.job_id = j.id LEFT JOIN job_stats s ON s.job_id = j.id
              ORDER BY j.id",
@@ -48,6 +49,7 @@ impl History {
                 claimed_count: row.try_get("claimed")?,
                 finished_count: row.try_get("finished")?,
                 success_count: row.try_get("succeeded")?,
+                failure_count: row.try_get("failed")?,
             });
         }
         let executions = sqlx::query(

@@ -1,20 +1,21 @@
 //! The judge. From what Postgres records, what handlers wrote into their journal and what is left in Redis, it says which
 //! promise was broken. Pure over [`History`]; [`History::load`] reads one.
 //!
-//! What it needs to be told: which fires were expected, which triggers were answered, and which workers the test lost
-//! (killed, froze, cut off) when. Only a lost worker excuses a second start or an overlap, and only for what it had started
-//! before it was lost or while it was.
+//! What it needs to be told: which fires were expected, which triggers were answered, which workers the test lost (killed,
+//! froze, cut off from Postgres) when, and when Redis lost data. Only a lost worker excuses a second start or an overlap, and
+//! only of the very executions in flight: started there, and not recorded by it. One that was recorded is never excused, and
+//! one that came back is excused only if it was away for a lease, or for W where Redis lost data meanwhile (promise 3).
 
 mod check;
 mod load;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use carillon_core::execution::Status;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use crate::journal;
@@ -44,6 +45,19 @@ pub struct History {
     pub triggered: HashSet<Uuid>,
     /// Told by the test: workers that it lost.
     pub lost_workers: Vec<LostWorker>,
+    /// Told by the test: when Redis lost what it held, or some of it.
+    pub redis_losses: Vec<DateTime<Utc>>,
+    /// Told by the test: how long a worker that came back must have been away. Without, any time will do.
+    pub bounds: Bounds,
+}
+
+/// The two durations that the promises hang on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// W.
+    pub window: TimeDelta,
+    /// Of an executor.
+    pub lease: TimeDelta,
 }
 
 /// A job as far as it is judged.
@@ -61,6 +75,8 @@ pub struct Job {
     pub finished_count: i64,
     /// `job_stats.success_count`.
     pub success_count: i64,
+    /// `job_stats.failure_count`.
+    pub failure_count: i64,
 }
 
 /// An execution as far as it is judged.
@@ -97,14 +113,14 @@ pub struct Stream {
     pub pending: i64,
 }
 
-/// A worker that the test killed, froze or cut off.
+/// A worker that the test killed, told to stop, froze, or cut off from Postgres.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LostWorker {
     /// Its process.
     pub pid: i32,
     /// Since when.
     pub from: DateTime<Utc>,
-    /// Until when it was frozen or cut off; none: it is dead, or still so.
+    /// Until when it was frozen or cut off; none: it is dead (or told to end), or still frozen or cut off.
     pub until: Option<DateTime<Utc>>,
 }
 
@@ -169,6 +185,15 @@ impl fmt::Display for Violation {
 }
 
 impl History {
+    /// Tells by how much the wall clocks of processes were ahead, by process id: what they wrote is set right.
+    pub fn correct_clocks(&mut self, ahead: &HashMap<i32, TimeDelta>) {
+        for line in &mut self.journal {
+            if let Some(ahead) = ahead.get(&line.pid) {
+                line.at -= *ahead;
+            }
+        }
+    }
+
     /// This history, in which `job` must have exactly one execution for `at`.
     pub fn expect_fire(&mut self, job: Uuid, at: DateTime<Utc>) {
         self.expected.push((job, at));

@@ -45,6 +45,7 @@ fn right() -> History {
             claimed_count: 2,
             finished_count: 2,
             success_count: 2,
+            failure_count: 0,
         }],
         executions: vec![row(0), row(100)],
         journal: Vec::new(),
@@ -54,6 +55,7 @@ fn right() -> History {
     for due in [0, 100] {
         history.journal.push(line(due, Event::Start, due + 1, 1));
         history.journal.push(line(due, Event::End, due + 50, 1));
+        history.journal.push(line(due, Event::Recorded, due + 53, 1));
         history.expect_fire(JOB, at(due));
     }
     history
@@ -63,10 +65,12 @@ fn lost(pid: i32, from: i64, until: Option<i64>) -> LostWorker {
     LostWorker { pid, from: at(from), until: until.map(at) }
 }
 
-/// The first fire runs again at 60 ms in process 2, which takes it.
+/// The first fire was not recorded, and runs again at 60 ms in process 2, which takes it.
 fn run_again(history: &mut History) {
+    history.journal.retain(|line| line.execution != fire(0) || line.event != Event::Recorded);
     history.journal.push(line(0, Event::Start, 60, 2));
     history.journal.push(line(0, Event::End, 90, 2));
+    history.journal.push(line(0, Event::Recorded, 92, 2));
     history.executions[0].take = 1;
 }
 
@@ -120,8 +124,11 @@ fn a_second_start_needs_a_lost_worker() {
     // Frozen from 20 to 55 ms, while it ran.
     history.lost_workers = vec![lost(1, 20, Some(55))];
     assert_eq!(history.violations(), []);
-    // Lost only after it had ended: no excuse.
+    // Lost after it had ended, but before that was recorded.
     history.lost_workers = vec![lost(1, 51, None)];
+    assert_eq!(history.violations(), []);
+    // Lost only after the other had started: no excuse.
+    history.lost_workers = vec![lost(1, 61, None)];
     assert_found(&history, |found| matches!(found, Violation::DoubledStart(_)));
     // Back before it had started: no excuse.
     history.lost_workers = vec![lost(1, -50, Some(0))];
@@ -129,6 +136,45 @@ fn a_second_start_needs_a_lost_worker() {
     // Another was lost.
     history.lost_workers = vec![lost(3, 20, None)];
     assert_found(&history, |found| matches!(found, Violation::DoubledEnd(_)));
+}
+
+#[test]
+fn what_was_recorded_is_excused_by_nothing() {
+    let mut history = right();
+    run_again(&mut history);
+    history.journal.push(line(0, Event::Recorded, 53, 1));
+    history.lost_workers = vec![lost(1, 54, None)];
+    assert_found(&history, |found| matches!(found, Violation::DoubledStart(_)));
+    assert_found(&history, |found| matches!(found, Violation::DoubledEnd(_)));
+}
+
+#[test]
+fn who_came_back_excuses_only_after_a_lease_or_a_window_if_redis_lost_data() {
+    let mut history = right();
+    run_again(&mut history);
+    history.bounds = Bounds { window: TimeDelta::milliseconds(20), lease: TimeDelta::milliseconds(200) };
+    history.lost_workers = vec![lost(1, 20, Some(55))];
+    assert_found(&history, |found| matches!(found, Violation::DoubledStart(_)));
+    history.redis_losses = vec![at(30)];
+    assert_eq!(history.violations(), []);
+    // Long before it started, and after the other had.
+    for ms in [-30, 61] {
+        history.redis_losses = vec![at(ms)];
+        assert_found(&history, |found| matches!(found, Violation::DoubledStart(_)));
+    }
+    history.bounds.lease = TimeDelta::milliseconds(40);
+    assert_eq!(history.violations(), []);
+}
+
+#[test]
+fn clocks_of_processes_are_set_right() {
+    let mut history = right();
+    for line in &mut history.journal {
+        line.at -= TimeDelta::hours(5);
+    }
+    assert_found(&history, |found| matches!(found, Violation::Early(_)));
+    history.correct_clocks(&HashMap::from([(1, TimeDelta::hours(-5)), (2, TimeDelta::hours(9))]));
+    assert_eq!(history.violations(), []);
 }
 
 #[test]
@@ -147,6 +193,8 @@ fn runs_of_a_job_without_overlap_may_not_overlap() {
     overlapping(&mut history);
     assert_found(&history, |found| matches!(found, Violation::Overlapped(_)));
     history.lost_workers = vec![lost(1, 20, Some(60))];
+    assert_found(&history, |found| matches!(found, Violation::Overlapped(_)));
+    history.journal.remove(2);
     assert_eq!(history.violations(), [], "it ran on in a worker that was lost");
     let mut history = right();
     overlapping(&mut history);
@@ -160,7 +208,7 @@ fn a_run_that_was_stopped_ends_when_it_is_recorded() {
     history.journal.remove(1);
     history.executions[0].status = Status::Timeout;
     history.executions[0].completed_at = Some(at(150));
-    history.jobs[0].success_count = 1;
+    (history.jobs[0].success_count, history.jobs[0].failure_count) = (1, 1);
     assert_found(&history, |found| matches!(found, Violation::Overlapped(_)));
     history.executions[0].completed_at = Some(at(90));
     assert_eq!(history.violations(), []);
@@ -169,7 +217,7 @@ fn a_run_that_was_stopped_ends_when_it_is_recorded() {
 #[test]
 fn a_start_before_the_instant_is_early() {
     let mut history = right();
-    history.journal[2].at = at(100) - TimeDelta::microseconds(1);
+    history.journal[3].at = at(100) - TimeDelta::microseconds(1);
     assert_found(&history, |found| matches!(found, Violation::Early(_)));
     let mut history = right();
     history.executions[0].started_at = Some(at(-1));
@@ -183,7 +231,7 @@ fn record_and_journal_must_agree() {
     history.expected.clear();
     assert_found(&history, |found| matches!(found, Violation::Unrecorded(_)));
     let mut history = right();
-    history.journal.truncate(3);
+    history.journal.truncate(4);
     assert_found(&history, |found| matches!(found, Violation::Unrecorded(_)));
 }
 
@@ -193,6 +241,7 @@ fn counters_must_agree_with_the_rows_but_what_is_born_skipped_counts_nowhere() {
         |job: &mut Job| job.claimed_count += 1,
         |job: &mut Job| job.finished_count -= 1,
         |job: &mut Job| job.success_count += 1,
+        |job: &mut Job| job.failure_count += 1,
     ] {
         let mut history = right();
         change(&mut history.jobs[0]);
