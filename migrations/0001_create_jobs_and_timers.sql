@@ -70,10 +70,11 @@ CREATE TABLE queues (
 );
 
 -- Jobs that some dispatcher shall look at, outside of any claim or flush: so far, whether a job whose timetable has ended is
--- complete (H62). Written by whatever ends an execution, in its transaction; deleted by whoever has looked.
+-- complete (H62). Written by whatever ends an execution, in its transaction; deleted by whoever has looked. No foreign key:
+-- its check would wait for a lock on the job, and refuse what ends an execution of a job that is gone.
 CREATE TABLE job_attention (
     id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    job_id uuid NOT NULL REFERENCES jobs (id) ON DELETE CASCADE
+    job_id uuid NOT NULL
 );
 
 -- One narrow, hot row a job; it lives as long as its job (PROTOCOL R20), so that claimed_count is never born again.

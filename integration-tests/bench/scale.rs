@@ -264,7 +264,9 @@ fn finished(execution: Uuid, claim: i64, at: DateTime<Utc>) -> Finished {
     Finished {
         held: Held { execution, claim, take: 0 },
         attempt: 1,
+        revision: 1,
         status: Status::Success,
+        timed_out: false,
         started_at: Some(at),
         ended_at: at,
         next_retry_at: None,

@@ -30,6 +30,13 @@ pub fn first_at(at: DateTime<Utc>) -> Uuid {
     Uuid::from_u128(u128::from(clamped_ms(at)) << 80)
 }
 
+/// The day (UTC, counted from 1970) of an execution's id: those of one day lie in one partition.
+pub fn day(execution: Uuid) -> u64 {
+    const DAY_MS: u128 = 24 * 60 * 60 * 1_000;
+    // 48 bits of milliseconds are far fewer days than fit.
+    u64::try_from((execution.as_u128() >> 80) / DAY_MS).unwrap_or(u64::MAX)
+}
+
 /// A time-ordered id for a job created at `at` (UUID version 7 layout, random tail given by the caller).
 pub fn job_created(at: DateTime<Utc>, random: [u8; 10]) -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(clamped_ms(at), &random).into_uuid()
@@ -71,6 +78,16 @@ mod tests {
         assert_eq!(id.get_version_num(), 8);
         assert_eq!(&id.to_string()[..13], "01a3185c-5000");
         assert_eq!(id.to_string(), "01a3185c-5000-831e-83d6-8ad6d7cd4720");
+    }
+
+    #[test]
+    fn a_day_is_what_lies_between_two_midnights() {
+        const DAY: i64 = 86_400_000;
+        let job = Uuid::from_u128(9);
+        for (ms, expected) in [(0, 0), (DAY - 1, 0), (DAY, 1), (20_000 * DAY + 5, 20_000), (-5, 0)] {
+            assert_eq!(day(execution_for_fire(job, at(ms))), expected, "{ms}");
+        }
+        assert_eq!(day(first_at(at(7 * DAY))), 7);
     }
 
     #[test]

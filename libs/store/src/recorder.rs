@@ -1,8 +1,14 @@
 //! What executors write about executions: RUNNING (R10) and the end of an attempt (R11), a batch at a time.
 //!
-//! Every final state is written here or by the cancel of something that was never published (R17); statistics, logs and
-//! retries hang on what the UPDATE returned and on nothing else, so that running the same batch again adds nothing (H17).
-//! An outcome that is not known (connection cut at COMMIT) or a deadlock is therefore answered by running it again.
+//! `finish` is the first of the three functions that write a final state (R17a). Statistics, logs, retries, attempts and the
+//! note that a job may be complete hang on what its UPDATE returned and on nothing else, so that running the same batch again
+//! adds nothing (H17). An outcome that is not known (connection cut at COMMIT) or a deadlock is therefore answered by running
+//! it again.
+//!
+//! Who finds a row locked waits for it, which in the ordinary case takes as long as another's commit. A lock that stays is a
+//! [`crate::Error::Busy`] before long; then [`Store::record_unlocked`] writes all but what is locked, without waiting.
+
+mod unlocked;
 
 use carillon_core::execution::Status;
 use chrono::{DateTime, Utc};
@@ -30,6 +36,8 @@ pub struct Started {
     pub held: Held,
     /// When its handler started, by the database's clock.
     pub started_at: DateTime<Utc>,
+    /// Revision of the definition that it runs.
+    pub revision: i64,
 }
 
 /// One log line of a handler.
@@ -50,8 +58,12 @@ pub struct Finished {
     pub held: Held,
     /// Which attempt.
     pub attempt: i16,
+    /// Revision of the definition that ran; of one that never started the row keeps its own.
+    pub revision: i64,
     /// What follows, not yet knowing of a requested cancel.
     pub status: Status,
+    /// Where the attempt failed: because it took too long.
+    pub timed_out: bool,
     /// When its handler started; `None` if it never did.
     pub started_at: Option<DateTime<Utc>>,
     /// When it ended, by the database's clock.
@@ -86,6 +98,9 @@ pub enum Verdict {
     },
     /// Somebody else has it. Acknowledge nothing.
     Lost,
+    /// Somebody holds a lock on its row, or on the statistics of its job: nothing is written, try again later. Only
+    /// [`Store::record_unlocked`] answers this.
+    Locked,
     /// R10: RUNNING is written.
     Running {
         /// A cancel was requested meanwhile: stop the handler.
@@ -95,22 +110,25 @@ pub enum Verdict {
 
 /// R10.
 const EXECUTIONS_MARK_RUNNING: &str = "
-UPDATE job_executions e SET status = 'RUNNING', worker_id = $1, started_at = i.started_at
-FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::timestamptz[]) AS i(id, claim, take, started_at)
-WHERE e.id = i.id AND e.id BETWEEN $6 AND $7 AND e.claim = i.claim AND e.take = i.take AND e.status = 'QUEUED'
+UPDATE job_executions e SET status = 'RUNNING', worker_id = $1, started_at = i.started_at, revision = i.revision
+FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::timestamptz[], $6::bigint[]) AS i(id, claim, take, started_at, revision)
+WHERE e.id = i.id AND e.id BETWEEN $7 AND $8 AND e.claim = i.claim AND e.take = i.take AND e.status = 'QUEUED'
 RETURNING e.id, e.cancel_requested";
 
-/// R11. One statement: the rows, the statistics, the retries, the log lines. Expected plan: nested loops from the batch into
-/// the primary keys (the pool of these connections allows nothing else); the bounds on `id` prune the partitions.
+/// R11, R17a. One statement: the rows and all that follows from them. Expected plan: nested loops from the batch into the
+/// primary keys (the pool of these connections allows nothing else); the bounds on `id` prune the partitions.
 const EXECUTIONS_FINISH: &str = "
 WITH input AS (
     SELECT * FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::text[], $6::timestamptz[], $7::timestamptz[],
-                         $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::smallint[])
-      AS i(id, claim, take, status, started_at, ended_at, next_retry_at, result, error, error_stack, reason, queue, priority)
+                         $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::smallint[],
+                         $15::smallint[], $16::bigint[], $17::bool[])
+      AS i(id, claim, take, status, started_at, ended_at, next_retry_at, result, error, error_stack, reason, queue, priority,
+           attempt, revision, timed_out)
 ), finished AS (
     UPDATE job_executions e
     SET status = CASE WHEN e.cancel_requested AND i.status IN ('RETRYING', 'FAILED', 'TIMEOUT') THEN 'CANCELLED' ELSE i.status END,
         started_at = COALESCE(i.started_at, e.started_at),
+        revision = CASE WHEN i.started_at IS NULL THEN e.revision ELSE i.revision END,
         completed_at = CASE WHEN i.status <> 'RETRYING' OR e.cancel_requested THEN i.ended_at END,
         next_retry_at = CASE WHEN i.status = 'RETRYING' AND NOT e.cancel_requested THEN i.next_retry_at END,
         duration_ms = CASE WHEN i.started_at IS NOT NULL THEN (EXTRACT(EPOCH FROM i.ended_at - i.started_at) * 1000)::bigint END,
@@ -121,9 +139,10 @@ WITH input AS (
                       WHEN i.status = 'SUCCESS' THEN i.reason
                       ELSE COALESCE(e.reason, i.reason) END
     FROM input i
-    WHERE e.id = i.id AND e.id BETWEEN $15 AND $16 AND e.claim = i.claim AND e.take = i.take
+    WHERE e.id = i.id AND e.id BETWEEN $18 AND $19 AND e.claim = i.claim AND e.take = i.take
       AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND e.worker_id = $1)
-    RETURNING e.id, e.job_id, e.claim, e.status, e.completed_at, e.duration_ms, i.next_retry_at, i.queue, i.priority
+    RETURNING e.id, e.job_id, e.shard, e.claim, e.status, e.completed_at, e.duration_ms, i.next_retry_at, i.queue, i.priority,
+              i.attempt, i.status AS ended, i.timed_out, i.started_at, i.ended_at, i.error, i.error_stack
 ), stats AS (
     UPDATE job_stats s
     SET finished_count = s.finished_count + f.finished,
@@ -146,22 +165,30 @@ WITH input AS (
     ) f
     WHERE s.job_id = f.job_id
 ), retries AS (
-    INSERT INTO execution_retries (execution_id, job_id, claim, due_at, queue, priority)
-    SELECT id, job_id, claim, next_retry_at, queue, priority FROM finished WHERE status = 'RETRYING'
+    INSERT INTO execution_retries (execution_id, job_id, shard, claim, due_at, queue, priority)
+    SELECT id, job_id, shard, claim, next_retry_at, queue, priority FROM finished WHERE status = 'RETRYING'
     ON CONFLICT (execution_id) DO UPDATE SET claim = EXCLUDED.claim, due_at = EXCLUDED.due_at
+), attempts AS (
+    INSERT INTO execution_attempts (execution_id, attempt, status, started_at, ended_at, worker_id, error, error_stack)
+    SELECT id, attempt, CASE WHEN timed_out THEN 'TIMEOUT' ELSE 'FAILED' END, started_at, ended_at, $1, error, error_stack
+    FROM finished WHERE ended IN ('RETRYING', 'FAILED', 'TIMEOUT')
+    ON CONFLICT DO NOTHING
 ), logs AS (
     INSERT INTO job_execution_logs (execution_id, attempt, line, timestamp, level, message)
     SELECT l.id, l.attempt, l.line, l.timestamp, l.level, l.message
-    FROM UNNEST($17::uuid[], $18::smallint[], $19::int[], $20::timestamptz[], $21::text[], $22::text[])
+    FROM UNNEST($20::uuid[], $21::smallint[], $22::int[], $23::timestamptz[], $24::text[], $25::text[])
          AS l(id, attempt, line, timestamp, level, message)
-    WHERE cardinality($17::uuid[]) > 0 AND l.id IN (SELECT id FROM finished)
+    WHERE cardinality($20::uuid[]) > 0 AND l.id IN (SELECT id FROM finished)
     ON CONFLICT DO NOTHING
+), notes AS (
+    INSERT INTO job_attention (job_id) SELECT DISTINCT job_id FROM finished WHERE status <> 'RETRYING' AND job_id = ANY ($26)
 )
 SELECT id, status FROM finished";
 
 /// For what a guarded UPDATE did not return.
 const EXECUTIONS_LOOK: &str = "
-SELECT e.id, e.claim, e.take, e.status, e.worker_id, e.cancel_requested FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id";
+SELECT e.id, e.claim, e.take, e.status, e.worker_id, e.cancel_requested FROM UNNEST($1::uuid[]) AS i(id)
+JOIN job_executions e ON e.id = i.id WHERE e.id BETWEEN $2 AND $3";
 
 /// A job whose timetable has ended is complete once nothing of it is open. Runs after the finish, in the same transaction,
 /// so that of two executors that finish the last two the later one sees both.
@@ -174,11 +201,12 @@ RETURNING j.id";
 
 impl Store {
     /// R10 and R11: one flush of `worker`, one transaction. `ended_jobs` are those whose last fire is among the finished.
-    /// Answers a verdict for each, first of `started`, then of `finished`.
+    /// Answers a verdict for each, first of `started`, then of `finished`. It touches the fewest partitions, and deadlocks
+    /// with the fewest others, if all are of one day and in the order of their ids.
     ///
     /// # Errors
-    /// [`Error::Unavailable`], [`Error::Conflict`]: run the same again. [`Error::Data`]: one of them holds something that
-    /// Postgres cannot hold.
+    /// [`Error::Unavailable`], [`Error::Conflict`]: run the same again. [`Error::Busy`]: something is locked for long, see
+    /// [`Store::record_unlocked`]. [`Error::Data`]: one of them holds something that Postgres cannot hold.
     pub async fn record(
         &self,
         worker: Uuid,
@@ -189,12 +217,12 @@ impl Store {
         let mut connection = self.pool.acquire().await?;
         if started.is_empty() && ended_jobs.is_empty() {
             // A single statement is a transaction of its own: one round trip.
-            let finished = finish_on_conn(&mut connection, worker, finished).await?;
+            let finished = finish_on_conn(&mut connection, worker, &refs(finished), &[]).await?;
             return Ok((Vec::new(), finished));
         }
         let mut transaction = connection.begin().await?;
-        let started = mark_running_on_conn(&mut transaction, worker, started).await?;
-        let finished = finish_on_conn(&mut transaction, worker, finished).await?;
+        let started = mark_running_on_conn(&mut transaction, worker, &refs(started)).await?;
+        let finished = finish_on_conn(&mut transaction, worker, &refs(finished), ended_jobs).await?;
         if !ended_jobs.is_empty() {
             complete_on_conn(&mut transaction, ended_jobs).await?;
         }
@@ -229,18 +257,19 @@ async fn complete_on_conn(connection: &mut Connection, jobs: &[Uuid]) -> Result<
     Ok(sqlx::query_scalar(JOBS_COMPLETE).bind(jobs).fetch_all(connection).await?)
 }
 
-async fn mark_running_on_conn(connection: &mut Connection, worker: Uuid, started: &[Started]) -> Result<Vec<Verdict>> {
+async fn mark_running_on_conn(connection: &mut Connection, worker: Uuid, started: &[&Started]) -> Result<Vec<Verdict>> {
     if started.is_empty() {
         return Ok(Vec::new());
     }
     let held: Vec<Held> = started.iter().map(|started| started.held).collect();
-    let (first, last) = bounds(held.iter().map(|held| held.execution));
+    let (first, last) = bounds(&held);
     let rows = sqlx::query(EXECUTIONS_MARK_RUNNING)
         .bind(worker)
         .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
         .bind(held.iter().map(|held| held.claim).collect::<Vec<_>>())
         .bind(held.iter().map(|held| held.take).collect::<Vec<_>>())
         .bind(started.iter().map(|started| started.started_at).collect::<Vec<_>>())
+        .bind(started.iter().map(|started| started.revision).collect::<Vec<_>>())
         .bind(first)
         .bind(last)
         .fetch_all(&mut *connection)
@@ -253,12 +282,17 @@ async fn mark_running_on_conn(connection: &mut Connection, worker: Uuid, started
     judge_on_conn(connection, worker, &held, written).await
 }
 
-async fn finish_on_conn(connection: &mut Connection, worker: Uuid, finished: &[Finished]) -> Result<Vec<Verdict>> {
+async fn finish_on_conn(
+    connection: &mut Connection,
+    worker: Uuid,
+    finished: &[&Finished],
+    ended_jobs: &[Uuid],
+) -> Result<Vec<Verdict>> {
     if finished.is_empty() {
         return Ok(Vec::new());
     }
     let held: Vec<Held> = finished.iter().map(|finished| finished.held).collect();
-    let (first, last) = bounds(held.iter().map(|held| held.execution));
+    let (first, last) = bounds(&held);
     let logs = LogColumns::of(finished);
     let rows = sqlx::query(EXECUTIONS_FINISH)
         .bind(worker)
@@ -275,6 +309,9 @@ async fn finish_on_conn(connection: &mut Connection, worker: Uuid, finished: &[F
         .bind(finished.iter().map(|finished| finished.reason.as_deref()).collect::<Vec<_>>())
         .bind(finished.iter().map(|finished| finished.queue.as_str()).collect::<Vec<_>>())
         .bind(finished.iter().map(|finished| finished.priority).collect::<Vec<_>>())
+        .bind(finished.iter().map(|finished| finished.attempt).collect::<Vec<_>>())
+        .bind(finished.iter().map(|finished| finished.revision).collect::<Vec<_>>())
+        .bind(finished.iter().map(|finished| finished.timed_out).collect::<Vec<_>>())
         .bind(first)
         .bind(last)
         .bind(logs.ids)
@@ -283,6 +320,7 @@ async fn finish_on_conn(connection: &mut Connection, worker: Uuid, finished: &[F
         .bind(logs.timestamps)
         .bind(logs.levels)
         .bind(logs.messages)
+        .bind(ended_jobs)
         .fetch_all(&mut *connection)
         .await?;
     let mut written = std::collections::HashMap::with_capacity(rows.len());
@@ -300,11 +338,12 @@ async fn judge_on_conn(
     held: &[Held],
     written: std::collections::HashMap<Uuid, Verdict>,
 ) -> Result<Vec<Verdict>> {
+    let (first, last) = bounds(held);
     let refused: Vec<Uuid> =
         held.iter().map(|held| held.execution).filter(|execution| !written.contains_key(execution)).collect();
     let mut seen = std::collections::HashMap::new();
     if !refused.is_empty() {
-        for row in sqlx::query(EXECUTIONS_LOOK).bind(&refused).fetch_all(connection).await? {
+        for row in sqlx::query(EXECUTIONS_LOOK).bind(&refused).bind(first).bind(last).fetch_all(connection).await? {
             let status = read_status(row.try_get("status")?)?;
             let claim: Option<i64> = row.try_get("claim")?;
             let take: i32 = row.try_get("take")?;
@@ -338,8 +377,17 @@ pub(crate) fn read_status(text: &str) -> Result<Status> {
 }
 
 /// The smallest and greatest id: with them the planner's executor prunes partitions before it opens them.
-pub(crate) fn bounds(ids: impl Iterator<Item = Uuid> + Clone) -> (Uuid, Uuid) {
+pub(crate) fn bounds(held: &[Held]) -> (Uuid, Uuid) {
+    bounds_of(held.iter().map(|held| held.execution))
+}
+
+/// The same of ids.
+pub(crate) fn bounds_of(ids: impl Iterator<Item = Uuid> + Clone) -> (Uuid, Uuid) {
     (ids.clone().min().unwrap_or(Uuid::nil()), ids.max().unwrap_or(Uuid::max()))
+}
+
+fn refs<T>(items: &[T]) -> Vec<&T> {
+    items.iter().collect()
 }
 
 #[derive(Default)]
@@ -353,7 +401,7 @@ struct LogColumns<'a> {
 }
 
 impl<'a> LogColumns<'a> {
-    fn of(finished: &'a [Finished]) -> Self {
+    fn of(finished: &[&'a Finished]) -> Self {
         let mut columns = Self::default();
         for finished in finished {
             for (line, log) in (1..).zip(&finished.logs) {

@@ -13,7 +13,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use crate::recorder::{Held, bounds, read_status};
+use crate::recorder::{Held, bounds_of, read_status};
 use crate::{Result, Store};
 
 const EXECUTIONS_SEE: &str = "
@@ -104,7 +104,7 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn see(&self, executions: &[Uuid], lease: Duration) -> Result<HashMap<Uuid, Seen>> {
-        let (first, last) = bounds(executions.iter().copied());
+        let (first, last) = bounds_of(executions.iter().copied());
         let rows = sqlx::query(EXECUTIONS_SEE)
             .bind(executions)
             .bind(lease)
@@ -141,7 +141,7 @@ impl Store {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        let (first, last) = bounds(wanted.iter().map(|(id, _, _)| *id));
+        let (first, last) = bounds_of(wanted.iter().map(|(id, _, _)| *id));
         let rows = sqlx::query(EXECUTIONS_TAKE)
             .bind(worker)
             .bind(wanted.iter().map(|(id, _, _)| *id).collect::<Vec<_>>())
@@ -177,7 +177,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let ids = || held.iter().map(|held| held.execution);
-        let (first, last) = bounds(ids());
+        let (first, last) = bounds_of(ids());
         let released: Vec<Uuid> = sqlx::query_scalar(EXECUTIONS_RELEASE)
             .bind(ids().collect::<Vec<_>>())
             .bind(held.iter().map(|held| held.claim).collect::<Vec<_>>())
@@ -216,7 +216,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let ids = || held.iter().map(|held| held.execution);
-        let (first, last) = bounds(ids());
+        let (first, last) = bounds_of(ids());
         let requested: Vec<Uuid> = sqlx::query_scalar(EXECUTIONS_CANCELS)
             .bind(ids().collect::<Vec<_>>())
             .bind(held.iter().map(|held| held.claim).collect::<Vec<_>>())
@@ -237,7 +237,7 @@ impl Store {
         if executions.is_empty() {
             return Ok(HashMap::new());
         }
-        let (first, last) = bounds(executions.iter().copied());
+        let (first, last) = bounds_of(executions.iter().copied());
         let rows = sqlx::query(EXECUTIONS_ADOPT).bind(executions).bind(first).bind(last).fetch_all(&self.pool).await?;
         let mut adopted = HashMap::with_capacity(rows.len());
         for row in rows {

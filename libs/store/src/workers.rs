@@ -4,14 +4,15 @@
 //! The beat serves correctness: it is the second witness, beside Redis' idle clock, without which nothing that says RUNNING
 //! is taken from anybody.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use carillon_core::ids;
 use chrono::{DateTime, Utc};
-use sqlx::Row;
 use uuid::Uuid;
 
 use crate::clock::DbClock;
-use crate::recorder::Held;
+use crate::recorder::{Started, bounds};
 use crate::{Result, Store};
 
 /// One incarnation of an executor.
@@ -34,9 +35,9 @@ const WORKER_INSERT: &str = "INSERT INTO workers (id, consumer, queues, handlers
 /// R21: what the incarnation `$2` had started becomes the new one's; each guarded. Also what an incarnation of the same
 /// process did whose beginning was committed and never answered: consumer = pod and boot, so it is this very process.
 const EXECUTIONS_REASSERT: &str = "
-UPDATE job_executions e SET worker_id = $1, status = 'RUNNING', started_at = h.started_at
-FROM UNNEST($3::uuid[], $4::bigint[], $5::int[], $6::timestamptz[]) AS h(id, claim, take, started_at)
-WHERE e.id = h.id AND e.claim = h.claim AND e.take = h.take
+UPDATE job_executions e SET worker_id = $1, status = 'RUNNING', started_at = h.started_at, revision = h.revision
+FROM UNNEST($3::uuid[], $4::bigint[], $5::int[], $6::timestamptz[], $8::bigint[]) AS h(id, claim, take, started_at, revision)
+WHERE e.id = h.id AND e.id BETWEEN $9 AND $10 AND e.claim = h.claim AND e.take = h.take
   AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND (e.worker_id = $2 OR e.worker_id IN (SELECT id FROM workers WHERE consumer = $7)))
 RETURNING e.id";
 
@@ -79,12 +80,7 @@ impl Store {
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: try again with another new incarnation.
-    pub async fn worker_succeed(
-        &self,
-        old: Uuid,
-        new: &Worker,
-        started: &[(Held, DateTime<Utc>)],
-    ) -> Result<Vec<Uuid>> {
+    pub async fn worker_succeed(&self, old: Uuid, new: &Worker, started: &[Started]) -> Result<Vec<Uuid>> {
         let mut connection = self.pool.acquire().await?;
         let mut transaction = connection.begin().await?;
         sqlx::query(WORKER_INSERT)
@@ -95,16 +91,25 @@ impl Store {
             .bind(new.slots)
             .execute(&mut *transaction)
             .await?;
-        let rows = sqlx::query(EXECUTIONS_REASSERT)
-            .bind(new.id)
-            .bind(old)
-            .bind(started.iter().map(|(held, _)| held.execution).collect::<Vec<_>>())
-            .bind(started.iter().map(|(held, _)| held.claim).collect::<Vec<_>>())
-            .bind(started.iter().map(|(held, _)| held.take).collect::<Vec<_>>())
-            .bind(started.iter().map(|(_, at)| *at).collect::<Vec<_>>())
-            .bind(&new.consumer)
-            .fetch_all(&mut *transaction)
-            .await?;
+        let mut kept = Vec::with_capacity(started.len());
+        for day in by_day(started) {
+            let held: Vec<_> = day.iter().map(|started| started.held).collect();
+            let (first, last) = bounds(&held);
+            let rows: Vec<Uuid> = sqlx::query_scalar(EXECUTIONS_REASSERT)
+                .bind(new.id)
+                .bind(old)
+                .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
+                .bind(held.iter().map(|held| held.claim).collect::<Vec<_>>())
+                .bind(held.iter().map(|held| held.take).collect::<Vec<_>>())
+                .bind(day.iter().map(|started| started.started_at).collect::<Vec<_>>())
+                .bind(&new.consumer)
+                .bind(day.iter().map(|started| started.revision).collect::<Vec<_>>())
+                .bind(first)
+                .bind(last)
+                .fetch_all(&mut *transaction)
+                .await?;
+            kept.extend(rows);
+        }
         sqlx::query("UPDATE workers SET ended = true WHERE (id = $1 OR consumer = $2) AND id <> $3")
             .bind(old)
             .bind(&new.consumer)
@@ -112,7 +117,7 @@ impl Store {
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
-        rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
+        Ok(kept)
     }
 
     /// R18a: nobody shall hand anything on to this incarnation any more: it is about to end.
@@ -172,4 +177,17 @@ impl Store {
         let statement = "DELETE FROM workers WHERE seen_at < now() - $1::interval";
         Ok(sqlx::query(statement).bind(older_than).execute(&self.pool).await?.rows_affected())
     }
+}
+
+/// In the order of their ids, each day's by itself: a statement that names ids of one day touches one partition.
+fn by_day(started: &[Started]) -> Vec<Vec<&Started>> {
+    let mut days: BTreeMap<u64, Vec<&Started>> = BTreeMap::new();
+    for started in started {
+        days.entry(ids::day(started.held.execution)).or_default().push(started);
+    }
+    let mut days: Vec<Vec<&Started>> = days.into_values().collect();
+    for day in &mut days {
+        day.sort_unstable_by_key(|started| started.held.execution);
+    }
+    days
 }

@@ -31,6 +31,8 @@ pub struct ExecutorConfig {
     pub flush_max: u32,
     /// Ended attempts waiting to be written, at most.
     pub unrecorded_max: u32,
+    /// Bytes of results, errors and log lines that wait to be written, at most.
+    pub unrecorded_bytes_max: u32,
     /// R13: an execution that killed this many executors fails.
     pub lost_max: i16,
     /// The shard whose streams are read.
@@ -57,6 +59,7 @@ impl Settings for Config {
             "executor.unrecorded_max",
             "must be at least executor.flush_max",
         );
+        checks.that(own.unrecorded_bytes_max >= 1 << 20, "executor.unrecorded_bytes_max", "must be at least 1048576");
         checks.that(own.lost_max >= 1, "executor.lost_max", "must be at least 1");
         checks.that(own.shard >= 0, "executor.shard", "must be 0 or more");
     }

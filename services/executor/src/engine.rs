@@ -9,6 +9,7 @@
 //! a check first (`doubt.rs`); what was cancelled, or whose job changed, is read again (`named.rs`). What will not start here
 //! leaves for whoever starts it (`leave.rs`).
 
+mod deadlines;
 mod doubt;
 mod leave;
 mod named;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
 
+use self::deadlines::Deadlines;
 use crate::boottime;
 use crate::checks;
 use crate::in_hand::{Item, Key, Origin, State, Stop};
@@ -53,7 +55,8 @@ pub(crate) struct Engine {
     shutdown: CancellationToken,
     items: HashMap<Key, Item>,
     starts: BinaryHeap<Reverse<(Instant, Key)>>,
-    deadlines: BinaryHeap<Reverse<(Instant, Key)>>,
+    /// Of what runs: its timeout, or the end of the grace it has to stop in.
+    deadlines: Deadlines,
     to_show: VecDeque<(Instant, Key)>,
     names: named::Names,
     /// R8a: the number of the last question after what was named.
@@ -88,7 +91,7 @@ impl Engine {
             shutdown,
             items: HashMap::new(),
             starts: BinaryHeap::new(),
-            deadlines: BinaryHeap::new(),
+            deadlines: Deadlines::default(),
             to_show: VecDeque::new(),
             names: named::Names::default(),
             question: 0,
@@ -137,6 +140,8 @@ impl Engine {
                 gauge!("carillon_executor_slots_used").set(u32::try_from(self.shared.slots.used()).unwrap_or(u32::MAX));
                 gauge!("carillon_executor_unrecorded")
                     .set(u32::try_from(self.shared.slots.unrecorded()).unwrap_or(u32::MAX));
+                gauge!("carillon_executor_unrecorded_bytes")
+                    .set(u32::try_from(self.shared.slots.unrecorded_bytes()).unwrap_or(u32::MAX));
             }
             if std::mem::take(&mut self.check_soon) {
                 self.check_doubtful(now);
@@ -154,8 +159,8 @@ impl Engine {
         {
             wake = wake.min(*at);
         }
-        if let Some(Reverse((at, _))) = self.deadlines.peek() {
-            wake = wake.min(*at);
+        if let Some(at) = self.deadlines.next() {
+            wake = wake.min(at);
         }
         if let Some((at, _)) = self.to_show.front() {
             wake = wake.min(*at);
@@ -188,8 +193,8 @@ impl Engine {
             }
             Message::WhatHasStarted(answer) => {
                 let started = self.items.values().filter_map(|item| match &item.state {
-                    State::Running(running) => running.beginning.begun().map(|begun| (item.held(), begun.at)),
-                    State::Ended { started_at } => started_at.map(|at| (item.held(), at)),
+                    State::Running(running) => running.beginning.begun().map(|begun| item.started(begun.at)),
+                    State::Ended { started_at } => started_at.map(|at| item.started(at)),
                     State::Doubtful { .. } | State::Named { .. } | State::Held | State::GivenUp => None,
                 });
                 let _ = answer.send(started.collect());
@@ -252,18 +257,15 @@ impl Engine {
 
     /// Time-outs, and handlers that were asked to stop and did not.
     fn stop_overdue(&mut self, now: Instant) {
-        while let Some(Reverse((at, key))) = self.deadlines.peek().copied()
-            && at <= now
-        {
-            self.deadlines.pop();
+        while let Some(key) = self.deadlines.take_passed(now) {
             let Some(item) = self.items.get(&key) else { continue };
             let State::Running(running) = &item.state else { continue };
             if running.stopping.is_none() {
                 let timeout = timeout_of(&item.entry);
                 match running.beginning.begun() {
                     Some(begun) if begun.instant + timeout <= now => self.ask_to_stop(key, Stop::TimedOut),
-                    Some(begun) => self.deadlines.push(Reverse((begun.instant + timeout, key))),
-                    None => self.deadlines.push(Reverse((now + timeout, key))),
+                    Some(begun) => self.deadlines.set(key, begun.instant + timeout),
+                    None => self.deadlines.set(key, now + timeout),
                 }
             } else {
                 running.abort.abort();
@@ -288,7 +290,8 @@ impl Engine {
         }
         running.stopping = Some(why);
         running.cancelled.cancel();
-        self.deadlines.push(Reverse((Instant::now() + STOP_GRACE, key)));
+        // In place of its timeout: whoever is asked to stop has all of the grace.
+        self.deadlines.set(key, Instant::now() + STOP_GRACE);
     }
 
     fn ended_by_force(&mut self, key: Key) {
@@ -338,17 +341,18 @@ impl Engine {
     }
 
     fn hand_to_recorder(&mut self, key: Key, ended: Ended) {
+        self.deadlines.forget(key);
         let Some(item) = self.items.get_mut(&key) else { return };
         item.state = State::Ended { started_at: ended.started_at };
         let entry = self.shared.finished(item, ended, item.named);
-        self.shared.slots.to_record();
+        self.shared.slots.to_record(entry.entry.bytes);
         let _ = self.recorder.send(ToRecord::Finished(Box::new(entry)));
     }
 
     fn recorded(&mut self, started: &[(Key, Verdict)], finished: &[(Key, Verdict)]) {
         for (key, verdict) in started {
             match verdict {
-                Verdict::Running { cancel_requested: false } | Verdict::Recorded(_) => {}
+                Verdict::Running { cancel_requested: false } | Verdict::Recorded(_) | Verdict::Locked => {}
                 Verdict::Running { cancel_requested: true } => self.ask_to_stop(*key, Stop::Cancelled),
                 Verdict::Over { .. } | Verdict::Lost => {
                     warn!(execution.id = %key.execution, "somebody else has this execution: its handler is stopped");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use carillon_store::recorder::Held;
+use carillon_store::recorder::{Held, Started};
 use carillon_stream::entry::{Entry, EntryId};
 use chrono::{DateTime, Utc};
 use metrics::counter;
@@ -110,6 +110,11 @@ impl Item {
 
     pub(crate) const fn held(&self) -> Held {
         Held { execution: self.entry.execution, claim: self.entry.claim, take: self.take }
+    }
+
+    /// R10: that its handler has started, with the revision that came with the entry (H114).
+    pub(crate) const fn started(&self, started_at: DateTime<Utc>) -> Started {
+        Started { held: self.held(), started_at, revision: self.entry.revision }
     }
 
     /// R18a, R8a: whether it may start for all that is known, and has not; if it was about to, it never will.

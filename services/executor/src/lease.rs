@@ -1,13 +1,17 @@
 //! R14 and R21: the beat that keeps this executor live, and the next incarnation when its contact with Postgres broke.
 //!
-//! The beat serves correctness: while it is younger than the lease nobody takes what runs here. Renewing the entries in Redis
-//! only saves the others from looking at them.
+//! The beat serves correctness: while it is younger than the lease nobody takes what runs here. So it depends on nothing but
+//! Postgres: a loop and connections of its own, which no handler, check or flush can keep it waiting for, and nothing of Redis
+//! (`renewal.rs` is another loop).
+//!
+//! Postgres away: the next incarnation is tried until it is answered, with pauses that grow; one that broke at once counts as
+//! such a try, so that a Postgres which answers here and fails elsewhere is not flooded with incarnations.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use carillon_store::workers::Worker;
+use carillon_store::{Error, Store};
 use metrics::{counter, histogram};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +23,10 @@ use crate::shared::Shared;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// An incarnation that lasted for so long did not break for the cause of the one before it.
+const LASTED: Duration = Duration::from_secs(10);
+/// Somebody holds a lock on this incarnation's row: how soon it is beaten again.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// How long an executor that has nothing in hand any more tries to say so (R18): it only spares the others a wait for the
 /// lease, and whoever stops this process waits for it.
 const GOODBYE_POSTGRES_MAX: Duration = Duration::from_secs(2);
@@ -27,6 +35,8 @@ const GOODBYE_REDIS_MAX: Duration = Duration::from_secs(1);
 /// The loop.
 pub(crate) struct Lease {
     pub shared: Arc<Shared>,
+    /// Connections of its own.
+    pub store: Store,
     pub engine: mpsc::UnboundedSender<Message>,
     pub queues: Vec<String>,
     pub slots: i32,
@@ -48,25 +58,28 @@ impl Lease {
 
     async fn keep(&self, quarter: Duration) {
         let mut next_beat = Instant::now() + quarter;
+        let mut pause = PAUSE_MIN;
         loop {
             tokio::select! {
                 () = self.shared.incarnation.broken() => {
-                    self.succeed().await;
+                    let lasted = self.shared.incarnation.contact().since.elapsed();
+                    pause = if lasted < LASTED { (pause * 2).min(PAUSE_MAX) } else { PAUSE_MIN };
+                    tokio::time::sleep(pause).await;
+                    self.succeed(pause).await;
                     next_beat = Instant::now() + quarter;
                 }
                 () = tokio::time::sleep_until(next_beat.into()) => {
-                    next_beat = Instant::now() + quarter;
-                    self.beat(quarter).await;
-                    self.renew().await;
+                    next_beat = Instant::now() + self.beat(quarter).await;
                 }
             }
         }
     }
 
-    async fn beat(&self, limit: Duration) {
+    /// Answers when the next one is due.
+    async fn beat(&self, quarter: Duration) -> Duration {
         let worker = self.shared.incarnation.contact().worker;
         let sent = Instant::now();
-        match tokio::time::timeout(limit, self.shared.store.worker_beat(worker)).await {
+        match tokio::time::timeout(quarter, self.store.worker_beat(worker)).await {
             Ok(Ok(Some(clock))) => {
                 self.shared.incarnation.beat(sent, clock);
                 histogram!("carillon_executor_beat_seconds").record(sent.elapsed().as_secs_f64());
@@ -75,42 +88,26 @@ impl Lease {
                 warn!("postgres does not know this incarnation any more");
                 self.shared.incarnation.broke(worker);
             }
+            // Nobody was away. Should it stay so, nothing is started any more (R9), and others take over after the lease.
+            Ok(Err(error @ (Error::Busy(_) | Error::Conflict(_)))) => {
+                warn!("a beat waits for somebody else: {:#}", anyhow::Error::from(error));
+                return BUSY_PAUSE.min(quarter);
+            }
             Ok(Err(error)) => {
                 warn!("a beat failed: {:#}", anyhow::Error::from(error));
                 self.shared.incarnation.broke(worker);
             }
             Err(_) => {
-                warn!(limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX), "a beat got no answer");
+                warn!(limit_ms = u64::try_from(quarter.as_millis()).unwrap_or(u64::MAX), "a beat got no answer");
                 self.shared.incarnation.broke(worker);
             }
         }
-    }
-
-    /// R14: saves work. One whose beat is too old renews nothing.
-    async fn renew(&self) {
-        if self.shared.incarnation.contact().last_beat.elapsed() > self.shared.lease {
-            return;
-        }
-        let (answer, held) = oneshot::channel();
-        if self.engine.send(Message::WhatIsHeld(answer)).is_err() {
-            return;
-        }
-        let Ok(held) = held.await else { return };
-        let mut by_line: BTreeMap<usize, Vec<_>> = BTreeMap::new();
-        for (line, id) in held {
-            by_line.entry(line).or_default().push(id);
-        }
-        for (line, ids) in by_line {
-            if let Err(error) = self.shared.redis.renew(&self.shared.lines[line], &self.shared.consumer, &ids).await {
-                debug!("entries are not renewed: {:#}", anyhow::Error::from(error));
-            }
-        }
+        quarter
     }
 
     /// R21, until Postgres has answered.
-    async fn succeed(&self) {
+    async fn succeed(&self, mut pause: Duration) {
         let old = self.shared.incarnation.contact().worker;
-        let mut pause = PAUSE_MIN;
         counter!("carillon_executor_incarnations_total").increment(1);
         loop {
             let (answer, started) = oneshot::channel();
@@ -120,7 +117,7 @@ impl Lease {
             }
             let Ok(started) = started.await else { return self.done.cancelled().await };
             let new = self.worker(Uuid::now_v7());
-            let trying = self.shared.store.worker_succeed(old, &new, &started);
+            let trying = self.store.worker_succeed(old, &new, &started);
             match tokio::time::timeout(self.shared.lease / 4, trying).await {
                 Ok(Ok(kept)) => {
                     info!(
@@ -128,7 +125,7 @@ impl Lease {
                         started = started.len(),
                         "contact with postgres is back, as a new incarnation"
                     );
-                    let held = started.into_iter().map(|(held, _)| held).collect();
+                    let held = started.into_iter().map(|started| started.held).collect();
                     let _ = self.engine.send(Message::Reasserted(kept.into_iter().collect(), held));
                     self.shared.incarnation.succeed(new.id);
                     return;
@@ -144,7 +141,7 @@ impl Lease {
     /// R18.
     async fn end(&self) {
         let worker = self.shared.incarnation.contact().worker;
-        match tokio::time::timeout(GOODBYE_POSTGRES_MAX, self.shared.store.worker_end(worker)).await {
+        match tokio::time::timeout(GOODBYE_POSTGRES_MAX, self.store.worker_end(worker)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 warn!("what is handed back is free after the lease only: {:#}", anyhow::Error::from(error));

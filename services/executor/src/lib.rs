@@ -5,7 +5,7 @@
 //! - `reader` reads (R8), `engine` owns what is in hand (R9, R23), `engine/doubt` and `engine/named` say what of it must be
 //!   looked up first and `checks` does (R13, R8a), `engine/leave` says what goes to others and `hand_over` does (R18a),
 //!   `runner` runs a handler, `recorder` writes and acknowledges (R10 to R12).
-//! - `lease` keeps this executor live (R14, R21), `takeover` takes what others have left (R15).
+//! - `lease` keeps this executor live (R14, R21), `renewal` its entries (R14), `takeover` takes what others have left (R15).
 //!
 //! What it must not know: when a job fires next, and any SQL or Redis command.
 
@@ -23,8 +23,10 @@ mod journal;
 mod lease;
 mod message;
 mod metrics;
+mod progress;
 mod reader;
 mod recorder;
+mod renewal;
 mod runner;
 mod shared;
 mod slots;
@@ -49,8 +51,10 @@ use uuid::Uuid;
 use crate::engine::Engine;
 use crate::incarnation::Incarnation;
 use crate::lease::Lease;
+use crate::progress::Progress;
 use crate::reader::ReadingLoop;
-use crate::recorder::Recorder;
+use crate::recorder::{Recorder, Writer};
+use crate::renewal::Renewal;
 use crate::shared::Shared;
 use crate::slots::Slots;
 use crate::takeover::Takeover;
@@ -62,13 +66,7 @@ use crate::threads::HandlerThreads;
 /// When a part cannot go on.
 pub async fn run(config: Config, process: Process, register: impl FnOnce(Registry) -> Registry) -> anyhow::Result<()> {
     metrics::describe();
-    let options = StoreOptions {
-        connections_max: config.postgres.connections_max,
-        acquire_timeout: config.postgres.acquire_timeout,
-        nested_loops_only: true,
-        ..StoreOptions::new(config.postgres.url.expose(), process.name())
-    };
-    let store = Store::connect_lazily(&options)?;
+    let store = Store::connect_lazily(&store_options(&config, &process))?;
     let redis = Redis::connect_lazily(RedisOptions {
         namespace: config.redis.namespace.clone(),
         shard: config.executor.shard,
@@ -96,7 +94,11 @@ pub async fn run(config: Config, process: Process, register: impl FnOnce(Registr
     let shared = Arc::new(Shared {
         lines: Line::all_of(&queues),
         incarnation: Incarnation::begin(Uuid::now_v7(), clock),
-        slots: Slots::new(to_usize(slots), to_usize(config.executor.unrecorded_max)),
+        slots: Slots::new(
+            to_usize(slots),
+            to_usize(config.executor.unrecorded_max),
+            to_usize(config.executor.unrecorded_bytes_max),
+        ),
         threads: HandlerThreads::start(to_usize(config.executor.handler_threads))?,
         window: config.protocol.window,
         lease: config.protocol.lease,
@@ -139,7 +141,9 @@ struct Parts {
     engine: Engine,
     recorder: Recorder,
     takeover: Takeover,
+    renewal: Renewal,
     lease: Lease,
+    progress: Progress,
 }
 
 impl Parts {
@@ -154,39 +158,41 @@ impl Parts {
         let (to_engine, from_all) = mpsc::unbounded_channel();
         let (to_recorder, from_engine) = mpsc::unbounded_channel();
         let shutdown = process.shutdown();
+        let progress = Progress::default();
+        let done = CancellationToken::new();
         let notices = shared.redis.subscribe(&[Topic::JobChanged, Topic::Cancel, Topic::Ended, Topic::HandedOn])?;
         Ok(Self {
             reader: ReadingLoop::new(Arc::clone(shared), to_engine.clone(), shutdown.clone())?,
             engine: Engine::new(Arc::clone(shared), from_all, to_engine.clone(), to_recorder, shutdown.clone()),
-            recorder: Recorder {
-                store: shared.store.clone(),
-                redis: shared.redis.clone(),
-                lines: shared.lines.clone(),
-                incarnation: shared.incarnation.clone(),
-                slots: shared.slots.clone(),
-                flush_max: to_usize(config.executor.flush_max),
-                incoming: from_engine,
-                engine: to_engine.clone(),
-            },
+            recorder: Recorder::new(
+                Writer::new(shared, recorder_store(config, process)?, progress.clone(), to_engine.clone()),
+                to_usize(config.executor.flush_max),
+                from_engine,
+            ),
             takeover: Takeover { shared: Arc::clone(shared), engine: to_engine.clone(), notices, shutdown },
+            renewal: Renewal { shared: Arc::clone(shared), engine: to_engine.clone(), done: done.clone() },
             lease: Lease {
                 shared: Arc::clone(shared),
+                store: lease_store(config, process)?,
                 engine: to_engine,
                 queues,
                 slots: i32::try_from(slots).unwrap_or(i32::MAX),
-                done: CancellationToken::new(),
+                done,
             },
+            progress,
         })
     }
 
     /// Runs until the stop, and through the drain: reader and takeover end first, then the engine, then the recorder, and
     /// last the lease, which hands back what is left (R18).
     async fn run(self, process: &Process, shared: Arc<Shared>) -> anyhow::Result<()> {
-        let Self { reader, engine, recorder, takeover, lease } = self;
+        let Self { reader, engine, recorder, takeover, renewal, lease, progress } = self;
         let done = lease.done.clone();
         let mut tasks = process.tasks();
         tasks.spawn("handler threads", Arc::clone(&shared.threads).watch(process.shutdown()));
         tasks.spawn("lease", lease.run());
+        tasks.spawn("renewal", renewal.run());
+        tasks.spawn("progress", progress.show(process.readiness().flag("recorder"), process.shutdown()));
         // Boxed: the future of the whole path is large, and there is one.
         tasks.spawn(
             "path",
@@ -201,6 +207,34 @@ impl Parts {
         shared.threads.stop();
         outcome
     }
+}
+
+fn store_options(config: &Config, process: &Process) -> StoreOptions {
+    StoreOptions {
+        connections_max: config.postgres.connections_max,
+        acquire_timeout: config.postgres.acquire_timeout,
+        nested_loops_only: true,
+        ..StoreOptions::new(config.postgres.url.expose(), process.name())
+    }
+}
+
+/// For the flushes, of which there is one at a time; the second takes the place of one that is being given up.
+fn recorder_store(config: &Config, process: &Process) -> anyhow::Result<Store> {
+    Ok(Store::connect_lazily(&StoreOptions { connections_max: 2, ..store_options(config, process) })?)
+}
+
+/// For the beat. It gives up on a statement long before the lease is over.
+fn lease_store(config: &Config, process: &Process) -> anyhow::Result<Store> {
+    let quarter = config.protocol.lease / 4;
+    let options = store_options(config, process);
+    let options = StoreOptions {
+        connections_max: 2,
+        acquire_timeout: quarter,
+        statement_max: options.statement_max.min(quarter / 2),
+        lock_max: options.lock_max.min(quarter / 4),
+        ..options
+    };
+    Ok(Store::connect_lazily(&options)?)
 }
 
 fn pod_name(configured: &str) -> String {

@@ -3,11 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use carillon_store::recorder::{Held, Verdict};
+use carillon_store::recorder::{Held, Started, Verdict};
 use carillon_stream::entry::EntryId;
 use carillon_stream::notices::Notice;
 use carillon_stream::reader::{Look, Received};
-use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -48,7 +47,7 @@ pub(crate) enum Message {
     /// R14: which entries to renew, by line.
     WhatIsHeld(oneshot::Sender<Vec<(usize, EntryId)>>),
     /// R21: which handlers have started.
-    WhatHasStarted(oneshot::Sender<Vec<(Held, DateTime<Utc>)>>),
+    WhatHasStarted(oneshot::Sender<Vec<Started>>),
     /// R21: which of them the new incarnation owns.
     Reasserted(HashSet<Uuid>, Vec<Held>),
 }

@@ -7,6 +7,16 @@ pub(crate) fn describe() {
     describe_gauge!("carillon_executor_slots_used", Unit::Count, "Executions in hand: held, running or being recorded");
     describe_gauge!("carillon_executor_unrecorded", Unit::Count, "Ended attempts that wait to be written to Postgres");
     describe_gauge!(
+        "carillon_executor_records_set_aside",
+        Unit::Count,
+        "What waits to be written by itself: somebody else has locked it, or Postgres refuses it"
+    );
+    describe_gauge!(
+        "carillon_executor_unrecorded_bytes",
+        Unit::Bytes,
+        "Results, errors and log lines that wait to be written to Postgres"
+    );
+    describe_gauge!(
         "carillon_executor_handler_threads",
         Unit::Count,
         "Handler threads, once blocked ones made more necessary"
@@ -26,7 +36,7 @@ fn counters() {
     let counters = [
         ("carillon_executor_attempts_total", "Attempts recorded, by status"),
         ("carillon_executor_refused_total", "Results that were not recorded: over already, unknown, or late"),
-        ("carillon_executor_unwritable_groups_total", "Groups of results that Postgres refused to hold as they were"),
+        ("carillon_executor_unwritable_total", "Results that Postgres refused to hold: their executions are FAILED"),
         ("carillon_executor_doubtful_total", "Entries that were looked up in Postgres before their start"),
         ("carillon_executor_taken_total", "Executions taken after a look at Postgres"),
         ("carillon_executor_taken_over_total", "Entries taken over from executors that ended or were lost"),

@@ -1,11 +1,19 @@
 //! R10 to R12: writes what became of attempts, a group at a time, and acknowledges.
 //!
 //! Adaptive by itself: what has ended while one transaction is on its way makes up the next one. Idle, an end is written at
-//! once; under load a transaction carries hundreds, and never waits to be filled.
+//! once; under load a transaction carries hundreds, and never waits to be filled. It is bounded by items and by bytes, and of
+//! one day (`group.rs`).
 //!
 //! Postgres away: the same group is run again until it is answered, under whatever incarnation this executor is by then
-//! (R21); ends queue up meanwhile, up to the bound at which the reader stops (`Slots`). Redis away: what could not be
+//! (R21); ends queue up meanwhile, up to the bounds at which the reader stops (`Slots`). Redis away: what could not be
 //! acknowledged stays pending, and is found over at the next look at one's own pending entries.
+//!
+//! Nothing that one execution brings keeps the others from being written: a group that Postgres refuses is halved until what
+//! it refuses is found, which fails with the reason; what somebody else has locked is left out and tried again by itself
+//! (`aside.rs`). Neither is an outage, so neither ends an incarnation.
+
+mod aside;
+mod group;
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
@@ -15,21 +23,31 @@ use carillon_core::line::Line;
 use carillon_store::recorder::{Finished, Started, Verdict};
 use carillon_store::{Error, Store};
 use carillon_stream::{EntryId, Redis};
-use metrics::{counter, histogram};
+use metrics::{counter, gauge, histogram};
 use tokio::sync::mpsc;
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 use uuid::Uuid;
 
+use self::aside::Aside;
+pub(crate) use self::group::weight;
+use self::group::{Group, groups};
 use crate::in_hand::Key;
 use crate::incarnation::Incarnation;
 use crate::journal;
 use crate::message::Message;
+use crate::progress::Progress;
+use crate::shared::Shared;
 use crate::slots::Slots;
 
-/// After a deadlock or serialization failure.
+/// After a deadlock or serialization failure; doubled with each further one of the same group.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(2);
-/// After an answer that only a defect explains.
-const DEFECT_PAUSE: Duration = Duration::from_secs(1);
+/// So many in a row are no chance any more.
+const CONFLICTS_MAX: u32 = 6;
+/// After a flush that Postgres did not answer; doubled with each further one.
+const AWAY_PAUSE: Duration = Duration::from_millis(50);
+const AWAY_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// For so long after the last lock of somebody else's no flush waits for a row.
+const UNLOCKED_FOR: Duration = Duration::from_secs(5);
 
 /// Something to be written.
 #[derive(Debug)]
@@ -40,123 +58,269 @@ pub(crate) enum ToRecord {
     Finished(Box<FinishedEntry>),
 }
 
+impl ToRecord {
+    fn key(&self) -> Key {
+        match self {
+            Self::Started(key, _) => *key,
+            Self::Finished(end) => end.entry.key,
+        }
+    }
+
+    fn execution(&self) -> Uuid {
+        self.key().execution
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Started(..) => 0,
+            Self::Finished(end) => end.entry.bytes,
+        }
+    }
+}
+
 /// The end of an attempt, and the entry that stands for it.
 #[derive(Debug)]
 pub(crate) struct FinishedEntry {
+    pub entry: Acknowledgement,
+    pub finished: Finished,
+}
+
+/// What is acknowledged once its end is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Acknowledgement {
     pub key: Key,
     pub line: usize,
     pub id: EntryId,
     pub job: Uuid,
-    /// The job may be complete now.
+    pub attempt: u32,
+    /// The job has no fire after this one.
     pub last: bool,
     /// A cancel stood in Redis' set for it.
     pub was_cancelled: bool,
-    pub finished: Finished,
+    /// What it counts for in `Slots` until it is written.
+    pub bytes: usize,
+    /// Nothing is left of it that Postgres could refuse.
+    pub plain: bool,
 }
 
 /// The recorder's loop.
 #[derive(Debug)]
 pub(crate) struct Recorder {
-    pub store: Store,
-    pub redis: Redis,
-    pub lines: Vec<Line>,
-    pub incarnation: Incarnation,
-    pub slots: Slots,
-    pub flush_max: usize,
-    pub incoming: mpsc::UnboundedReceiver<ToRecord>,
-    pub engine: mpsc::UnboundedSender<Message>,
+    writer: Writer,
+    flush_max: usize,
+    incoming: mpsc::UnboundedReceiver<ToRecord>,
+}
+
+/// What the recorder works with.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    /// A connection of its own: the statements of handlers and checks can't keep it waiting.
+    store: Store,
+    redis: Redis,
+    lines: Vec<Line>,
+    incarnation: Incarnation,
+    slots: Slots,
+    progress: Progress,
+    engine: mpsc::UnboundedSender<Message>,
+    aside: Aside,
+    /// Until then no flush waits for a row.
+    unlocked_until: Option<Instant>,
+    away_pause: Duration,
 }
 
 impl Recorder {
+    pub(crate) const fn new(writer: Writer, flush_max: usize, incoming: mpsc::UnboundedReceiver<ToRecord>) -> Self {
+        Self { writer, flush_max, incoming }
+    }
+
     /// Runs until everybody who could hand something in is gone, and all of it is written.
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
         let mut incoming = Vec::with_capacity(self.flush_max);
-        while self.incoming.recv_many(&mut incoming, self.flush_max).await > 0 {
-            self.flush(std::mem::take(&mut incoming)).await;
+        loop {
+            let due = self.writer.aside.next_due();
+            tokio::select! {
+                count = self.incoming.recv_many(&mut incoming, self.flush_max) => if count == 0 { break },
+                () = sleep_until(due) => {}
+            }
+            self.writer.flush(std::mem::take(&mut incoming)).await;
+            self.writer.try_aside().await;
+        }
+        // What is locked is waited for, as long as the process may take to stop.
+        while let Some(due) = self.writer.aside.next_due() {
+            sleep_until(Some(due)).await;
+            self.writer.try_aside().await;
         }
         Ok(())
     }
+}
 
-    async fn flush(&self, incoming: Vec<ToRecord>) {
-        let mut started = Vec::new();
-        let mut finished = Vec::new();
-        let mut entries = Vec::new();
-        for item in incoming {
-            match item {
-                ToRecord::Started(key, what) => started.push((key, what)),
-                ToRecord::Finished(entry) => {
-                    let FinishedEntry { key, line, id, job, last, was_cancelled, finished: what } = *entry;
-                    entries.push(Acknowledgement { key, line, id, job, attempt: what.attempt, last, was_cancelled });
-                    finished.push(what);
-                }
-            }
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Writer {
+    pub(crate) fn new(
+        shared: &Shared,
+        store: Store,
+        progress: Progress,
+        engine: mpsc::UnboundedSender<Message>,
+    ) -> Self {
+        Self {
+            store,
+            redis: shared.redis.clone(),
+            lines: shared.lines.clone(),
+            incarnation: shared.incarnation.clone(),
+            slots: shared.slots.clone(),
+            progress,
+            engine,
+            aside: Aside::default(),
+            unlocked_until: None,
+            away_pause: AWAY_PAUSE,
         }
-        // One that has ended meanwhile need not be shown running.
-        let ended: HashSet<Key> = entries.iter().map(|entry| entry.key).collect();
-        started.retain(|(key, _)| !ended.contains(key));
-        let (keys, starts): (Vec<Key>, Vec<Started>) = started.into_iter().unzip();
-        let ended_jobs: Vec<Uuid> = entries.iter().filter(|entry| entry.last).map(|entry| entry.job).collect();
-        let began = Instant::now();
-        let (started, verdicts) = self.write(&starts, &mut finished, &ended_jobs).await;
-        histogram!("carillon_executor_flush_seconds").record(began.elapsed().as_secs_f64());
-        histogram!("carillon_executor_flush_items").record(u32::try_from(verdicts.len()).unwrap_or(u32::MAX));
-        self.slots.recorded(entries.len());
-        self.acknowledge(&entries, &verdicts);
-        let started: Vec<(Key, Verdict)> = keys.into_iter().zip(started).collect();
-        let finished: Vec<(Key, Verdict)> = entries.iter().map(|entry| entry.key).zip(verdicts).collect();
-        // The engine outlives this loop's work; if it is gone the process ends.
-        let _ = self.engine.send(Message::Recorded { started, finished });
     }
 
-    /// Runs the same group until its outcome is known.
-    async fn write(
-        &self,
-        started: &[Started],
-        finished: &mut [Finished],
-        ended_jobs: &[Uuid],
-    ) -> (Vec<Verdict>, Vec<Verdict>) {
-        loop {
-            let contact = self.incarnation.unbroken().await;
-            match self.store.record(contact.worker, started, finished, ended_jobs).await {
-                Ok(verdicts) => return verdicts,
-                Err(error) if error.is_unavailable() => {
-                    warn!(
-                        ended = finished.len(),
-                        "postgres is away, results are held: {:#}",
-                        anyhow::Error::from(error)
-                    );
-                    self.incarnation.broke(contact.worker);
-                }
-                Err(Error::Conflict(why)) => {
-                    debug!("running a group again: {why}");
-                    tokio::time::sleep(CONFLICT_PAUSE).await;
-                }
-                Err(error @ Error::Data(_)) => {
-                    error!("a group holds something that postgres refuses: {:#}", anyhow::Error::from(error));
-                    strip_unwritable(finished);
-                }
-                Err(error) => {
-                    error!("a group cannot be written, trying again: {:#}", anyhow::Error::from(error));
-                    tokio::time::sleep(DEFECT_PAUSE).await;
+    async fn flush(&mut self, mut incoming: Vec<ToRecord>) {
+        // One that has ended meanwhile need not be shown running.
+        let ended: HashSet<Key> =
+            incoming.iter().filter(|item| matches!(item, ToRecord::Finished(_))).map(ToRecord::key).collect();
+        incoming.retain(|item| matches!(item, ToRecord::Finished(_)) || !ended.contains(&item.key()));
+        for key in &ended {
+            self.aside.forget_start(*key);
+        }
+        for group in groups(incoming) {
+            self.write(group).await;
+        }
+    }
+
+    /// What was set aside and is due, once.
+    async fn try_aside(&mut self) {
+        for group in groups(self.aside.take_due(Instant::now())) {
+            self.unlocked_until = Some(Instant::now() + UNLOCKED_FOR);
+            self.write(group).await;
+        }
+        gauge!("carillon_executor_records_set_aside").set(u32::try_from(self.aside.len()).unwrap_or(u32::MAX));
+    }
+
+    /// Until all of it is written or set aside.
+    async fn write(&mut self, group: Group) {
+        let mut todo = vec![group];
+        while let Some(mut group) = todo.pop() {
+            let mut tries = 0;
+            loop {
+                let unlocked = self.unlocked_until.is_some_and(|until| Instant::now() < until);
+                let error = match self.try_to_write(&group, unlocked).await {
+                    Ok((started, finished)) => {
+                        self.written(group, started, finished);
+                        break;
+                    }
+                    Err(error) => error,
+                };
+                let at = At { items: group.len(), plain: group.is_plain(), unlocked, tries };
+                let (next, pause) = after(Why::from(&error), at);
+                let error = format!("{:#}", anyhow::Error::from(error));
+                debug!(items = at.items, tries, ?next, "a group is not written: {error}");
+                tokio::time::sleep(pause).await;
+                tries += 1;
+                match next {
+                    Next::Again => {}
+                    Next::Unlocked => self.unlocked_until = Some(Instant::now() + UNLOCKED_FOR),
+                    Next::Plain => group.make_plain(&error),
+                    Next::Split => {
+                        todo.extend(group.halves());
+                        break;
+                    }
+                    Next::Aside => {
+                        warn!(items = at.items, "tried again later: {error}");
+                        if at.items > 1 {
+                            self.aside.too_many(at.items);
+                        }
+                        self.progress.nothing_waits();
+                        let now = Instant::now();
+                        group.into_items().for_each(|item| self.aside.put(item, now));
+                        break;
+                    }
                 }
             }
         }
+    }
+
+    /// Once, as whoever this executor is now.
+    async fn try_to_write(&mut self, group: &Group, unlocked: bool) -> Result<(Vec<Verdict>, Vec<Verdict>), Error> {
+        self.progress.something_waits();
+        let contact = self.incarnation.unbroken().await;
+        let (jobs, began) = (group.ended_jobs(), Instant::now());
+        let outcome = if unlocked {
+            self.store.record_unlocked(contact.worker, &group.started, &group.finished, &jobs).await
+        } else {
+            self.store.record(contact.worker, &group.started, &group.finished, &jobs).await
+        };
+        match &outcome {
+            Ok((_, verdicts)) => {
+                self.away_pause = AWAY_PAUSE;
+                histogram!("carillon_executor_flush_seconds").record(began.elapsed().as_secs_f64());
+                histogram!("carillon_executor_flush_items").record(u32::try_from(verdicts.len()).unwrap_or(u32::MAX));
+            }
+            Err(error) if error.is_unavailable() => {
+                warn!(ended = group.finished.len(), "postgres is away, results are held: {error}");
+                self.incarnation.broke(contact.worker);
+                // Whatever makes it fail: this does not make a new incarnation each time at once.
+                tokio::time::sleep(self.away_pause).await;
+                self.away_pause = (self.away_pause * 2).min(AWAY_PAUSE_MAX);
+            }
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    fn written(&mut self, group: Group, started: Vec<Verdict>, finished: Vec<Verdict>) {
+        let now = Instant::now();
+        let mut shown = Vec::with_capacity(started.len());
+        let mut ends = Vec::with_capacity(finished.len());
+        let mut locked = 0;
+        for (item, verdict) in group.into_items().zip(started.into_iter().chain(finished)) {
+            match item {
+                item if verdict == Verdict::Locked => {
+                    locked += 1;
+                    self.aside.put(item, now);
+                    continue;
+                }
+                ToRecord::Started(key, _) => shown.push((key, verdict)),
+                ToRecord::Finished(end) => ends.push((end.entry, verdict)),
+            }
+        }
+        for key in shown.iter().map(|(key, _)| *key).chain(ends.iter().map(|(entry, _)| entry.key)) {
+            self.aside.done(key);
+        }
+        if locked > 0 {
+            self.unlocked_until = Some(now + UNLOCKED_FOR);
+            debug!(locked, "somebody else has locked what is to be written: it is tried again by itself");
+        }
+        // What waits for others is no failing of this process.
+        self.progress.nothing_waits();
+        self.slots.recorded(ends.len(), ends.iter().map(|(entry, _)| entry.bytes).sum());
+        self.acknowledge(&ends);
+        let finished = ends.iter().map(|(entry, verdict)| (entry.key, *verdict)).collect();
+        // The engine outlives this loop's work; if it is gone the process ends.
+        let _ = self.engine.send(Message::Recorded { started: shown, finished });
     }
 
     /// R12, off the path: the next group does not wait for Redis.
-    fn acknowledge(&self, entries: &[Acknowledgement], verdicts: &[Verdict]) {
+    fn acknowledge(&self, ends: &[(Acknowledgement, Verdict)]) {
         let mut by_line: BTreeMap<usize, Vec<EntryId>> = BTreeMap::new();
         let mut cancelled = Vec::new();
         let mut retries = false;
-        for (entry, verdict) in entries.iter().zip(verdicts) {
+        for (entry, verdict) in ends {
             count(*verdict);
             match verdict {
                 Verdict::Recorded(status) => {
                     retries |= *status == Status::Retrying;
-                    journal::recorded(entry.key.execution, entry.attempt.unsigned_abs().into(), entry.job);
+                    journal::recorded(entry.key.execution, entry.attempt, entry.job);
                 }
                 Verdict::Over { .. } => {}
-                Verdict::Lost | Verdict::Running { .. } => {
+                Verdict::Lost | Verdict::Running { .. } | Verdict::Locked => {
                     warn!(execution.id = %entry.key.execution, "a result came too late: somebody else has this execution");
                     continue;
                 }
@@ -165,6 +329,9 @@ impl Recorder {
             if entry.was_cancelled {
                 cancelled.push(entry.key.execution);
             }
+        }
+        if by_line.is_empty() {
+            return;
         }
         let (redis, lines) = (self.redis.clone(), self.lines.clone());
         tokio::spawn(async move {
@@ -182,26 +349,72 @@ impl Recorder {
     }
 }
 
-struct Acknowledgement {
-    key: Key,
-    line: usize,
-    id: EntryId,
-    job: Uuid,
-    attempt: i16,
-    last: bool,
-    was_cancelled: bool,
+/// Where a group stands that was not written.
+#[derive(Clone, Copy, Debug)]
+struct At {
+    items: usize,
+    /// Nothing is left in it that Postgres could refuse.
+    plain: bool,
+    /// Locked rows were left out.
+    unlocked: bool,
+    /// How often it failed before.
+    tries: u32,
 }
 
-/// Whatever Postgres refuses to hold must not keep its neighbours from being recorded: texts give way to a plain one.
-fn strip_unwritable(finished: &mut [Finished]) {
-    counter!("carillon_executor_unwritable_groups_total").increment(1);
-    for what in finished {
-        if what.result.take().is_some() || what.error.is_some() {
-            what.error = Some("what the handler returned could not be written to postgres".into());
+/// What follows for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// The same.
+    Again,
+    /// The same, without what is locked.
+    Unlocked,
+    /// In two halves: it is too large, or one of them spoils it.
+    Split,
+    /// Without what Postgres refuses.
+    Plain,
+    /// Later, by itself.
+    Aside,
+}
+
+/// Why it was not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// Postgres did not answer, or could not.
+    Away,
+    /// Somebody else was in the way, and is gone by now.
+    Conflict,
+    /// Somebody else is in the way, or it took too long.
+    Busy,
+    /// Postgres does not take it.
+    Refused,
+}
+
+impl From<&Error> for Why {
+    fn from(error: &Error) -> Self {
+        match error {
+            error if error.is_unavailable() => Self::Away,
+            Error::Conflict(_) => Self::Conflict,
+            Error::Busy(_) => Self::Busy,
+            _ => Self::Refused,
         }
-        what.error_stack = None;
-        what.logs.clear();
     }
+}
+
+/// Decides, and after which pause.
+fn after(why: Why, at: At) -> (Next, Duration) {
+    let next = match (why, at) {
+        (Why::Conflict, At { tries: ..CONFLICTS_MAX, .. }) => {
+            return (Next::Again, CONFLICT_PAUSE * (1 << at.tries));
+        }
+        // The first time it is an outage. What fails again and again may be what Postgres fails of.
+        (Why::Away, At { tries: 0, .. } | At { items: 1, tries: ..=3, .. }) => Next::Again,
+        // Whoever leaves out what is locked waits for nobody: then it is a whole table, or there is too much of it.
+        (Why::Conflict | Why::Busy, At { unlocked: false, .. }) => Next::Unlocked,
+        (Why::Away | Why::Refused, At { items: 2.., .. }) => Next::Split,
+        (Why::Refused, At { plain: false, .. }) => Next::Plain,
+        _ => Next::Aside,
+    };
+    (next, Duration::ZERO)
 }
 
 fn count(verdict: Verdict) {
@@ -213,8 +426,85 @@ fn count(verdict: Verdict) {
             let why = if unknown { "unknown" } else { "over" };
             counter!("carillon_executor_refused_total", "why" => why).increment(1);
         }
-        Verdict::Lost | Verdict::Running { .. } => {
+        Verdict::Lost | Verdict::Running { .. } | Verdict::Locked => {
             counter!("carillon_executor_refused_total", "why" => "late").increment(1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_store::recorder::Held;
+    use chrono::DateTime;
+
+    use super::*;
+
+    pub(super) fn started(execution: Uuid) -> ToRecord {
+        let held = Held { execution, claim: 1, take: 0 };
+        let started = Started { held, started_at: DateTime::UNIX_EPOCH, revision: 1 };
+        ToRecord::Started(Key { execution, claim: 1 }, started)
+    }
+
+    pub(super) fn ended(execution: Uuid) -> ToRecord {
+        let entry = Acknowledgement {
+            key: Key { execution, claim: 1 },
+            line: 0,
+            id: EntryId { number: 1, seq: 1 },
+            job: Uuid::nil(),
+            attempt: 1,
+            last: false,
+            was_cancelled: false,
+            bytes: 100,
+            plain: false,
+        };
+        let finished = Finished {
+            held: Held { execution, claim: 1, take: 0 },
+            attempt: 1,
+            revision: 1,
+            status: Status::Success,
+            timed_out: false,
+            started_at: None,
+            ended_at: DateTime::UNIX_EPOCH,
+            next_retry_at: None,
+            queue: "default".into(),
+            priority: 1,
+            result: None,
+            error: None,
+            error_stack: None,
+            reason: None,
+            logs: Vec::new(),
+        };
+        ToRecord::Finished(Box::new(FinishedEntry { entry, finished }))
+    }
+
+    #[test]
+    fn whatever_fails_is_set_aside_alone_in_the_end() {
+        for why in [Why::Away, Why::Conflict, Why::Busy, Why::Refused] {
+            let (mut at, mut steps) = (At { items: 1_000, plain: false, unlocked: false, tries: 0 }, 0);
+            loop {
+                let (next, pause) = after(why, at);
+                assert!(pause < Duration::from_secs(1));
+                at.tries += 1;
+                steps += 1;
+                match next {
+                    Next::Again => {}
+                    Next::Unlocked => at.unlocked = true,
+                    Next::Split => at = At { items: at.items / 2, tries: 0, ..at },
+                    Next::Plain => at.plain = true,
+                    Next::Aside => break,
+                }
+                assert!(steps < 100, "{why:?} never ends");
+            }
+            assert_eq!(at.plain, why == Why::Refused, "a result is given up for nothing but its own sake");
+        }
+    }
+
+    #[test]
+    fn a_lock_is_neither_an_outage_nor_a_conflict() {
+        let at = At { items: 7, plain: false, unlocked: false, tries: 0 };
+        assert_eq!(after(Why::Busy, at), (Next::Unlocked, Duration::ZERO));
+        assert_eq!(after(Why::Busy, At { unlocked: true, ..at }), (Next::Aside, Duration::ZERO));
+        assert_eq!(after(Why::Conflict, at), (Next::Again, CONFLICT_PAUSE));
+        assert_eq!(after(Why::Away, at), (Next::Again, Duration::ZERO));
     }
 }

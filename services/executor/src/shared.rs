@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use carillon_core::execution::{Status, after_attempt};
+use carillon_core::execution::{AttemptEnd, Status, after_attempt};
 use carillon_core::line::Line;
 use carillon_core::retry;
 use carillon_store::Store;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::handler::{Context, Logs, Registry};
 use crate::in_hand::Item;
 use crate::incarnation::Incarnation;
-use crate::recorder::FinishedEntry;
+use crate::recorder::{Acknowledgement, FinishedEntry, weight};
 use crate::runner::Ended;
 use crate::slots::Slots;
 use crate::threads::HandlerThreads;
@@ -71,29 +71,36 @@ impl Shared {
             ended.ended_at + TimeDelta::from_std(delay).unwrap_or(TimeDelta::MAX)
         });
         let line = &self.lines[item.line];
-        FinishedEntry {
+        let timed_out = ended.end == AttemptEnd::TimedOut;
+        let finished = Finished {
+            held: item.held(),
+            attempt: i16::try_from(entry.attempt).unwrap_or(i16::MAX),
+            revision: entry.revision,
+            status,
+            timed_out,
+            started_at: ended.started_at,
+            ended_at: ended.ended_at,
+            next_retry_at,
+            queue: line.queue.clone(),
+            priority: line.priority.rank(),
+            result: ended.result,
+            error: ended.error,
+            error_stack: ended.error_stack,
+            reason: ended.reason,
+            logs: ended.logs,
+        };
+        let entry = Acknowledgement {
             key: item.key(),
             line: item.line,
             id: item.id,
             job: entry.job,
-            last: entry.last && status.is_final(),
+            attempt: entry.attempt,
+            last: entry.last,
             was_cancelled,
-            finished: Finished {
-                held: item.held(),
-                attempt: i16::try_from(entry.attempt).unwrap_or(i16::MAX),
-                status,
-                started_at: ended.started_at,
-                ended_at: ended.ended_at,
-                next_retry_at,
-                queue: line.queue.clone(),
-                priority: line.priority.rank(),
-                result: ended.result,
-                error: ended.error,
-                error_stack: ended.error_stack,
-                reason: ended.reason,
-                logs: ended.logs,
-            },
-        }
+            bytes: weight(&finished),
+            plain: false,
+        };
+        FinishedEntry { entry, finished }
     }
 }
 

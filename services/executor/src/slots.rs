@@ -1,4 +1,5 @@
-//! How many more executions may be taken in hand: the bound on concurrency, and on results that wait to be written.
+//! How many more executions may be taken in hand: the bound on concurrency, and on results that wait to be written, by number
+//! and by bytes. Whoever reads looks at it before each read, so one read may go beyond a bound of bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,18 +16,22 @@ pub(crate) struct Slots {
 struct Inner {
     slots: usize,
     unrecorded_max: usize,
+    unrecorded_bytes_max: usize,
     used: AtomicUsize,
     unrecorded: AtomicUsize,
+    unrecorded_bytes: AtomicUsize,
     freed: Notify,
 }
 
 impl Slots {
-    pub(crate) fn new(slots: usize, unrecorded_max: usize) -> Self {
+    pub(crate) fn new(slots: usize, unrecorded_max: usize, unrecorded_bytes_max: usize) -> Self {
         let inner = Inner {
             slots,
             unrecorded_max,
+            unrecorded_bytes_max,
             used: AtomicUsize::new(0),
             unrecorded: AtomicUsize::new(0),
+            unrecorded_bytes: AtomicUsize::new(0),
             freed: Notify::new(),
         };
         Self { inner: Arc::new(inner) }
@@ -35,7 +40,9 @@ impl Slots {
     /// Slots free now.
     pub(crate) fn free(&self) -> usize {
         let inner = &self.inner;
-        if inner.unrecorded.load(Ordering::Acquire) >= inner.unrecorded_max {
+        if inner.unrecorded.load(Ordering::Acquire) >= inner.unrecorded_max
+            || inner.unrecorded_bytes.load(Ordering::Acquire) >= inner.unrecorded_bytes_max
+        {
             return 0;
         }
         inner.slots.saturating_sub(inner.used.load(Ordering::Acquire))
@@ -47,6 +54,10 @@ impl Slots {
 
     pub(crate) fn unrecorded(&self) -> usize {
         self.inner.unrecorded.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn unrecorded_bytes(&self) -> usize {
+        self.inner.unrecorded_bytes.load(Ordering::Acquire)
     }
 
     /// Waits until a slot is free. Cancel-safe.
@@ -72,14 +83,36 @@ impl Slots {
         self.inner.freed.notify_one();
     }
 
-    /// An attempt has ended and waits to be written.
-    pub(crate) fn to_record(&self) {
+    /// An attempt has ended, with so many bytes, and waits to be written.
+    pub(crate) fn to_record(&self, bytes: usize) {
         self.inner.unrecorded.fetch_add(1, Ordering::AcqRel);
+        self.inner.unrecorded_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
-    /// Attempts were written.
-    pub(crate) fn recorded(&self, count: usize) {
+    /// Attempts were written, with so many bytes.
+    pub(crate) fn recorded(&self, count: usize, bytes: usize) {
         self.inner.unrecorded.fetch_sub(count, Ordering::AcqRel);
+        self.inner.unrecorded_bytes.fetch_sub(bytes, Ordering::AcqRel);
         self.inner.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_to_be_written_bounds_by_number_and_by_bytes() {
+        let slots = Slots::new(10, 3, 1_000);
+        slots.fill(4);
+        assert_eq!(slots.free(), 6);
+        slots.to_record(1_000);
+        assert_eq!(slots.free(), 0, "bytes");
+        slots.recorded(1, 1_000);
+        assert_eq!(slots.free(), 6);
+        (0..3).for_each(|_| slots.to_record(1));
+        assert_eq!(slots.free(), 0, "number");
+        slots.recorded(1, 1);
+        assert_eq!(slots.free(), 6);
     }
 }

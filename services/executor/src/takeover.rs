@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use carillon_core::line::Line;
+use carillon_store::Error;
 use carillon_stream::EntryId;
 use carillon_stream::claims::{Claimed, RELEASED};
 use carillon_stream::notices::{Notice, Notices};
 use metrics::counter;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -48,36 +49,62 @@ impl Takeover {
     }
 
     async fn take_over(&mut self) {
+        let Self { shared, engine, notices, .. } = self;
+        // Two loops: a notice (a cancel) does not wait for a round that Redis or Postgres does not answer.
+        let wake = Notify::new();
+        let hear = async {
+            loop {
+                let notice = notices.next().await;
+                match &notice {
+                    Notice::Ended | Notice::Missed => wake.notify_one(),
+                    // R18a.
+                    Notice::HandedOn(consumer) if consumer == RELEASED => wake.notify_one(),
+                    Notice::HandedOn(consumer) if *consumer == shared.consumer => shared.handed_on.notify_one(),
+                    _ => {}
+                }
+                let _ = engine.send(Message::Notice(notice));
+            }
+        };
+        let rounds = Rounds { shared, engine, wake: &wake };
+        tokio::join!(hear, rounds.run());
+    }
+}
+
+/// What it does round after round.
+struct Rounds<'a> {
+    shared: &'a Shared,
+    engine: &'a mpsc::UnboundedSender<Message>,
+    /// One more, at once.
+    wake: &'a Notify,
+}
+
+impl Rounds<'_> {
+    async fn run(&self) {
         let quarter = self.shared.lease / 4;
-        let mut next_round = Instant::now();
         let mut next_forget = Instant::now() + FORGET_EVERY;
+        let mut pause = Duration::ZERO;
         loop {
             tokio::select! {
-                notice = self.notices.next() => {
-                    match &notice {
-                        Notice::Ended | Notice::Missed => next_round = Instant::now(),
-                        // R18a.
-                        Notice::HandedOn(consumer) if consumer == RELEASED => next_round = Instant::now(),
-                        Notice::HandedOn(consumer) if *consumer == self.shared.consumer => {
-                            self.shared.handed_on.notify_one();
-                        }
-                        _ => {}
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = quarter;
+            let worker = self.shared.incarnation.contact().worker;
+            match self.round().await {
+                Ok(true) => {}
+                Ok(false) => pause = SOON,
+                Err(error) => {
+                    if error.downcast_ref::<Error>().is_some_and(Error::is_unavailable) {
+                        // R21.
+                        self.shared.incarnation.broke(worker);
                     }
-                    let _ = self.engine.send(Message::Notice(notice));
+                    debug!("nothing is taken over this time: {error:#}");
                 }
-                () = tokio::time::sleep_until(next_round.into()) => {
-                    next_round = Instant::now() + quarter;
-                    match self.round().await {
-                        Ok(true) => {}
-                        Ok(false) => next_round = Instant::now() + SOON,
-                        Err(error) => debug!("nothing is taken over this time: {error:#}"),
-                    }
-                    if Instant::now() >= next_forget {
-                        next_forget = Instant::now() + FORGET_EVERY;
-                        if let Err(error) = self.forget_gone().await {
-                            debug!("no consumer is forgotten this time: {error:#}");
-                        }
-                    }
+            }
+            if Instant::now() >= next_forget {
+                next_forget = Instant::now() + FORGET_EVERY;
+                if let Err(error) = self.forget_gone().await {
+                    debug!("no consumer is forgotten this time: {error:#}");
                 }
             }
         }

@@ -46,6 +46,7 @@ pub(crate) struct Row {
     pub(crate) take: i32,
     pub(crate) lost: i16,
     pub(crate) attempt: i16,
+    pub(crate) revision: i64,
     pub(crate) worker_id: Option<Uuid>,
     pub(crate) started_at: Option<DateTime<Utc>>,
     pub(crate) completed_at: Option<DateTime<Utc>>,
@@ -338,7 +339,7 @@ pub(crate) fn retry_at() -> DateTime<Utc> {
 }
 
 pub(crate) fn started(held: Held) -> Started {
-    Started { held, started_at: start() }
+    Started { held, started_at: start(), revision: 1 }
 }
 
 /// The end of a first attempt.
@@ -346,7 +347,9 @@ pub(crate) fn finished(held: Held, status: Status) -> Finished {
     Finished {
         held,
         attempt: 1,
+        revision: 1,
         status,
+        timed_out: status == Status::Timeout,
         started_at: Some(start()),
         ended_at: end(),
         next_retry_at: (status == Status::Retrying).then(retry_at),

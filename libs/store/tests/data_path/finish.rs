@@ -428,3 +428,83 @@ async fn r11_the_start_of_a_later_attempt_is_kept_apart_from_its_end() -> Result
     assert_eq!(bench.stats(bench.job_of(held.execution).await?).await?.last_duration_ms, None);
     Ok(())
 }
+
+#[tokio::test]
+async fn r11_the_revision_that_ran_is_written_and_of_what_never_ran_the_row_s_stays() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open(&mut bench.leader().await?, &bench.jobs(2).await?).await?;
+    for held in &held {
+        bench.change(held.execution, "revision = 9").await?;
+    }
+    let ran = Finished { revision: 2, ..finished(held[0], Status::Success) };
+    let unstarted = Finished { revision: 2, started_at: None, ..finished(held[1], Status::Cancelled) };
+    bench.store.record(worker, &[], &[ran, unstarted], &[]).await?;
+    assert_eq!(bench.row(held[0].execution).await?.revision, 2);
+    assert_eq!(bench.row(held[1].execution).await?.revision, 9);
+    Ok(())
+}
+
+#[tokio::test]
+async fn r17a_each_failed_attempt_is_kept_once_and_nothing_else_is() -> Result<()> {
+    type Attempt = (Uuid, i16, String, Option<String>, Option<Uuid>);
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open(&mut bench.leader().await?, &bench.jobs(5).await?).await?;
+    bench.change(held[2].execution, "cancel_requested = true").await?;
+    let mut ends = vec![
+        Finished { timed_out: true, ..finished(held[0], Status::Retrying) },
+        finished(held[1], Status::Failed),
+        // It failed all the same; that nothing follows was asked for.
+        finished(held[2], Status::Retrying),
+        finished(held[3], Status::Success),
+        finished(held[4], Status::Cancelled),
+    ];
+    for _ in 0..2 {
+        bench.store.record(worker, &[], &ends, &[]).await?;
+    }
+    bench.change(held[0].execution, "status = 'QUEUED', attempt = 2").await?;
+    ends[0] = Finished { attempt: 2, started_at: None, ..finished(held[0], Status::Failed) };
+    bench.store.record(worker, &[], &ends[..1], &[]).await?;
+    let mut kept: Vec<Attempt> =
+        sqlx::query_as("SELECT execution_id, attempt, status, error, worker_id FROM execution_attempts")
+            .fetch_all(&bench.pool)
+            .await?;
+    let attempt = |held: usize, attempt: i16, status: &str| -> Attempt {
+        (ends[held].held.execution, attempt, status.into(), Some("it broke".into()), Some(worker))
+    };
+    let mut expected =
+        vec![attempt(0, 1, "TIMEOUT"), attempt(0, 2, "FAILED"), attempt(1, 1, "FAILED"), attempt(2, 1, "FAILED")];
+    kept.sort();
+    expected.sort();
+    assert_eq!(kept, expected);
+    Ok(())
+}
+
+#[tokio::test]
+async fn r17a_a_job_whose_last_fire_ended_is_noted_once_and_by_what_was_recorded_alone() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let jobs = bench.jobs(4).await?;
+    let held = bench.open(&mut bench.leader().await?, &jobs).await?;
+    let mut ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Success)).collect();
+    ends[1] = finished(held[1], Status::Retrying);
+    ends[2].held.claim -= 1;
+    for _ in 0..2 {
+        bench.store.record(worker, &[], &ends, &jobs[..3]).await?;
+    }
+    let noted: Vec<Uuid> = sqlx::query_scalar("SELECT job_id FROM job_attention").fetch_all(&bench.pool).await?;
+    assert_eq!(noted, [jobs[0]], "neither the retry, nor what was refused, nor a job that goes on");
+    Ok(())
+}
+
+#[tokio::test]
+async fn r11_a_retry_waits_in_its_execution_s_shard() -> Result<()> {
+    let bench = Bench::new().await?;
+    let held = bench.open_one(&mut bench.leader().await?).await?;
+    bench.change(held.execution, "shard = 3").await?;
+    bench.store.record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
+    let shard: i16 = sqlx::query_scalar("SELECT shard FROM execution_retries").fetch_one(&bench.pool).await?;
+    assert_eq!(shard, 3);
+    Ok(())
+}

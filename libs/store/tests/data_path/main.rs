@@ -8,6 +8,7 @@ mod claim;
 mod counters;
 mod finish;
 mod leadership;
+mod locks;
 mod open_entries;
 mod partitions;
 mod plans;

@@ -147,6 +147,7 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
 
     let starts: Vec<_> = held.iter().take(5).map(|held| started(*held)).collect();
     bench.store.record(worker, &starts, &[], &[]).await?;
+    bench.store.record_unlocked(worker, &starts, &[finished(held[4], Status::Retrying)], &[]).await?;
     let seen = bench.store.see(&born, LEASE).await?;
     let wanted: Vec<_> = held[5..8].iter().map(|held| (held.execution, seen[&held.execution].clone(), false)).collect();
     bench.store.take(worker, &wanted).await?;
@@ -156,7 +157,7 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
     bench.store.record(worker, &[], &ends, &[]).await?;
     bench.store.payloads(&born).await?;
     bench.store.last_success(jobs[9]).await?;
-    let succession = [(carillon_store::recorder::Held { take: 1, ..held[5] }, now)];
+    let succession = [started(carillon_store::recorder::Held { take: 1, ..held[5] })];
     bench.store.worker_succeed(worker, &incarnation("live"), &succession).await?;
     let claim = leader.claim(&[room(Source::Retry, &medium(), 1_000)], retry_at(), &[]).await?;
     assert_eq!(claim.retries.len(), 5);

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use carillon_core::execution::Status;
-use carillon_store::recorder::{Held, Verdict};
+use carillon_store::recorder::{Held, Started, Verdict};
 use uuid::Uuid;
 
 use crate::bench::{Bench, finished, start, started};
@@ -20,6 +20,20 @@ async fn r10_running_is_written_with_worker_and_start() -> Result<()> {
     let row = bench.row(held.execution).await?;
     assert_eq!((row.status.as_str(), row.worker_id, row.started_at), ("RUNNING", Some(worker), Some(start())));
     bench.assert_counters().await
+}
+
+/// H114: what is recorded is what runs, whatever the row says meanwhile.
+#[tokio::test]
+async fn h114_running_says_the_revision_that_runs() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open_one(&mut bench.leader().await?).await?;
+    bench.change(held.execution, "revision = 9").await?;
+    let what = Started { revision: 2, ..started(held) };
+    let (verdicts, _) = bench.store.record(worker, &[what], &[], &[]).await?;
+    assert_eq!(verdicts, [RUNNING], "it is never compared (H115)");
+    assert_eq!(bench.row(held.execution).await?.revision, 2);
+    Ok(())
 }
 
 #[tokio::test]

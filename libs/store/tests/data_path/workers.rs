@@ -2,19 +2,19 @@
 
 use anyhow::Result;
 use carillon_core::execution::Status;
-use carillon_store::recorder::{Held, Verdict};
+use carillon_store::recorder::{Held, Started, Verdict};
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use crate::bench::{Bench, LEASE, finished, incarnation, start};
+use crate::bench::{Bench, LEASE, finished, incarnation, start, started};
 
 async fn worker_row(bench: &Bench, worker: Uuid) -> Result<(DateTime<Utc>, bool)> {
     let row = sqlx::query_as("SELECT seen_at, ended FROM workers WHERE id = $1").bind(worker);
     Ok(row.fetch_one(&bench.pool).await?)
 }
 
-fn in_hand(held: &[Held]) -> Vec<(Held, DateTime<Utc>)> {
-    held.iter().map(|held| (*held, start())).collect()
+fn in_hand(held: &[Held]) -> Vec<Started> {
+    held.iter().map(|held| started(*held)).collect()
 }
 
 #[tokio::test]
@@ -62,7 +62,11 @@ async fn r21_a_new_incarnation_keeps_what_is_its_own_and_nothing_else() -> Resul
     }
 
     let new = incarnation("dead");
-    let mut kept = bench.store.worker_succeed(old, &new, &in_hand(&held)).await?;
+    let mut started = in_hand(&held);
+    for started in &mut started {
+        started.revision = 7;
+    }
+    let mut kept = bench.store.worker_succeed(old, &new, &started).await?;
     kept.sort_unstable();
     let mut own = vec![held[0].execution, held[1].execution];
     own.sort_unstable();
@@ -71,6 +75,7 @@ async fn r21_a_new_incarnation_keeps_what_is_its_own_and_nothing_else() -> Resul
         let row = bench.row(execution).await?;
         assert_eq!((row.status.as_str(), row.worker_id, row.started_at), ("RUNNING", Some(new.id), Some(start())));
         assert_eq!((row.take, row.lost), (0, 0), "nobody took it, nobody was lost");
+        assert_eq!(row.revision, 7, "the revision that runs");
     }
     for (held, before) in held[2..].iter().zip(before) {
         assert_eq!(bench.whole_row(held.execution).await?, before);

@@ -17,6 +17,7 @@ impl Engine {
     /// Forgets an entry: it stays pending where it is, and is looked at again with the others (R8).
     pub(super) fn let_go(&mut self, key: Key) {
         if self.items.remove(&key).is_some() {
+            self.deadlines.forget(key);
             self.shared.slots.release(1);
         }
     }

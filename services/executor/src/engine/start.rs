@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use carillon_core::execution::AttemptEnd;
+use carillon_store::recorder::Started;
 use metrics::histogram;
 use tokio_util::sync::CancellationToken;
 
@@ -93,7 +94,7 @@ impl Engine {
         let spawned = Instant::now();
         item.state =
             State::Running(Running { beginning, spawned, set, cancelled, abort, stopping: None, shown: false });
-        self.deadlines.push(Reverse((spawned + timeout_of(&item.entry), key)));
+        self.deadlines.set(key, spawned + timeout_of(&item.entry));
         self.to_show.push_back((spawned + SHOWN_AFTER, key));
     }
 
@@ -133,13 +134,13 @@ impl Engine {
         {
             self.to_show.pop_front();
             let Some(item) = self.items.get_mut(&key) else { continue };
-            let (held, is_taken) = (item.held(), item.take > 0);
+            let (held, revision, is_taken) = (item.held(), item.entry.revision, item.take > 0);
             let State::Running(running) = &mut item.state else { continue };
             match running.beginning.begun() {
                 Some(begun) if begun.instant + SHOWN_AFTER <= now => {
                     // One that was taken says RUNNING already.
                     if !is_taken && !std::mem::replace(&mut running.shown, true) {
-                        let what = carillon_store::recorder::Started { held, started_at: begun.at };
+                        let what = Started { held, started_at: begun.at, revision };
                         let _ = self.recorder.send(ToRecord::Started(key, what));
                     }
                 }

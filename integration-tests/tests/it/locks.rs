@@ -1,0 +1,138 @@
+//! A lock that somebody else holds for long (an administrator's session), and what Postgres refuses for its own sake: either
+//! keeps from being recorded what it is about, and nothing else.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use carillon_core::execution::Status;
+use carillon_testkit::wait_until;
+use serde_json::json;
+use sqlx::{Postgres, Transaction};
+use uuid::Uuid;
+
+use crate::load::{HUNDREDS, in_ms, one_time_jobs};
+use crate::world::{LOAD_MAX, LOOK_EACH, Plan, World, soon};
+
+/// Longer than any statement may run, and than nothing may be recorded before an executor is not ready any more.
+const LOCKED_FOR: Duration = Duration::from_secs(11);
+/// Two seconds, and the slowness of a machine that is busy with other tests.
+const GAP_MAX: Duration = Duration::from_secs(4);
+
+fn plan() -> Plan {
+    Plan { dispatchers: 1, ..Plan::default() }.protocol(Duration::from_secs(1), Duration::from_secs(20))
+}
+
+/// A job that runs for a moment at `ms` from now, and its execution.
+async fn one_that_runs(world: &mut World, ms: u64) -> (Uuid, Uuid) {
+    let jobs =
+        one_time_jobs(&world.pool, 1, in_ms(600), Duration::from_millis(1), "test:sleep", &json!({"ms": ms})).await;
+    let job = jobs[0].0;
+    world.expected.extend(jobs);
+    world.wake();
+    let execution = soon("it to be claimed", || async {
+        let id = sqlx::query_scalar("SELECT id FROM job_executions WHERE job_id = $1").bind(job);
+        id.fetch_optional(&world.pool).await.map_err(anyhow::Error::from)?.ok_or_else(|| anyhow::anyhow!("not yet"))
+    })
+    .await;
+    (job, execution)
+}
+
+async fn lock(world: &World, statement: &'static str, id: Uuid) -> Transaction<'static, Postgres> {
+    let mut foreign = world.pool.begin().await.expect("postgres answers");
+    sqlx::query(statement).bind(id).execute(&mut *foreign).await.expect("it is locked");
+    foreign
+}
+
+/// Something is recorded again and again for as long as the lock is held, and at the end all that is not locked.
+async fn assert_the_others_go_on(world: &World, locked: i64) {
+    let others = i64::try_from(world.expected.len() + world.triggered.len()).expect("few") - locked;
+    let began = Instant::now();
+    let (mut seen, mut since, mut longest) = (0, Instant::now(), Duration::ZERO);
+    while began.elapsed() < LOCKED_FOR {
+        let finished = world.finished().await.expect("postgres answers");
+        if finished > seen {
+            (seen, since) = (finished, Instant::now());
+        } else if finished < others {
+            longest = longest.max(since.elapsed());
+        }
+        tokio::time::sleep(LOOK_EACH).await;
+    }
+    assert!(longest < GAP_MAX, "nothing was recorded for {longest:?}");
+    let waited = wait_until("all that is not locked to be recorded", LOAD_MAX, || async {
+        let finished = world.finished().await?;
+        ensure!(finished == others, "{finished} of {others}");
+        anyhow::Ok(())
+    });
+    waited.await.unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+async fn others_go_on_beside(name: &str, statement: &'static str, of_job: bool) {
+    let mut world = World::start(name, plan()).await;
+    let (job, execution) = one_that_runs(&mut world, 1_500).await;
+    world.until("status = 'RUNNING'", |running| running == 1).await;
+    let foreign = lock(&world, statement, if of_job { job } else { execution }).await;
+    let triggering = world.load(HUNDREDS).await;
+    world.finish(triggering).await;
+    assert_the_others_go_on(&world, 1).await;
+    for name in ["executor-1", "executor-2"] {
+        let (code, body) = world.cluster.node(name).get("/readyz").expect("it answers");
+        assert_eq!(code, 200, "{name} waits for nobody: {body}");
+    }
+    foreign.rollback().await.expect("postgres answers");
+    world.judge(LOAD_MAX).await;
+    let incarnations: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM workers").fetch_one(&world.pool).await.expect("postgres answers");
+    assert_eq!(incarnations, 2, "a lock is no outage");
+}
+
+#[tokio::test]
+async fn a_locked_execution_keeps_no_other_from_being_recorded() {
+    others_go_on_beside("locked_execution", "SELECT FROM job_executions WHERE id = $1 FOR UPDATE", false).await;
+}
+
+#[tokio::test]
+async fn locked_statistics_keep_no_other_job_from_being_recorded() {
+    others_go_on_beside("locked_stats", "SELECT FROM job_stats WHERE job_id = $1 FOR UPDATE", true).await;
+}
+
+/// Whether a job is complete is looked at by somebody else (H62): its own end does not wait for its row.
+#[tokio::test]
+async fn a_locked_job_keeps_nothing_from_being_recorded() {
+    let mut world = World::start("locked_job", plan()).await;
+    let (job, _) = one_that_runs(&mut world, 1_500).await;
+    let foreign = lock(&world, "SELECT FROM jobs WHERE id = $1 FOR UPDATE", job).await;
+    let triggering = world.load(HUNDREDS).await;
+    world.finish(triggering).await;
+    assert_the_others_go_on(&world, 0).await;
+    foreign.rollback().await.expect("postgres answers");
+    world.judge(LOAD_MAX).await;
+}
+
+/// Whatever Postgres refuses about one result: it is found, fails with the reason, and its neighbours keep theirs.
+#[tokio::test]
+async fn a_result_that_postgres_refuses_fails_alone_with_the_reason() {
+    const GOOD: usize = 60;
+    const BAD: usize = 3;
+    let mut world = World::start("refused_result", Plan { executors: 1, ..plan() }).await;
+    for statement in [
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF NEW.result ? 'poison' THEN RAISE EXCEPTION 'no poison here' USING ERRCODE = '22P05'; END IF;
+             RETURN NEW;
+         END $$",
+        "CREATE TRIGGER refuse BEFORE UPDATE ON job_executions FOR EACH ROW EXECUTE FUNCTION refuse()",
+    ] {
+        sqlx::query(statement).execute(&world.pool).await.expect("it is made");
+    }
+    let (first, over) = (in_ms(900), Duration::from_millis(1));
+    for (count, payload) in [(GOOD, json!({"n": 1})), (BAD, json!({"poison": true}))] {
+        let jobs = one_time_jobs(&world.pool, count, first, over, "test:echo", &payload).await;
+        world.expected.extend(jobs);
+    }
+    world.wake();
+    let history = world.judge(LOAD_MAX).await;
+    assert_eq!((history.count(Status::Success), history.count(Status::Failed)), (GOOD, BAD));
+    let told = world.executions_where("status = 'FAILED' AND error LIKE '%no poison here%' AND result IS NULL").await;
+    assert_eq!(told.expect("postgres answers"), i64::try_from(BAD).expect("few"));
+    let kept = world.executions_where("status = 'SUCCESS' AND result = '{\"n\": 1}'").await;
+    assert_eq!(kept.expect("postgres answers"), i64::try_from(GOOD).expect("few"));
+}

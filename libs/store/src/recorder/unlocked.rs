@@ -1,0 +1,118 @@
+//! A flush that waits for no row: what somebody else has locked is left out and said so, the rest is written.
+//!
+//! Everybody locks in one order, executions by id, then statistics by job; whoever skips what is locked can't be part of a
+//! deadlock in any order. Two statements more than the ordinary flush: for when that one has found something locked.
+
+use std::collections::{HashMap, HashSet};
+
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::{Finished, Held, Started, Verdict, bounds, finish_on_conn, judge_on_conn, mark_running_on_conn};
+use crate::bounded::Connection;
+use crate::{Result, Store};
+
+/// As strong as the lock of an UPDATE that changes no key.
+const EXECUTIONS_LOCK: &str = "
+SELECT e.id, e.job_id FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id
+WHERE e.id BETWEEN $2 AND $3
+ORDER BY e.id FOR NO KEY UPDATE OF e SKIP LOCKED";
+
+/// Those of the jobs whose statistics somebody else has locked. A job without a row has none to lock.
+const JOB_STATS_LOCK: &str = "
+WITH mine AS MATERIALIZED (
+    SELECT s.job_id FROM UNNEST($1::uuid[]) AS i(job_id) JOIN job_stats s ON s.job_id = i.job_id
+    ORDER BY s.job_id FOR NO KEY UPDATE OF s SKIP LOCKED
+)
+SELECT s.job_id FROM UNNEST($1::uuid[]) AS i(job_id) JOIN job_stats s ON s.job_id = i.job_id
+WHERE s.job_id NOT IN (SELECT job_id FROM mine)";
+
+impl Store {
+    /// As [`Store::record`], but waits for no row: what somebody else has locked is [`Verdict::Locked`].
+    ///
+    /// # Errors
+    /// As [`Store::record`]; [`crate::Error::Busy`] if a whole table is locked.
+    pub async fn record_unlocked(
+        &self,
+        worker: Uuid,
+        started: &[Started],
+        finished: &[Finished],
+        ended_jobs: &[Uuid],
+    ) -> Result<(Vec<Verdict>, Vec<Verdict>)> {
+        let mut connection = self.pool.acquire().await?;
+        let mut transaction = connection.begin().await?;
+        let free = free_on_conn(&mut transaction, started, finished).await?;
+        let (free_started, locked): (Vec<&Started>, Vec<&Started>) =
+            started.iter().partition(|started| free.rows.contains(&started.held.execution));
+        let (free_finished, locked_finished): (Vec<&Finished>, Vec<&Finished>) =
+            finished.iter().partition(|finished| free.is_whole(finished.held.execution));
+        let mut left_out: Vec<Held> = locked.iter().map(|started| started.held).collect();
+        left_out.extend(locked_finished.iter().map(|finished| finished.held));
+        let marked = mark_running_on_conn(&mut transaction, worker, &free_started).await?;
+        let recorded = finish_on_conn(&mut transaction, worker, &free_finished, ended_jobs).await?;
+        let left_out = look_at_locked_on_conn(&mut transaction, worker, &left_out).await?;
+        transaction.commit().await?;
+
+        let (mut marked, mut recorded, mut left_out) = (marked.into_iter(), recorded.into_iter(), left_out.into_iter());
+        let locked = Verdict::Locked;
+        let started = started.iter().map(|started| {
+            let is_free = free.rows.contains(&started.held.execution);
+            if is_free { marked.next() } else { left_out.next() }.unwrap_or(locked)
+        });
+        let started = started.collect();
+        let finished = finished.iter().map(|finished| {
+            let is_free = free.is_whole(finished.held.execution);
+            if is_free { recorded.next() } else { left_out.next() }.unwrap_or(locked)
+        });
+        Ok((started, finished.collect()))
+    }
+}
+
+/// What this transaction has locked.
+struct Free {
+    rows: HashSet<Uuid>,
+    /// Of these rows the statistics are locked by somebody else.
+    without_stats: HashSet<Uuid>,
+}
+
+impl Free {
+    fn is_whole(&self, execution: Uuid) -> bool {
+        self.rows.contains(&execution) && !self.without_stats.contains(&execution)
+    }
+}
+
+async fn free_on_conn(connection: &mut Connection, started: &[Started], finished: &[Finished]) -> Result<Free> {
+    let mut held: Vec<Held> = started.iter().map(|started| started.held).collect();
+    held.extend(finished.iter().map(|finished| finished.held));
+    let (first, last) = bounds(&held);
+    let rows = sqlx::query(EXECUTIONS_LOCK)
+        .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
+        .bind(first)
+        .bind(last)
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut job_of = HashMap::with_capacity(rows.len());
+    for row in rows {
+        job_of.insert(row.try_get::<Uuid, _>("id")?, row.try_get::<Uuid, _>("job_id")?);
+    }
+    let jobs = finished.iter().filter_map(|finished| job_of.get(&finished.held.execution).copied());
+    let jobs: HashSet<Uuid> = jobs.collect();
+    let mut locked: HashSet<Uuid> = HashSet::new();
+    if !jobs.is_empty() {
+        let jobs: Vec<Uuid> = jobs.into_iter().collect();
+        let rows: Vec<Uuid> = sqlx::query_scalar(JOB_STATS_LOCK).bind(jobs).fetch_all(connection).await?;
+        locked.extend(rows);
+    }
+    let without_stats = job_of.iter().filter(|(_, job)| locked.contains(*job)).map(|(id, _)| *id).collect();
+    Ok(Free { rows: job_of.into_keys().collect(), without_stats })
+}
+
+/// What was not locked may as well be gone or over; what still looks as if it were to be written is locked.
+async fn look_at_locked_on_conn(connection: &mut Connection, worker: Uuid, held: &[Held]) -> Result<Vec<Verdict>> {
+    let seen = judge_on_conn(connection, worker, held, HashMap::new()).await?;
+    let verdicts = seen.into_iter().map(|verdict| match verdict {
+        Verdict::Over { .. } => verdict,
+        Verdict::Recorded(_) | Verdict::Lost | Verdict::Running { .. } | Verdict::Locked => Verdict::Locked,
+    });
+    Ok(verdicts.collect())
+}

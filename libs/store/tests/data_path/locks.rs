@@ -1,0 +1,91 @@
+//! A lock of somebody else's (an administrator's session, a dump) keeps what it is on from being written, and nothing else.
+
+use anyhow::Result;
+use carillon_core::execution::Status;
+use carillon_store::recorder::{Started, Verdict};
+use uuid::Uuid;
+
+use crate::bench::{Bench, finished, started};
+
+const SUCCESS: Verdict = Verdict::Recorded(Status::Success);
+
+#[tokio::test]
+async fn a_locked_execution_or_its_job_s_locked_statistics_are_left_out_and_pass_afterwards() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let jobs = bench.jobs(5).await?;
+    let held = bench.open(&mut bench.leader().await?, &jobs).await?;
+    let mut other = bench.pool.begin().await?;
+    for (statement, id) in [
+        ("SELECT FROM job_executions WHERE id = $1 FOR UPDATE", held[1].execution),
+        ("SELECT FROM job_stats WHERE job_id = $1 FOR NO KEY UPDATE", jobs[2]),
+        // Of no concern to what is recorded.
+        ("SELECT FROM jobs WHERE id = $1 FOR UPDATE", jobs[0]),
+        ("SELECT FROM job_timers WHERE job_id = $1 FOR UPDATE", jobs[3]),
+        ("SELECT FROM workers WHERE id = $1 FOR UPDATE", worker),
+    ] {
+        sqlx::query(statement).bind(id).execute(&mut *other).await?;
+    }
+    let ends: Vec<_> = held[..4].iter().map(|held| finished(*held, Status::Success)).collect();
+    let starts = [started(held[4])];
+    let (running, verdicts) = bench.store.record_unlocked(worker, &starts, &ends, &jobs).await?;
+    assert_eq!(running, [Verdict::Running { cancel_requested: false }]);
+    assert_eq!(verdicts, [SUCCESS, Verdict::Locked, Verdict::Locked, SUCCESS]);
+    for left_out in [1, 2] {
+        assert_eq!(bench.row(held[left_out].execution).await?.status, "QUEUED");
+    }
+    assert_eq!(bench.count("job_attention").await?, 2, "as for whatever is recorded");
+    other.rollback().await?;
+
+    let (_, verdicts) = bench.store.record_unlocked(worker, &[], &ends[1..3], &jobs).await?;
+    assert_eq!(verdicts, [SUCCESS; 2]);
+    bench.assert_counters().await
+}
+
+/// R10 touches no statistics.
+#[tokio::test]
+async fn a_start_is_shown_whatever_holds_the_statistics_and_waits_for_its_row_alone() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let jobs = bench.jobs(2).await?;
+    let held = bench.open(&mut bench.leader().await?, &jobs).await?;
+    let mut other = bench.pool.begin().await?;
+    sqlx::query("SELECT FROM job_stats FOR UPDATE").execute(&mut *other).await?;
+    let lock = sqlx::query("SELECT FROM job_executions WHERE id = $1 FOR SHARE").bind(held[1].execution);
+    lock.execute(&mut *other).await?;
+    let starts: Vec<Started> = held.iter().map(|held| started(*held)).collect();
+    let (verdicts, _) = bench.store.record_unlocked(worker, &starts, &[], &[]).await?;
+    assert_eq!(verdicts, [Verdict::Running { cancel_requested: false }, Verdict::Locked]);
+    Ok(())
+}
+
+/// What is over, or unknown, will never be written, locked or not: it need not be tried again.
+#[tokio::test]
+async fn what_is_over_is_not_taken_for_locked() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let jobs = bench.jobs(2).await?;
+    let mut held = bench.open(&mut bench.leader().await?, &jobs).await?;
+    bench.store.record(worker, &[], &[finished(held[0], Status::Success)], &[]).await?;
+    held[1].execution = Uuid::now_v7();
+    let mut other = bench.pool.begin().await?;
+    sqlx::query("SELECT FROM job_executions FOR UPDATE").execute(&mut *other).await?;
+    sqlx::query("SELECT FROM job_stats FOR UPDATE").execute(&mut *other).await?;
+    let ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Success)).collect();
+    let (_, verdicts) = bench.store.record_unlocked(worker, &[], &ends, &[]).await?;
+    assert_eq!(verdicts, [Verdict::Over { unknown: false }, Verdict::Over { unknown: true }]);
+    Ok(())
+}
+
+/// Retention may have taken the job with its statistics.
+#[tokio::test]
+async fn an_execution_of_a_job_that_is_gone_is_recorded() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let job = bench.job().await?;
+    let held = bench.open(&mut bench.leader().await?, &[job]).await?;
+    sqlx::query("DELETE FROM jobs WHERE id = $1").bind(job).execute(&bench.pool).await?;
+    let (_, verdicts) = bench.store.record_unlocked(worker, &[], &[finished(held[0], Status::Success)], &[job]).await?;
+    assert_eq!(verdicts, [SUCCESS]);
+    Ok(())
+}

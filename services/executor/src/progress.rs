@@ -1,0 +1,81 @@
+//! Whether the recorder gets on: an executor that has something to record and records nothing can't do its own work, whatever
+//! it hears from Postgres elsewhere, and says so at `/readyz`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use carillon_kit::Flag;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// Recording nothing for so long is no slowness any more.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Since when something waits of which nothing was recorded; shared, cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress(Arc<Mutex<Option<Instant>>>);
+
+impl Progress {
+    /// From now on, unless it does already.
+    pub(crate) fn something_waits(&self) {
+        self.lock().get_or_insert_with(Instant::now);
+    }
+
+    /// Something was recorded, or what is left waits for others.
+    pub(crate) fn nothing_waits(&self) {
+        *self.lock() = None;
+    }
+
+    fn is_stuck(&self, now: Instant) -> bool {
+        self.lock().is_some_and(|since| now.saturating_duration_since(since) >= STUCK_AFTER)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the flag as it says until the stop.
+    pub(crate) async fn show(self, flag: Flag, shutdown: CancellationToken) -> anyhow::Result<()> {
+        flag.up();
+        let mut was_stuck = false;
+        while !shutdown.is_cancelled() {
+            let is_stuck = self.is_stuck(Instant::now());
+            match (was_stuck, is_stuck) {
+                (false, true) => {
+                    warn!("nothing is recorded any more although something waits for it: not ready until it is");
+                    flag.down(format!("nothing was recorded for {} s", STUCK_AFTER.as_secs()));
+                }
+                (true, false) => {
+                    info!("results are recorded again");
+                    flag.up();
+                }
+                _ => {}
+            }
+            was_stuck = is_stuck;
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_stuck_only_while_something_waits_and_nothing_is_recorded() {
+        let progress = Progress::default();
+        let later = |seconds| Instant::now() + Duration::from_secs(seconds);
+        assert!(!progress.is_stuck(later(100)), "idle");
+        progress.something_waits();
+        assert!(!progress.is_stuck(later(9)));
+        progress.something_waits();
+        assert!(progress.is_stuck(later(11)), "what comes meanwhile does not begin the time anew");
+        progress.nothing_waits();
+        assert!(!progress.is_stuck(later(100)));
+    }
+}
