@@ -61,7 +61,9 @@ CREATE TABLE job_revisions (
     superseded_at timestamptz,
     PRIMARY KEY (job_id, revision)
 );
-CREATE INDEX job_revisions_superseded ON job_revisions (superseded_at) WHERE superseded_at IS NOT NULL;
+CREATE INDEX job_revisions_superseded ON job_revisions (superseded_at, job_id, revision) WHERE superseded_at IS NOT NULL;
+-- Jobs of which more than 1,000 revisions were superseded (carillon_store::revisions::KEPT_MAX).
+CREATE INDEX job_revisions_many ON job_revisions (job_id) WHERE revision > 1001;
 
 -- The queues that jobs have named: their number is bounded (`queues_max`), since each may have four streams.
 CREATE TABLE queues (
@@ -115,11 +117,16 @@ CREATE TABLE job_triggers (
     fire_at      timestamptz NOT NULL,
     queue        text NOT NULL,
     priority     smallint NOT NULL,
+    platform_id  text,
     -- NULL: the job's own payload.
     payload      jsonb,
-    traceparent  text,
+    -- W3C trace context of whoever asked.
+    trace_id       text CHECK (trace_id ~ '^[0-9a-f]{32}$'),
+    parent_span_id text CHECK (parent_span_id ~ '^[0-9a-f]{16}$'),
+    trace_flags    smallint NOT NULL DEFAULT 1 CHECK (trace_flags BETWEEN 0 AND 255),
     created_by   text NOT NULL DEFAULT '',
-    created_at   timestamptz NOT NULL DEFAULT now()
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    CHECK ((trace_id IS NULL) = (parent_span_id IS NULL))
 );
 CREATE INDEX job_triggers_due ON job_triggers (shard, queue, priority, fire_at);
 CREATE INDEX job_triggers_by_job ON job_triggers (job_id);

@@ -44,10 +44,10 @@ CREATE TABLE job_executions (
     payload          jsonb,
     metadata         jsonb,
     -- W3C trace context: 32 hex digits, and 16 each.
-    trace_id         text,
-    span_id          text,
-    parent_span_id   text,
-    trace_flags      smallint NOT NULL DEFAULT 1,
+    trace_id         text CHECK (trace_id ~ '^[0-9a-f]{32}$'),
+    span_id          text CHECK (span_id ~ '^[0-9a-f]{16}$'),
+    parent_span_id   text CHECK (parent_span_id ~ '^[0-9a-f]{16}$'),
+    trace_flags      smallint NOT NULL DEFAULT 1 CHECK (trace_flags BETWEEN 0 AND 255),
     PRIMARY KEY (id),
     CHECK ((status IN ('SUCCESS', 'FAILED', 'TIMEOUT', 'CANCELLED', 'SKIPPED')) = (completed_at IS NOT NULL))
 ) PARTITION BY RANGE (id);

@@ -74,6 +74,9 @@ WITH given AS (
 ), job AS (
     INSERT INTO jobs (id, name, type, status, timetable, handler_name, payload, created_by)
     SELECT id, 'bench ' || id, type, 'ACTIVE', timetable, $6, $7::jsonb, 'carillon-bench' FROM given
+    RETURNING *
+), revision AS (
+    INSERT INTO job_revisions (job_id, revision, definition) SELECT id, revision, to_jsonb(job) FROM job
 ), timer AS (
     INSERT INTO job_timers (job_id, shard, fire_at, queue, priority) SELECT id, $5, fire_at, 'default', 1 FROM given
 )

@@ -248,11 +248,15 @@ fn decisions(jobs: impl Iterator<Item = Uuid>, due: DateTime<Utc>) -> Decisions 
             id: ids::execution_for_fire(job, due),
             job,
             seq,
+            line: line(),
+            revision: 1,
+            platform_id: None,
             scheduled_at: due,
             max_retries: 3,
             reason: None,
             payload: None,
-            trace_id: None,
+            trace: None,
+            created_by: String::new(),
             skipped: false,
         });
         decisions.timers.push(MovedTimer { job, to: Some(Moved { fire_at: Some(far), exhausted: false }) });

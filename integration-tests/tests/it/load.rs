@@ -99,12 +99,14 @@ pub(crate) async fn one_time_jobs(
              SELECT * FROM UNNEST($1::uuid[], $2::timestamptz[], $3::jsonb[]) AS n(id, at, timetable)
          ), job AS (
              INSERT INTO jobs (id, name, type, status, schedule, timetable, handler_name, payload, retry_delay_ms)
-             SELECT id, 'load', 'ONE_TIME', 'ACTIVE', '', timetable, $4, $5, 200 FROM new RETURNING id
+             SELECT id, 'load', 'ONE_TIME', 'ACTIVE', '', timetable, $4, $5, 200 FROM new RETURNING *
+         ), revision AS (
+             INSERT INTO job_revisions (job_id, revision, definition) SELECT id, revision, to_jsonb(job) FROM job
          ), stats AS (
              INSERT INTO job_stats (job_id) SELECT id FROM job
          )
-         INSERT INTO job_timers (job_id, fire_at, queue, priority)
-         SELECT new.id, new.at, 'default', 1 FROM new JOIN job USING (id)",
+         INSERT INTO job_timers (job_id, shard, fire_at, queue, priority)
+         SELECT new.id, 0, new.at, 'default', 1 FROM new JOIN job USING (id)",
     )
     .bind(fires.iter().map(|(id, _)| *id).collect::<Vec<_>>())
     .bind(fires.iter().map(|(_, at)| *at).collect::<Vec<_>>())

@@ -15,4 +15,6 @@ pub mod misfire;
 pub mod read_plan;
 pub mod retry;
 pub mod schedule;
+pub mod shard;
 pub mod take;
+pub mod trace;

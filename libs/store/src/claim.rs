@@ -10,6 +10,7 @@ use std::time::Instant;
 use carillon_core::agenda::Source;
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
+use carillon_core::trace::TraceContext;
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 use uuid::Uuid;
@@ -17,9 +18,10 @@ use uuid::Uuid;
 use crate::Result;
 use crate::bounded::Transaction;
 use crate::clock::DbClock;
-use crate::definitions::{Definition, definitions_by_id_on_conn};
+use crate::definitions::{Definition, definitions_by_revision_on_conn};
 use crate::leader_session::{LeaderSession, bounded};
-use crate::open_entries::{OpenEntry, read_open_entry};
+use crate::open_entries::{OpenEntry, open_entry_columns, read_open_entry, read_trace};
+use crate::recorder::bounds;
 
 /// How much of one line may be claimed.
 #[derive(Clone, Debug)]
@@ -58,14 +60,20 @@ pub struct DueTrigger {
     pub job: Uuid,
     /// When it was asked for.
     pub fire_at: DateTime<Utc>,
+    /// Queue and priority that it waited in.
+    pub line: Line,
     /// Revision of the job.
     pub revision: i64,
     /// R20.
     pub open: i64,
+    /// The tenant; none for a global job.
+    pub platform_id: Option<String>,
     /// JSON text, where it differs from the job's.
     pub payload: Option<String>,
-    /// W3C trace context.
-    pub traceparent: Option<String>,
+    /// Trace of whoever asked for it.
+    pub trace: Option<TraceContext>,
+    /// Who asked for it.
+    pub created_by: String,
 }
 
 /// A failed attempt whose next one is due.
@@ -105,6 +113,12 @@ pub struct NewExecution {
     pub job: Uuid,
     /// Place in the batch, from 1; 0 for one that is SKIPPED and never published.
     pub seq: i32,
+    /// Queue and priority that it is published to.
+    pub line: Line,
+    /// The definition that it runs with, through all its attempts.
+    pub revision: i64,
+    /// The tenant; none for a global job.
+    pub platform_id: Option<String>,
     /// The instant.
     pub scheduled_at: DateTime<Utc>,
     /// Retries after the first attempt.
@@ -113,8 +127,10 @@ pub struct NewExecution {
     pub reason: Option<String>,
     /// JSON text, where it differs from the job's.
     pub payload: Option<String>,
-    /// W3C trace id of whoever asked for it.
-    pub trace_id: Option<String>,
+    /// Trace of whoever asked for it.
+    pub trace: Option<TraceContext>,
+    /// Who asked for it, where it was triggered.
+    pub created_by: String,
     /// Born SKIPPED.
     pub skipped: bool,
 }
@@ -178,10 +194,10 @@ WITH due AS (
     ) d
 ), taken AS (
     DELETE FROM job_triggers t USING due WHERE t.execution_id = due.execution_id
-    RETURNING t.execution_id, t.job_id, t.fire_at, t.payload, t.traceparent
+    RETURNING t.*
 )
-SELECT taken.execution_id, taken.job_id, taken.fire_at, taken.payload::text AS payload, taken.traceparent,
-       t.revision, t.claimed_count - s.finished_count AS open
+SELECT taken.execution_id, taken.job_id, taken.fire_at, taken.queue, taken.priority, taken.platform_id,
+       taken.payload::text AS payload, taken.trace_id, taken.parent_span_id, taken.trace_flags, taken.created_by, t.revision, t.claimed_count - s.finished_count AS open
 FROM taken
 CROSS JOIN LATERAL (SELECT * FROM job_timers t WHERE t.job_id = taken.job_id FOR UPDATE) t
 JOIN job_stats s ON s.job_id = taken.job_id
@@ -208,12 +224,16 @@ WITH batch AS (
     UPDATE dispatch_batches SET settled_at = now() WHERE shard = $1 AND number = ANY ($5::bigint[]) AND settled_at IS NULL
 )
 INSERT INTO job_executions
-    (id, job_id, claim, entry, seq, status, scheduled_at, completed_at, max_retries, reason, payload, trace_id)
-SELECT f.id, f.job_id, CASE WHEN f.skipped THEN NULL ELSE $2 END, CASE WHEN f.skipped THEN NULL ELSE $2 END, f.seq,
+    (id, job_id, shard, queue, priority, platform_id, revision, created_by, claim, entry, seq, status, scheduled_at, completed_at,
+     max_retries, reason, payload, trace_id, parent_span_id, trace_flags)
+SELECT f.id, f.job_id, $1, f.queue, f.priority, f.platform_id, f.revision, f.created_by,
+       CASE WHEN f.skipped THEN NULL ELSE $2 END, CASE WHEN f.skipped THEN NULL ELSE $2 END, f.seq,
        CASE WHEN f.skipped THEN 'SKIPPED' ELSE 'QUEUED' END, f.scheduled_at, CASE WHEN f.skipped THEN now() END,
-       f.max_retries, f.reason, f.payload::jsonb, f.trace_id
-FROM UNNEST($6::uuid[], $7::uuid[], $8::int[], $9::timestamptz[], $10::int[], $11::text[], $12::text[], $13::text[], $14::bool[])
-     AS f(id, job_id, seq, scheduled_at, max_retries, reason, payload, trace_id, skipped)
+       f.max_retries, f.reason, f.payload::jsonb, f.trace_id, f.parent_span_id, f.trace_flags
+FROM UNNEST($6::uuid[], $7::uuid[], $8::int[], $9::timestamptz[], $10::int[], $11::text[], $12::text[], $13::bool[],
+            $14::text[], $15::smallint[], $16::text[], $17::bigint[], $18::text[], $19::text[], $20::text[], $21::smallint[])
+     AS f(id, job_id, seq, scheduled_at, max_retries, reason, payload, skipped,
+          queue, priority, platform_id, revision, created_by, trace_id, parent_span_id, trace_flags)
 ON CONFLICT (id) DO NOTHING
 RETURNING id, job_id, status = 'QUEUED' AS opened";
 
@@ -225,15 +245,18 @@ SET fire_at = CASE WHEN m.moved THEN m.fire_at ELSE t.fire_at END,
 FROM UNNEST($1::uuid[], $2::bool[], $3::timestamptz[], $4::bool[], $5::bigint[]) AS m(job_id, moved, fire_at, exhausted, opened)
 WHERE t.job_id = m.job_id";
 
-/// R16.
-const EXECUTIONS_RETRY: &str = "
+/// R16. The revision stays: an execution keeps, through all its attempts, the definition that it started with. What the
+/// failed attempt left (`execution_attempts` keeps it) is not the next one's.
+const EXECUTIONS_RETRY: &str = concat!(
+    "
 UPDATE job_executions e
-SET status = 'QUEUED', attempt = e.attempt + 1, claim = $1, entry = $1, seq = r.seq, take = 0, lost = 0, worker_id = NULL
+SET status = 'QUEUED', attempt = e.attempt + 1, claim = $1, entry = $1, seq = r.seq, take = 0, lost = 0, worker_id = NULL,
+    started_at = NULL, duration_ms = NULL, error = NULL, error_stack = NULL
 FROM UNNEST($2::uuid[], $3::bigint[], $4::int[]) AS r(id, claim, seq)
-WHERE e.id = r.id AND e.status = 'RETRYING' AND e.claim = r.claim
-RETURNING e.id, e.job_id, e.claim, e.entry, e.seq, e.attempt, e.max_retries, e.scheduled_at, e.next_retry_at, e.trace_id,
-          e.payload IS NOT NULL AS own_payload,
-          CASE WHEN octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload";
+WHERE e.id = r.id AND e.id BETWEEN $5 AND $6 AND e.status = 'RETRYING' AND e.claim = r.claim
+RETURNING ",
+    open_entry_columns!()
+);
 
 impl LeaderSession {
     /// Begins a claim: takes what is due until `due` within the given rooms, except the timers of `excluded` jobs (known to
@@ -268,12 +291,12 @@ impl Claim<'_> {
         self.timers.is_empty() && self.triggers.is_empty() && self.retries.is_empty()
     }
 
-    /// Reads what jobs mean.
+    /// Reads what jobs mean, each in a revision.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]; [`crate::Error::Unreadable`] for a job that this version cannot read.
-    pub async fn definitions(&mut self, jobs: &[Uuid]) -> Result<Vec<Definition>> {
-        definitions_by_id_on_conn(&mut self.transaction, jobs).await
+    pub async fn definitions(&mut self, wanted: &[(Uuid, i64)]) -> Result<Vec<Definition>> {
+        definitions_by_revision_on_conn(&mut self.transaction, wanted).await
     }
 
     /// Writes what was decided, notes the batch under `term`, and marks the batches `settled` (R7).
@@ -316,8 +339,15 @@ impl Claim<'_> {
                 .bind(new.iter().map(|new| new.max_retries).collect::<Vec<_>>())
                 .bind(new.iter().map(|new| new.reason.as_deref()).collect::<Vec<_>>())
                 .bind(new.iter().map(|new| new.payload.as_deref()).collect::<Vec<_>>())
-                .bind(new.iter().map(|new| new.trace_id.as_deref()).collect::<Vec<_>>())
                 .bind(new.iter().map(|new| new.skipped).collect::<Vec<_>>())
+                .bind(new.iter().map(|new| new.line.queue.as_str()).collect::<Vec<_>>())
+                .bind(new.iter().map(|new| new.line.priority.rank()).collect::<Vec<_>>())
+                .bind(new.iter().map(|new| new.platform_id.as_deref()).collect::<Vec<_>>())
+                .bind(new.iter().map(|new| new.revision).collect::<Vec<_>>())
+                .bind(new.iter().map(|new| new.created_by.as_str()).collect::<Vec<_>>())
+                .bind(new.iter().map(|new| new.trace.map(|trace| trace.trace_id())).collect::<Vec<_>>())
+                .bind(new.iter().map(|new| new.trace.map(|trace| trace.parent_span_id())).collect::<Vec<_>>())
+                .bind(new.iter().map(|new| new.trace.map_or(1, |trace| i16::from(trace.flags))).collect::<Vec<_>>())
                 .fetch_all(&mut *self.transaction),
         )
         .await?;
@@ -353,12 +383,16 @@ impl Claim<'_> {
         if decisions.retries.is_empty() {
             return Ok(Vec::new());
         }
+        let ids: Vec<Uuid> = decisions.retries.iter().map(|(retry, _)| retry.execution).collect();
+        let (first, last) = bounds(ids.iter().copied());
         let rows = bounded(
             sqlx::query(EXECUTIONS_RETRY)
                 .bind(self.number)
-                .bind(decisions.retries.iter().map(|(retry, _)| retry.execution).collect::<Vec<_>>())
+                .bind(ids)
                 .bind(decisions.retries.iter().map(|(retry, _)| retry.claim).collect::<Vec<_>>())
                 .bind(decisions.retries.iter().map(|(_, seq)| *seq).collect::<Vec<_>>())
+                .bind(first)
+                .bind(last)
                 .fetch_all(&mut *self.transaction),
         )
         .await?;
@@ -406,10 +440,13 @@ impl Claim<'_> {
                 execution: row.try_get("execution_id")?,
                 job: row.try_get("job_id")?,
                 fire_at: row.try_get("fire_at")?,
+                line: Line::new(row.try_get::<String, _>("queue")?, Priority::from_rank(row.try_get("priority")?)),
                 revision: row.try_get("revision")?,
                 open: row.try_get("open")?,
+                platform_id: row.try_get("platform_id")?,
                 payload: row.try_get("payload")?,
-                traceparent: row.try_get("traceparent")?,
+                trace: read_trace(&row)?,
+                created_by: row.try_get("created_by")?,
             });
         }
         Ok(())

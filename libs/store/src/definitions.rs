@@ -1,5 +1,5 @@
-//! What the leader needs to know of a job in order to dispatch it. Read once and cached by (job, revision): a fire of a
-//! known job reads its narrow timer row only.
+//! What the leader needs to know of a job in order to dispatch it, in the revision that an execution names (R23a): never a
+//! newer one. Read once and cached by (job, revision): a fire of a known job reads its narrow timer row only.
 
 use carillon_core::job::Priority;
 use carillon_core::limits::PAYLOAD_BYTES_IN_ENTRY;
@@ -17,10 +17,12 @@ use crate::{Error, Result};
 pub struct Definition {
     /// The job.
     pub job: Uuid,
-    /// Raised by every change.
+    /// Which of its definitions this is.
     pub revision: i64,
     /// Queue and priority.
     pub line: Line,
+    /// The tenant; none for a global job.
+    pub platform_id: Option<String>,
     /// Name of the handler.
     pub handler: String,
     /// JSON text of the payload, where it is small enough to travel in a stream entry.
@@ -39,25 +41,36 @@ pub struct Definition {
     pub max_executions: Option<i64>,
 }
 
-/// Reads the definitions of `jobs`. A job that does not exist, or that this version cannot read, is left out.
-pub(crate) async fn definitions_by_id_on_conn(connection: &mut Connection, jobs: &[Uuid]) -> Result<Vec<Definition>> {
-    let rows = sqlx::query(
-        "SELECT id, revision, queue, priority, handler_name, timetable, max_retries, retry_delay_ms, timeout_ms, \
-                concurrency, allow_overlap, max_executions, \
-                CASE WHEN octet_length(payload::text) <= $2 THEN payload::text END AS payload \
-         FROM jobs WHERE id = ANY($1)",
-    )
-    .bind(jobs)
-    .bind(i32::try_from(PAYLOAD_BYTES_IN_ENTRY).unwrap_or(i32::MAX))
-    .fetch_all(connection)
-    .await?;
+/// Each revision is unpacked once, whatever is read of it.
+const DEFINITIONS_BY_REVISION: &str = "
+SELECT r.job_id, r.revision, d.queue, d.priority, d.platform_id, d.handler_name, d.timetable, d.max_retries, d.retry_delay_ms,
+       d.timeout_ms, d.concurrency, d.allow_overlap, d.max_executions,
+       CASE WHEN octet_length(d.payload::text) <= $3 THEN d.payload::text END AS payload
+FROM UNNEST($1::uuid[], $2::bigint[]) AS w(job_id, revision)
+JOIN job_revisions r ON r.job_id = w.job_id AND r.revision = w.revision
+CROSS JOIN LATERAL jsonb_to_record(r.definition) AS d(
+    queue text, priority smallint, platform_id text, handler_name text, timetable jsonb, max_retries int, retry_delay_ms int,
+    timeout_ms int, concurrency int, allow_overlap boolean, max_executions bigint, payload jsonb)";
+
+/// Reads the definitions that `wanted` names by job and revision. One that does not exist, or that this version cannot read,
+/// is left out.
+pub(crate) async fn definitions_by_revision_on_conn(
+    connection: &mut Connection,
+    wanted: &[(Uuid, i64)],
+) -> Result<Vec<Definition>> {
+    let rows = sqlx::query(DEFINITIONS_BY_REVISION)
+        .bind(wanted.iter().map(|(job, _)| *job).collect::<Vec<_>>())
+        .bind(wanted.iter().map(|(_, revision)| *revision).collect::<Vec<_>>())
+        .bind(i32::try_from(PAYLOAD_BYTES_IN_ENTRY).unwrap_or(i32::MAX))
+        .fetch_all(connection)
+        .await?;
     let mut definitions = Vec::with_capacity(rows.len());
     for row in &rows {
         match read(row) {
             Ok(definition) => definitions.push(definition),
             // One job that this version cannot read must not keep all others from firing.
             Err(Error::Unreadable { what, why }) => {
-                let job: Uuid = row.try_get("id")?;
+                let job: Uuid = row.try_get("job_id")?;
                 tracing::error!(job.id = %job, "{what} cannot be read: {why}");
             }
             Err(other) => return Err(other),
@@ -73,9 +86,10 @@ fn read(row: &sqlx::postgres::PgRow) -> Result<Definition> {
         .try_get("timetable")
         .map_err(|error| Error::Unreadable { what: "timetable of a job", why: error.to_string() })?;
     Ok(Definition {
-        job: row.try_get("id")?,
+        job: row.try_get("job_id")?,
         revision: row.try_get("revision")?,
         line: Line::new(row.try_get::<String, _>("queue")?, Priority::from_rank(row.try_get("priority")?)),
+        platform_id: row.try_get("platform_id")?,
         handler: row.try_get("handler_name")?,
         payload: row.try_get("payload")?,
         timetable,

@@ -55,6 +55,10 @@ pub struct Execution {
     pub span_id: Option<String>,
     /// Span of what asked for it.
     pub parent_span_id: Option<String>,
+    /// Who asked for it, where it was triggered.
+    pub created_by: String,
+    /// The definition that it runs, or ran, with.
+    pub revision: i64,
     /// The line of work it waits in.
     pub queue: String,
 }
@@ -62,14 +66,15 @@ pub struct Execution {
 const SELECT_CLAIMED: &str = "
     SELECT e.id, e.job_id, e.status, e.scheduled_at, e.started_at, e.completed_at, e.duration_ms, e.result, e.error,
            e.error_stack, e.attempt, e.max_retries, e.next_retry_at, e.worker_id, e.reason, e.cancel_requested,
-           e.metadata, e.trace_id, e.span_id, e.parent_span_id, COALESCE(j.queue, '') AS queue
-    FROM job_executions e LEFT JOIN jobs j ON j.id = e.job_id";
+           e.metadata, e.trace_id, e.span_id, e.parent_span_id, e.created_by, e.revision, e.queue
+    FROM job_executions e";
 
 /// Columns and types as [`SELECT_CLAIMED`].
 const SELECT_TRIGGERED: &str = "
     SELECT t.execution_id AS id, t.job_id, 'QUEUED', t.fire_at, NULL::timestamptz, NULL::timestamptz, NULL::bigint,
            NULL::jsonb, NULL::text, NULL::text, 1::smallint, j.max_retries, NULL::timestamptz, NULL::uuid, NULL::text,
-           false, NULL::jsonb, NULL::text, NULL::text, NULL::text, j.queue
+           false, NULL::jsonb, t.trace_id, NULL::text, t.parent_span_id,
+           t.created_by, j.revision, t.queue
     FROM job_triggers t JOIN jobs j ON j.id = t.job_id";
 
 #[derive(sqlx::FromRow)]
@@ -94,6 +99,8 @@ struct ExecutionRow {
     trace_id: Option<String>,
     span_id: Option<String>,
     parent_span_id: Option<String>,
+    created_by: String,
+    revision: i64,
     queue: String,
 }
 
@@ -122,6 +129,8 @@ impl TryFrom<ExecutionRow> for Execution {
             trace_id: row.trace_id,
             span_id: row.span_id,
             parent_span_id: row.parent_span_id,
+            created_by: row.created_by,
+            revision: row.revision,
             queue: row.queue,
         })
     }

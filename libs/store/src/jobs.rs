@@ -2,12 +2,13 @@
 //!
 //! A job is three rows: `jobs` (the definition), `job_timers` (what the claim moves) and `job_stats` (what the recorder adds
 //! to). They are born in one statement and live as long as each other, so nobody who reads one asks whether the others are
-//! there.
+//! there. With them its first revision is born ([`crate::revisions`]).
 
 pub(crate) mod changes;
 pub(crate) mod rows;
 
 use carillon_core::job::{JobStatus, JobType};
+use carillon_core::shard::shard_of;
 use sqlx::QueryBuilder;
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -17,11 +18,13 @@ pub use rows::{Definition, Job, NewJob};
 
 use crate::idempotency::{self, Key};
 use crate::page::{self, Page, Slice};
+use crate::revisions::definition_of;
 use crate::{Error, Result, Store};
 use rows::{JobRow, SELECT_JOB, TimetableWritten};
 
 /// One statement, so one transaction and one round trip: the key first, since a conflict on it must stop the rest.
-const INSERT_JOB: &str = "
+const INSERT_JOB: &str = concat!(
+    "
     WITH key AS (
         INSERT INTO idempotency_keys (scope, key, fingerprint, resource_id)
         SELECT $26::text, $27::text, $28::bytea, $1 WHERE $27::text IS NOT NULL
@@ -34,14 +37,20 @@ const INSERT_JOB: &str = "
         SELECT $1, $2, $3, $4, 'ACTIVE', $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
                $22, $23, $24, $25, $25
         WHERE $27::text IS NULL OR EXISTS (SELECT FROM key)
-        RETURNING id, queue, priority
+        RETURNING *
+    ), revision AS (
+        INSERT INTO job_revisions (job_id, revision, definition, created_by, created_at)
+        SELECT id, revision, ",
+    definition_of!("job"),
+    ", created_by, created_at FROM job
     ), timer AS (
-        INSERT INTO job_timers (job_id, fire_at, queue, priority, exhausted)
-        SELECT id, $29::timestamptz, queue, priority, $29::timestamptz IS NULL AND $4 <> 'EVENT' FROM job
+        INSERT INTO job_timers (job_id, shard, fire_at, queue, priority, revision, exhausted)
+        SELECT id, $30, $29::timestamptz, queue, priority, revision, $29::timestamptz IS NULL AND $4 <> 'EVENT' FROM job
     ), stats AS (
         INSERT INTO job_stats (job_id) SELECT id FROM job
     )
-    SELECT EXISTS (SELECT FROM job)";
+    SELECT EXISTS (SELECT FROM job)"
+);
 
 /// Creates a job with its timer, its statistics and its idempotency key. If the key was taken meanwhile, answers with the
 /// job that it led to.
@@ -90,6 +99,7 @@ async fn insert(store: &Store, new: &NewJob, key: Option<&Key>) -> Result<bool> 
         .bind(key.map(|key| &key.key))
         .bind(key.map(|key| &key.fingerprint))
         .bind(new.fire_at)
+        .bind(shard_of(new.id))
         .fetch_one(&store.pool)
         .await?;
     Ok(created)

@@ -1,6 +1,6 @@
 //! Postgres: every statement that Carillon runs stands in this crate, as a function named resource first, verb second.
 //!
-//! The API's side: [`jobs`], [`executions`], [`triggers`]. The data path's side: [`leader_session`] (the advisory lock and
+//! The API's side: [`jobs`] and their [`revisions`], [`executions`], [`triggers`]. The data path's side: [`leader_session`] (the advisory lock and
 //! all that may only be written under it), [`recorder`] (finishing executions), [`takes`], [`workers`]. Upkeep:
 //! [`migrate`], [`partitions`].
 //!
@@ -23,6 +23,7 @@ pub mod partitions;
 pub mod pool;
 pub mod recent;
 pub mod recorder;
+pub mod revisions;
 pub mod takes;
 pub mod triggers;
 pub mod upcoming;

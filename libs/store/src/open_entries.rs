@@ -3,22 +3,29 @@
 
 use std::time::Duration;
 
+use carillon_core::job::Priority;
+use carillon_core::line::Line;
+use carillon_core::trace::TraceContext;
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::Result;
-use crate::definitions::{Definition, definitions_by_id_on_conn};
+use crate::definitions::{Definition, definitions_by_revision_on_conn};
 use crate::leader_session::{LeaderSession, bounded};
 
-/// What an entry says of its execution; the rest is in the job's definition.
+/// What an entry says of its execution; the rest is in the revision of the job's definition that it names.
 #[derive(Clone, Debug)]
 pub struct OpenEntry {
     /// The execution.
     pub execution: Uuid,
     /// Its job.
     pub job: Uuid,
+    /// The definition that it runs with.
+    pub revision: i64,
+    /// Queue and priority of the stream that its entry stands in.
+    pub line: Line,
     /// R0: batch that claimed the attempt.
     pub claim: i64,
     /// R0: batch that published it.
@@ -33,8 +40,8 @@ pub struct OpenEntry {
     pub scheduled_at: DateTime<Utc>,
     /// The instant of the retry, where it is one.
     pub next_retry_at: Option<DateTime<Utc>>,
-    /// W3C trace id.
-    pub trace_id: Option<String>,
+    /// Trace of whoever asked for it.
+    pub trace: Option<TraceContext>,
     /// It has a payload of its own (a trigger's).
     pub own_payload: bool,
     /// That payload, where it is small enough to travel.
@@ -54,6 +61,8 @@ pub(crate) fn read_open_entry(row: &PgRow) -> Result<OpenEntry> {
     Ok(OpenEntry {
         execution: row.try_get("id")?,
         job: row.try_get("job_id")?,
+        revision: row.try_get("revision")?,
+        line: Line::new(row.try_get::<String, _>("queue")?, Priority::from_rank(row.try_get("priority")?)),
         claim: row.try_get("claim")?,
         entry: row.try_get("entry")?,
         seq: row.try_get("seq")?,
@@ -61,26 +70,46 @@ pub(crate) fn read_open_entry(row: &PgRow) -> Result<OpenEntry> {
         max_retries: row.try_get("max_retries")?,
         scheduled_at: row.try_get("scheduled_at")?,
         next_retry_at: row.try_get("next_retry_at")?,
-        trace_id: row.try_get("trace_id")?,
+        trace: read_trace(row)?,
         own_payload: row.try_get("own_payload")?,
         payload: row.try_get("payload")?,
     })
 }
 
+/// What [`read_open_entry`] reads, of `job_executions e`.
+macro_rules! open_entry_columns {
+    () => {
+        "e.id, e.job_id, e.revision, e.queue, e.priority, e.claim, e.entry, e.seq, e.attempt, e.max_retries, e.scheduled_at,
+       e.next_retry_at, e.trace_id, e.parent_span_id, e.trace_flags, e.payload IS NOT NULL AS own_payload,
+       CASE WHEN octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload"
+    };
+}
+pub(crate) use open_entry_columns;
+
+/// The columns `trace_id`, `parent_span_id`, `trace_flags`. A trace of which no span is known cannot be handed on.
+pub(crate) fn read_trace(row: &PgRow) -> Result<Option<TraceContext>> {
+    let (trace, parent): (Option<String>, Option<String>) = (row.try_get("trace_id")?, row.try_get("parent_span_id")?);
+    let flags = u8::try_from(row.try_get::<i16, _>("trace_flags")?).unwrap_or_default();
+    Ok(trace.zip(parent).and_then(|(trace, parent)| TraceContext::of_parts(&trace, &parent, flags).ok()))
+}
+
 /// Those of a batch that are still open under it. A live worker's RUNNING is left out where `$3` asks for it: nobody is
 /// called not live before this session's contact with Postgres was unbroken for a lease.
-const OPEN_OF_BATCH: &str = "
-SELECT e.id, e.job_id, e.claim, e.entry, e.seq, e.attempt, e.max_retries, e.scheduled_at, e.next_retry_at, e.trace_id,
-       e.payload IS NOT NULL AS own_payload,
-       CASE WHEN octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload,
+const OPEN_OF_BATCH: &str = concat!(
+    "
+SELECT ",
+    open_entry_columns!(),
+    ",
        e.status = 'RUNNING' AND ($3::interval IS NULL OR EXISTS (
            SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $3::interval)) AS runs
 FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id
 WHERE e.entry = $2 AND e.status IN ('QUEUED', 'RUNNING')
-ORDER BY e.seq";
+ORDER BY e.seq"
+);
 
 /// R19, the write: guarded by all that was seen.
-const REPUBLISH: &str = "
+const REPUBLISH: &str = concat!(
+    "
 WITH batch AS (
     INSERT INTO dispatch_batches (shard, number, term, ids) VALUES ($1, $2, $3, $4::uuid[])
 )
@@ -89,9 +118,9 @@ FROM UNNEST($4::uuid[], $5::bigint[], $6::bigint[], $7::int[]) AS r(id, claim, e
 WHERE e.id = r.id AND e.claim = r.claim AND e.entry = r.entry
   AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND NOT EXISTS (
       SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $8::interval))
-RETURNING e.id, e.job_id, e.claim, e.entry, e.seq, e.attempt, e.max_retries, e.scheduled_at, e.next_retry_at, e.trace_id,
-          e.payload IS NOT NULL AS own_payload,
-          CASE WHEN octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload";
+RETURNING ",
+    open_entry_columns!()
+);
 
 impl LeaderSession {
     /// R7: the batches of which it is not known that they are in Redis, ascending.
@@ -209,11 +238,11 @@ impl LeaderSession {
         Ok(())
     }
 
-    /// Reads what jobs mean, outside of a claim.
+    /// Reads what jobs mean, each in a revision, outside of a claim.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
-    pub async fn definitions(&mut self, jobs: &[Uuid]) -> Result<Vec<Definition>> {
-        definitions_by_id_on_conn(&mut self.connection, jobs).await
+    pub async fn definitions(&mut self, wanted: &[(Uuid, i64)]) -> Result<Vec<Definition>> {
+        definitions_by_revision_on_conn(&mut self.connection, wanted).await
     }
 }

@@ -50,9 +50,10 @@ pub async fn list(store: &Store, from: Uuid, batch: i64, also: &[Uuid], limit: i
              UNION
              SELECT unnest($2::uuid[])
          )
-         SELECT e.id, coalesce(j.name, '?') AS job_name, coalesce(j.handler_name, '?') AS handler_name, e.status, e.attempt,
+         SELECT e.id, coalesce(r.definition ->> 'name', '?') AS job_name,
+                coalesce(r.definition ->> 'handler_name', '?') AS handler_name, e.status, e.attempt,
                 e.scheduled_at, e.started_at, e.completed_at, e.next_retry_at, e.duration_ms, e.reason, e.error
-         FROM ids JOIN job_executions e ON e.id = ids.id LEFT JOIN jobs j ON j.id = e.job_id
+         FROM ids JOIN job_executions e ON e.id = ids.id LEFT JOIN job_revisions r ON r.job_id = e.job_id AND r.revision = e.revision
          ORDER BY e.id",
     );
     Ok(rows.bind(from).bind(also).bind(limit).bind(batch).fetch_all(&store.pool).await?)

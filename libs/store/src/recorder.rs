@@ -262,7 +262,7 @@ async fn mark_running_on_conn(connection: &mut Connection, worker: Uuid, started
         return Ok(Vec::new());
     }
     let held: Vec<Held> = started.iter().map(|started| started.held).collect();
-    let (first, last) = bounds(&held);
+    let (first, last) = bounds(held.iter().map(|held| held.execution));
     let rows = sqlx::query(EXECUTIONS_MARK_RUNNING)
         .bind(worker)
         .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
@@ -292,7 +292,7 @@ async fn finish_on_conn(
         return Ok(Vec::new());
     }
     let held: Vec<Held> = finished.iter().map(|finished| finished.held).collect();
-    let (first, last) = bounds(&held);
+    let (first, last) = bounds(held.iter().map(|held| held.execution));
     let logs = LogColumns::of(finished);
     let rows = sqlx::query(EXECUTIONS_FINISH)
         .bind(worker)
@@ -338,7 +338,7 @@ async fn judge_on_conn(
     held: &[Held],
     written: std::collections::HashMap<Uuid, Verdict>,
 ) -> Result<Vec<Verdict>> {
-    let (first, last) = bounds(held);
+    let (first, last) = bounds(held.iter().map(|held| held.execution));
     let refused: Vec<Uuid> =
         held.iter().map(|held| held.execution).filter(|execution| !written.contains_key(execution)).collect();
     let mut seen = std::collections::HashMap::new();
@@ -377,12 +377,7 @@ pub(crate) fn read_status(text: &str) -> Result<Status> {
 }
 
 /// The smallest and greatest id: with them the planner's executor prunes partitions before it opens them.
-pub(crate) fn bounds(held: &[Held]) -> (Uuid, Uuid) {
-    bounds_of(held.iter().map(|held| held.execution))
-}
-
-/// The same of ids.
-pub(crate) fn bounds_of(ids: impl Iterator<Item = Uuid> + Clone) -> (Uuid, Uuid) {
+pub(crate) fn bounds(ids: impl Iterator<Item = Uuid> + Clone) -> (Uuid, Uuid) {
     (ids.clone().min().unwrap_or(Uuid::nil()), ids.max().unwrap_or(Uuid::max()))
 }
 

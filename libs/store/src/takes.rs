@@ -13,7 +13,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use crate::recorder::{Held, bounds_of, read_status};
+use crate::recorder::{Held, bounds, read_status};
 use crate::{Result, Store};
 
 const EXECUTIONS_SEE: &str = "
@@ -104,7 +104,7 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn see(&self, executions: &[Uuid], lease: Duration) -> Result<HashMap<Uuid, Seen>> {
-        let (first, last) = bounds_of(executions.iter().copied());
+        let (first, last) = bounds(executions.iter().copied());
         let rows = sqlx::query(EXECUTIONS_SEE)
             .bind(executions)
             .bind(lease)
@@ -141,7 +141,7 @@ impl Store {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        let (first, last) = bounds_of(wanted.iter().map(|(id, _, _)| *id));
+        let (first, last) = bounds(wanted.iter().map(|(id, _, _)| *id));
         let rows = sqlx::query(EXECUTIONS_TAKE)
             .bind(worker)
             .bind(wanted.iter().map(|(id, _, _)| *id).collect::<Vec<_>>())
@@ -177,7 +177,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let ids = || held.iter().map(|held| held.execution);
-        let (first, last) = bounds_of(ids());
+        let (first, last) = bounds(ids());
         let released: Vec<Uuid> = sqlx::query_scalar(EXECUTIONS_RELEASE)
             .bind(ids().collect::<Vec<_>>())
             .bind(held.iter().map(|held| held.claim).collect::<Vec<_>>())
@@ -216,7 +216,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let ids = || held.iter().map(|held| held.execution);
-        let (first, last) = bounds_of(ids());
+        let (first, last) = bounds(ids());
         let requested: Vec<Uuid> = sqlx::query_scalar(EXECUTIONS_CANCELS)
             .bind(ids().collect::<Vec<_>>())
             .bind(held.iter().map(|held| held.claim).collect::<Vec<_>>())
@@ -237,7 +237,7 @@ impl Store {
         if executions.is_empty() {
             return Ok(HashMap::new());
         }
-        let (first, last) = bounds_of(executions.iter().copied());
+        let (first, last) = bounds(executions.iter().copied());
         let rows = sqlx::query(EXECUTIONS_ADOPT).bind(executions).bind(first).bind(last).fetch_all(&self.pool).await?;
         let mut adopted = HashMap::with_capacity(rows.len());
         for row in rows {
@@ -254,16 +254,22 @@ impl Store {
         Ok(adopted)
     }
 
-    /// Reads the payloads of executions whose entries do not carry them: their own, or their job's. JSON text.
+    /// Reads the payloads of executions whose entries do not carry them: their own, or that of the revision which they name
+    /// (R23a). JSON text. One whose payload is nowhere is left out.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn payloads(&self, executions: &[Uuid]) -> Result<HashMap<Uuid, String>> {
+        let (first, last) = bounds(executions.iter().copied());
         let rows = sqlx::query(
-            "SELECT e.id, COALESCE(e.payload, j.payload)::text AS payload \
-             FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id JOIN jobs j ON j.id = e.job_id",
+            "SELECT e.id, COALESCE(e.payload, r.definition -> 'payload')::text AS payload \
+             FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id AND e.id BETWEEN $2 AND $3 \
+             LEFT JOIN job_revisions r ON e.payload IS NULL AND r.job_id = e.job_id AND r.revision = e.revision \
+             WHERE e.payload IS NOT NULL OR r.job_id IS NOT NULL",
         )
         .bind(executions)
+        .bind(first)
+        .bind(last)
         .fetch_all(&self.pool)
         .await?;
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("payload")?))).collect()

@@ -2,6 +2,7 @@
 
 use carillon_core::ids;
 use carillon_core::job::JobStatus;
+use carillon_core::trace::TraceContext;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::types::Json;
@@ -19,8 +20,8 @@ pub struct NewTrigger {
     pub job_id: Uuid,
     /// In place of the job's own payload.
     pub payload: Option<Value>,
-    /// W3C trace context of the request.
-    pub traceparent: Option<String>,
+    /// Trace context of the request.
+    pub trace: Option<TraceContext>,
     /// Who asks.
     pub created_by: String,
 }
@@ -29,15 +30,16 @@ pub struct NewTrigger {
 /// the deletion looked for triggers, and would then fire a deleted job.
 const INSERT_TRIGGER: &str = "
     WITH job AS (
-        SELECT j.id, j.status, j.queue, j.priority, t.shard
+        SELECT j.id, j.status, j.queue, j.priority, j.platform_id, t.shard
         FROM jobs j JOIN job_timers t ON t.job_id = j.id WHERE j.id = $1 FOR SHARE OF j
     ), key AS (
         INSERT INTO idempotency_keys (scope, key, fingerprint, resource_id)
         SELECT $7::text, $8::text, $9::bytea, $2::uuid FROM job WHERE status <> 'CANCELLED' AND $8::text IS NOT NULL
         ON CONFLICT DO NOTHING RETURNING resource_id
     ), trigger AS (
-        INSERT INTO job_triggers (execution_id, job_id, shard, fire_at, queue, priority, payload, traceparent, created_by)
-        SELECT $2::uuid, id, shard, $3, queue, priority, $4, $5, $6 FROM job
+        INSERT INTO job_triggers (execution_id, job_id, shard, fire_at, queue, priority, platform_id, payload, created_by,
+                                  trace_id, parent_span_id, trace_flags)
+        SELECT $2::uuid, id, shard, $3, queue, priority, platform_id, $4, $6, $5, $10, $11 FROM job
         WHERE status <> 'CANCELLED' AND ($8::text IS NULL OR EXISTS (SELECT FROM key))
         RETURNING execution_id
     )
@@ -85,11 +87,13 @@ async fn insert(
         .bind(execution)
         .bind(now)
         .bind(new.payload.as_ref().map(Json))
-        .bind(&new.traceparent)
+        .bind(new.trace.map(|trace| trace.trace_id()))
         .bind(&new.created_by)
         .bind(key.map(|key| &key.scope))
         .bind(key.map(|key| &key.key))
         .bind(key.map(|key| &key.fingerprint))
+        .bind(new.trace.map(|trace| trace.parent_span_id()))
+        .bind(new.trace.map_or(1, |trace| i16::from(trace.flags)))
         .fetch_one(&store.pool)
         .await?)
 }

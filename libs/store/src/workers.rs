@@ -94,7 +94,7 @@ impl Store {
         let mut kept = Vec::with_capacity(started.len());
         for day in by_day(started) {
             let held: Vec<_> = day.iter().map(|started| started.held).collect();
-            let (first, last) = bounds(&held);
+            let (first, last) = bounds(held.iter().map(|held| held.execution));
             let rows: Vec<Uuid> = sqlx::query_scalar(EXECUTIONS_REASSERT)
                 .bind(new.id)
                 .bind(old)

@@ -43,9 +43,8 @@ impl Leader {
         if claim.is_empty() {
             return Ok(None);
         }
-        let wanted = claim.timers.iter().map(|timer| (timer.job, Some(timer.revision)));
-        let wanted = wanted.chain(claim.triggers.iter().map(|trigger| (trigger.job, Some(trigger.revision))));
-        let wanted = wanted.chain(claim.retries.iter().map(|retry| (retry.job, None)));
+        let wanted = claim.timers.iter().map(|timer| (timer.job, timer.revision));
+        let wanted = wanted.chain(claim.triggers.iter().map(|trigger| (trigger.job, trigger.revision)));
         let unknown = self.definitions.unknown(wanted);
         if !unknown.is_empty() {
             let learned = claim.definitions(&unknown).await?;
@@ -61,12 +60,14 @@ impl Leader {
             (committed.born.iter().copied().collect(), decided.last.iter().copied().collect());
         let mut batch = Batch::new(number);
         for new in decided.decisions.executions.iter().filter(|new| !new.skipped && born.contains(&new.id)) {
-            if let Some(job) = self.definitions.get(&new.job) {
+            if let Some(job) = self.definitions.get(new.job, new.revision) {
                 batch.add_new(new, &job, last.contains(&new.id));
             }
         }
+        // R16: which revision a retried execution names, its row has told only now.
+        self.learn_jobs(committed.retried.iter().map(|open| (open.job, open.revision))).await?;
         for open in &committed.retried {
-            if let Some(job) = self.definitions.get(&open.job) {
+            if let Some(job) = self.definitions.get(open.job, open.revision) {
                 batch.add_open(open, &job);
             }
         }

@@ -41,13 +41,13 @@ pub fn decide(
     let mut deciding =
         Deciding { decided: Decided::default(), opened: HashMap::new(), touched: HashSet::new(), seq: 0 };
     for timer in timers {
-        match known.get(&timer.job) {
+        match known.get(timer.job, timer.revision) {
             Some(job) => deciding.timer(timer, &job, now, misfire_threshold),
             None => deciding.decided.unreadable.push(timer.job),
         }
     }
     for trigger in triggers {
-        match known.get(&trigger.job) {
+        match known.get(trigger.job, trigger.revision) {
             Some(job) => deciding.trigger(trigger, &job),
             None => deciding.unreadable_trigger(trigger),
         }
@@ -95,6 +95,9 @@ impl Deciding {
             id: ids::execution_for_fire(timer.job, fire),
             job: timer.job,
             seq: 0,
+            line: definition.line.clone(),
+            revision: definition.revision,
+            platform_id: definition.platform_id.clone(),
             scheduled_at: fire,
             max_retries: definition.max_retries,
             reason: due.missed_from.map(|from| {
@@ -105,7 +108,8 @@ impl Deciding {
                 )
             }),
             payload: None,
-            trace_id: None,
+            trace: None,
+            created_by: String::new(),
             skipped: !has_room,
         };
         let next = if has_room && budget == Some(1) { None } else { due.next };
@@ -132,11 +136,15 @@ impl Deciding {
             id: trigger.execution,
             job: trigger.job,
             seq: 0,
+            line: job.definition.line.clone(),
+            revision: job.definition.revision,
+            platform_id: job.definition.platform_id.clone(),
             scheduled_at: trigger.fire_at,
             max_retries: job.definition.max_retries,
             reason: (!has_room).then(|| overlap_reason(open, open_max)),
             payload: trigger.payload.clone(),
-            trace_id: trigger.traceparent.clone(),
+            trace: trigger.trace,
+            created_by: trigger.created_by.clone(),
             skipped: !has_room,
         };
         if has_room {
@@ -156,11 +164,15 @@ impl Deciding {
             id: trigger.execution,
             job: trigger.job,
             seq: 0,
+            line: trigger.line.clone(),
+            revision: trigger.revision,
+            platform_id: trigger.platform_id.clone(),
             scheduled_at: trigger.fire_at,
             max_retries: 0,
             reason: Some("the definition of this job cannot be read by the running version".into()),
             payload: trigger.payload.clone(),
-            trace_id: trigger.traceparent.clone(),
+            trace: trigger.trace,
+            created_by: trigger.created_by.clone(),
             skipped: true,
         });
     }
@@ -223,6 +235,7 @@ mod tests {
             job: JOB,
             revision: 1,
             line: line(),
+            platform_id: Some("acme".into()),
             handler: "test:echo".into(),
             payload: None,
             timetable,
@@ -248,10 +261,13 @@ mod tests {
             execution: Uuid::from_u128(n),
             job: JOB,
             fire_at: at(5_000),
+            line: line(),
             revision: 1,
             open: 0,
+            platform_id: Some("acme".into()),
             payload: None,
-            traceparent: None,
+            trace: "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01".parse().ok(),
+            created_by: "alice".into(),
         }
     }
 

@@ -1,4 +1,5 @@
-//! What jobs mean, kept between claims: a fire of a known job reads its narrow timer row only.
+//! What jobs mean, kept between claims by (job, revision), so that an execution is dispatched with the definition that its row
+//! names (R23a): a fire of a known job reads its narrow timer row only.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,19 +24,13 @@ pub struct Known {
 /// The definitions known so far.
 #[derive(Debug, Default)]
 pub struct Definitions {
-    known: HashMap<Uuid, Arc<Known>>,
+    known: HashMap<(Uuid, i64), Arc<Known>>,
 }
 
 impl Definitions {
-    /// Those of `wanted` (job and revision) that are unknown, or known in an older revision.
-    pub fn unknown(&self, wanted: impl Iterator<Item = (Uuid, Option<i64>)>) -> Vec<Uuid> {
-        let stale = |job: &Uuid, revision: Option<i64>| {
-            self.known
-                .get(job)
-                .is_none_or(|known| revision.is_some_and(|revision| known.definition.revision < revision))
-        };
-        let mut unknown: Vec<Uuid> =
-            wanted.filter(|(job, revision)| stale(job, *revision)).map(|(job, _)| job).collect();
+    /// Those of `wanted` (job and revision) that are unknown.
+    pub fn unknown(&self, wanted: impl Iterator<Item = (Uuid, i64)>) -> Vec<(Uuid, i64)> {
+        let mut unknown: Vec<(Uuid, i64)> = wanted.filter(|wanted| !self.known.contains_key(wanted)).collect();
         unknown.sort_unstable();
         unknown.dedup();
         unknown
@@ -49,7 +44,7 @@ impl Definitions {
         for definition in definitions {
             match Timetable::parse(&definition.timetable, definition.job) {
                 Ok(timetable) => {
-                    self.known.insert(definition.job, Arc::new(Known { definition, timetable }));
+                    self.known.insert((definition.job, definition.revision), Arc::new(Known { definition, timetable }));
                 }
                 Err(errors) => {
                     let why: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -59,8 +54,8 @@ impl Definitions {
         }
     }
 
-    /// What is known of a job.
-    pub fn get(&self, job: &Uuid) -> Option<Arc<Known>> {
-        self.known.get(job).cloned()
+    /// What is known of a job in that revision.
+    pub fn get(&self, job: Uuid, revision: i64) -> Option<Arc<Known>> {
+        self.known.get(&(job, revision)).cloned()
     }
 }

@@ -174,10 +174,10 @@ impl Leader {
         info!(term = self.term, unsettled = unsettled.len(), "leading");
         for batch in unsettled {
             let open = self.session.open_of_batch(&batch, None).await?;
-            self.learn_jobs(open.iter().map(|(entry, _)| (entry.job, None))).await?;
+            self.learn_jobs(open.iter().map(|(entry, _)| (entry.job, entry.revision))).await?;
             let mut outgoing = Batch::new(batch.number);
             for (entry, _) in &open {
-                if let Some(job) = self.definitions.get(&entry.job) {
+                if let Some(job) = self.definitions.get(entry.job, entry.revision) {
                     outgoing.add_open(entry, &job);
                 }
             }
@@ -314,8 +314,8 @@ impl Leader {
         }
     }
 
-    /// Makes sure that these jobs are known, as far as this version can read them.
-    pub(crate) async fn learn_jobs(&mut self, jobs: impl Iterator<Item = (Uuid, Option<i64>)>) -> Result<(), End> {
+    /// Makes sure that these jobs are known in these revisions, as far as this version can read them.
+    pub(crate) async fn learn_jobs(&mut self, jobs: impl Iterator<Item = (Uuid, i64)>) -> Result<(), End> {
         let unknown = self.definitions.unknown(jobs);
         if !unknown.is_empty() {
             let learned = self.session.definitions(&unknown).await?;

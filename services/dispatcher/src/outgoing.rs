@@ -1,4 +1,5 @@
-//! Entries as they are published: what Postgres says of an execution, and what its job means, put together.
+//! Entries as they are published: what Postgres says of an execution, and what its job means in the revision that the row
+//! names, put together.
 
 use carillon_core::line::Line;
 use carillon_store::claim::NewExecution;
@@ -27,7 +28,7 @@ impl Batch {
         Self { number, lines: Vec::new(), entries: Vec::new() }
     }
 
-    /// Adds an execution that this batch has claimed.
+    /// Adds an execution that this batch has claimed; `job` in the revision that it names.
     pub fn add_new(&mut self, new: &NewExecution, job: &Known, last: bool) {
         let definition = &job.definition;
         let payload = new.payload.as_ref().or(definition.payload.as_ref());
@@ -48,12 +49,12 @@ impl Batch {
             retry_delay_ms: definition.retry_delay_ms.unsigned_abs(),
             last,
             payload: small.and_then(|text| raw(text)),
-            traceparent: new.trace_id.clone(),
+            traceparent: new.trace.map(|trace| trace.to_string()),
         };
-        self.add(new.seq, &definition.line, &entry);
+        self.add(new.seq, &new.line, &entry);
     }
 
-    /// Adds an execution that is open already: a retry, or one that is sent again.
+    /// Adds an execution that is open already: a retry, or one that is sent again. `job` in the revision that it names.
     pub fn add_open(&mut self, open: &OpenEntry, job: &Known) {
         let definition = &job.definition;
         let payload = if open.own_payload { open.payload.as_ref() } else { definition.payload.as_ref() };
@@ -75,9 +76,9 @@ impl Batch {
             // Whether it is the job's last is not known any more: whoever finishes it looks.
             last: true,
             payload: payload.and_then(|text| raw(text)),
-            traceparent: open.trace_id.clone(),
+            traceparent: open.trace.map(|trace| trace.to_string()),
         };
-        self.add(open.seq, &definition.line, &entry);
+        self.add(open.seq, &open.line, &entry);
     }
 
     fn add(&mut self, seq: i32, line: &Line, entry: &Entry) {

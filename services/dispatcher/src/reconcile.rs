@@ -86,13 +86,15 @@ impl Leader {
         if candidates.is_empty() {
             return Ok(Vec::new());
         }
-        self.learn_jobs(candidates.iter().map(|entry| (entry.job, None))).await?;
+        self.learn_jobs(candidates.iter().map(|entry| (entry.job, entry.revision))).await?;
         let mut lines = Vec::new();
         let mut asked = Vec::new();
         let mut known = Vec::new();
         for entry in candidates {
-            let Some(job) = self.definitions.get(&entry.job) else { continue };
-            let line = &job.definition.line;
+            if self.definitions.get(entry.job, entry.revision).is_none() {
+                continue;
+            }
+            let line = &entry.line;
             let index = lines.iter().position(|known| known == line).unwrap_or_else(|| {
                 lines.push(line.clone());
                 lines.len() - 1
@@ -116,7 +118,7 @@ impl Leader {
         counter!("carillon_dispatcher_republished_total").increment(again.len() as u64);
         let mut batch = crate::outgoing::Batch::new(number);
         for entry in &again {
-            if let Some(job) = self.definitions.get(&entry.job) {
+            if let Some(job) = self.definitions.get(entry.job, entry.revision) {
                 batch.add_open(entry, &job);
             }
         }

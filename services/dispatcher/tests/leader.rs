@@ -69,11 +69,13 @@ impl Leader {
                  INSERT INTO jobs (id, name, type, status, schedule, timetable, handler_name, payload, retry_delay_ms,
                                    allow_overlap, concurrency)
                  SELECT id, 'bound', 'ONE_TIME', 'ACTIVE', '', $2, 'test:echo', '{}', 200, true, 0 FROM UNNEST($1::uuid[]) AS n(id)
-                 RETURNING id
+                 RETURNING *
+             ), revision AS (
+                 INSERT INTO job_revisions (job_id, revision, definition) SELECT id, revision, to_jsonb(new) FROM new
              ), stats AS (
                  INSERT INTO job_stats (job_id) SELECT id FROM new
              )
-             INSERT INTO job_timers (job_id, fire_at, queue, priority) SELECT id, $3, 'default', 1 FROM new",
+             INSERT INTO job_timers (job_id, shard, fire_at, queue, priority) SELECT id, 0, $3, 'default', 1 FROM new",
         )
         .bind(&jobs)
         .bind(serde_json::to_value(TimetableSpec::once(at))?)
@@ -142,8 +144,7 @@ async fn a_stream_never_holds_more_than_its_bound() -> Result<()> {
     let due = in_ms(2_000);
     leader.jobs(120, due).await?;
     for _ in 0..80 {
-        let trigger =
-            NewTrigger { job_id: later, payload: Some(Value::Null), traceparent: None, created_by: String::new() };
+        let trigger = NewTrigger { job_id: later, payload: Some(Value::Null), trace: None, created_by: String::new() };
         triggers::create(&store, &trigger, None).await?;
     }
     sqlx::query("UPDATE job_triggers SET fire_at = $1").bind(due).execute(&leader.pool).await?;

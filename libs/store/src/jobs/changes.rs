@@ -74,7 +74,7 @@ async fn pause_once(store: &Store, id: Uuid) -> Result<Job> {
     let held_at = stop_timer(&mut transaction, id).await?;
     let now = clock(&mut transaction).await?;
     sqlx::query(
-        "UPDATE jobs SET status = 'PAUSED', paused_at = $2, held_at = $3, updated_at = $2, revision = revision + 1
+        "UPDATE jobs SET status = 'PAUSED', paused_at = $2, held_at = $3, updated_at = $2
          WHERE id = $1",
     )
     .bind(id)
@@ -143,7 +143,7 @@ async fn resume_once(store: &Store, id: Uuid) -> Result<Job> {
     let status = if has_ended(&mut transaction, id).await? { JobStatus::Completed } else { JobStatus::Active };
     sqlx::query(
         "UPDATE jobs SET status = $3, completed_at = CASE $3 WHEN 'COMPLETED' THEN $2 END, paused_at = NULL,
-                         held_at = NULL, updated_at = $2, revision = revision + 1
+                         held_at = NULL, updated_at = $2
          WHERE id = $1",
     )
     .bind(id)
@@ -206,7 +206,7 @@ async fn delete_once(store: &Store, id: Uuid) -> Result<Deleted> {
     stop_timer(&mut transaction, id).await?;
     sqlx::query(
         "UPDATE jobs SET status = 'CANCELLED', cancelled_at = clock_timestamp(), updated_at = clock_timestamp(),
-                         paused_at = NULL, held_at = NULL, revision = revision + 1
+                         paused_at = NULL, held_at = NULL
          WHERE id = $1",
     )
     .bind(id)
@@ -221,9 +221,11 @@ async fn delete_once(store: &Store, id: Uuid) -> Result<Deleted> {
 /// never opened and count nothing.
 async fn cancel_triggers(transaction: &mut Transaction<'_>, id: Uuid) -> Result<()> {
     sqlx::query(
-        "WITH gone AS (DELETE FROM job_triggers WHERE job_id = $1 RETURNING execution_id, job_id, fire_at, payload)
-         INSERT INTO job_executions (id, job_id, status, scheduled_at, completed_at, reason, payload, max_retries)
-         SELECT g.execution_id, g.job_id, 'CANCELLED', g.fire_at, clock_timestamp(), $2, g.payload, j.max_retries
+        "WITH gone AS (DELETE FROM job_triggers WHERE job_id = $1 RETURNING *)
+         INSERT INTO job_executions (id, job_id, shard, queue, priority, platform_id, revision, created_by, status, scheduled_at,
+                                     completed_at, reason, payload, max_retries, trace_id, parent_span_id, trace_flags)
+         SELECT g.execution_id, g.job_id, g.shard, g.queue, g.priority, g.platform_id, j.revision, g.created_by, 'CANCELLED',
+                g.fire_at, clock_timestamp(), $2, g.payload, j.max_retries, g.trace_id, g.parent_span_id, g.trace_flags
          FROM gone g JOIN jobs j ON j.id = g.job_id
          ON CONFLICT (id) DO NOTHING",
     )
@@ -309,10 +311,7 @@ async fn stop_timer(connection: &mut Connection, id: Uuid) -> Result<Option<Date
             .bind(id)
             .fetch_optional(&mut *connection)
             .await?;
-    sqlx::query("UPDATE job_timers SET fire_at = NULL, revision = revision + 1 WHERE job_id = $1")
-        .bind(id)
-        .execute(connection)
-        .await?;
+    sqlx::query("UPDATE job_timers SET fire_at = NULL WHERE job_id = $1").bind(id).execute(connection).await?;
     Ok(stood.flatten())
 }
 

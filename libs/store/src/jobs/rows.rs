@@ -91,7 +91,7 @@ pub struct Job {
     pub definition: Definition,
     /// Whether it fires.
     pub status: JobStatus,
-    /// Raised by every change of definition or status.
+    /// Raised by every change of the definition.
     pub revision: i64,
     /// The next instant it fires at.
     pub next_run: Option<DateTime<Utc>>,

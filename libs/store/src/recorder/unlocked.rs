@@ -84,7 +84,7 @@ impl Free {
 async fn free_on_conn(connection: &mut Connection, started: &[Started], finished: &[Finished]) -> Result<Free> {
     let mut held: Vec<Held> = started.iter().map(|started| started.held).collect();
     held.extend(finished.iter().map(|finished| finished.held));
-    let (first, last) = bounds(&held);
+    let (first, last) = bounds(held.iter().map(|held| held.execution));
     let rows = sqlx::query(EXECUTIONS_LOCK)
         .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
         .bind(first)

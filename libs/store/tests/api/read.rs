@@ -66,11 +66,14 @@ async fn an_execution_reads_back_with_everything_the_recorder_wrote() -> Result<
     let id = bench.execution(job.id, now, "FAILED").await?;
     sqlx::query(
         "UPDATE job_executions SET started_at = $2, duration_ms = 7, error = 'e', error_stack = 's', attempt = 3,
-            worker_id = $1, reason = 'r', metadata = '{\"m\": [1]}', trace_id = 't', span_id = 'sp', parent_span_id = 'ps'
+            worker_id = $1, reason = 'r', metadata = '{\"m\": [1]}', trace_id = $3, span_id = $4,
+            created_by = 'alice', revision = 7, queue = 'slow'
          WHERE id = $1",
     )
     .bind(id)
     .bind(now)
+    .bind("a".repeat(32))
+    .bind("b".repeat(16))
     .execute(&bench.pool)
     .await?;
     let read = executions::get(&bench.store, id).await?;
@@ -80,7 +83,8 @@ async fn an_execution_reads_back_with_everything_the_recorder_wrote() -> Result<
         (read.error.as_deref(), read.error_stack.as_deref(), read.reason.as_deref()),
         (Some("e"), Some("s"), Some("r"))
     );
-    assert_eq!((read.trace_id.as_deref(), read.span_id.as_deref()), (Some("t"), Some("sp")));
+    assert_eq!((read.trace_id, read.span_id), (Some("a".repeat(32)), Some("b".repeat(16))));
+    assert_eq!((read.created_by.as_str(), read.revision), ("alice", 7));
     assert_eq!((read.worker_id, read.queue.as_str(), read.started_at), (Some(id), "slow", Some(now)));
     let unknown = executions::get(&bench.store, job.id).await;
     assert!(matches!(unknown, Err(Error::NotFound { what: "execution", .. })));

@@ -13,8 +13,11 @@ use uuid::Uuid;
 use crate::bench::Bench;
 
 pub(crate) fn new(job_id: Uuid) -> NewTrigger {
-    NewTrigger { job_id, payload: None, traceparent: None, created_by: String::new() }
+    NewTrigger { job_id, payload: None, trace: None, created_by: String::new() }
 }
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const SPAN: &str = "00f067aa0ba902b7";
 
 #[tokio::test]
 async fn a_trigger_is_a_queued_execution_until_the_leader_takes_it() -> Result<()> {
@@ -22,7 +25,7 @@ async fn a_trigger_is_a_queued_execution_until_the_leader_takes_it() -> Result<(
     let job = bench.job().await?;
     let trigger = NewTrigger {
         payload: Some(json!({"x": 1})),
-        traceparent: Some("00-a-b-01".into()),
+        trace: format!("00-{TRACE}-{SPAN}-00").parse().ok(),
         created_by: "me".into(),
         ..new(job.id)
     };
@@ -30,13 +33,15 @@ async fn a_trigger_is_a_queued_execution_until_the_leader_takes_it() -> Result<(
     assert_eq!((execution.status, execution.attempt, execution.job_id), (Status::Queued, 1, job.id));
     assert_eq!((execution.queue.as_str(), execution.max_retries), ("slow", 2));
     assert_eq!(execution.id.get_version_num(), 8);
+    assert_eq!((execution.created_by.as_str(), execution.revision), ("me", 1));
+    assert_eq!((execution.trace_id.as_deref(), execution.parent_span_id.as_deref()), (Some(TRACE), Some(SPAN)));
     let row: (String, i16, serde_json::Value, String, String) = sqlx::query_as(
-        "SELECT queue, priority, payload, traceparent, created_by FROM job_triggers WHERE execution_id = $1",
+        "SELECT queue, priority, payload, platform_id || '/' || trace_flags, created_by FROM job_triggers WHERE execution_id = $1",
     )
     .bind(execution.id)
     .fetch_one(&bench.pool)
     .await?;
-    assert_eq!(row, ("slow".into(), 2, json!({"x": 1}), "00-a-b-01".into(), "me".into()));
+    assert_eq!(row, ("slow".into(), 2, json!({"x": 1}), "p1/0".into(), "me".into()));
 
     // As the claim does it.
     sqlx::query(

@@ -126,8 +126,11 @@ impl Bench {
             "WITH job AS (
                  INSERT INTO jobs (id, name, type, status, timetable, handler_name, payload, queue, priority)
                  VALUES ($1, 'job', 'RECURRING', 'ACTIVE', $2, 'echo', '{\"of\": \"job\"}', $3, $4)
+                 RETURNING *
+             ), revision AS (
+                 INSERT INTO job_revisions (job_id, revision, definition) SELECT id, 1, to_jsonb(job) FROM job
              ), timer AS (
-                 INSERT INTO job_timers (job_id, fire_at, queue, priority) VALUES ($1, $5, $3, $4)
+                 INSERT INTO job_timers (job_id, shard, fire_at, queue, priority) VALUES ($1, 0, $5, $3, $4)
              )
              INSERT INTO job_stats (job_id) VALUES ($1)",
         )
@@ -145,8 +148,10 @@ impl Bench {
     pub(crate) async fn trigger(&self, job: Uuid, at: DateTime<Utc>) -> Result<Uuid> {
         let execution = ids::execution_for_trigger(job, &Uuid::new_v4().to_string(), at);
         sqlx::query(
-            "INSERT INTO job_triggers (execution_id, job_id, fire_at, queue, priority, payload, traceparent)
-             SELECT $1, job_id, $3, queue, priority, '{\"of\": \"trigger\"}', 'trace' FROM job_timers WHERE job_id = $2",
+            "INSERT INTO job_triggers (execution_id, job_id, shard, fire_at, queue, priority, payload, platform_id, created_by,
+                                       trace_id, parent_span_id, trace_flags)
+             SELECT $1, job_id, shard, $3, queue, priority, '{\"of\": \"trigger\"}', 'acme', 'alice',
+                    '0af7651916cd43dd8448eb211c80319c', '00f067aa0ba902b7', 0 FROM job_timers WHERE job_id = $2",
         )
         .bind(execution)
         .bind(job)
@@ -316,11 +321,15 @@ pub(crate) fn fire(job: Uuid, at: DateTime<Utc>, seq: i32) -> NewExecution {
         id: ids::execution_for_fire(job, at),
         job,
         seq,
+        line: medium(),
+        revision: 1,
+        platform_id: None,
         scheduled_at: at,
         max_retries: 3,
         reason: None,
         payload: None,
-        trace_id: None,
+        trace: None,
+        created_by: String::new(),
         skipped: false,
     }
 }

@@ -135,7 +135,7 @@ async fn r5_the_batch_names_in_order_all_that_is_published_and_nothing_else() ->
         id: triggered,
         seq: 1,
         payload: claim.triggers[0].payload.clone(),
-        trace_id: claim.triggers[0].traceparent.clone(),
+        trace: claim.triggers[0].trace,
         ..fire(job, claim.triggers[0].fire_at, 1)
     };
     let skipped = NewExecution { seq: 0, skipped: true, reason: Some("overlap".into()), ..fire(skipping, now, 0) };
@@ -385,18 +385,16 @@ async fn r16_a_retry_of_an_older_claim_starts_nothing() -> Result<()> {
 async fn r5_a_job_that_cannot_be_read_is_left_out_and_holds_up_no_other() -> Result<()> {
     let bench = Bench::new().await?;
     let jobs = bench.jobs(2).await?;
-    sqlx::query("UPDATE jobs SET timetable = '{\"specs\": 7}' WHERE id = $1")
-        .bind(jobs[0])
-        .execute(&bench.pool)
-        .await?;
-    sqlx::query("UPDATE jobs SET allow_overlap = true, concurrency = 0, payload = $2 WHERE id = $1")
-        .bind(jobs[1])
-        .bind(serde_json::json!({"big": "x".repeat(5_000)}))
-        .execute(&bench.pool)
-        .await?;
+    let change = "UPDATE job_revisions SET definition = definition || $2 WHERE job_id = $1";
+    for (job, to) in [
+        (jobs[0], serde_json::json!({"timetable": {"specs": 7}})),
+        (jobs[1], serde_json::json!({"allow_overlap": true, "concurrency": 0, "payload": {"big": "x".repeat(5_000)}})),
+    ] {
+        sqlx::query(change).bind(job).bind(to).execute(&bench.pool).await?;
+    }
     let mut leader = bench.leader().await?;
     let mut claim = leader.claim(&[], bench.now().await?, &[]).await?;
-    let definitions = claim.definitions(&[jobs[0], jobs[1], Uuid::nil()]).await?;
+    let definitions = claim.definitions(&[(jobs[0], 1), (jobs[1], 1), (Uuid::nil(), 1)]).await?;
     assert_eq!(definitions.iter().map(|definition| definition.job).collect::<Vec<_>>(), [jobs[1]]);
     assert_eq!(definitions[0].open_max, None);
     assert_eq!(definitions[0].payload, None, "it is fetched by whoever runs it");

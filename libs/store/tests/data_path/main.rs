@@ -13,6 +13,7 @@ mod open_entries;
 mod partitions;
 mod plans;
 mod release;
+mod revisions;
 mod running;
 mod takes;
 mod upcoming;

@@ -55,7 +55,14 @@ async fn r7_an_entry_that_is_sent_again_says_what_it_said_before() -> Result<()>
     let bench = Bench::new().await?;
     let mut leader = bench.leader().await?;
     let held = bench.open(&mut leader, &bench.jobs(3).await?).await?;
-    bench.change(held[1].execution, "payload = '{\"own\": true}', trace_id = 'trace'").await?;
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-00";
+    bench
+        .change(
+            held[1].execution,
+            "payload = '{\"own\": true}', trace_id = '0af7651916cd43dd8448eb211c80319c', \
+             parent_span_id = '00f067aa0ba902b7', trace_flags = 0, revision = 4, queue = 'other', priority = 3",
+        )
+        .await?;
     sqlx::query("UPDATE job_executions SET payload = $2 WHERE id = $1")
         .bind(held[2].execution)
         .bind(serde_json::json!({"big": "x".repeat(5_000)}))
@@ -70,7 +77,9 @@ async fn r7_an_entry_that_is_sent_again_says_what_it_said_before() -> Result<()>
     assert_eq!(plain.job, bench.job_of(held[0].execution).await?);
     let own = of(&held[1]);
     assert_eq!((own.own_payload, own.payload.as_deref()), (true, Some("{\"own\": true}")));
-    assert_eq!(own.trace_id.as_deref(), Some("trace"));
+    assert_eq!(own.trace.map(|trace| trace.to_string()).as_deref(), Some(trace));
+    assert_eq!((own.revision, own.line.to_string()), (4, "other/CRITICAL".into()));
+    assert_eq!((plain.revision, plain.line.to_string(), plain.trace), (1, "default/MEDIUM".into(), None));
     let big = of(&held[2]);
     assert_eq!((big.own_payload, big.payload.as_deref()), (true, None), "too large to travel");
     Ok(())

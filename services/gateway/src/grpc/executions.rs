@@ -82,5 +82,7 @@ pub(super) fn to_wire(execution: Execution) -> v1::Execution {
         reason: execution.reason,
         queue: execution.queue,
         cancel_requested: execution.cancel_requested,
+        created_by: execution.created_by,
+        revision: values::to_count(execution.revision),
     }
 }

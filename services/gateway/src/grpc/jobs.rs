@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use carillon_core::trace::TraceContext;
 use carillon_core::{ids, limits};
 use carillon_proto::v1;
 use carillon_proto::v1::job_service_server::JobService;
@@ -162,7 +163,7 @@ impl Jobs {
 
     async fn trigger(&self, request: Request<v1::TriggerJobRequest>) -> Result<v1::Execution, Status> {
         let mut checks = Checks::of(&request);
-        let traceparent = traceparent(request.metadata());
+        let trace = trace(request.metadata());
         let request = request.into_inner();
         let job_id = checks.id("id", &request.id);
         let request_id = checks.text("request_id", &request.request_id, 0, limits::WORD_CHARS_MAX);
@@ -171,7 +172,7 @@ impl Jobs {
             request.payload.map(|payload| checks.document("payload", Some(payload), self.0.payload_bytes_max));
         let created_by = checks.text("created_by", &request.created_by, 0, limits::WORD_CHARS_MAX);
         checks.finish()?;
-        let new = NewTrigger { job_id, payload, traceparent, created_by };
+        let new = NewTrigger { job_id, payload, trace, created_by };
         let execution = self.0.ask(triggers::create(self.0.store(), &new, key.as_ref())).await?;
         self.0.wake().await;
         Ok(executions::to_wire(execution))
@@ -186,14 +187,8 @@ fn checked_id<T>(request: &Request<T>, id: &str) -> Result<Uuid, Status> {
 }
 
 /// W3C trace context of the caller; one that is not well-formed is as good as none.
-fn traceparent(metadata: &MetadataMap) -> Option<String> {
-    let text = metadata.get("traceparent")?.to_str().ok()?;
-    let parts: Vec<&str> = text.split('-').collect();
-    let hex = |part: &str, length| part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    match parts.as_slice() {
-        ["00", trace, span, flags] if hex(trace, 32) && hex(span, 16) && hex(flags, 2) => Some(text.to_owned()),
-        _ => None,
-    }
+fn trace(metadata: &MetadataMap) -> Option<TraceContext> {
+    metadata.get("traceparent")?.to_str().ok()?.parse().ok()
 }
 
 fn to_wire(job: Job) -> v1::Job {

@@ -1,0 +1,149 @@
+//! The revisions of a job's definition, each whole, with who made it and when (R23a). An execution names the one that it
+//! runs with; whatever is read of a definition for its sake is read here, never from `jobs`, which has the newest.
+//!
+//! A revision is written by the very statement that changes `jobs`, so that neither exists without the other; the timer's
+//! row, which tells a claim the current one, moves in it too. Superseded ones leave by [`forget`], a chore: it may die at
+//! any point and any number of it may run at once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::{Error, Result, Store};
+
+/// Superseded revisions of one job that are kept for as long as executions are; of more the oldest leave before, except
+/// what an open execution names. An index of the schema knows this number.
+pub const KEPT_MAX: i64 = 1_000;
+
+/// Revisions, or jobs, looked at together.
+const AT_ONCE: i64 = 1_000;
+
+/// The definition of a row of `jobs`: its columns, by name, but for those that say how the job stands.
+macro_rules! definition_of {
+    ($row:literal) => {
+        concat!(
+            "to_jsonb(",
+            $row,
+            ") - '{id,status,revision,created_at,updated_at,paused_at,held_at,completed_at,cancelled_at}'::text[]"
+        )
+    };
+}
+pub(crate) use definition_of;
+
+const REVISIONS_ADD: &str = concat!(
+    "
+WITH job AS (
+    UPDATE jobs SET revision = revision + 1, updated_at = clock_timestamp() WHERE id = $1 RETURNING *
+), timer AS (
+    UPDATE job_timers t SET revision = job.revision, queue = job.queue, priority = job.priority
+    FROM job WHERE t.job_id = job.id
+), superseded AS (
+    UPDATE job_revisions r SET superseded_at = job.updated_at FROM job WHERE r.job_id = job.id AND r.superseded_at IS NULL
+)
+INSERT INTO job_revisions (job_id, revision, definition, created_by, created_at)
+SELECT id, revision, ",
+    definition_of!("job"),
+    ", $2, updated_at FROM job
+RETURNING revision"
+);
+
+/// Makes the definition that `jobs` has now its job's next revision, by `created_by`; answers its number. The caller's
+/// transaction has locked the job, then its timer, and changed the definition.
+///
+/// # Errors
+/// [`Error::NotFound`] for an unknown job; or if Postgres is unavailable.
+pub async fn add_on(executor: impl sqlx::PgExecutor<'_>, job: Uuid, created_by: &str) -> Result<i64> {
+    let revision = sqlx::query_scalar(REVISIONS_ADD).bind(job).bind(created_by).fetch_optional(executor).await?;
+    revision.ok_or(Error::NotFound { what: "job", id: job })
+}
+
+/// Those that were superseded long ago, in order, from behind the last one of the page before.
+const REVISIONS_OLD: &str = "
+SELECT superseded_at, job_id, revision FROM job_revisions
+WHERE superseded_at < now() - $1::interval AND (superseded_at, job_id, revision) > ($2, $3, $4)
+ORDER BY superseded_at, job_id, revision LIMIT $5";
+
+const JOBS_OF_MANY_REVISIONS: &str =
+    "SELECT DISTINCT job_id FROM job_revisions WHERE revision > 1001 AND job_id > $1 ORDER BY job_id LIMIT $2";
+
+/// Those beyond the newest `$2` superseded ones of a job.
+const REVISIONS_BEYOND: &str = "
+SELECT revision FROM job_revisions WHERE job_id = $1 AND superseded_at IS NOT NULL
+  AND revision < (SELECT revision FROM job_revisions WHERE job_id = $1 AND superseded_at IS NOT NULL
+                  ORDER BY revision DESC OFFSET $2 - 1 LIMIT 1)
+ORDER BY revision LIMIT $3";
+
+/// What an open execution names stays. How many are open is exact in one snapshot (R20), and whatever names a superseded
+/// revision was born before that was superseded, so none that it does not see can come.
+const REVISIONS_FORGET: &str = "
+WITH named AS MATERIALIZED (
+    SELECT e.revision FROM job_executions e WHERE e.job_id = $1 AND e.status IN ('QUEUED', 'RUNNING', 'RETRYING')
+    ORDER BY e.id DESC
+    LIMIT (SELECT greatest(t.claimed_count - s.finished_count, 0)
+           FROM job_timers t JOIN job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1)
+)
+DELETE FROM job_revisions r
+WHERE r.job_id = $1 AND r.revision = ANY ($2) AND r.superseded_at IS NOT NULL AND r.revision NOT IN (SELECT revision FROM named)";
+
+/// Forgets the revisions that were superseded `older_than` ago, and of each job those beyond [`KEPT_MAX`], but for what an
+/// open execution names. Answers how many.
+///
+/// # Errors
+/// If Postgres is unavailable.
+pub async fn forget(store: &Store, older_than: Duration) -> Result<u64> {
+    Ok(forget_old(store, older_than).await? + forget_beyond(store, KEPT_MAX).await?)
+}
+
+async fn forget_old(store: &Store, older_than: Duration) -> Result<u64> {
+    let mut forgotten = 0;
+    let mut behind = (DateTime::<Utc>::UNIX_EPOCH, Uuid::nil(), 0_i64);
+    loop {
+        let page: Vec<(DateTime<Utc>, Uuid, i64)> = sqlx::query_as(REVISIONS_OLD)
+            .bind(older_than)
+            .bind(behind.0)
+            .bind(behind.1)
+            .bind(behind.2)
+            .bind(AT_ONCE)
+            .fetch_all(&store.pool)
+            .await?;
+        let Some(last) = page.last() else { return Ok(forgotten) };
+        behind = *last;
+        let mut by_job = BTreeMap::<Uuid, Vec<i64>>::new();
+        for (_, job, revision) in page {
+            by_job.entry(job).or_default().push(revision);
+        }
+        for (job, revisions) in by_job {
+            forgotten += forget_of_job(store, job, &revisions).await?;
+        }
+    }
+}
+
+async fn forget_beyond(store: &Store, kept_max: i64) -> Result<u64> {
+    let mut forgotten = 0;
+    let mut behind = Uuid::nil();
+    loop {
+        let jobs: Vec<Uuid> =
+            sqlx::query_scalar(JOBS_OF_MANY_REVISIONS).bind(behind).bind(AT_ONCE).fetch_all(&store.pool).await?;
+        let Some(last) = jobs.last() else { return Ok(forgotten) };
+        behind = *last;
+        for job in jobs {
+            let beyond: Vec<i64> = sqlx::query_scalar(REVISIONS_BEYOND)
+                .bind(job)
+                .bind(kept_max)
+                .bind(AT_ONCE)
+                .fetch_all(&store.pool)
+                .await?;
+            // The rest of more than that is for the next round.
+            forgotten += forget_of_job(store, job, &beyond).await?;
+        }
+    }
+}
+
+async fn forget_of_job(store: &Store, job: Uuid, revisions: &[i64]) -> Result<u64> {
+    if revisions.is_empty() {
+        return Ok(0);
+    }
+    Ok(sqlx::query(REVISIONS_FORGET).bind(job).bind(revisions).execute(&store.pool).await?.rows_affected())
+}
