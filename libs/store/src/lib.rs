@@ -1,7 +1,7 @@
 //! Postgres: every statement that Carillon runs stands in this crate, as a function named resource first, verb second.
 //!
 //! The API's side: [`jobs`] and their [`revisions`], [`executions`], [`triggers`]. The data path's side: [`leader_session`] (the advisory lock and
-//! all that may only be written under it), [`recorder`] (finishing executions), [`takes`], [`workers`]. Upkeep:
+//! all that may only be written under it), [`recorder`] (finishing executions), [`takes`], [`withdrawals`], [`workers`]. Upkeep:
 //! [`migrate`], [`partitions`].
 //!
 //! It knows the words of `carillon-core` and nothing of Redis, of the wire or of how a process is run. There is no trait
@@ -27,6 +27,7 @@ pub mod revisions;
 pub mod takes;
 pub mod triggers;
 pub mod upcoming;
+pub mod withdrawals;
 pub mod workers;
 
 pub use error::{Error, Result};

@@ -4,7 +4,8 @@
 //! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim ([`claim`]), publish and settle.
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
 //!   what room there is for them.
-//! - [`reconcile`] publishes again what Redis has lost; [`chores`] keep the house.
+//! - [`reconcile`] publishes again what Redis has lost; [`withdraw`] ends what was cancelled and nobody reads; [`chores`] keep
+//!   the house.
 //!
 //! What it must not know: how a handler runs, and any SQL or Redis command.
 
@@ -20,6 +21,7 @@ mod metrics;
 pub mod outgoing;
 pub mod reconcile;
 mod streams;
+pub mod withdraw;
 
 pub use config::Config;
 
@@ -58,8 +60,10 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 
     let mut tasks = process.tasks();
     let shutdown = process.shutdown();
+    let withdrawal = withdraw::Withdrawal::new(&config, store.clone(), redis.clone(), shutdown.clone())?;
     let election = election::Election::new(config, options, store.clone(), redis.clone(), shutdown.clone());
     tasks.spawn("election", election.run());
+    tasks.spawn("withdrawal", withdrawal.run());
     tasks.spawn("chores", chores::run(store, redis, shutdown));
     tasks.run().await
 }
