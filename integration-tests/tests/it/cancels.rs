@@ -139,3 +139,43 @@ async fn h113_what_is_held_when_its_job_is_paused_ends_skipped() {
     }
     panic!("no pause came before its instant");
 }
+
+/// R17b: nobody serves the queue, so no executor will ever hear of it; it is final within 10 s all the same.
+#[tokio::test]
+async fn what_was_cancelled_or_deleted_in_a_queue_that_nobody_serves_is_final_within_ten_seconds() {
+    let plan = Plan { dispatchers: 2, executors: 1, ..Plan::default() }
+        .protocol(Duration::from_secs(2), Duration::from_secs(20));
+    let world = World::start("unserved", plan).await;
+    let api = world.api();
+    let body = json!({
+        "name": "unserved", "schedule": "0 0 1 1 *", "handler_name": "test:echo", "queue": "nobody",
+        "allow_overlap": true, "concurrency": 0,
+    });
+    let job = crate::api::id_of(&api.create("cron", &body).await);
+    let mut executions = Vec::new();
+    for _ in 0..20 {
+        executions.push(api.trigger(job, &json!({})).await);
+    }
+    world.until("status = 'QUEUED' AND claim IS NOT NULL", |count| count == 20).await;
+    // One whose cancel alone is known, by a notice.
+    request_cancel(&world.pool, executions[0]).await;
+    let channel = format!("{{{}:0}}:cancel", world.namespace);
+    world.redis.command(&["PUBLISH", &channel, &executions[0].to_string()]).expect("redis answers");
+    let took = until_cancelled(&world, executions[0], Duration::from_secs(10)).await;
+    let began = Instant::now();
+    api.ask(reqwest::Method::DELETE, &format!("/jobs/{job}"), None).await;
+    for execution in &executions[1..] {
+        until_cancelled(&world, *execution, Duration::from_secs(10)).await;
+    }
+    println!("cancelled in an unserved queue: final after {took:?}; deleted: {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(10));
+    let stream = world.stream("nobody", "MEDIUM");
+    soon("its entries to be gone", || {
+        let length = world.redis.command(&["XLEN", &stream]).map(|reply| reply.number());
+        std::future::ready(match length {
+            Ok(Some(0)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+    })
+    .await;
+}

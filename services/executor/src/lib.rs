@@ -37,6 +37,7 @@ pub use config::Config;
 pub use handler::{Context, Failure, Handler, Registry};
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use carillon_core::line::Line;
 use carillon_kit::Process;
@@ -45,7 +46,7 @@ use carillon_stream::notices::Topic;
 use carillon_stream::{Redis, RedisOptions};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::engine::Engine;
@@ -59,6 +60,9 @@ use crate::shared::Shared;
 use crate::slots::Slots;
 use crate::takeover::Takeover;
 use crate::threads::HandlerThreads;
+
+/// R18: what a stop waits for the last flush, once all that ran has ended.
+pub(crate) const LAST_FLUSH_MAX: Duration = Duration::from_secs(2);
 
 /// Runs an executor with the built-in handlers and those of `registry` until the process is told to stop.
 ///
@@ -197,10 +201,29 @@ impl Parts {
         tasks.spawn(
             "path",
             Box::pin(async move {
-                let (reading, taking, running, recording) =
-                    tokio::join!(reader.run(), takeover.run(), engine.run(), recorder.run());
+                let ended = CancellationToken::new();
+                let path = async {
+                    let (reading, taking, running) = tokio::join!(reader.run(), takeover.run(), engine.run());
+                    ended.cancel();
+                    reading.and(taking).and(running)
+                };
+                let flush = async {
+                    let out_of_time = async {
+                        ended.cancelled().await;
+                        tokio::time::sleep(LAST_FLUSH_MAX).await;
+                    };
+                    tokio::select! {
+                        outcome = recorder.run() => outcome,
+                        () = out_of_time => {
+                            warn!("not all that has ended could be recorded: it runs again elsewhere");
+                            Ok(())
+                        }
+                    }
+                };
+                let (path, flush) = tokio::join!(path, flush);
+                // The flush comes before the good-bye; each has a time of its own.
                 done.cancel();
-                reading.and(taking).and(running).and(recording)
+                path.and(flush)
             }),
         );
         let outcome = tasks.run().await;

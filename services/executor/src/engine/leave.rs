@@ -10,6 +10,8 @@ use super::Engine;
 use crate::hand_over::{self, Leaving, Offer, To};
 use crate::in_hand::{Item, Key, State};
 
+/// What a stop needs once nothing runs any more.
+const AFTER_DRAIN: Duration = Duration::from_secs(5);
 /// What a stop waits for Postgres to release what is held.
 const RELEASE_MAX: Duration = Duration::from_secs(1);
 
@@ -80,7 +82,8 @@ impl Engine {
 
     /// R18: nothing more starts; what waits is handed over at once, what runs gets the grace.
     pub(super) fn begin_drain(&mut self) {
-        let grace = self.shared.grace.saturating_sub(Duration::from_secs(2)).max(self.shared.grace / 2);
+        // What comes after it has a time of its own: the last flush, the good-bye to Postgres and to Redis.
+        let grace = self.shared.grace.saturating_sub(AFTER_DRAIN).max(self.shared.grace / 2);
         self.drain_until = Some(Instant::now() + grace);
         hand_over::offer_nothing(&self.shared);
         let keys: Vec<Key> = self.items.keys().copied().collect();
