@@ -5,9 +5,12 @@ CARGO ?= cargo
 PORT ?= 3051
 # Further arguments for `carillon dev` and for the benchmark: make run ARGS="--executors 4"
 ARGS ?=
+# How long `make soak` does harm, and what harm in which order.
+MINUTES ?= 10
+SEED ?= 7
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test ci fmt fmt-check lint build bench setup clean-data
+.PHONY: help run dev test ci fmt fmt-check lint build bench soak setup clean-data
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*## "} {printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,8 +45,12 @@ bench: setup ## Measure throughput and lateness against the floor of this machin
 	$(CARGO) build --release -p carillon-dispatcher -p carillon-executor -p carillon-integration-tests --bins
 	@exec target/release/carillon-bench $(ARGS)
 
-setup: ## Install PostgreSQL, Redis and a C compiler by the package manager, if they are missing
-	@sh deploy/setup.sh servers compiler
+soak: setup ## Random faults of every kind under load, judged: make soak MINUTES=10 SEED=7 (ARGS=--list names the faults)
+	$(CARGO) build -p carillon-gateway -p carillon-dispatcher -p carillon-executor -p carillon-integration-tests --bins
+	@exec target/debug/carillon-soak --minutes $(MINUTES) --seed $(SEED) $(ARGS)
+
+setup: ## Install PostgreSQL, Redis, faketime and a C compiler by the package manager, if they are missing
+	@sh deploy/setup.sh servers compiler clocks
 
 clean-data: ## Forget what make run has kept (.carillon)
 	@# Refused while it runs: the lock is held.

@@ -5,7 +5,8 @@
 # exits 69. It starts nothing: `carillon dev` and the tests run private servers of their own. The one place that installs.
 #
 # Arguments: `servers`, or `servers-unless-given` (not those that CARILLON_POSTGRES_URL and CARILLON_REDIS_URL name);
-# `compiler` besides.
+# `compiler` besides; `clocks`: Debian's faketime, by which the soak gives each process a wall clock of its own. Without it
+# the soak runs all the same and says so: it alone never ends in an error.
 set -eu
 
 have_postgres() {
@@ -32,6 +33,7 @@ have_redis() {
 postgres_given=""
 redis_given=""
 compiler=""
+clocks=""
 for argument in "$@"; do
     case "$argument" in
     servers) ;;
@@ -40,6 +42,7 @@ for argument in "$@"; do
         redis_given="${CARILLON_REDIS_URL:-}"
         ;;
     compiler) compiler=yes ;;
+    clocks) clocks=yes ;;
     *)
         echo "setup.sh: unknown argument $argument" >&2
         exit 64
@@ -67,7 +70,15 @@ if [ -z "$redis_given" ] && ! have_redis; then
     missing_brew="$missing_brew redis"
     instead="$instead CARILLON_REDIS_URL"
 fi
-[ -z "$missing_apt" ] && exit 0
+faketime=""
+if [ -n "$clocks" ] && ! ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1; then
+    faketime=" faketime"
+fi
+[ -z "$missing_apt$faketime" ] && exit 0
+if [ -z "$missing_apt" ] && { [ "$(uname)" = Darwin ] || ! command -v apt-get >/dev/null; }; then
+    echo "faketime is not here: processes of the soak share the machine's wall clock."
+    exit 0
+fi
 case " $* " in
 *" servers-unless-given "*) ;;
 *) instead="" ;;
@@ -91,17 +102,27 @@ if [ "$(id -u)" = 0 ]; then
     as_root=""
 elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
     as_root="sudo -n"
+elif [ -z "$missing_apt" ]; then
+    echo "faketime is not here: processes of the soak share the machine's wall clock. As root: apt-get install -y faketime"
+    exit 0
 else
     echo "Missing:$missing_apt. You may not install packages here; as root run:" >&2
     echo "    apt-get update && apt-get install -y$missing_apt" >&2
     [ -z "$instead" ] || echo "or name a server of your own by:$instead" >&2
     exit 69
 fi
-echo "Installing by apt-get:$missing_apt (servers that the system starts of them are not used)"
+echo "Installing by apt-get:$missing_apt$faketime (servers that the system starts of them are not used)"
 export DEBIAN_FRONTEND=noninteractive
-$as_root apt-get -q update
-# shellcheck disable=SC2086 # a list of packages
-$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $missing_apt
+install() {
+    # shellcheck disable=SC2086 # a list of packages
+    $as_root apt-get -q update && $as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get -q install -y --no-install-recommends $missing_apt $faketime
+}
+if [ -z "$missing_apt" ]; then
+    install || echo "faketime cannot be installed: processes of the soak share the machine's wall clock."
+    exit 0
+fi
+install
 if [ -z "$postgres_given" ] && ! have_postgres || [ -z "$redis_given" ] && ! have_redis; then
     echo "This system's packages are too old: PostgreSQL 15+ and Redis 7+ are needed (Debian 12, Ubuntu 24.04 or newer)." >&2
     exit 69

@@ -46,6 +46,8 @@ CREATE TABLE jobs (
 -- Ids are time-ordered (UUID version 7), so these serve "newest first" without a column of their own.
 CREATE INDEX jobs_by_status ON jobs (status, id);
 CREATE INDEX jobs_by_type ON jobs (type, id);
+-- Whether a name of a queue is still in use.
+CREATE INDEX jobs_by_queue ON jobs (queue, cancelled_at);
 
 -- Each revision of a definition, whole, with who made it and when. An execution names the one that it runs with, and keeps
 -- it through all its attempts; a superseded one stays while an open execution names it, and for as long as an execution

@@ -121,25 +121,221 @@ CREATE TABLE workers (
 );
 CREATE INDEX workers_by_consumer ON workers (consumer);
 
--- Makes one partition if it is missing. Several processes may ask at once: they wait for each other. Rows that already
--- fell into the default partition move over, since Postgres refuses a partition whose rows lie elsewhere.
-CREATE FUNCTION carillon_make_partition(parent text, child text, lower_id uuid, upper_id uuid) RETURNS void
+-- When the upkeep of a table, or of one partition, last asked for a lock that others queue behind: at most one try a minute
+-- over all processes.
+CREATE TABLE partition_tries (
+    what     text PRIMARY KEY,
+    tried_at timestamptz NOT NULL
+);
+
+-- Partitions about to be dropped, each with the executions that may still be open in it: its CHECK refuses any other, so
+-- that these are all that must move to the default partition.
+CREATE TABLE partition_closings (
+    partition text PRIMARY KEY,
+    open_ids  uuid[] NOT NULL
+);
+
+-- The functions below ask for every lock that others queue behind with a short lock_timeout, together less than 100 ms, and
+-- hold none longer than it takes to change the catalogue (and to move 1,000 rows at most). They are functions, so that a
+-- client that dies leaves no lock behind. Each says what became of it; 'busy' is: somebody holds it, another time.
+
+-- Whether `what` may be tried now; noted at once.
+CREATE FUNCTION carillon_may_try(what text, every interval) RETURNS bool LANGUAGE sql AS $$
+    WITH noted AS (
+        INSERT INTO partition_tries AS t VALUES ($1, clock_timestamp())
+        ON CONFLICT ON CONSTRAINT partition_tries_pkey DO UPDATE SET tried_at = EXCLUDED.tried_at
+        WHERE t.tried_at <= EXCLUDED.tried_at - $2 OR t.tried_at > EXCLUDED.tried_at + $2
+        RETURNING t.what
+    )
+    SELECT EXISTS (SELECT FROM noted)
+$$;
+
+-- That an id lies within bounds, in the words in which Postgres itself writes the bounds of a partition: from a CHECK that
+-- says so, or says NOT so, it proves an ATTACH without reading a row.
+CREATE FUNCTION carillon_within(parent text, lower_id uuid, upper_id uuid) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT format('((%1$I IS NOT NULL) AND (%1$I >= %2$L::uuid) AND (%1$I < %3$L::uuid))',
+                  CASE $1 WHEN 'job_executions' THEN 'id' ELSE 'execution_id' END, $2, $3)
+$$;
+
+-- One at a time, and asked of the tables themselves: an advisory lock does not refresh the caches behind to_regclass.
+CREATE FUNCTION carillon_upkeep(child text) RETURNS bool LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('lock_timeout', '5s', true), pg_advisory_xact_lock(hashtext('carillon partitions'));
+    PERFORM set_config('enable_seqscan', 'off', true);
+    RETURN EXISTS (SELECT FROM pg_catalog.pg_class WHERE relname = child AND relnamespace = current_schema()::regnamespace);
+END
+$$;
+
+-- Makes one partition if it is missing: 'made', 'there', 'busy'. Rows that already fell into the default partition move
+-- over, 1,000 at most: of a day that has more it is 'late', and they leave the default partition by their age. That nothing
+-- else of its range lies there Postgres must see for itself, under the lock: quick while the default partition is small,
+-- else 'large' until carillon_bar_partition has made it provable.
+CREATE FUNCTION carillon_make_partition(parent text, child text, lower_id uuid, upper_id uuid) RETURNS text
 LANGUAGE plpgsql AS $$
 DECLARE
+    fallback text := parent || '_default';
+    bar text := 'carillon_bar_' || child;
     key text := CASE parent WHEN 'job_executions' THEN 'id' ELSE 'execution_id' END;
+    barred bool;
+    proven bool;
+    strays int;
 BEGIN
-    IF to_regclass(child) IS NOT NULL THEN
-        RETURN;
+    IF carillon_upkeep(child) THEN
+        RETURN 'there';
     END IF;
-    PERFORM pg_advisory_xact_lock(hashtext('carillon partitions'));
-    -- Asked of the table itself: an advisory lock does not refresh the caches that to_regclass looks into.
-    IF EXISTS (SELECT FROM pg_catalog.pg_class WHERE relname = child AND relnamespace = current_schema()::regnamespace) THEN
-        RETURN;
+    SELECT true, convalidated INTO barred, proven FROM pg_catalog.pg_constraint
+    WHERE conrelid = fallback::regclass AND conname = bar;
+    IF proven IS NOT TRUE AND pg_relation_size(fallback::regclass) > 8 * 1024 * 1024 THEN
+        RETURN 'large';
     END IF;
-    EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING DEFAULTS INCLUDING CONSTRAINTS) WITH (fillfactor = 70)', child, parent);
-    EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', parent || '_default');
-    EXECUTE format('WITH moved AS (DELETE FROM %I WHERE %I >= %L AND %I < %L RETURNING *) INSERT INTO %I SELECT * FROM moved',
-                   parent || '_default', key, lower_id, key, upper_id, child);
+    EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES,
+                                     CONSTRAINT carillon_within CHECK %s) WITH (fillfactor = 70)',
+                   child, parent, carillon_within(parent, lower_id, upper_id));
+    PERFORM set_config('lock_timeout', '50ms', true);
+    EXECUTE format('LOCK TABLE ONLY %I IN SHARE UPDATE EXCLUSIVE MODE', parent);
+    EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', fallback);
+    EXECUTE format('SELECT count(*) FROM (SELECT FROM %I WHERE %s LIMIT 1001) rows',
+                   fallback, carillon_within(parent, lower_id, upper_id)) INTO strays;
+    IF strays > 1000 THEN
+        EXECUTE format('DROP TABLE %I', child);
+        RETURN 'late';
+    END IF;
+    IF strays > 0 THEN
+        EXECUTE format('WITH moved AS (DELETE FROM %I WHERE %s RETURNING *) INSERT INTO %I SELECT * FROM moved',
+                       fallback, carillon_within(parent, lower_id, upper_id), child);
+    END IF;
     EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, child, lower_id, upper_id);
+    EXECUTE format('ALTER TABLE %I DROP CONSTRAINT carillon_within', child);
+    IF barred THEN
+        EXECUTE format('ALTER TABLE %I DROP CONSTRAINT %I', fallback, bar);
+    END IF;
+    RETURN 'made';
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN 'busy';
+END
+$$;
+
+-- Forbids the default partition the rows of a partition to be: 'barred', 'there', 'busy', or 'late' when it has some. Until
+-- carillon_make_partition lifts it, such a row is refused (a conflict), so this is for days that have long to come.
+CREATE FUNCTION carillon_bar_partition(parent text, child text, lower_id uuid, upper_id uuid) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    fallback text := parent || '_default';
+    bar text := 'carillon_bar_' || child;
+    strays bool;
+BEGIN
+    PERFORM carillon_upkeep(child);
+    IF EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conrelid = fallback::regclass AND conname = bar) THEN
+        RETURN 'there';
+    END IF;
+    PERFORM set_config('lock_timeout', '50ms', true);
+    EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', fallback);
+    EXECUTE format('SELECT EXISTS (SELECT FROM %I WHERE %s)', fallback, carillon_within(parent, lower_id, upper_id))
+       INTO strays;
+    IF strays THEN
+        RETURN 'late';
+    END IF;
+    EXECUTE format('ALTER TABLE %I ADD CONSTRAINT %I CHECK (NOT %s) NOT VALID',
+                   fallback, bar, carillon_within(parent, lower_id, upper_id));
+    RETURN 'barred';
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN 'busy';
+END
+$$;
+
+-- Closes a day of executions: from now on only `open_ids`, 1,000 at most, may be open in it. 'closed', 'there', 'busy'.
+CREATE FUNCTION carillon_close_partition(child text, open_ids uuid[]) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM carillon_upkeep(child);
+    IF EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conrelid = child::regclass AND conname = 'carillon_closed') THEN
+        RETURN 'there';
+    END IF;
+    PERFORM set_config('lock_timeout', '50ms', true);
+    EXECUTE format('ALTER TABLE %I ADD CONSTRAINT carillon_closed CHECK (completed_at IS NOT NULL OR id = ANY (%L::uuid[]))
+                    NOT VALID', child, open_ids);
+    INSERT INTO partition_closings VALUES (child, open_ids)
+    ON CONFLICT (partition) DO UPDATE SET open_ids = EXCLUDED.open_ids;
+    RETURN 'closed';
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN 'busy';
+END
+$$;
+
+-- Proves a constraint of ours by reading the table, beside everybody: 'proven', 'busy', or 'violated'.
+CREATE FUNCTION carillon_prove(child text, name text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('lock_timeout', '50ms', true);
+    EXECUTE format('ALTER TABLE %I VALIDATE CONSTRAINT %I', child, name);
+    RETURN 'proven';
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN 'busy';
+WHEN check_violation THEN
+    RETURN 'violated';
+END
+$$;
+
+-- Takes back a constraint of ours: 'lifted', 'busy'.
+CREATE FUNCTION carillon_lift(child text, name text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('lock_timeout', '50ms', true);
+    EXECUTE format('ALTER TABLE %I DROP CONSTRAINT IF EXISTS %I', child, name);
+    IF name = 'carillon_closed' THEN
+        DELETE FROM partition_closings WHERE partition = child;
+    END IF;
+    RETURN 'lifted';
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN 'busy';
+END
+$$;
+
+-- Takes a day out of its table, renamed to `…_gone`: 'detached', 'gone', 'busy', or 'open' for a day of executions that is
+-- not closed. What is still open moves to the default partition in the same transaction; the attempts of what moved follow
+-- it, so their day goes after that of the executions.
+CREATE FUNCTION carillon_detach_partition(parent text, child text, lower_id uuid, upper_id uuid) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    fallback text := parent || '_default';
+    key text := CASE parent WHEN 'job_executions' THEN 'id' ELSE 'execution_id' END;
+    kept uuid[];
+BEGIN
+    IF NOT carillon_upkeep(child) THEN
+        RETURN 'gone';
+    END IF;
+    IF parent = 'job_executions' AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint
+            WHERE conrelid = child::regclass AND conname = 'carillon_closed' AND convalidated) THEN
+        RETURN 'open';
+    END IF;
+    PERFORM set_config('lock_timeout', '40ms', true);
+    EXECUTE format('LOCK TABLE ONLY %I IN ACCESS EXCLUSIVE MODE', parent);
+    PERFORM set_config('lock_timeout', '15ms', true);
+    EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', fallback);
+    EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', child);
+    IF parent = 'job_executions' THEN
+        SELECT open_ids INTO kept FROM partition_closings WHERE partition = child;
+    ELSIF parent = 'execution_attempts' THEN
+        SELECT array_agg(id) INTO kept FROM job_executions_default WHERE id >= lower_id AND id < upper_id;
+    END IF;
+    EXECUTE format('ALTER TABLE %I DETACH PARTITION %I', parent, child);
+    IF cardinality(kept) > 0 THEN
+        EXECUTE format('INSERT INTO %I SELECT * FROM %I WHERE %I = ANY (%L::uuid[]) %s', fallback, child, key, kept,
+                       CASE parent WHEN 'job_executions' THEN 'AND completed_at IS NULL' ELSE '' END);
+    END IF;
+    EXECUTE format('ALTER TABLE %I RENAME TO %I', child, child || '_gone');
+    DELETE FROM partition_closings WHERE partition = child;
+    DELETE FROM partition_tries WHERE what IN (child, child || ' crowded');
+    RETURN 'detached';
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN 'busy';
+END
+$$;
+
+-- Drops what was detached: 'dropped', 'busy'.
+CREATE FUNCTION carillon_drop_gone(child text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('lock_timeout', '50ms', true);
+    EXECUTE format('DROP TABLE IF EXISTS %I', child);
+    RETURN 'dropped';
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN 'busy';
 END
 $$;

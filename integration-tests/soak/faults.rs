@@ -91,7 +91,11 @@ pub(crate) enum Kind {
 }
 
 /// Each with its weight.
-pub(crate) const KINDS: [(Kind, usize); 64] = [
+pub(crate) fn kinds() -> impl Iterator<Item = (Kind, usize)> {
+    KINDS.into_iter()
+}
+
+const KINDS: [(Kind, usize); 67] = [
     (Kind::Kill(Who::Leader), 3),
     (Kind::Kill(Who::Standby), 1),
     (Kind::Kill(Who::Executor), 4),
@@ -156,10 +160,10 @@ pub(crate) const KINDS: [(Kind, usize); 64] = [
     (Kind::RedisPaused, 1),
     (Kind::UnknownEntry, 1),
     (Kind::LongSnapshot, 1),
+    (Kind::Locked(Lock::Stats), 1),
+    (Kind::Locked(Lock::Job), 1),
+    (Kind::Locked(Lock::Execution), 1),
 ];
-
-/// Locks come beside the table: each as often as a restart of Postgres.
-const LOCKS: [Kind; 3] = [Kind::Locked(Lock::Stats), Kind::Locked(Lock::Job), Kind::Locked(Lock::Execution)];
 
 /// A kind with what the seed says about it.
 #[derive(Clone, Copy, Debug)]
@@ -202,7 +206,7 @@ impl Bag {
     /// All kinds, or some.
     pub(crate) fn new(only: &[Kind]) -> Self {
         let mut all = Vec::new();
-        for (kind, weight) in KINDS.iter().copied().chain(LOCKS.map(|kind| (kind, 1))) {
+        for (kind, weight) in kinds() {
             if only.is_empty() || only.contains(&kind) {
                 all.extend(std::iter::repeat_n(kind, weight));
             }
@@ -243,7 +247,7 @@ impl FromStr for Kind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut all = KINDS.iter().map(|(kind, _)| *kind).chain(LOCKS);
-        all.find(|kind| kind.to_string() == text).ok_or_else(|| format!("no such fault: --list names them all"))
+        let mut all = kinds().map(|(kind, _)| kind);
+        all.find(|kind| kind.to_string() == text).ok_or_else(|| "no such fault: --list names them all".to_owned())
     }
 }

@@ -65,7 +65,7 @@ struct Options {
 async fn main() -> ExitCode {
     let options = Options::parse();
     if options.list {
-        for (kind, weight) in faults::KINDS {
+        for (kind, weight) in faults::kinds() {
             println!("{weight:>2} {kind}");
         }
         return ExitCode::SUCCESS;

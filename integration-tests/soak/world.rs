@@ -388,7 +388,7 @@ impl World {
 
 /// `default` everywhere, the others at half of the executors each.
 const fn queues_of(index: usize) -> &'static str {
-    if index % 2 == 0 { r#"["default","mail"]"# } else { r#"["default","reports"]"# }
+    if index.is_multiple_of(2) { r#"["default","mail"]"# } else { r#"["default","reports"]"# }
 }
 
 /// `target/soak/<seed>`, emptied.

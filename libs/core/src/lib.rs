@@ -9,6 +9,7 @@ pub mod error;
 pub mod execution;
 pub mod ids;
 pub mod job;
+pub mod json;
 pub mod limits;
 pub mod line;
 pub mod misfire;

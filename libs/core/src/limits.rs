@@ -6,12 +6,24 @@ pub const PAYLOAD_BYTES_MAX: usize = 256 * 1024;
 pub const PAYLOAD_BYTES_IN_ENTRY: usize = 4 * 1024;
 /// Bytes of JSON text that a handler may return; more fails the attempt with that reason.
 pub const RESULT_BYTES_MAX: usize = 256 * 1024;
-/// Characters of an error text that are kept.
+/// Levels of objects and lists in a payload, in metadata, in a result. Decoders of protobuf allow 100 levels of messages
+/// and spend three on each level of a `google.protobuf.Struct`; a page of a listing needs a few for itself.
+pub const VALUE_DEPTH_MAX: usize = 30;
+/// Bytes that one value may have as `google.protobuf.Value`: two of them and the rest of a row stay below the 4 MiB that
+/// gRPC clients accept. A list of small numbers has up to six times the bytes of its text.
+pub const VALUE_WIRE_BYTES_MAX: usize = 1024 * 1024 + 512 * 1024;
+/// Characters of an error text, or of its stack, that are kept.
 pub const ERROR_CHARS_MAX: usize = 8 * 1024;
+/// Bytes of an error text, or of its stack, that are kept.
+pub const ERROR_BYTES_MAX: usize = 16 * 1024;
 /// Log lines kept of one attempt; the last one says how many were dropped.
 pub const LOG_LINES_MAX: usize = 1_000;
 /// Characters of one log line that are kept.
 pub const LOG_LINE_CHARS_MAX: usize = 4 * 1024;
+/// Bytes of one log line that are kept.
+pub const LOG_LINE_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of all log lines of one attempt; lines beyond it are dropped like those beyond their number.
+pub const LOG_BYTES_MAX: usize = 256 * 1024;
 
 /// Characters of a job's name.
 pub const NAME_CHARS_MAX: usize = 200;
@@ -21,6 +33,10 @@ pub const DESCRIPTION_CHARS_MAX: usize = 4_000;
 pub const WORD_CHARS_MAX: usize = 200;
 /// Tags of one job.
 pub const TAGS_MAX: usize = 50;
+/// Names of queues, where the gateway's settings do not say: each may have four streams.
+pub const QUEUES_MAX: u32 = 1_000;
+/// The most that the gateway's settings may say.
+pub const QUEUES_MAX_MAX: u32 = 20_000;
 /// Rows of one page of a listing.
 pub const PAGE_SIZE_MAX: u32 = 1_000;
 /// Rows of a page when the client does not say.

@@ -313,6 +313,7 @@ impl Claim<'_> {
         let born = self.insert(term, &ids, decisions, settled).await?;
         self.move_timers(decisions, &born).await?;
         let retried = self.retry(decisions).await?;
+        carillon_failpoint::reach("claim:commit").await;
         bounded(self.transaction.commit()).await?;
         Ok(Committed { born: born.into_iter().map(|(id, _, _)| id).collect(), retried })
     }

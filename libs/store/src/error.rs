@@ -40,6 +40,14 @@ pub enum Error {
         /// The key.
         key: String,
     },
+    /// There are as many names of queues as there may be, and this is none of them.
+    #[error("there are {queues_max} names of queues already, and \"{queue}\" is none of them")]
+    QueuesExhausted {
+        /// The name that would have been one more.
+        queue: String,
+        /// How many there may be.
+        queues_max: u32,
+    },
     /// A defect of ours, or of the schema.
     #[error("statement failed")]
     Internal(#[source] Cause),
@@ -94,6 +102,7 @@ impl Error {
             Self::NotFound { .. } => Kind::NotFound,
             Self::FailedPrecondition(_) => Kind::FailedPrecondition,
             Self::KeyReused { .. } => Kind::AlreadyExists,
+            Self::QueuesExhausted { .. } => Kind::Exhausted,
             Self::Data(_) | Self::Internal(_) | Self::Unreadable { .. } => Kind::Internal,
         }
     }
@@ -131,8 +140,11 @@ impl From<sqlx::Error> for Error {
             "28" | "3D" => Self::Refused(error.into()),
             // 40001 serialization failure, 40P01 deadlock, 55006 object in use.
             "40" | "55" => Self::Conflict(error.into()),
-            // 23514 without a name: the row's partition was being made at that moment.
-            "23" if code == "23514" && database.constraint().is_none() => Self::Conflict(error.into()),
+            // 23514 without a name: the row's partition was being made at that moment; with one of ours: it is about to be
+            // made, or dropped (`partitions`, `retention`).
+            "23" if code == "23514" && database.constraint().is_none_or(|name| name.starts_with("carillon_")) => {
+                Self::Conflict(error.into())
+            }
             "22" => Self::Data(error.into()),
             // 25006: a read-only transaction, as on a standby that was not promoted yet; 25P03: idle too long in one.
             "25" => Self::Unavailable(error.into()),

@@ -5,9 +5,9 @@ use carillon_core::execution::Status;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::QueryBuilder;
-use sqlx::types::Json;
 use uuid::Uuid;
 
+use crate::document::Document;
 use crate::jobs::rows::word;
 use crate::page::{self, Page, Slice};
 use crate::{Error, Result, Store};
@@ -86,7 +86,7 @@ struct ExecutionRow {
     started_at: Option<DateTime<Utc>>,
     completed_at: Option<DateTime<Utc>>,
     duration_ms: Option<i64>,
-    result: Option<Json<Value>>,
+    result: Option<Document>,
     error: Option<String>,
     error_stack: Option<String>,
     attempt: i16,
@@ -95,13 +95,20 @@ struct ExecutionRow {
     worker_id: Option<Uuid>,
     reason: Option<String>,
     cancel_requested: bool,
-    metadata: Option<Json<Value>>,
+    metadata: Option<Document>,
     trace_id: Option<String>,
     span_id: Option<String>,
     parent_span_id: Option<String>,
     created_by: String,
     revision: i64,
     queue: String,
+}
+
+impl ExecutionRow {
+    /// By how many bytes it is larger on the wire than in Postgres.
+    fn growth(&self) -> usize {
+        [&self.result, &self.metadata].into_iter().flatten().map(|document| document.growth).sum()
+    }
 }
 
 impl TryFrom<ExecutionRow> for Execution {
@@ -116,7 +123,7 @@ impl TryFrom<ExecutionRow> for Execution {
             started_at: row.started_at,
             completed_at: row.completed_at,
             duration_ms: row.duration_ms,
-            result: row.result.map(|value| value.0),
+            result: row.result.map(|result| result.value),
             error: row.error,
             error_stack: row.error_stack,
             attempt: row.attempt,
@@ -125,7 +132,7 @@ impl TryFrom<ExecutionRow> for Execution {
             worker_id: row.worker_id,
             reason: row.reason,
             cancel_requested: row.cancel_requested,
-            metadata: row.metadata.map(|value| value.0),
+            metadata: row.metadata.map(|metadata| metadata.value),
             trace_id: row.trace_id,
             span_id: row.span_id,
             parent_span_id: row.parent_span_id,
@@ -167,10 +174,11 @@ pub async fn list(store: &Store, job: Uuid, status: Option<Status>, slice: Slice
     }
     query.push(") AS both_kinds ORDER BY id DESC LIMIT ").push_bind(slice.limit_and_one());
     query.push(" OFFSET ").push_bind(i64::from(slice.offset));
-    let page = page::collect(&store.pool, query.build(), slice, |row| {
+    // Boxed: a wide row would make every caller's future large.
+    let page = Box::pin(page::collect(&store.pool, query.build(), slice, |row| {
         let row: ExecutionRow = sqlx::FromRow::from_row(row)?;
-        row.try_into()
-    })
+        Ok((row.growth(), row.try_into()?))
+    }))
     .await?;
     if page.items.is_empty() {
         require_job(store, job).await?;

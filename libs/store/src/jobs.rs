@@ -16,18 +16,22 @@ use uuid::Uuid;
 pub use changes::{Deleted, REASON_DELETED, REASON_PAUSED, delete, pause, resume};
 pub use rows::{Definition, Job, NewJob};
 
+use crate::document::ToWrite;
 use crate::idempotency::{self, Key};
 use crate::page::{self, Page, Slice};
 use crate::revisions::definition_of;
-use crate::{Error, Result, Store};
+use crate::{Error, Result, Store, queues};
 use rows::{JobRow, SELECT_JOB, TimetableWritten};
 
-/// One statement, so one transaction and one round trip: the key first, since a conflict on it must stop the rest.
+/// One statement, so one transaction and one round trip: the key first, since a conflict on it must stop the rest. Nothing is
+/// written if the name of the queue is not known ([`crate::queues`]).
 const INSERT_JOB: &str = concat!(
     "
-    WITH key AS (
+    WITH queue AS (
+        SELECT name FROM queues WHERE name = $14 FOR KEY SHARE
+    ), key AS (
         INSERT INTO idempotency_keys (scope, key, fingerprint, resource_id)
-        SELECT $26::text, $27::text, $28::bytea, $1 WHERE $27::text IS NOT NULL
+        SELECT $26::text, $27::text, $28::bytea, $1 FROM queue WHERE $27::text IS NOT NULL
         ON CONFLICT DO NOTHING RETURNING resource_id
     ), job AS (
         INSERT INTO jobs (id, name, description, type, status, schedule, timezone, timetable, start_date, end_date,
@@ -36,7 +40,7 @@ const INSERT_JOB: &str = concat!(
                           created_by, created_at, updated_at)
         SELECT $1, $2, $3, $4, 'ACTIVE', $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
                $22, $23, $24, $25, $25
-        WHERE $27::text IS NULL OR EXISTS (SELECT FROM key)
+        FROM queue WHERE $27::text IS NULL OR EXISTS (SELECT FROM key)
         RETURNING *
     ), revision AS (
         INSERT INTO job_revisions (job_id, revision, definition, created_by, created_at)
@@ -49,17 +53,21 @@ const INSERT_JOB: &str = concat!(
     ), stats AS (
         INSERT INTO job_stats (job_id) SELECT id FROM job
     )
-    SELECT EXISTS (SELECT FROM job)"
+    SELECT EXISTS (SELECT FROM queue) AS queue_is_known, EXISTS (SELECT FROM job) AS created"
 );
 
 /// Creates a job with its timer, its statistics and its idempotency key. If the key was taken meanwhile, answers with the
 /// job that it led to.
 ///
 /// # Errors
-/// [`Error::KeyReused`] if the key was taken by another request; or if Postgres is unavailable.
+/// [`Error::KeyReused`] if the key was taken by another request; [`Error::QueuesExhausted`] if its queue would be one too many; or
+/// if Postgres is unavailable.
 pub async fn create(store: &Store, new: NewJob, key: Option<&Key>) -> Result<Job> {
     // Boxed: its thirty values would make every caller's future large.
-    let created = Box::pin(insert(store, &new, key)).await?;
+    let (queue_is_known, mut created) = Box::pin(insert(&store.pool, &new, key)).await?;
+    if !queue_is_known {
+        created = Box::pin(insert_with_queue(store, &new, key)).await?;
+    }
     if created {
         return Ok(new.into_job());
     }
@@ -67,9 +75,21 @@ pub async fn create(store: &Store, new: NewJob, key: Option<&Key>) -> Result<Job
     get(store, known.unwrap_or(new.id)).await
 }
 
-async fn insert(store: &Store, new: &NewJob, key: Option<&Key>) -> Result<bool> {
+async fn insert_with_queue(store: &Store, new: &NewJob, key: Option<&Key>) -> Result<bool> {
+    let mut transaction = store.pool.begin().await?;
+    queues::add_on_conn(&mut transaction, &new.definition.queue, new.queues_max).await?;
+    let (_, created) = insert(&mut *transaction, new, key).await?;
+    // A job that was not written leaves no name behind either.
+    if created {
+        transaction.commit().await?;
+    }
+    Ok(created)
+}
+
+/// Whether the name of the queue is known, and whether the job was written.
+async fn insert(executor: impl sqlx::PgExecutor<'_>, new: &NewJob, key: Option<&Key>) -> Result<(bool, bool)> {
     let job = &new.definition;
-    let created = sqlx::query_scalar(INSERT_JOB)
+    let outcome = sqlx::query_as(INSERT_JOB)
         .bind(new.id)
         .bind(&job.name)
         .bind(&job.description)
@@ -82,7 +102,7 @@ async fn insert(store: &Store, new: &NewJob, key: Option<&Key>) -> Result<bool> 
         .bind(job.max_executions)
         .bind(&job.handler_name)
         .bind(job.handler_type.as_str())
-        .bind(Json(&job.payload))
+        .bind(ToWrite(&job.payload))
         .bind(&job.queue)
         .bind(job.priority.rank())
         .bind(job.max_retries)
@@ -91,7 +111,7 @@ async fn insert(store: &Store, new: &NewJob, key: Option<&Key>) -> Result<bool> 
         .bind(job.concurrency)
         .bind(job.allow_overlap)
         .bind(&job.tags)
-        .bind(Json(&job.metadata))
+        .bind(ToWrite(&job.metadata))
         .bind(&job.platform_id)
         .bind(&job.created_by)
         .bind(new.created_at)
@@ -100,9 +120,9 @@ async fn insert(store: &Store, new: &NewJob, key: Option<&Key>) -> Result<bool> 
         .bind(key.map(|key| &key.fingerprint))
         .bind(new.fire_at)
         .bind(shard_of(new.id))
-        .fetch_one(&store.pool)
+        .fetch_one(executor)
         .await?;
-    Ok(created)
+    Ok(outcome)
 }
 
 /// Reads one job.
@@ -145,9 +165,10 @@ pub async fn list(store: &Store, filter: Filter, slice: Slice) -> Result<Page<Jo
     }
     query.push(" ORDER BY id DESC LIMIT ").push_bind(slice.limit_and_one());
     query.push(" OFFSET ").push_bind(i64::from(slice.offset)).push(") ORDER BY j.id DESC");
-    page::collect(&store.pool, query.build(), slice, |row| {
+    // Boxed: a wide row would make every caller's future large.
+    Box::pin(page::collect(&store.pool, query.build(), slice, |row| {
         let row: JobRow = sqlx::FromRow::from_row(row)?;
-        row.try_into()
-    })
+        Ok((row.growth(), row.try_into()?))
+    }))
     .await
 }

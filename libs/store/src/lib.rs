@@ -2,7 +2,7 @@
 //!
 //! The API's side: [`jobs`] and their [`revisions`], [`executions`], [`triggers`]. The data path's side: [`leader_session`] (the advisory lock and
 //! all that may only be written under it), [`recorder`] (finishing executions), [`takes`], [`withdrawals`], [`workers`]. Upkeep:
-//! [`migrate`], [`partitions`].
+//! [`migrate`], [`partitions`], [`queues`], [`retention`].
 //!
 //! It knows the words of `carillon-core` and nothing of Redis, of the wire or of how a process is run. There is no trait
 //! to stand in for it: the promises *are* Postgres semantics, and tests run against a real one.
@@ -11,6 +11,7 @@ mod bounded;
 pub mod claim;
 pub mod clock;
 pub mod definitions;
+mod document;
 pub mod error;
 pub mod executions;
 pub mod idempotency;
@@ -21,8 +22,10 @@ pub mod open_entries;
 pub mod page;
 pub mod partitions;
 pub mod pool;
+pub mod queues;
 pub mod recent;
 pub mod recorder;
+pub mod retention;
 pub mod revisions;
 pub mod takes;
 pub mod triggers;

@@ -9,8 +9,8 @@ use tokio::time::timeout;
 use crate::Result;
 use crate::bounded::Pool;
 
-/// Bytes of column values after which a page ends early. JSON grows when it becomes `google.protobuf.Struct`, so this
-/// leaves room below 4 MiB.
+/// Bytes on the wire after which a page ends early: those of the columns, and by how much JSON grows when it becomes
+/// `google.protobuf.Struct`. The first row is always there: alone it stays below 4 MiB (`VALUE_WIRE_BYTES_MAX`).
 pub const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// Which part of a listing.
@@ -38,12 +38,12 @@ pub struct Page<T> {
     pub has_more: bool,
 }
 
-/// Reads rows until the page is full.
+/// Reads rows until the page is full. `read` also tells by how many bytes a row grows on the wire.
 pub(crate) async fn collect<'q, T>(
     pool: &Pool,
     query: impl Execute<'q, Postgres> + 'q,
     slice: Slice,
-    read: impl Fn(&PgRow) -> Result<T>,
+    read: impl Fn(&PgRow) -> Result<(usize, T)>,
 ) -> Result<Page<T>> {
     let mut connection = pool.acquire().await?;
     let (inner, limit) = connection.lend().await?;
@@ -55,22 +55,27 @@ pub(crate) async fn collect<'q, T>(
 async fn until_full<T>(
     mut rows: impl Stream<Item = sqlx::Result<PgRow>> + Unpin,
     slice: Slice,
-    read: impl Fn(&PgRow) -> Result<T>,
+    read: impl Fn(&PgRow) -> Result<(usize, T)>,
 ) -> sqlx::Result<Result<Page<T>>> {
     let limit = usize::try_from(slice.limit).unwrap_or(usize::MAX);
     let mut page = Page { items: Vec::new(), has_more: false };
     let mut bytes = 0;
     while let Some(row) = rows.next().await {
         let row = row?;
-        bytes += row_bytes(&row);
-        if page.items.len() == limit || (bytes > PAGE_BYTES_MAX && !page.items.is_empty()) {
+        if page.items.len() == limit {
             page.has_more = true;
             break;
         }
-        match read(&row) {
-            Ok(item) => page.items.push(item),
+        let (growth, item) = match read(&row) {
+            Ok(read) => read,
             Err(error) => return Ok(Err(error)),
+        };
+        bytes += row_bytes(&row) + growth;
+        if bytes > PAGE_BYTES_MAX && !page.items.is_empty() {
+            page.has_more = true;
+            break;
         }
+        page.items.push(item);
     }
     Ok(Ok(page))
 }

@@ -1,36 +1,271 @@
 //! Partitions of the execution history: one a day, made ahead, so that retention is a DROP. What lies outside of them
 //! (a one-time job of last year, one dated 2040) falls into the default partition and is none the worse for it.
+//!
+//! Nothing here waits for a lock, or holds one, that others queue behind for longer than 100 ms: whoever holds the table
+//! (a `pg_dump`, say) is come back to, a minute later at the earliest, whichever process does it. A day that could not be
+//! made in time lies in the default partition and leaves it by its age ([`crate::retention`]).
+
+use std::time::Duration;
 
 use carillon_core::ids;
-use chrono::{DateTime, Days, NaiveTime, Utc};
+use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
+use uuid::Uuid;
 
 use crate::{Result, Store};
 
 /// Days made ahead of today.
 const DAYS_AHEAD: u64 = 7;
-const TABLES: [&str; 3] = ["job_executions", "job_execution_logs", "execution_attempts"];
+/// A day that is as near as this is barred from the default partition no more: its own partition may not come in time.
+const BARRED_AHEAD: u64 = 2;
+/// Between two tries for a lock that others queue behind, over all processes.
+pub(crate) const TRY_EVERY: Duration = Duration::from_secs(60);
+
+/// A table with a partition for each day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Table {
+    /// `job_executions`.
+    Executions,
+    /// `job_execution_logs`.
+    Logs,
+    /// `execution_attempts`: of the executions of that day.
+    Attempts,
+}
+
+impl Table {
+    pub(crate) const ALL: [Self; 3] = [Self::Executions, Self::Logs, Self::Attempts];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Executions => "job_executions",
+            Self::Logs => "job_execution_logs",
+            Self::Attempts => "execution_attempts",
+        }
+    }
+
+    pub(crate) fn partition(self, day: NaiveDate) -> String {
+        format!("{}_{}", self.name(), day.format("%Y_%m_%d"))
+    }
+}
+
+/// What a step of the upkeep came to; the functions that the migration made say so by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Done now.
+    Done,
+    /// Was so before.
+    Before,
+    /// Somebody holds what it needs: later.
+    Busy,
+    /// Rows stand against it.
+    Refused,
+    /// The default partition is too large to be read under a lock.
+    Large,
+}
+
+impl Step {
+    pub(crate) fn read(word: &str) -> Result<Self> {
+        Ok(match word {
+            "made" | "barred" | "closed" | "proven" | "lifted" | "detached" | "dropped" => Self::Done,
+            "there" | "gone" => Self::Before,
+            "busy" => Self::Busy,
+            "late" | "violated" | "open" => Self::Refused,
+            "large" => Self::Large,
+            other => return Err(crate::Error::Unreadable { what: "step", why: format!("unknown: {other}") }),
+        })
+    }
+}
+
+/// What making ahead came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// Partitions made by this run.
+    pub made: u32,
+    /// Those that are still missing, by name: somebody holds the table, or the default partition has too many rows of that
+    /// day already.
+    pub missing: Vec<String>,
+    /// Of these, how many have been missing for a day or longer: time to alert.
+    pub overdue: u32,
+}
 
 /// Makes the missing partitions from yesterday to a week ahead. Any number of processes may do this at once.
 ///
 /// # Errors
-/// If Postgres is unavailable.
-pub async fn make_ahead(store: &Store) -> Result<()> {
-    let now: DateTime<Utc> = sqlx::query_scalar("SELECT now()").fetch_one(&store.pool).await?;
-    let first = now.date_naive().checked_sub_days(Days::new(1)).unwrap_or_else(|| now.date_naive());
-    for ahead in 0..=DAYS_AHEAD + 1 {
-        let Some(day) = first.checked_add_days(Days::new(ahead)) else { continue };
-        let Some(next) = day.checked_add_days(Days::new(1)) else { continue };
-        let from = ids::first_at(day.and_time(NaiveTime::MIN).and_utc());
-        let to = ids::first_at(next.and_time(NaiveTime::MIN).and_utc());
-        for table in TABLES {
-            sqlx::query("SELECT carillon_make_partition($1, $2, $3, $4)")
-                .bind(table)
-                .bind(format!("{table}_{}", day.format("%Y_%m_%d")))
-                .bind(from)
-                .bind(to)
-                .execute(&store.pool)
-                .await?;
+/// If Postgres is unavailable. That somebody holds a table is none: see [`Ahead::missing`].
+pub async fn make_ahead(store: &Store) -> Result<Ahead> {
+    let today = today(store).await?;
+    let mut ahead = Ahead::default();
+    for table in Table::ALL {
+        let missing = missing(store, table, today).await?;
+        if missing.is_empty() {
+            continue;
+        }
+        lift_bars(store, table, today).await?;
+        let mut may_try = may_try(store, table.name()).await?;
+        for day in missing {
+            let step = if may_try { make(store, table, day, today).await? } else { Step::Busy };
+            match step {
+                Step::Done => ahead.made += 1,
+                Step::Before => {}
+                Step::Busy | Step::Refused | Step::Large => {
+                    // Whoever holds the table holds it for all its days.
+                    may_try &= step != Step::Busy;
+                    ahead.missing.push(table.partition(day));
+                    // The day at the far end is new today; yesterday is over.
+                    let late = day >= today && days_between(today, day) < DAYS_AHEAD;
+                    ahead.overdue += u32::from(late);
+                }
+            }
+        }
+        if may_try {
+            // Nobody was in the way: the next one need not wait.
+            sqlx::query("DELETE FROM partition_tries WHERE what = $1").bind(table.name()).execute(&store.pool).await?;
+        }
+    }
+    Ok(ahead)
+}
+
+async fn make(store: &Store, table: Table, day: NaiveDate, today: NaiveDate) -> Result<Step> {
+    let step = step(store, "SELECT carillon_make_partition($1, $2, $3, $4)", table, day).await?;
+    if step != Step::Large || day < today || days_between(today, day) < BARRED_AHEAD {
+        return Ok(step);
+    }
+    // Proven by a CHECK that is read through beside everybody.
+    let barred = self::step(store, "SELECT carillon_bar_partition($1, $2, $3, $4)", table, day).await?;
+    if !matches!(barred, Step::Done | Step::Before) {
+        return Ok(barred);
+    }
+    let proven = prove(store, &format!("{}_default", table.name()), &bar(&table.partition(day))).await?;
+    if proven != Step::Done {
+        return Ok(proven);
+    }
+    self::step(store, "SELECT carillon_make_partition($1, $2, $3, $4)", table, day).await
+}
+
+/// A day that is near and whose partition has not come may lie in the default partition after all.
+async fn lift_bars(store: &Store, table: Table, today: NaiveDate) -> Result<()> {
+    let fallback = format!("{}_default", table.name());
+    let bars: Vec<String> = sqlx::query_scalar(
+        "SELECT conname::text FROM pg_catalog.pg_constraint
+         WHERE conrelid = $1::text::regclass AND conname LIKE 'carillon\\_bar\\_%'",
+    )
+    .bind(&fallback)
+    .fetch_all(&store.pool)
+    .await?;
+    for name in bars {
+        let day = name.strip_prefix("carillon_bar_").and_then(|child| day_of(table, child));
+        let far = day.is_some_and(|day| day >= today && days_between(today, day) >= BARRED_AHEAD);
+        if !far && may_try(store, &name).await? {
+            lift(store, &fallback, &name).await?;
         }
     }
     Ok(())
+}
+
+/// The days from yesterday to a week ahead that have no partition.
+async fn missing(store: &Store, table: Table, today: NaiveDate) -> Result<Vec<NaiveDate>> {
+    let there = days(store, table).await?;
+    let first = today.checked_sub_days(Days::new(1)).unwrap_or(today);
+    let wanted = (0..=DAYS_AHEAD + 1).filter_map(|ahead| first.checked_add_days(Days::new(ahead)));
+    Ok(wanted.filter(|day| !there.contains(day)).collect())
+}
+
+/// The days that have a partition, ascending.
+pub(crate) async fn days(store: &Store, table: Table) -> Result<Vec<NaiveDate>> {
+    let names: Vec<String> = sqlx::query_scalar(
+        "SELECT c.relname::text FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+         WHERE i.inhparent = $1::text::regclass",
+    )
+    .bind(table.name())
+    .fetch_all(&store.pool)
+    .await?;
+    let mut days: Vec<NaiveDate> = names.iter().filter_map(|name| day_of(table, name)).collect();
+    days.sort_unstable();
+    Ok(days)
+}
+
+/// The day of a partition's name; `None` for the default one, and for what was detached.
+fn day_of(table: Table, name: &str) -> Option<NaiveDate> {
+    let day = name.strip_prefix(table.name())?.strip_prefix('_')?;
+    NaiveDate::parse_from_str(day, "%Y_%m_%d").ok()
+}
+
+/// By the database's clock.
+async fn today(store: &Store) -> Result<NaiveDate> {
+    Ok(now(store).await?.date_naive())
+}
+
+pub(crate) async fn now(store: &Store) -> Result<DateTime<Utc>> {
+    Ok(sqlx::query_scalar("SELECT now()").fetch_one(&store.pool).await?)
+}
+
+/// Whether what needs a lock may be tried: no process has within [`TRY_EVERY`].
+pub(crate) async fn may_try(store: &Store, what: &str) -> Result<bool> {
+    may_try_every(store, what, TRY_EVERY).await
+}
+
+pub(crate) async fn may_try_every(store: &Store, what: &str, every: Duration) -> Result<bool> {
+    let may = sqlx::query_scalar("SELECT carillon_may_try($1, $2)").bind(what).bind(every);
+    Ok(may.fetch_one(&store.pool).await?)
+}
+
+/// Runs one of the functions that take parent, child and bounds.
+pub(crate) async fn step(store: &Store, statement: &'static str, table: Table, day: NaiveDate) -> Result<Step> {
+    let (from, to) = bounds(day);
+    let word: String = sqlx::query_scalar(statement)
+        .bind(table.name())
+        .bind(table.partition(day))
+        .bind(from)
+        .bind(to)
+        .fetch_one(&store.pool)
+        .await?;
+    Step::read(&word)
+}
+
+/// Proves a constraint by reading its whole table, which may take long.
+pub(crate) async fn prove(store: &Store, table: &str, constraint: &str) -> Result<Step> {
+    let word: String =
+        sqlx::query_scalar("SELECT carillon_prove($1, $2)").bind(table).bind(constraint).fetch_one(&store.pool).await?;
+    Step::read(&word)
+}
+
+pub(crate) async fn lift(store: &Store, table: &str, constraint: &str) -> Result<Step> {
+    let word: String =
+        sqlx::query_scalar("SELECT carillon_lift($1, $2)").bind(table).bind(constraint).fetch_one(&store.pool).await?;
+    Step::read(&word)
+}
+
+/// The ids of a day: from the first, to the first of the next day.
+pub(crate) fn bounds(day: NaiveDate) -> (Uuid, Uuid) {
+    let first = |day: NaiveDate| ids::first_at(day.and_time(NaiveTime::MIN).and_utc());
+    (first(day), first(day.checked_add_days(Days::new(1)).unwrap_or(day)))
+}
+
+/// The CHECK that keeps the rows of `partition` out of the default one.
+fn bar(partition: &str) -> String {
+    format!("carillon_bar_{partition}")
+}
+
+fn days_between(from: NaiveDate, to: NaiveDate) -> u64 {
+    u64::try_from(to.signed_duration_since(from).num_days()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_is_named_after_its_day_and_read_back_from_its_name() {
+        let day = NaiveDate::from_ymd_opt(2025, 1, 31).unwrap_or_default();
+        for table in Table::ALL {
+            let name = table.partition(day);
+            assert_eq!(day_of(table, &name), Some(day), "{name}");
+            for other in [format!("{}_default", table.name()), format!("{name}_gone"), "jobs".into(), String::new()] {
+                assert_eq!(day_of(table, &other), None, "{other}");
+            }
+            assert!(bar(&name).len() <= 63, "cut off by Postgres: {name}");
+        }
+        let (from, to) = bounds(day);
+        assert!(from < to);
+        assert_eq!(to, bounds(day + Days::new(1)).0);
+    }
 }

@@ -226,6 +226,7 @@ impl Store {
         if !ended_jobs.is_empty() {
             complete_on_conn(&mut transaction, ended_jobs).await?;
         }
+        carillon_failpoint::reach("record:commit").await;
         transaction.commit().await?;
         Ok((started, finished))
     }

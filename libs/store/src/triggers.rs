@@ -5,9 +5,9 @@ use carillon_core::job::JobStatus;
 use carillon_core::trace::TraceContext;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::types::Json;
 use uuid::Uuid;
 
+use crate::document::ToWrite;
 use crate::executions::{self, Execution};
 use crate::idempotency::{self, Key};
 use crate::jobs::rows::word;
@@ -86,7 +86,7 @@ async fn insert(
         .bind(new.job_id)
         .bind(execution)
         .bind(now)
-        .bind(new.payload.as_ref().map(Json))
+        .bind(new.payload.as_ref().map(ToWrite))
         .bind(new.trace.map(|trace| trace.trace_id()))
         .bind(&new.created_by)
         .bind(key.map(|key| &key.scope))

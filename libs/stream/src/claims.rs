@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use carillon_core::line::Line;
-use fred::interfaces::ClientLike;
 use fred::prelude::Value;
 use fred::types::{ClusterHash, CustomCommand};
 
@@ -49,7 +48,7 @@ impl Redis {
     pub async fn acknowledge(&self, line: &Line, ids: &[EntryId]) -> Result<()> {
         for some in ids.chunks(UNPACKED_MAX) {
             let args = some.iter().map(|id| Value::from(id.to_string())).collect();
-            ACKNOWLEDGE.run(&self.client, vec![self.keys.stream(line)], args).await?;
+            self.connection.run(&ACKNOWLEDGE, vec![self.keys.stream(line)], args).await?;
         }
         Ok(())
     }
@@ -63,7 +62,7 @@ impl Redis {
         for some in ids.chunks(UNPACKED_MAX) {
             let mut args: Vec<Value> = vec![consumer.into()];
             args.extend(some.iter().map(|id| Value::from(id.to_string())));
-            renewed += reply::integer(&RENEW.run(&self.client, vec![self.keys.stream(line)], args).await?)?;
+            renewed += reply::integer(&self.connection.run(&RENEW, vec![self.keys.stream(line)], args).await?)?;
         }
         Ok(renewed)
     }
@@ -118,7 +117,7 @@ impl Redis {
         args.extend(ids.iter().map(|id| Value::from(id.to_string())));
         let command = CustomCommand::new_static("XCLAIM", ClusterHash::FirstKey, false);
         let mut claimed = Claimed::default();
-        for item in reply::array(self.client.custom(command, args).await?)? {
+        for item in reply::array(self.connection.custom(command, args).await?)? {
             if matches!(item, Value::Null) {
                 continue;
             }
@@ -143,7 +142,7 @@ impl Redis {
             args.extend(some.iter().map(|id| Value::from(id.to_string())));
             args.push("JUSTID".into());
             let command = CustomCommand::new_static("XCLAIM", ClusterHash::FirstKey, false);
-            let _: Value = self.client.custom(command, args).await?;
+            let _: Value = self.connection.custom(command, args).await?;
         }
         Ok(())
     }
@@ -156,7 +155,7 @@ impl Redis {
         let args: Vec<Value> = vec![self.keys.stream(line).into(), GROUP.into()];
         let command = CustomCommand::new_static("XPENDING", ClusterHash::FirstKey, false);
         // [count, first, last, [[consumer, count], …]]
-        let summary = reply::array(self.client.custom(command, args).await?)?;
+        let summary = reply::array(self.connection.custom(command, args).await?)?;
         let Some(consumers) = summary.into_iter().nth(3) else { return Ok(Vec::new()) };
         let mut holders = Vec::new();
         for consumer in reply::array(consumers)? {
@@ -173,7 +172,7 @@ impl Redis {
         let args: Vec<Value> = vec!["CONSUMERS".into(), self.keys.stream(line).into(), GROUP.into()];
         let command = CustomCommand::new_static("XINFO", ClusterHash::Offset(1), false);
         let mut consumers = Vec::new();
-        for consumer in reply::array(self.client.custom(command, args).await?)? {
+        for consumer in reply::array(self.connection.custom(command, args).await?)? {
             // [name, …, pending, …, idle, …]
             let fields = reply::array(consumer)?;
             if let Some(name) = fields.get(1) {
@@ -188,7 +187,7 @@ impl Redis {
     /// # Errors
     /// [`crate::Error::NoGroup`], [`crate::Error::Unavailable`].
     pub async fn forget_consumer(&self, line: &Line, consumer: &str) -> Result<bool> {
-        let answer = FORGET.run(&self.client, vec![self.keys.stream(line)], vec![consumer.into()]).await?;
+        let answer = self.connection.run(&FORGET, vec![self.keys.stream(line)], vec![consumer.into()]).await?;
         Ok(reply::integer(&answer)? == 1)
     }
 
@@ -208,7 +207,7 @@ impl Redis {
         args.extend(consumer.map(Value::from));
         let command = CustomCommand::new_static("XPENDING", ClusterHash::FirstKey, false);
         let mut pending = Vec::new();
-        for item in reply::array(self.client.custom(command, args).await?)? {
+        for item in reply::array(self.connection.custom(command, args).await?)? {
             let mut item = reply::array(item)?.into_iter();
             let id = reply::text(&reply::next(&mut item)?)?;
             let consumer = reply::text(&reply::next(&mut item)?)?;

@@ -1,17 +1,27 @@
 //! Connections. Commands share one; each reading loop and the subscription have one of their own, since a blocked read
 //! holds up whatever stands behind it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use carillon_core::line::Line;
 use fred::clients::SubscriberClient;
 use fred::interfaces::ClientLike;
-use fred::prelude::{Builder, Client, Config, ReconnectPolicy, TcpConfig};
+use fred::prelude::{Builder, Config, ReconnectPolicy, TcpConfig};
 use fred::types::config::ReconnectError;
 use socket2::TcpKeepalive;
+use tokio::time::timeout;
 
+use crate::connection::{self, AbortOnDrop, Connection, Live, SILENT_MAX};
 use crate::keys::Keys;
 use crate::{Error, Result};
+
+/// A command that has no answer for this long has none: no shorter than the silence that ends its connection, since the one that
+/// comes after may answer.
+pub const COMMAND_MAX: Duration = SILENT_MAX;
+/// To connect, greet, log in, and find the server through a sentinel or a cluster: each of it, and all of it.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+const REACH_MAX: Duration = Duration::from_secs(10);
 
 /// How a process connects.
 #[derive(Clone, Debug)]
@@ -27,44 +37,43 @@ pub struct RedisOptions {
 }
 
 impl RedisOptions {
-    /// The defaults for `url`: namespace `carillon`, shard 0, 5 s a command.
+    /// The defaults for `url`: namespace `carillon`, shard 0, [`COMMAND_MAX`].
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), namespace: "carillon".into(), shard: 0, command_timeout: Duration::from_secs(5) }
+        Self { url: url.into(), namespace: "carillon".into(), shard: 0, command_timeout: COMMAND_MAX }
     }
 }
 
-/// A handle on Redis, cheap to clone.
+/// A handle on Redis, cheap to clone. Its connection ends with the last one.
 #[derive(Clone, Debug)]
 pub struct Redis {
-    pub(crate) client: Client,
+    pub(crate) connection: Arc<Connection>,
     pub(crate) keys: Keys,
     options: RedisOptions,
 }
 
 impl Redis {
-    /// A handle whose connection is made, and made again whenever it breaks, in the background: a Redis that is not there
-    /// yet is no error here.
+    /// A handle whose connection is made, and made again whenever it breaks or is silent, in the background: a Redis that is not
+    /// there yet is no error here.
     ///
     /// # Errors
     /// If the URL cannot be read.
     pub fn connect_lazily(options: RedisOptions) -> Result<Self> {
-        let client = builder(&options, options.command_timeout)?.set_policy(again()).build()?;
-        client.connect();
-        Ok(Self { client, keys: Keys::new(&options.namespace, options.shard), options })
+        let limit = options.command_timeout;
+        let connection = Arc::new(Connection::open(lasting(&options, limit)?, limit, SILENT_MAX)?);
+        Ok(Self { connection, keys: Keys::new(&options.namespace, options.shard), options })
     }
 
-    /// A second connection whose commands may take `timeout`.
-    pub(crate) fn own_connection(&self, timeout: Duration) -> Result<Client> {
-        let client = builder(&self.options, timeout)?.set_policy(again()).build()?;
-        client.connect();
-        Ok(client)
+    /// A second connection, on which a command may block for `block`.
+    pub(crate) fn own_connection(&self, block: Duration) -> Result<Connection> {
+        let limit = self.options.command_timeout;
+        Connection::open(lasting(&self.options, limit + block)?, limit, SILENT_MAX + block)
     }
 
-    pub(crate) fn own_subscriber(&self) -> Result<SubscriberClient> {
-        let subscriber =
-            builder(&self.options, self.options.command_timeout)?.set_policy(again()).build_subscriber_client()?;
-        subscriber.connect();
-        Ok(subscriber)
+    /// A connection that hears what is published. It is not made again: it ends, and whoever has it makes another.
+    pub(crate) fn own_subscriber(&self) -> Result<Live<SubscriberClient>> {
+        let mut builder = builder(&self.options, self.options.command_timeout)?;
+        builder.with_config(|config| config.fail_fast = true);
+        Ok(Live::new(builder.build_subscriber_client()?))
     }
 
     /// Whether Redis answers on the connection of the commands.
@@ -72,8 +81,7 @@ impl Redis {
     /// # Errors
     /// [`Error::Unavailable`] if it does not.
     pub async fn ping(&self) -> Result<()> {
-        let _: String = self.client.ping(None).await?;
-        Ok(())
+        self.connection.ask(|client| async move { client.ping::<()>(None).await }).await
     }
 
     /// Makes one connection of its own, for whoever waits for Redis: unlike the one that is made again in the background, it
@@ -85,12 +93,14 @@ impl Redis {
         let mut builder = builder(&self.options, self.options.command_timeout)?;
         builder.with_config(|config| config.fail_fast = true);
         let client = builder.build()?;
-        client.init().await?;
-        let answer = client.ping::<String>(None).await;
-        // Whether the server heard of it makes no difference.
-        let _ = client.quit().await;
-        answer?;
-        Ok(())
+        let reaching = async {
+            let _live = AbortOnDrop(client.init().await?);
+            client.ping::<()>(None).await?;
+            // Whether the server heard of it makes no difference.
+            let _ = client.quit().await;
+            Ok(())
+        };
+        timeout(REACH_MAX, Box::pin(reaching)).await.unwrap_or_else(|_| Err(connection::timed_out()))
     }
 
     /// Number of entries in the stream of each line: waiting, held and running.
@@ -104,8 +114,7 @@ impl Redis {
 
     /// Closes the connection.
     pub async fn close(&self) {
-        // The process ends: whether the server heard of it makes no difference.
-        let _ = self.client.quit().await;
+        self.connection.close().await;
     }
 }
 
@@ -114,8 +123,8 @@ fn builder(options: &RedisOptions, command_timeout: Duration) -> Result<Builder>
     let mut builder = Builder::from_config(Config { fail_fast: false, ..config });
     builder
         .with_connection_config(|connection| {
-            connection.connection_timeout = Duration::from_secs(5);
-            connection.internal_command_timeout = Duration::from_secs(5);
+            connection.connection_timeout = CONNECT_MAX;
+            connection.internal_command_timeout = CONNECT_MAX;
             // Whoever sent it decides whether to send it again; every command of this crate may be sent twice.
             connection.max_command_attempts = 1;
             connection.max_command_buffer_len = 50_000;
@@ -142,7 +151,9 @@ fn builder(options: &RedisOptions, command_timeout: Duration) -> Result<Builder>
     Ok(builder)
 }
 
-/// A broken connection is made again, without end.
-fn again() -> ReconnectPolicy {
-    ReconnectPolicy::new_exponential(0, 50, 1_000, 2)
+/// What makes a connection that is made again when it breaks, without end.
+fn lasting(options: &RedisOptions, command_timeout: Duration) -> Result<Builder> {
+    let mut builder = builder(options, command_timeout)?;
+    builder.set_policy(ReconnectPolicy::new_exponential(0, 50, 1_000, 2));
+    Ok(builder)
 }

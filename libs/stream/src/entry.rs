@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use bytes::Bytes;
+use carillon_core::limits::PAYLOAD_BYTES_IN_ENTRY;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -16,6 +17,12 @@ pub const VERSION: u8 = 1;
 
 /// The field of the stream entry.
 pub const FIELD: &str = "e";
+
+/// An encoded entry is no larger: a payload of [`PAYLOAD_BYTES_IN_ENTRY`], a handler's name, and numbers.
+pub const ENTRY_BYTES_MAX: usize = 8 * 1024;
+
+/// The form of 55 characters, and room for a later one.
+const TRACEPARENT_BYTES_MAX: usize = 256;
 
 /// All that the ordinary case needs to run one attempt of one execution.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -87,11 +94,19 @@ pub enum UnreadableEntry {
 }
 
 impl Entry {
-    /// As it stands in the stream.
+    /// As it stands in the stream. What an entry does not carry is left out of it: a payload that is too large, which whoever
+    /// runs it fetches from Postgres, and a trace context of no W3C form.
     ///
     /// # Errors
     /// Never for values of this type; the serializer's signature asks for it.
     pub fn encode(&self) -> Result<Bytes, serde_json::Error> {
+        let is_large = |payload: &RawValue| payload.get().len() > PAYLOAD_BYTES_IN_ENTRY;
+        let has_long = |text: &String| text.len() > TRACEPARENT_BYTES_MAX;
+        if self.payload.as_deref().is_some_and(is_large) || self.traceparent.as_ref().is_some_and(has_long) {
+            let payload = self.payload.clone().filter(|payload| !is_large(payload));
+            let traceparent = self.traceparent.clone().filter(|text| !has_long(text));
+            return serde_json::to_vec(&Self { payload, traceparent, ..self.clone() }).map(Bytes::from);
+        }
         serde_json::to_vec(self).map(Bytes::from)
     }
 
@@ -176,6 +191,35 @@ mod tests {
     fn the_form_is_fixed() {
         assert_eq!(entry().encode().unwrap(), GOLDEN);
         assert_eq!(Entry::decode(GOLDEN.as_bytes()).unwrap().encode().unwrap(), GOLDEN);
+    }
+
+    #[test]
+    fn the_largest_entry_is_within_its_bound_and_what_is_too_large_stays_in_postgres() {
+        use carillon_core::limits::NAME_CHARS_MAX;
+        let text = |length: usize| Some(RawValue::from_string(format!("\"{}\"", "x".repeat(length - 2))).unwrap());
+        let largest = Entry {
+            claim: i64::MIN,
+            attempt: u32::MAX,
+            again: true,
+            revision: i64::MIN,
+            // Six characters each.
+            handler: "\u{1}".repeat(NAME_CHARS_MAX),
+            scheduled_at: DateTime::<Utc>::MIN_UTC,
+            not_before: DateTime::<Utc>::MIN_UTC,
+            timeout_ms: u32::MAX,
+            max_retries: u32::MAX,
+            retry_delay_ms: u32::MAX,
+            last: true,
+            payload: text(PAYLOAD_BYTES_IN_ENTRY),
+            traceparent: Some("\u{1}".repeat(TRACEPARENT_BYTES_MAX)),
+            ..entry()
+        };
+        let encoded = largest.encode().unwrap();
+        assert!(encoded.len() <= ENTRY_BYTES_MAX, "{}", encoded.len());
+        assert!(Entry::decode(&encoded).unwrap().payload.is_some());
+        let larger = Entry { payload: text(PAYLOAD_BYTES_IN_ENTRY + 1), traceparent: Some("0".repeat(257)), ..largest };
+        let read = Entry::decode(&larger.encode().unwrap()).unwrap();
+        assert!(read.payload.is_none() && read.traceparent.is_none() && read.handler == larger.handler);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Every name in Redis. All keys of a shard share one hash tag, so that a script may touch them together on a cluster.
 
+use carillon_core::job::Priority;
 use carillon_core::line::Line;
 
 /// The consumer group of every stream.
@@ -27,7 +28,15 @@ impl Keys {
         format!("{}:v1:{}:{}", self.tag, line.queue, line.priority)
     }
 
-    /// Set of the keys of all streams ever created in this shard, for R4: a certificate must be newer than all of them.
+    /// The line of a stream's key; none if it is not one of ours.
+    pub fn line(&self, stream: &str) -> Option<Line> {
+        let name = stream.strip_prefix(&self.tag)?.strip_prefix(":v1:")?;
+        let (queue, priority) = name.rsplit_once(':')?;
+        let priority = Priority::ALL.iter().find(|known| known.to_string() == priority)?;
+        Some(Line::new(queue, *priority))
+    }
+
+    /// Set of the keys of all streams of this shard, for R4: a certificate must be newer than all of them.
     pub fn streams(&self) -> String {
         format!("{}:streams", self.tag)
     }
@@ -66,7 +75,6 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use carillon_core::job::Priority;
 
     /// Golden: old and new binaries must mean the same keys.
     #[test]
@@ -74,5 +82,18 @@ mod tests {
         let keys = Keys::new("carillon", 0);
         assert_eq!(keys.ctl(), "{carillon:0}:ctl");
         assert_eq!(keys.stream(&Line::new("default", Priority::High)), "{carillon:0}:v1:default:HIGH");
+    }
+
+    #[test]
+    fn a_line_reads_back_from_its_stream() {
+        let keys = Keys::new("carillon", 0);
+        for line in Line::all_of(&["default", "a:b", "v1", ""]) {
+            assert_eq!(keys.line(&keys.stream(&line)), Some(line));
+        }
+        for other in [keys.ctl(), keys.streams(), Keys::new("carillon", 1).stream(&Line::new("default", Priority::Low))]
+        {
+            assert_eq!(keys.line(&other), None);
+        }
+        assert_eq!(keys.line("{carillon:0}:v1:default:URGENT"), None);
     }
 }

@@ -1,6 +1,8 @@
 //! What the leader says to Redis: that it leads (R3), that this Redis may be trusted (R4), what is to run (R6), and which
 //! entries it asks after (R19).
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bytes::Bytes;
 use carillon_core::line::Line;
 use fred::prelude::Value;
@@ -8,6 +10,15 @@ use fred::prelude::Value;
 use crate::entry::EntryId;
 use crate::scripts::{ANNOUNCE, CERTIFY, MISSING, PUBLISH, STATE};
 use crate::{Error, Redis, Result, reply};
+
+/// Entries of one batch. One script appends them, in about 5 µs each, and nothing else runs in Redis meanwhile.
+pub const PUBLISH_ENTRIES_MAX: usize = 5_000;
+/// Bytes of the entries of one batch: that many go through a slow line (30 Mbit/s) within the time of one command, and are far from
+/// what Redis takes in one (512 MiB an argument, 1 GiB in all).
+pub const PUBLISH_BYTES_MAX: usize = 8 << 20;
+
+/// Entries, or streams, that one script is asked about: some milliseconds, during which nothing else runs in Redis.
+const ASKED_MAX: usize = 1_000;
 
 /// R3: what Redis answers to a leader that announces itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +103,7 @@ impl Redis {
     /// [`Error::Unavailable`].
     pub async fn announce(&self, term: i64, challenge: &str, force: bool) -> Result<Announced> {
         let args = vec![term.to_string().into(), challenge.into(), if force { "1" } else { "0" }.into()];
-        let mut answer = reply::array(ANNOUNCE.run(&self.client, vec![self.keys.ctl()], args).await?)?.into_iter();
+        let mut answer = reply::array(self.connection.run(&ANNOUNCE, vec![self.keys.ctl()], args).await?)?.into_iter();
         let verdict = reply::text(&reply::next(&mut answer)?)?;
         if verdict == "STALE" {
             return Ok(Announced::Stale);
@@ -125,7 +136,7 @@ impl Redis {
         let mut keys = vec![self.keys.ctl(), self.keys.streams()];
         keys.extend(lines.iter().map(|line| self.keys.stream(line)));
         let args = vec![number.to_string().into(), term.to_string().into(), replid.into(), challenge.into()];
-        let mut answer = reply::array(CERTIFY.run(&self.client, keys, args).await?)?.into_iter();
+        let mut answer = reply::array(self.connection.run(&CERTIFY, keys, args).await?)?.into_iter();
         match reply::text(&reply::next(&mut answer)?)?.as_str() {
             "OK" => Ok(Certified::Done),
             "STALE" => Ok(Certified::Stale),
@@ -139,7 +150,12 @@ impl Redis {
     ///
     /// # Errors
     /// [`Error::Unavailable`]: it may or may not have been appended, send it again. [`Error::OutOfMemory`]: it was not.
+    /// [`Error::TooMuch`]: beyond [`PUBLISH_ENTRIES_MAX`] or [`PUBLISH_BYTES_MAX`]; it was not sent and never can be.
     pub async fn publish(&self, number: i64, term: i64, lines: &[Line], entries: &[Outgoing]) -> Result<Published> {
+        let bytes = entries.iter().map(|entry| entry.text.len()).sum();
+        within("entries of a batch", entries.len(), PUBLISH_ENTRIES_MAX)?;
+        within("lines of a batch", lines.len(), PUBLISH_ENTRIES_MAX)?;
+        within("bytes of a batch", bytes, PUBLISH_BYTES_MAX)?;
         let mut keys = vec![self.keys.ctl(), self.keys.streams()];
         keys.extend(lines.iter().map(|line| self.keys.stream(line)));
         let mut args: Vec<Value> = Vec::with_capacity(2 + 3 * entries.len());
@@ -150,7 +166,7 @@ impl Redis {
             args.push(Value::Integer(i64::from(entry.seq)));
             args.push(Value::Bytes(entry.text.clone()));
         }
-        let mut answer = reply::array(PUBLISH.run(&self.client, keys, args).await?)?.into_iter();
+        let mut answer = reply::array(self.connection.run(&PUBLISH, keys, args).await?)?.into_iter();
         match reply::text(&reply::next(&mut answer)?)?.as_str() {
             "OK" => Ok(Published::Done(lengths(answer)?)),
             "PASSED" => Ok(Published::Passed),
@@ -162,38 +178,62 @@ impl Redis {
         }
     }
 
-    /// Whether the certificate and the term are still this leader's, and how long the streams of `lines` are.
+    /// Whether the certificate and the term are still this leader's, and how long the streams of `lines` are. Where those are
+    /// many it is asked in parts, and what holds of all of them is answered.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn state(&self, lines: &[Line]) -> Result<State> {
+        let (first, rest) = lines.split_at(lines.len().min(ASKED_MAX));
+        let mut state = self.state_of(first).await?;
+        for some in rest.chunks(ASKED_MAX) {
+            let later = self.state_of(some).await?;
+            state.certified &= later.certified && later.term == state.term;
+            state.lengths.extend(later.lengths);
+            (state.term, state.last) = (later.term, later.last);
+        }
+        Ok(state)
+    }
+
+    async fn state_of(&self, lines: &[Line]) -> Result<State> {
         let mut keys = vec![self.keys.ctl()];
         keys.extend(lines.iter().map(|line| self.keys.stream(line)));
-        let mut answer = reply::array(STATE.run(&self.client, keys, Vec::new()).await?)?.into_iter();
+        let mut answer = reply::array(self.connection.run(&STATE, keys, Vec::new()).await?)?.into_iter();
         let certified = reply::integer(&reply::next(&mut answer)?)? == 1;
         let term = reply::integer(&reply::next(&mut answer)?)?;
         let last = reply::integer(&reply::next(&mut answer)?)?;
         Ok(State { certified, term, last, lengths: lengths(answer)? })
     }
 
-    /// R19: which of these entries the streams do not hold (their positions in `entries`). Asks for each very entry.
+    /// R19: which of these entries the streams do not hold (their positions in `entries`). Asks for each very entry, for so many
+    /// at once.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn missing(&self, lines: &[Line], entries: &[(usize, EntryId)]) -> Result<Vec<usize>> {
-        let keys = lines.iter().map(|line| self.keys.stream(line)).collect();
-        let mut args: Vec<Value> = Vec::with_capacity(2 * entries.len());
-        for (line, id) in entries {
-            args.push(Value::Integer(i64::try_from(line + 1).unwrap_or(i64::MAX)));
-            args.push(id.to_string().into());
+        let mut missing = Vec::new();
+        for (part, some) in entries.chunks(ASKED_MAX).enumerate() {
+            let touched: BTreeSet<usize> = some.iter().map(|(line, _)| *line).collect();
+            let place: BTreeMap<usize, usize> = touched.iter().zip(1..).map(|(line, place)| (*line, place)).collect();
+            let keys = touched.iter().filter_map(|line| lines.get(*line)).map(|line| self.keys.stream(line)).collect();
+            let mut args: Vec<Value> = Vec::with_capacity(2 * some.len());
+            for (line, id) in some {
+                args.push(place[line].to_string().into());
+                args.push(id.to_string().into());
+            }
+            for position in reply::array(self.connection.run(&MISSING, keys, args).await?)? {
+                let position = usize::try_from(reply::integer(&position)?).unwrap_or(0);
+                let before = position.checked_sub(1);
+                let before = before.ok_or_else(|| Error::Unexpected("a position before the first".into()))?;
+                missing.push(part * ASKED_MAX + before);
+            }
         }
-        let answer = reply::array(MISSING.run(&self.client, keys, args).await?)?;
-        let positions = answer.iter().map(|position| {
-            let position = usize::try_from(reply::integer(position)?).unwrap_or(0);
-            position.checked_sub(1).ok_or_else(|| Error::Unexpected("a position before the first".into()))
-        });
-        positions.collect()
+        Ok(missing)
     }
+}
+
+fn within(what: &'static str, asked: usize, max: usize) -> Result<()> {
+    if asked > max { Err(Error::TooMuch { what, asked, max }) } else { Ok(()) }
 }
 
 fn lengths(answer: impl Iterator<Item = Value>) -> Result<Vec<u64>> {

@@ -4,11 +4,14 @@
 //! executor says (read, acknowledge, renew, take over), [`notices`] the pub/sub hints between the services. All scripts are
 //! in `scripts.rs`, all names in [`keys`], the form of an entry in [`entry`].
 //!
+//! Whatever is asked goes through [`connection`], and has an end there: a Redis that is silent costs seconds, not for ever.
+//!
 //! Redis is transport: it may forget everything at any moment, and nothing in here is trusted beyond what the certificate
 //! of PROTOCOL.md (R3, R4) says. The crate decides nothing about executions; it knows no SQL and no wire format.
 
 pub mod claims;
 pub mod client;
+pub mod connection;
 pub mod entry;
 pub mod error;
 pub mod keys;
@@ -18,6 +21,7 @@ pub mod notices;
 pub mod reader;
 mod reply;
 mod scripts;
+pub mod streams;
 pub mod withdraw;
 
 pub use client::{Redis, RedisOptions};

@@ -4,9 +4,10 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use fred::prelude::{Client, Value};
+use fred::prelude::Value;
 use uuid::Uuid;
 
+use crate::connection::Connection;
 use crate::scripts::{LOOK, LOOK_FOR};
 use crate::{Redis, Result, reply};
 
@@ -51,7 +52,7 @@ impl Redis {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn look_for(&self, executions: &[Uuid]) -> Result<Look> {
-        look(&self.client, self, executions).await
+        look(&self.connection, self, executions).await
     }
 
     pub(crate) fn look_keys(&self) -> Vec<String> {
@@ -59,20 +60,26 @@ impl Redis {
     }
 }
 
-/// Looks at Redis on `client`.
-pub(crate) async fn look(client: &Client, redis: &Redis, executions: &[Uuid]) -> Result<Look> {
-    let answer = LOOK.run(client, redis.look_keys(), Vec::new()).await?;
-    complete(client, redis, answer, executions).await
+/// Looks at Redis on `connection`.
+pub(crate) async fn look(connection: &Connection, redis: &Redis, executions: &[Uuid]) -> Result<Look> {
+    let answer = connection.run(&LOOK, redis.look_keys(), Vec::new()).await?;
+    complete(connection, redis, answer, executions).await
 }
 
 /// Reads the answer of LOOK and, where the set is too large to come whole, asks for `executions`. The certificate may have gone
-/// since (H112), so what comes back is what the later answer says too.
-pub(crate) async fn complete(client: &Client, redis: &Redis, answer: Value, executions: &[Uuid]) -> Result<Look> {
+/// since (H112), so what comes back
+/// is what the later answer says too; asked on the same connection, since two may lead to two servers.
+pub(crate) async fn complete(
+    connection: &Connection,
+    redis: &Redis,
+    answer: Value,
+    executions: &[Uuid],
+) -> Result<Look> {
     let (mut look, is_whole) = parse(answer)?;
     if !is_whole {
         for some in executions.chunks(ASKED_MAX) {
             let ids = some.iter().map(|id| Value::from(id.to_string())).collect();
-            let (later, _) = parse(LOOK_FOR.run(client, redis.look_keys(), ids).await?)?;
+            let (later, _) = parse(connection.run(&LOOK_FOR, redis.look_keys(), ids).await?)?;
             look = look.and(later);
         }
     }

@@ -2,20 +2,27 @@
 //! and looks there now and then without one too.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
-use fred::clients::SubscriberClient;
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface, SetsInterface};
 use fred::prelude::{Client, Value};
 use fred::types::Message;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tracing::debug;
 use uuid::Uuid;
 
-use crate::{Redis, Result};
+use crate::connection::{self, SILENT_MAX};
+use crate::keys::Keys;
+use crate::{Error, Redis, Result};
 
-/// How often, and how far apart, the server is asked whether a new subscription stands, before it is made again.
-const LISTENERS_ASKED_MAX: u32 = 50;
-const LISTENERS_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+/// Messages that a process has not looked at yet; beyond it they are missed.
+const UNHEARD_MAX: usize = 1_024;
+/// A subscription speaks to itself this often, and is made anew if it does not hear that for [`SILENT_MAX`].
+const BEAT: Duration = Duration::from_secs(1);
+/// To connect and subscribe.
+const STANDING_MAX: Duration = Duration::from_secs(10);
 
 /// What a report of something missing says on the channel of wakes.
 const LOST: &str = "lost";
@@ -27,7 +34,7 @@ const CANCELLED_COMMAND_MAX: usize = 1_000;
 const TOLD_AT_ONCE_MAX: usize = 250;
 
 /// Between two tries to subscribe.
-const SUBSCRIBE_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+const SUBSCRIBE_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a process wants to hear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,31 +70,22 @@ pub enum Notice {
     Missed,
 }
 
-/// A subscription: a connection of its own that subscribes again after each reconnect.
+/// A subscription: a connection of its own, made anew when it breaks, or when it no longer hears what is told.
 #[derive(Debug)]
 pub struct Notices {
-    subscriber: SubscriberClient,
-    messages: broadcast::Receiver<Message>,
-    /// Says when the subscription stands anew: only what is said after that is heard.
-    standing: mpsc::Receiver<()>,
+    messages: mpsc::Receiver<Message>,
+    /// Says when the subscription stands anew, or was overrun: only what is said after that is heard.
+    missed: mpsc::Receiver<()>,
     /// The rest of a message that named several.
     heard: VecDeque<Notice>,
+    keys: Keys,
     subscription: JoinHandle<()>,
-    redis: Redis,
 }
 
-/// The client's tasks hold it: dropped without this, a subscription would live, and its connection with it, for as long as the
-/// process.
+/// Its task holds the connection, which ends with it.
 impl Drop for Notices {
     fn drop(&mut self) {
         self.subscription.abort();
-        let subscriber = self.subscriber.clone();
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                // Whether the server heard of it makes no difference.
-                let _ = subscriber.quit().await;
-            });
-        }
     }
 }
 
@@ -101,22 +99,16 @@ impl Notices {
             tokio::select! {
                 // First, since what was said before the subscription stood anew is of the past.
                 biased;
-                anew = self.standing.recv() => match anew {
-                    Some(()) => return Notice::Missed,
-                    None => std::future::pending().await,
-                },
-                message = self.messages.recv() => match message {
-                    Ok(message) => self.hear(&message),
-                    Err(broadcast::error::RecvError::Lagged(_)) => return Notice::Missed,
-                    // The client is gone with the process.
-                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-                },
+                Some(()) = self.missed.recv() => return Notice::Missed,
+                Some(message) = self.messages.recv() => self.hear(&message),
+                // The task is gone with the process.
+                else => std::future::pending().await,
             }
         }
     }
 
     fn hear(&mut self, message: &Message) {
-        let keys = &self.redis.keys;
+        let keys = &self.keys;
         let channel: &str = &message.channel;
         let Some(text) = message.value.as_str() else { return };
         if channel == keys.wake_channel() {
@@ -134,15 +126,88 @@ impl Notices {
     }
 }
 
-/// Whether somebody hears what is said on `channel`, soon.
-async fn is_heard(client: &Client, channel: &str) -> bool {
-    for _ in 0..LISTENERS_ASKED_MAX {
-        if client.publish::<i64, _, _>(channel, "heard?").await.is_ok_and(|listeners| listeners > 0) {
-            return true;
+/// What keeps a subscription.
+struct Subscription {
+    redis: Redis,
+    channels: Vec<String>,
+    /// Nobody but us speaks and listens here: that we hear ourselves shows that we hear the others.
+    own_channel: String,
+    messages: mpsc::Sender<Message>,
+    missed: mpsc::Sender<()>,
+}
+
+impl Subscription {
+    async fn run(self) {
+        loop {
+            // Whatever ended it, what is said until the next one stands is missed, and said to be.
+            let _ = self.live().await;
+            tokio::time::sleep(SUBSCRIBE_PAUSE).await;
         }
-        tokio::time::sleep(LISTENERS_PAUSE).await;
     }
-    false
+
+    /// One connection, to its end.
+    async fn live(&self) -> Result<()> {
+        let mut line = self.redis.own_subscriber()?;
+        let mut messages = line.client.message_rx();
+        let subscribing = async {
+            Box::pin(line.client.wait_for_connect()).await?;
+            Box::pin(line.client.subscribe(self.channels.clone())).await
+        };
+        timeout(STANDING_MAX, subscribing).await.map_err(|_| connection::timed_out())??;
+        let (heard, hears) = watch::channel(());
+        tokio::select! {
+            ended = line.ended() => ended?,
+            () = self.pass_on(&mut messages, &heard) => {}
+            () = self.speak(hears.clone()) => {}
+            () = self.stand(hears) => debug!("a subscription hears nothing and is made anew"),
+        }
+        Ok(())
+    }
+
+    /// Passes on what is heard, and says when we heard ourselves.
+    async fn pass_on(&self, messages: &mut broadcast::Receiver<Message>, heard: &watch::Sender<()>) {
+        loop {
+            match messages.recv().await {
+                Ok(message) if *message.channel == *self.own_channel => {
+                    heard.send_replace(());
+                }
+                Ok(message) => {
+                    if self.messages.try_send(message).is_err() {
+                        self.miss();
+                    }
+                }
+                Err(broadcast::error::RecvError::Lagged(_)) => self.miss(),
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+
+    /// Speaks to itself, on the connection of the commands.
+    async fn speak(&self, hears: watch::Receiver<()>) {
+        loop {
+            // What cannot be said is not heard.
+            let _ = self.redis.say(self.own_channel.clone(), "heard?").await;
+            // More often until it stands: what is said before is missed.
+            let stands = hears.has_changed().unwrap_or(false);
+            tokio::time::sleep(if stands { BEAT } else { SUBSCRIBE_PAUSE }).await;
+        }
+    }
+
+    /// Ends when it has not heard itself for too long.
+    async fn stand(&self, mut hears: watch::Receiver<()>) {
+        let mut stands = false;
+        while matches!(timeout(SILENT_MAX, hears.changed()).await, Ok(Ok(()))) {
+            // The own channel is the last of them: the others stand too.
+            if !std::mem::replace(&mut stands, true) {
+                self.miss();
+            }
+        }
+    }
+
+    fn miss(&self) {
+        // One that was not heard yet says the same.
+        let _ = self.missed.try_send(());
+    }
 }
 
 impl Redis {
@@ -152,38 +217,21 @@ impl Redis {
     /// # Errors
     /// If the connection cannot be set up.
     pub fn subscribe(&self, topics: &[Topic]) -> Result<Notices> {
-        let subscriber = self.own_subscriber()?;
-        let messages = subscriber.message_rx();
-        let mut reconnects = subscriber.reconnect_rx();
-        let mut channels: Vec<String> = topics.iter().map(|topic| self.channel(*topic)).collect();
-        let (stands, standing) = mpsc::channel(1);
+        // Built here once, so that what is wrong with it is said here.
+        drop(self.own_subscriber()?);
+        let (messages, heard) = mpsc::channel(UNHEARD_MAX);
+        let (missed, is_missed) = mpsc::channel(1);
         let own_channel = format!("{}:{}", self.keys.wake_channel(), Uuid::new_v4().simple());
-        // Last, so that the others stand when it does.
+        let mut channels: Vec<String> = topics.iter().map(|topic| self.channel(*topic)).collect();
         channels.push(own_channel.clone());
-        let (subscribing, asking) = (subscriber.clone(), self.client.clone());
-        let subscription = tokio::spawn(async move {
-            loop {
-                while subscribing.wait_for_connect().await.is_err() {
-                    tokio::time::sleep(SUBSCRIBE_PAUSE).await;
-                }
-                // Connections until here are answered by the subscription that follows; a later one asks for another.
-                while matches!(reconnects.try_recv(), Ok(_) | Err(broadcast::error::TryRecvError::Lagged(_))) {}
-                // Fails only when Redis is away for longer than the command's time-out.
-                while subscribing.subscribe(channels.clone()).await.is_err() {
-                    tokio::time::sleep(SUBSCRIBE_PAUSE).await;
-                }
-                // The client may call a subscription made before the server has it: asked of the server itself.
-                if !is_heard(&asking, &own_channel).await {
-                    continue;
-                }
-                // One that was not heard yet says the same.
-                let _ = stands.try_send(());
-                if let Err(broadcast::error::RecvError::Closed) = reconnects.recv().await {
-                    return;
-                }
-            }
-        });
-        Ok(Notices { subscriber, messages, standing, heard: VecDeque::new(), subscription, redis: self.clone() })
+        let subscription = Subscription { redis: self.clone(), channels, own_channel, messages, missed };
+        Ok(Notices {
+            messages: heard,
+            missed: is_missed,
+            heard: VecDeque::new(),
+            keys: self.keys.clone(),
+            subscription: tokio::spawn(subscription.run()),
+        })
     }
 
     /// Tells the leader to look at what is due.
@@ -219,16 +267,19 @@ impl Redis {
     pub async fn tell_cancelled(&self, executions: &[Uuid]) -> Result<()> {
         let mut outcome = Ok(());
         for many in executions.chunks(CANCELLED_PIPELINE_MAX) {
-            let pipeline = self.client.pipeline();
-            for some in many.chunks(CANCELLED_COMMAND_MAX) {
-                let _: Value = pipeline.sadd(self.keys.cancelled(), texts(some)).await?;
-                for told in some.chunks(TOLD_AT_ONCE_MAX) {
-                    let _: Value = pipeline.publish(self.keys.cancel_channel(), texts(told).join(" ")).await?;
+            let telling = |client: Client| async move {
+                let pipeline = client.pipeline();
+                for some in many.chunks(CANCELLED_COMMAND_MAX) {
+                    let _: Value = pipeline.sadd(self.keys.cancelled(), texts(some)).await?;
+                    for told in some.chunks(TOLD_AT_ONCE_MAX) {
+                        let _: Value = pipeline.publish(self.keys.cancel_channel(), texts(told).join(" ")).await?;
+                    }
                 }
-            }
-            // A full Redis cannot remember it, and can still tell it.
-            for answer in pipeline.try_all::<Value>().await {
-                outcome = outcome.and(answer.map(drop).map_err(crate::Error::from));
+                // A full Redis cannot remember it, and can still tell it.
+                Ok::<_, Error>(pipeline.try_all::<Value>().await)
+            };
+            for answer in self.connection.ask(telling).await? {
+                outcome = outcome.and(answer.map(drop).map_err(Error::from));
             }
         }
         outcome
@@ -240,11 +291,14 @@ impl Redis {
     /// [`crate::Error::Unavailable`]: they stay, and cost a little memory.
     pub async fn forget_cancelled(&self, executions: &[Uuid]) -> Result<()> {
         for many in executions.chunks(CANCELLED_PIPELINE_MAX) {
-            let pipeline = self.client.pipeline();
-            for some in many.chunks(CANCELLED_COMMAND_MAX) {
-                let _: Value = pipeline.srem(self.keys.cancelled(), texts(some)).await?;
-            }
-            let _: Vec<i64> = pipeline.all().await?;
+            let forgetting = |client: Client| async move {
+                let pipeline = client.pipeline();
+                for some in many.chunks(CANCELLED_COMMAND_MAX) {
+                    let _: Value = pipeline.srem(self.keys.cancelled(), texts(some)).await?;
+                }
+                pipeline.all::<Value>().await
+            };
+            self.connection.ask(forgetting).await?;
         }
         Ok(())
     }
@@ -254,7 +308,8 @@ impl Redis {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn some_cancelled(&self, max: u16) -> Result<Vec<Uuid>> {
-        let ids: Vec<String> = self.client.srandmember(self.keys.cancelled(), Some(usize::from(max))).await?;
+        let asking = |client: Client| async move { client.srandmember(self.keys.cancelled(), Some(max.into())).await };
+        let ids: Vec<String> = self.connection.ask(asking).await?;
         Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }
 
@@ -275,8 +330,12 @@ impl Redis {
     }
 
     async fn tell(&self, topic: Topic, what: &str) -> Result<()> {
-        let _: i64 = self.client.publish(self.channel(topic), what).await?;
-        Ok(())
+        self.say(self.channel(topic), what).await
+    }
+
+    async fn say(&self, channel: String, what: &str) -> Result<()> {
+        let saying = |client: Client| async move { client.publish::<i64, _, _>(channel, what).await };
+        self.connection.ask(saying).await.map(drop)
     }
 
     fn channel(&self, topic: Topic) -> String {

@@ -37,7 +37,6 @@ impl Script {
     /// Runs it, loading it if the server has lost it.
     pub(crate) async fn run(&self, client: &Client, keys: Vec<String>, args: Vec<Value>) -> Result<Value> {
         let sha = self.sha(client).await?;
-        // Boxed: the client's futures are large, and would make everything large that waits for one.
         let first: Result<Value, Error> =
             Box::pin(client.evalsha(sha.as_str(), keys.clone(), args.clone())).await.map_err(Error::from);
         match first {
@@ -139,6 +138,23 @@ local size = redis.call('SCARD', KEYS[2])
 return {c[1] == id and 1 or 0, c[2] or '0', string.format('%d', age), size > 64 and size or redis.call('SMEMBERS', KEYS[2])}",
 );
 
+/// KEYS: streams. Answers for each the last id that its group was handed: behind it stands what nobody has read.
+pub(crate) static HANDED: Script = Script::new(
+    r"
+local answer = {}
+for k = 1, #KEYS do
+  if redis.call('EXISTS', KEYS[k]) == 1 then
+    for _, g in ipairs(redis.call('XINFO', 'GROUPS', KEYS[k])) do
+      local field = {}
+      for j = 1, #g, 2 do field[g[j]] = g[j + 1] end
+      if field['name'] == 'executors' then answer[k] = field['last-delivered-id'] end
+    end
+  end
+  if not answer[k] then return redis.error_reply('NOGROUP the stream or its group is missing') end
+end
+return answer",
+);
+
 /// R8a, the second question where the set is large. KEYS: ctl, cancelled. ARGV: ids. Answers as LOOK does, of the set those
 /// that were asked for: a "not cancelled" holds only as far as the certificate that came with it.
 pub(crate) static LOOK_FOR: Script = Script::new(
@@ -198,6 +214,39 @@ for a = 2, #ARGV do
   answer[#answer + 1] = said
 end
 return answer",
+);
+
+/// KEYS: ctl, set of streams, stream. ARGV: term, number, ms. Deletes a stream that holds nothing, pending or not, was appended
+/// nothing from `number` on, and whose consumers have not been heard of for so long.
+/// Its last id is forgotten with it, and is not needed: R6 and R4 take only numbers above ctl.last, which is at least that id
+/// (one above it is foreign, and the stream stays), so no id comes again; and where ctl is forgotten too, R1 has drawn every number
+/// that follows above all that were.
+pub(crate) static RETIRE: Script = Script::new(
+    r"
+local c = redis.call('HMGET', KEYS[1], 'server', 'term', 'last')
+local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+if c[1] ~= id then return 'UNCERTIFIED' end
+local term, told = tonumber(ARGV[1]), tonumber(c[2] or '0')
+if told > term then return 'STALE' end
+if told < term then return 'UNANNOUNCED' end
+if redis.call('EXISTS', KEYS[3]) == 1 then
+  local info = redis.call('XINFO', 'STREAM', KEYS[3])
+  local field = {}
+  for j = 1, #info, 2 do field[info[j]] = info[j + 1] end
+  local top = tonumber(string.match(field['last-generated-id'], '%d+'))
+  if field['length'] > 0 or top >= tonumber(ARGV[2]) or top > tonumber(c[3] or '0') then return 'USED' end
+  for _, g in ipairs(redis.call('XINFO', 'GROUPS', KEYS[3])) do
+    local group = {}
+    for j = 1, #g, 2 do group[g[j]] = g[j + 1] end
+    if group['pending'] > 0 then return 'USED' end
+    for _, who in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[3], group['name'])) do
+      for j = 1, #who, 2 do if who[j] == 'idle' and who[j + 1] < tonumber(ARGV[3]) then return 'SERVED' end end
+    end
+  end
+  redis.call('DEL', KEYS[3])
+end
+redis.call('SREM', KEYS[2], KEYS[3])
+return 'GONE'",
 );
 
 /// R22. KEYS: ctl, set of streams, streams. A missing stream is created with its group from 0 (nothing old can be in it); a

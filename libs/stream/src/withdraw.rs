@@ -61,9 +61,9 @@ impl Redis {
         let stream = self.keys.stream(line);
         let mut args: Vec<Value> = vec![Value::Integer(i64::from(VERSION))];
         args.extend(ids.iter().map(|id| Value::from(id.to_string())));
-        let outcome = WITHDRAW.run(&self.client, vec![self.keys.ctl(), stream.clone()], args).await;
+        let outcome = self.connection.run(&WITHDRAW, vec![self.keys.ctl(), stream.clone()], args).await;
         if let Err(Error::NoGroup(_)) = outcome {
-            NOGROUP.run(&self.client, vec![self.keys.ctl(), self.keys.streams(), stream], Vec::new()).await?;
+            self.connection.run(&NOGROUP, vec![self.keys.ctl(), self.keys.streams(), stream], Vec::new()).await?;
         }
         let mut answer = reply::array(outcome?)?.into_iter();
         match reply::text(&reply::next(&mut answer)?)?.as_str() {

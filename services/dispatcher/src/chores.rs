@@ -1,9 +1,11 @@
-//! Keeping the house: partitions ahead, old incarnations of executors, old idempotency keys, cancels of what is
-//! over. Each is idempotent and may run in every dispatcher at once, leader or not.
+//! Keeping the house: old incarnations of executors, old idempotency keys, names of queues that nobody uses, cancels of what
+//! is over. Each is idempotent and may run in every dispatcher at once, leader or not; one that does not come back is given
+//! up and holds up no other. What is old in the history leaves by [`crate::retention`].
 
+use std::future::Future;
 use std::time::Duration;
 
-use carillon_store::{Store, idempotency, partitions};
+use carillon_store::{Store, idempotency, queues};
 use carillon_stream::Redis;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -15,6 +17,8 @@ const CANCELS_EVERY: Duration = Duration::from_secs(60);
 const WORKERS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Promised to clients by the comments of `request_id` in the proto.
 const KEYS_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Beyond this a chore is given up until its next turn.
+const CHORE_MAX: Duration = Duration::from_secs(30);
 /// Cancels looked at together.
 const CANCELLED_MAX: u16 = 1_000;
 
@@ -25,9 +29,7 @@ pub(crate) async fn run(store: Store, redis: Redis, shutdown: CancellationToken)
         let round = async {
             tokio::select! {
                 _ = cancels.tick() => {
-                    if let Err(error) = forget_cancels(&store, &redis).await {
-                        warn!("cannot forget the cancels of what is over, trying again later: {error:#}");
-                    }
+                    chore("forget the cancels of what is over", forget_cancels(&store, &redis)).await;
                 }
                 _ = tick.tick() => keep_house(&store).await,
             }
@@ -41,14 +43,16 @@ pub(crate) async fn run(store: Store, redis: Redis, shutdown: CancellationToken)
 }
 
 async fn keep_house(store: &Store) {
-    if let Err(error) = partitions::make_ahead(store).await {
-        warn!("cannot make the partitions of the days to come, trying again later: {:#}", anyhow::Error::from(error));
-    }
-    if let Err(error) = store.workers_forget(WORKERS_KEPT).await {
-        warn!("cannot forget old executors, trying again later: {:#}", anyhow::Error::from(error));
-    }
-    if let Err(error) = idempotency::forget(store, KEYS_KEPT).await {
-        warn!("cannot forget old idempotency keys, trying again later: {:#}", anyhow::Error::from(error));
+    chore("forget old executors", async { Ok(store.workers_forget(WORKERS_KEPT).await.map(drop)?) }).await;
+    chore("forget old idempotency keys", async { Ok(idempotency::forget(store, KEYS_KEPT).await.map(drop)?) }).await;
+    chore("forget unused names of queues", async { Ok(queues::forget_unused(store).await.map(drop)?) }).await;
+}
+
+async fn chore(what: &str, work: impl Future<Output = anyhow::Result<()>>) {
+    match tokio::time::timeout(CHORE_MAX, work).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!("cannot {what}, trying again later: {error:#}"),
+        Err(_) => warn!("cannot {what} within {} s, trying again later", CHORE_MAX.as_secs()),
     }
 }
 

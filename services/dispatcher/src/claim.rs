@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use carillon_core::agenda::{Agenda, Due, Slot, Source};
 use carillon_core::line::Line;
+use carillon_failpoint as failpoint;
 use carillon_store::claim::{Claim, Room};
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::{counter, histogram};
@@ -39,6 +40,7 @@ impl Leader {
         self.left.retain(|_, at| *at > now);
         let excluded: Vec<Uuid> = self.left.keys().copied().collect();
         let began = Instant::now();
+        failpoint::reach("claim:begin").await;
         let mut claim = self.session.claim(&rooms, due, &excluded).await?;
         if claim.is_empty() {
             return Ok(None);
@@ -55,6 +57,7 @@ impl Leader {
         note_limited(&mut self.agenda, &rooms, &claim, now);
         let number = claim.number;
         let committed = claim.commit(self.term, &decided.decisions, &self.unsettled).await?;
+        failpoint::reach("claim:committed").await;
         self.unsettled.clear();
         let (born, last): (HashSet<Uuid>, HashSet<Uuid>) =
             (committed.born.iter().copied().collect(), decided.last.iter().copied().collect());

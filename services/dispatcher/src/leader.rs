@@ -14,6 +14,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use carillon_core::agenda::{Agenda, Lead};
+use carillon_failpoint as failpoint;
 use carillon_store::Store;
 use carillon_store::leader_session::LeaderSession;
 use carillon_stream::Redis;
@@ -241,11 +242,14 @@ impl Leader {
         while let Some(batch) = on_its_way.take() {
             let (redis, term, sent) = (self.redis.clone(), self.term, batch.clone());
             // A task of its own: if the term ends meanwhile it may as well arrive, R6 lets it.
-            let sending =
-                tokio::spawn(async move { redis.publish(sent.number, term, &sent.lines, &sent.entries).await });
+            let sending = tokio::spawn(async move {
+                failpoint::reach("publish:send").await;
+                redis.publish(sent.number, term, &sent.lines, &sent.entries).await
+            });
             let overdue = Instant::now() >= self.next_tick || self.whole_pass_due || self.shutdown.is_cancelled();
             let next = if overdue { None } else { self.claim_due().await? };
             let outcome = self.alive(sending).await?;
+            failpoint::reach("publish:answered").await;
             let done = matches!(&outcome, Ok(Ok(Published::Done(_))));
             if let Ok(Ok(Published::Done(lengths))) = outcome {
                 self.streams.hear(&batch.lines, &lengths);
@@ -327,7 +331,9 @@ impl Leader {
     /// R7: marks what is in Redis, where no claim did it on its way.
     async fn settle(&mut self) -> Result<(), End> {
         if !self.unsettled.is_empty() {
+            failpoint::reach("settle:write").await;
             self.session.settle(&self.unsettled).await?;
+            failpoint::reach("settle:written").await;
             self.unsettled.clear();
         }
         Ok(())

@@ -5,7 +5,7 @@
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
 //!   what room there is for them.
 //! - [`reconcile`] publishes again what Redis has lost; [`withdraw`] ends what was cancelled and nobody reads; [`chores`] keep
-//!   the house.
+//!   the house, [`retention`] keeps the days.
 //!
 //! What it must not know: how a handler runs, and any SQL or Redis command.
 
@@ -20,6 +20,7 @@ pub mod leader;
 mod metrics;
 pub mod outgoing;
 pub mod reconcile;
+pub mod retention;
 mod streams;
 pub mod withdraw;
 
@@ -45,6 +46,10 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     };
     info!("time zones from {}", carillon_core::schedule::database_description());
     let store = Store::connect_lazily(&options)?;
+    // Its statements read whole days: they have a connection, and more time, of their own.
+    let upkeep = StoreOptions { connections_max: 1, statement_max: retention::STATEMENT_MAX, ..options.clone() };
+    let upkeep = Store::connect_lazily(&upkeep)?;
+    let kept = (&config.retention).into();
     let redis = Redis::connect_lazily(RedisOptions {
         namespace: config.redis.namespace.clone(),
         shard: config.dispatcher.shard,
@@ -64,7 +69,8 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let election = election::Election::new(config, options, store.clone(), redis.clone(), shutdown.clone());
     tasks.spawn("election", election.run());
     tasks.spawn("withdrawal", withdrawal.run());
-    tasks.spawn("chores", chores::run(store, redis, shutdown));
+    tasks.spawn("chores", chores::run(store, redis, shutdown.clone()));
+    tasks.spawn("retention", retention::run(upkeep, kept, shutdown));
     tasks.run().await
 }
 

@@ -29,6 +29,20 @@ pub(crate) fn describe() {
         "Cancelled or withdrawn executions ended here, since no executor holds them"
     );
     describe_gauge!(
+        "carillon_partitions_overdue",
+        Unit::Count,
+        "Partitions that should have been made, or dropped (`work`), a day ago or earlier: alert"
+    );
+    describe_counter!("carillon_partitions_made_total", Unit::Count, "Partitions made");
+    describe_counter!("carillon_partitions_dropped_total", Unit::Count, "Partitions dropped because of their age");
+    describe_counter!(
+        "carillon_retention_rows_total",
+        Unit::Count,
+        "Rows of the default partitions deleted because of their age"
+    );
+    describe_counter!("carillon_retention_revisions_total", Unit::Count, "Superseded definitions of jobs deleted");
+    describe_counter!("carillon_retention_jobs_total", Unit::Count, "Jobs deleted because they were over for long");
+    describe_gauge!(
         "carillon_stream_entries",
         Unit::Count,
         "Entries in a stream (waiting, held and running), as the leader last heard"

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use carillon_core::schedule::TimetableSpec;
 use carillon_dispatcher::Config;
-use carillon_dispatcher::config::DispatcherConfig;
+use carillon_dispatcher::config::{DispatcherConfig, RetentionConfig};
 use carillon_kit::Process;
 use carillon_kit::config::{PostgresConfig, ProtocolConfig, RedisConfig, SecretUrl};
 use carillon_store::triggers::{self, NewTrigger};
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 const LIMIT: Duration = Duration::from_secs(30);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const LOOK_EACH: Duration = Duration::from_millis(10);
 const STREAM: &str = "{carillon:0}:v1:default:MEDIUM";
 const CTL: &str = "{carillon:0}:ctl";
@@ -51,6 +52,7 @@ impl Leader {
                 misfire_threshold: Duration::from_secs(600),
             },
             protocol: ProtocolConfig { window: Duration::from_secs(2), lease: Duration::from_secs(20) },
+            retention: RetentionConfig { executions: DAY * 90, logs: DAY * 14, jobs: None },
         };
         let stop = CancellationToken::new();
         let process = Process::detached("carillon-dispatcher", stop.clone());

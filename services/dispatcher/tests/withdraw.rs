@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use carillon_core::schedule::TimetableSpec;
 use carillon_dispatcher::Config;
-use carillon_dispatcher::config::DispatcherConfig;
+use carillon_dispatcher::config::{DispatcherConfig, RetentionConfig};
 use carillon_kit::Process;
 use carillon_kit::config::{PostgresConfig, ProtocolConfig, RedisConfig, SecretUrl};
 use carillon_testkit::{Database, Redis, wait_until};
@@ -19,6 +19,7 @@ use uuid::Uuid;
 const LIMIT: Duration = Duration::from_secs(30);
 const STREAM: &str = "{carillon:0}:v1:default:MEDIUM";
 const CTL: &str = "{carillon:0}:ctl";
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const WINDOW: Duration = Duration::from_millis(800);
 const LEASE: Duration = Duration::from_secs(2);
 
@@ -49,6 +50,7 @@ impl Bench {
                 misfire_threshold: Duration::from_secs(600),
             },
             protocol: ProtocolConfig { window: WINDOW, lease: LEASE },
+            retention: RetentionConfig { executions: DAY * 90, logs: DAY * 14, jobs: None },
         };
         let stop = CancellationToken::new();
         let process = Process::detached("carillon-dispatcher", stop.clone());

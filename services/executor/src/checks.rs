@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carillon_core::take::{self, Decider, Seen, Then, Verdict};
+use carillon_failpoint as failpoint;
 use carillon_store::Error;
 use carillon_store::recorder::Held;
 use carillon_store::takes::{Adopted, Taken};
@@ -77,6 +78,7 @@ pub(crate) fn check(shared: &Arc<Shared>, asked: Vec<Asked>, engine: UnboundedSe
 async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) -> Result<Vec<(Key, Checked)>, Error> {
     let executions: Vec<Uuid> = asked.iter().map(|asked| asked.key.execution).collect();
     let mut seen = shared.store.see(&executions, shared.lease).await?;
+    failpoint::reach("take:seen").await;
     let mut checked = Vec::with_capacity(asked.len());
     let mut wanted: Vec<(Uuid, Seen, bool)> = Vec::new();
     let mut thens: Vec<(Key, Then)> = Vec::new();
@@ -96,6 +98,7 @@ async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) 
         }
     }
     let won = shared.store.take(me, &wanted).await?;
+    failpoint::reach("take:taken").await;
     let won: HashMap<Uuid, Taken> = won.into_iter().map(|taken| (taken.held.execution, taken)).collect();
     for (key, then) in thens {
         checked.push((key, won.get(&key.execution).map_or(Checked::Leave, |taken| taken_as(*taken, then))));

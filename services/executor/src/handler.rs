@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use carillon_core::limits::{LOG_LINE_CHARS_MAX, LOG_LINES_MAX};
+use carillon_core::limits::{LOG_BYTES_MAX, LOG_LINE_BYTES_MAX, LOG_LINE_CHARS_MAX, LOG_LINES_MAX};
 use carillon_store::Store;
 use carillon_store::recorder::LogLine;
 use carillon_store::takes::LastSuccess;
@@ -25,7 +25,8 @@ use crate::incarnation::Clock;
 /// The code that an execution runs.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
-    /// Runs one attempt. The result is kept with the execution.
+    /// Runs one attempt. The result is kept with the execution: at most 30 levels deep and 256 KiB of JSON text, else the attempt
+    /// fails for good. Its numbers are shown as 64-bit floats; larger integers belong into strings.
     ///
     /// It may run for as long as the job's timeout. When [`Context::cancelled`] is cancelled (timeout, cancel, shutdown) it
     /// should return soon; a second later it is dropped at its next `.await`.
@@ -126,7 +127,8 @@ impl Context {
     }
 
     fn log(&self, level: &'static str, message: String) {
-        self.logs.add(LogLine { timestamp: self.clock.now(), level, message: clean(message, LOG_LINE_CHARS_MAX) });
+        let message = clean(message, LOG_LINE_CHARS_MAX, LOG_LINE_BYTES_MAX);
+        self.logs.add(LogLine { timestamp: self.clock.now(), level, message });
     }
 }
 
@@ -139,26 +141,36 @@ impl fmt::Debug for Context {
     }
 }
 
-/// The log lines of one attempt, bounded.
+/// The log lines of one attempt, bounded in number and in bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Logs {
-    lines: Mutex<(Vec<LogLine>, usize)>,
+    lines: Mutex<Lines>,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    kept: Vec<LogLine>,
+    bytes: usize,
+    dropped: usize,
 }
 
 impl Logs {
     fn add(&self, line: LogLine) {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.0.len() < LOG_LINES_MAX - 1 {
-            lines.0.push(line);
+        let bytes = lines.bytes + line.message.len();
+        // Once one was dropped all are: what is kept is the beginning, without holes.
+        if lines.dropped == 0 && lines.kept.len() < LOG_LINES_MAX - 1 && bytes <= LOG_BYTES_MAX {
+            lines.bytes = bytes;
+            lines.kept.push(line);
         } else {
-            lines.1 += 1;
+            lines.dropped += 1;
         }
     }
 
     /// Takes the lines out; the last one says how many were dropped.
     pub(crate) fn take(&self, now: DateTime<Utc>) -> Vec<LogLine> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut kept, dropped) = std::mem::take(&mut *lines);
+        let Lines { mut kept, dropped, .. } = std::mem::take(&mut *lines);
         if dropped > 0 {
             kept.push(LogLine {
                 timestamp: now,
@@ -170,13 +182,19 @@ impl Logs {
     }
 }
 
-/// What Postgres can hold, and not longer than `max` characters.
-pub(crate) fn clean(mut text: String, max: usize) -> String {
+/// What Postgres can hold, not longer than so many characters and bytes; a text that was cut says so.
+pub(crate) fn clean(mut text: String, chars_max: usize, bytes_max: usize) -> String {
+    let whole = text.len();
+    text.truncate(text.floor_char_boundary(bytes_max));
+    let mut is_cut = text.len() < whole;
     if text.contains('\0') {
         text = text.replace('\0', "\u{fffd}");
     }
-    if let Some((end, _)) = text.char_indices().nth(max) {
-        text.truncate(end);
+    let by_chars = text.char_indices().nth(chars_max).map_or(text.len(), |(end, _)| end);
+    let end = text.floor_char_boundary(bytes_max).min(by_chars);
+    is_cut |= end < text.len();
+    text.truncate(end);
+    if is_cut {
         text.push('…');
     }
     text
@@ -224,9 +242,12 @@ mod tests {
 
     #[test]
     fn text_is_cut_at_characters_and_without_nul() {
-        assert_eq!(clean("a\0b".into(), 10), "a\u{fffd}b");
-        assert_eq!(clean("äöü".into(), 2), "äö…");
-        assert_eq!(clean("äöü".into(), 3), "äöü");
+        assert_eq!(clean("a\0b".into(), 10, 10), "a\u{fffd}b");
+        assert_eq!(clean("äöü".into(), 2, 10), "äö…");
+        assert_eq!(clean("äöü".into(), 3, 6), "äöü");
+        assert_eq!(clean("äöü".into(), 3, 5), "äö…");
+        assert_eq!(clean("äöü".into(), 3, 0), "…");
+        assert_eq!(clean("\0\0\0".into(), 3, 4), "\u{fffd}…", "what replaces it is longer");
     }
 
     #[test]
@@ -238,5 +259,12 @@ mod tests {
         let taken = logs.take(DateTime::UNIX_EPOCH);
         assert_eq!(taken.len(), LOG_LINES_MAX);
         assert_eq!(taken.last().unwrap().message, "6 further lines were dropped");
+        for _ in 0..100 {
+            let message = "x".repeat(LOG_LINE_BYTES_MAX);
+            logs.add(LogLine { timestamp: DateTime::UNIX_EPOCH, level: "INFO", message });
+        }
+        let taken = logs.take(DateTime::UNIX_EPOCH);
+        assert_eq!(taken.len(), LOG_BYTES_MAX / LOG_LINE_BYTES_MAX + 1);
+        assert_eq!(taken.last().unwrap().message, "68 further lines were dropped");
     }
 }

@@ -121,6 +121,7 @@ impl ReadingLoop {
             let asked = match &plan {
                 Plan::Drain(shares) => shares[line],
                 Plan::Wait(each) => *each,
+                Plan::Watch => 1,
             };
             self.plan.learn(line, asked, *got);
         }

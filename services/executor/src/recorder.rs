@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use carillon_core::execution::Status;
 use carillon_core::line::Line;
+use carillon_failpoint as failpoint;
 use carillon_store::recorder::{Finished, Started, Verdict};
 use carillon_store::{Error, Store};
 use carillon_stream::{EntryId, Redis};
@@ -252,11 +253,13 @@ impl Writer {
         self.progress.something_waits();
         let contact = self.incarnation.unbroken().await;
         let (jobs, began) = (group.ended_jobs(), Instant::now());
+        failpoint::reach("record:write").await;
         let outcome = if unlocked {
             self.store.record_unlocked(contact.worker, &group.started, &group.finished, &jobs).await
         } else {
             self.store.record(contact.worker, &group.started, &group.finished, &jobs).await
         };
+        failpoint::reach("record:committed").await;
         match &outcome {
             Ok((_, verdicts)) => {
                 self.away_pause = AWAY_PAUSE;
@@ -335,11 +338,13 @@ impl Writer {
         }
         let (redis, lines) = (self.redis.clone(), self.lines.clone());
         tokio::spawn(async move {
+            failpoint::reach("acknowledge:send").await;
             for (line, ids) in by_line {
                 if let Err(error) = redis.acknowledge(&lines[line], &ids).await {
                     debug!("not acknowledged, found over later: {:#}", anyhow::Error::from(error));
                 }
             }
+            failpoint::reach("acknowledge:answered").await;
             if retries {
                 // The leader's poll finds them too.
                 let _ = redis.wake().await;

@@ -1,4 +1,5 @@
-//! Runs one handler on the handler threads, whatever it does: returns, fails, panics, returns too much.
+//! Runs one handler on the handler threads, whatever it does: returns, fails, panics, returns too much or too deep. What leaves
+//! here is bounded, so that Postgres takes it and every page of a listing can hold it.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -6,7 +7,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use carillon_core::execution::AttemptEnd;
-use carillon_core::limits::{ERROR_CHARS_MAX, RESULT_BYTES_MAX};
+use carillon_core::json;
+use carillon_core::limits::{ERROR_BYTES_MAX, ERROR_CHARS_MAX, RESULT_BYTES_MAX, VALUE_DEPTH_MAX};
 use carillon_store::recorder::LogLine;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
@@ -65,7 +67,7 @@ pub(crate) async fn run(handler: Arc<dyn Handler>, context: Context, started_at:
     journal::start(&context);
     let outcome = AssertUnwindSafe(handler.run(&context)).catch_unwind().await;
     let mut ended = match outcome {
-        Ok(Ok(value)) => succeeded(&value, context.clock.now()),
+        Ok(Ok(value)) => succeeded(value, context.clock.now()),
         Ok(Err(failure)) => failed(failure, context.clock.now()),
         Err(panic) => failed(panicked(panic.as_ref()), context.clock.now()),
     };
@@ -75,21 +77,24 @@ pub(crate) async fn run(handler: Arc<dyn Handler>, context: Context, started_at:
     ended
 }
 
-fn succeeded(value: &Value, now: DateTime<Utc>) -> Ended {
-    let text = value.to_string();
-    if text.len() > RESULT_BYTES_MAX {
-        let why = format!("the result has {} bytes of JSON, {RESULT_BYTES_MAX} are allowed", text.len());
+/// What cannot be kept, or could never be read again, fails the attempt, for good: the same would come again.
+fn succeeded(value: Value, now: DateTime<Utc>) -> Ended {
+    if json::is_deeper_than(&value, VALUE_DEPTH_MAX) {
+        json::take_apart(value);
+        return failed(Failure::for_good(format!("the result is nested deeper than {VALUE_DEPTH_MAX} levels")), now);
+    }
+    let bytes = json::text_bytes(&value);
+    if bytes > RESULT_BYTES_MAX {
+        let why = format!("the result has {bytes} bytes of JSON, {RESULT_BYTES_MAX} are allowed");
         return failed(Failure::for_good(why), now);
     }
-    // Postgres cannot hold U+0000 in JSON; JSON text holds it only as this escape.
-    let text = if text.contains("\\u0000") { text.replace("\\u0000", "\\ufffd") } else { text };
-    Ended { result: Some(text), ..Ended::without_run(AttemptEnd::Succeeded, now) }
+    Ended { result: Some(json::text(&value)), ..Ended::without_run(AttemptEnd::Succeeded, now) }
 }
 
 fn failed(failure: Failure, now: DateTime<Utc>) -> Ended {
     Ended {
-        error: Some(clean(failure.message, ERROR_CHARS_MAX)),
-        error_stack: failure.stack.map(|stack| clean(stack, ERROR_CHARS_MAX)),
+        error: Some(clean(failure.message, ERROR_CHARS_MAX, ERROR_BYTES_MAX)),
+        error_stack: failure.stack.map(|stack| clean(stack, ERROR_CHARS_MAX, ERROR_BYTES_MAX)),
         ..Ended::without_run(AttemptEnd::Failed { retry: failure.retry }, now)
     }
 }
@@ -103,4 +108,48 @@ fn panicked(panic: &(dyn Any + Send)) -> Failure {
     let place = PANIC_PLACE.with(|kept| kept.borrow_mut().take());
     let at = place.as_deref().map(|place| format!(" at {place}")).unwrap_or_default();
     Failure { message: format!("the handler panicked: {message}{at}"), stack: place, retry: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn ended(value: Value) -> Ended {
+        succeeded(value, DateTime::UNIX_EPOCH)
+    }
+
+    fn nested(levels: usize) -> Value {
+        (0..levels).fold(json!(1), |inner, _| Value::Array(vec![inner]))
+    }
+
+    #[test]
+    fn a_result_is_bounded_in_depth_and_bytes() {
+        assert_eq!(ended(nested(VALUE_DEPTH_MAX)).end, AttemptEnd::Succeeded);
+        for levels in [VALUE_DEPTH_MAX + 1, 300_000] {
+            let ended = ended(nested(levels));
+            assert_eq!(ended.end, AttemptEnd::Failed { retry: false });
+            assert_eq!(ended.error.as_deref(), Some("the result is nested deeper than 30 levels"));
+        }
+        let text = |bytes: usize| json!("x".repeat(bytes - 2));
+        assert_eq!(ended(text(RESULT_BYTES_MAX)).end, AttemptEnd::Succeeded);
+        for value in [text(RESULT_BYTES_MAX + 1), json!(vec![1e300; 1_000])] {
+            let ended = ended(value);
+            assert_eq!(ended.end, AttemptEnd::Failed { retry: false });
+            assert!(ended.error.as_deref().is_some_and(|error| error.ends_with("262144 are allowed")), "{ended:?}");
+        }
+    }
+
+    #[test]
+    fn errors_are_bounded_in_characters_and_bytes() {
+        for text in ["x", "ä", "\u{1f514}"] {
+            let long = text.repeat(100_000);
+            let ended = failed(Failure { message: long.clone(), stack: Some(long), retry: true }, DateTime::UNIX_EPOCH);
+            for kept in [ended.error.unwrap(), ended.error_stack.unwrap()] {
+                assert!(kept.len() <= ERROR_BYTES_MAX + '…'.len_utf8(), "{}", kept.len());
+                assert!(kept.chars().count() <= ERROR_CHARS_MAX + 1 && kept.ends_with('…'));
+            }
+        }
+    }
 }

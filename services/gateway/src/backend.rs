@@ -30,6 +30,7 @@ pub(crate) struct Backend {
     redis: Redis,
     statement_timeout: Duration,
     pub(crate) payload_bytes_max: usize,
+    pub(crate) queues_max: u32,
     /// One at a time: see [`Backend::aside`].
     aside: Arc<Semaphore>,
     /// Whether the last word to Redis failed: an outage is logged once, and waited for no longer than it must.
@@ -37,12 +38,19 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
-    pub(crate) fn new(store: Store, redis: Redis, statement_timeout: Duration, payload_bytes_max: usize) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        redis: Redis,
+        statement_timeout: Duration,
+        payload_bytes_max: usize,
+        queues_max: u32,
+    ) -> Self {
         Self {
             store,
             redis,
             statement_timeout,
             payload_bytes_max,
+            queues_max,
             aside: Arc::new(Semaphore::new(1)),
             redis_is_away: AtomicBool::new(false),
         }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use carillon_core::limits::QUEUES_MAX_MAX;
 use carillon_kit::config::{Checks, POSTGRES, PostgresConfig, REDIS, RedisConfig, SHELL, Settings, duration};
 use serde::Deserialize;
 
@@ -29,6 +30,8 @@ pub struct GatewayConfig {
     pub payload_bytes_max: usize,
     /// Bytes of a JSON request.
     pub body_bytes_max: usize,
+    /// Names of queues.
+    pub queues_max: u32,
     /// Open connections.
     pub connections_max: usize,
     /// Requests at once.
@@ -57,6 +60,11 @@ impl Settings for Config {
             own.body_bytes_max <= BODY_BYTES_MAX,
             "gateway.body_bytes_max",
             format!("must be {BODY_BYTES_MAX} or less"),
+        );
+        checks.that(
+            (1..=QUEUES_MAX_MAX).contains(&own.queues_max),
+            "gateway.queues_max",
+            format!("must be 1 to {QUEUES_MAX_MAX}, is {}", own.queues_max),
         );
         checks.that(own.connections_max > 0, "gateway.connections_max", "must be 1 or more, is 0");
         checks.that(own.requests_max > 0, "gateway.requests_max", "must be 1 or more, is 0");

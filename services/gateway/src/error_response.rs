@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use carillon_core::error::{FieldViolation, Kind};
+use carillon_core::error::{FieldViolation, Kind, quoted};
+use carillon_core::limits::VALUE_DEPTH_MAX;
 use carillon_store::Error;
 use http::StatusCode;
 use tonic::{Code, Status};
@@ -63,6 +64,15 @@ pub(crate) fn invalid(violations: &[FieldViolation]) -> Status {
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
+/// INVALID_ARGUMENT, where a request was so deep that protobuf's decoder gave up, which tonic calls an internal error. The
+/// decoder tells what it was reading by its text alone: from the inside out, the field of the request last.
+pub(crate) fn of_depth(status: &Status) -> Option<Status> {
+    let path = status.message().strip_suffix(": recursion limit reached")?;
+    let outermost = path.rsplit(": ").next().unwrap_or_default();
+    let (_, field) = outermost.split_once('.')?;
+    Some(invalid(&[FieldViolation::new(field, format!("must not be nested deeper than {VALUE_DEPTH_MAX} levels"))]))
+}
+
 /// UNAVAILABLE with a hint when to try again.
 pub(crate) fn unavailable(message: impl Into<String>) -> Status {
     let details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
@@ -101,6 +111,15 @@ pub(crate) fn of_store(failure: &Error) -> Status {
             let mut details = ErrorDetails::new();
             details.add_precondition_failure_violation("STATE", "job", why.as_str());
             Status::with_error_details(code, why.as_str(), details)
+        }
+        Error::QueuesExhausted { queue, queues_max } => {
+            let rule = format!(
+                "{} would be one more than the {queues_max} names of queues that gateway.queues_max allows",
+                quoted(queue)
+            );
+            let mut details = ErrorDetails::with_quota_failure_violation("gateway.queues_max", rule.as_str());
+            details.add_bad_request_violation("queue", rule.as_str());
+            Status::with_error_details(code, format!("queue: {rule}"), details)
         }
         Error::KeyReused { .. } => {
             let details = ErrorDetails::with_error_info("REQUEST_ID_REUSED", "carillon", HashMap::new());

@@ -64,7 +64,9 @@ pub async fn run(config: Config, process: Process, listener: TcpListener) -> any
 
     let (reporter, health) = tonic_health::server::health_reporter();
     let watch = health::Watch::new(process.clone(), store.clone(), reporter);
-    let backend = Arc::new(Backend::new(store.clone(), redis.clone(), own.statement_timeout, own.payload_bytes_max));
+    let backend =
+        Backend::new(store.clone(), redis.clone(), own.statement_timeout, own.payload_bytes_max, own.queues_max);
+    let backend = Arc::new(backend);
     let services = grpc::services(&backend);
     let json = Transcoder::new(services.clone().prepare(), own.body_bytes_max).map_err(|why| anyhow!(why))?;
     let services = with_reflection(services)?.add_service(health);

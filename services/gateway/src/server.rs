@@ -19,13 +19,15 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_web::{GrpcWebLayer, GrpcWebService};
+use tower::util::MapResponse;
 use tower::{Layer, Service};
 use tracing::{debug, warn};
 
-use crate::error_response::unavailable;
+use crate::error_response::{of_depth, unavailable};
 use crate::json::Transcoder;
 
 /// How long the headers of a request, and the first byte of a connection, may take.
@@ -37,10 +39,12 @@ const HEADER_LIST_BYTES_MAX: u32 = 32 * 1024;
 /// Pause after the system refused a connection (no file descriptor left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+type Mapping = fn(Response<Body>) -> Response<Body>;
+
 /// What answers requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Front {
-    grpc: GrpcWebService<Routes>,
+    grpc: GrpcWebService<MapResponse<Routes, Mapping>>,
     json: Transcoder,
     requests: Arc<Semaphore>,
 }
@@ -49,7 +53,8 @@ impl Front {
     /// `services` are all gRPC services; `json` answers everything else.
     pub(crate) fn new(services: Routes, json: Transcoder, requests_max: usize) -> Self {
         let requests = Arc::new(Semaphore::new(requests_max.min(Semaphore::MAX_PERMITS)));
-        Self { grpc: GrpcWebLayer::new().layer(services.prepare()), json, requests }
+        let services = MapResponse::new(services.prepare(), with_depth_named as Mapping);
+        Self { grpc: GrpcWebLayer::new().layer(services), json, requests }
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
@@ -63,6 +68,12 @@ impl Front {
         };
         if is_grpc { self.grpc.clone().call(request).await } else { Ok(self.json.answer(request).await) }
     }
+}
+
+/// A request that could not even be decoded reaches no service, which would name the field.
+fn with_depth_named(response: Response<Body>) -> Response<Body> {
+    let refused = Status::from_header_map(response.headers()).and_then(|status| of_depth(&status));
+    refused.map_or(response, Status::into_http)
 }
 
 /// Serves until `shutdown`, then lets requests in flight end.

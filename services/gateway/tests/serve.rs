@@ -49,6 +49,7 @@ impl Gateway {
                 listen: address,
                 payload_bytes_max: 256 * 1024,
                 body_bytes_max: 640 * 1024,
+                queues_max: 1_000,
                 connections_max: 100,
                 requests_max: 100,
                 statement_timeout: Duration::from_secs(5),

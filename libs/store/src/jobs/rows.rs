@@ -8,6 +8,7 @@ use serde_json::Value;
 use sqlx::types::Json;
 use uuid::Uuid;
 
+use crate::document::Document;
 use crate::{Error, Result};
 
 /// What an author decides about a job.
@@ -80,6 +81,8 @@ pub struct NewJob {
     pub fire_at: Option<DateTime<Utc>>,
     /// The database's clock as of which `fire_at` was worked out.
     pub created_at: DateTime<Utc>,
+    /// How many names of queues there may be, its own among them ([`crate::queues`]).
+    pub queues_max: u32,
 }
 
 /// A job and its statistics.
@@ -176,7 +179,7 @@ pub(super) struct JobRow {
     max_executions: Option<i64>,
     handler_name: String,
     handler_type: String,
-    payload: Json<Value>,
+    payload: Document,
     queue: String,
     priority: i16,
     max_retries: i32,
@@ -185,7 +188,7 @@ pub(super) struct JobRow {
     concurrency: i32,
     allow_overlap: bool,
     tags: Vec<String>,
-    metadata: Json<Value>,
+    metadata: Document,
     platform_id: Option<String>,
     created_by: String,
     created_at: DateTime<Utc>,
@@ -199,6 +202,13 @@ pub(super) struct JobRow {
     success_count: i64,
     failure_count: i64,
     total_duration_ms: i64,
+}
+
+impl JobRow {
+    /// By how many bytes it is larger on the wire than in Postgres.
+    pub(super) const fn growth(&self) -> usize {
+        self.payload.growth.saturating_add(self.metadata.growth)
+    }
 }
 
 impl TryFrom<JobRow> for Job {
@@ -223,7 +233,7 @@ impl TryFrom<JobRow> for Job {
                 max_executions: row.max_executions,
                 handler_name: row.handler_name,
                 handler_type: word("jobs.handler_type", &row.handler_type)?,
-                payload: row.payload.0,
+                payload: row.payload.value,
                 queue: row.queue,
                 priority: Priority::from_rank(row.priority),
                 max_retries: row.max_retries,
@@ -232,7 +242,7 @@ impl TryFrom<JobRow> for Job {
                 concurrency: row.concurrency,
                 allow_overlap: row.allow_overlap,
                 tags: row.tags,
-                metadata: row.metadata.0,
+                metadata: row.metadata.value,
                 platform_id: row.platform_id,
                 created_by: row.created_by,
             },

@@ -112,6 +112,7 @@ pub(crate) fn new_job(now: DateTime<Utc>) -> NewJob {
         timetable: TimetableSpec::cron("* * * * *", "UTC"),
         fire_at: Some(now + TimeDelta::minutes(1)),
         created_at: now,
+        queues_max: 1_000,
     }
 }
 

@@ -1,7 +1,9 @@
-//! The API's statements against a real Postgres: creating, reading, changing and triggering jobs, reading executions.
+//! The API's statements against a real Postgres: creating, reading, changing and triggering jobs, reading executions, documents, names of queues.
 
 mod bench;
 mod changes;
 mod create;
+mod queues;
 mod read;
 mod trigger;
+mod values;

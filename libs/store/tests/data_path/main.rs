@@ -1,5 +1,5 @@
 //! The data path's statements against a real Postgres: who leads, the claim, the record, takes, incarnations, what is
-//! published again, partitions, and how they find their rows. Named after the rule (R) or hole (H) of the protocol that
+//! published again, partitions, retention, and how they find their rows. Named after the rule (R) or hole (H) of the protocol that
 //! each shows.
 
 mod bench;
@@ -13,6 +13,7 @@ mod open_entries;
 mod partitions;
 mod plans;
 mod release;
+mod retention;
 mod revisions;
 mod running;
 mod takes;

@@ -1,36 +1,44 @@
-//! The history lies in a partition a day, made ahead; what fell into the default one meanwhile moves.
+//! The history lies in a partition a day, made ahead, without making anybody wait; what fell into the default one meanwhile
+//! moves, as far as it is little.
+
+use std::cell::Cell;
+use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::Result;
 use carillon_core::execution::Status;
 use carillon_core::ids;
+use carillon_store::claim::Decisions;
 use carillon_store::recorder::{Held, Verdict};
 use carillon_store::{Error, Store, StoreOptions, migrate, partitions};
-use carillon_testkit::Database;
+use carillon_testkit::{Database, wait_until};
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
 use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use uuid::Uuid;
 
-use crate::bench::{Bench, finished};
+use crate::bench::{Bench, finished, fire};
 
-struct Calendar {
+/// The days around today, by the database's clock.
+pub(crate) struct Calendar {
     today: NaiveDate,
 }
 
 impl Calendar {
-    fn day(&self, days: i64) -> NaiveDate {
+    pub(crate) fn day(&self, days: i64) -> NaiveDate {
         self.today + TimeDelta::days(days)
     }
 
-    fn partition(&self, table: &str, days: i64) -> String {
+    pub(crate) fn partition(&self, table: &str, days: i64) -> String {
         format!("{table}_{}", self.day(days).format("%Y_%m_%d"))
     }
 
-    fn midnight(&self, days: i64) -> DateTime<Utc> {
+    pub(crate) fn midnight(&self, days: i64) -> DateTime<Utc> {
         self.day(days).and_time(NaiveTime::MIN).and_utc()
     }
 }
 
-async fn today(pool: &PgPool) -> Result<Calendar> {
+pub(crate) async fn today(pool: &PgPool) -> Result<Calendar> {
     let now: DateTime<Utc> = sqlx::query_scalar("SELECT now()").fetch_one(pool).await?;
     // Midnight in the middle of a test moves all names by one: start behind it.
     let tomorrow = (now.date_naive() + Days::new(1)).and_time(NaiveTime::MIN).and_utc();
@@ -38,6 +46,23 @@ async fn today(pool: &PgPool) -> Result<Calendar> {
         return Ok(Calendar { today: tomorrow.date_naive() });
     }
     Ok(Calendar { today: now.date_naive() })
+}
+
+/// As if the minute between two tries had passed.
+pub(crate) async fn a_minute_passes(pool: &PgPool) -> Result<()> {
+    sqlx::query("UPDATE partition_tries SET tried_at = tried_at - interval '1 minute'").execute(pool).await?;
+    Ok(())
+}
+
+/// Makes all days to come, however often somebody is in the way.
+async fn make_all(store: &Store, pool: &PgPool) -> Result<()> {
+    wait_until("the partitions to be made", Duration::from_secs(60), || async {
+        let ahead = partitions::make_ahead(store).await?;
+        a_minute_passes(pool).await?;
+        anyhow::ensure!(ahead.missing.is_empty(), "{ahead:?}");
+        Ok(())
+    })
+    .await
 }
 
 async fn insert(pool: &PgPool, at: DateTime<Utc>) -> Result<Uuid> {
@@ -128,16 +153,13 @@ async fn rows_of_the_default_partition_move_into_the_one_that_is_made_for_them()
     let stores: Vec<Store> = (0..4)
         .map(|at| Store::connect_lazily(&StoreOptions::new(database.url(), format!("maker {at}"))))
         .collect::<Result<_, _>>()?;
-    let made = tokio::join!(
+    tokio::try_join!(
         partitions::make_ahead(&stores[0]),
         partitions::make_ahead(&stores[1]),
         partitions::make_ahead(&stores[2]),
         partitions::make_ahead(&stores[3])
-    );
-    made.0?;
-    made.1?;
-    made.2?;
-    made.3?;
+    )?;
+    make_all(&stores[0], &pool).await?;
     for (day, id) in early {
         assert_eq!(place(&pool, id).await?, both(&days, day));
     }
@@ -149,6 +171,151 @@ async fn rows_of_the_default_partition_move_into_the_one_that_is_made_for_them()
         .fetch_one(&pool)
         .await?;
     assert_eq!(indexes, 2, "the primary key and the one by job");
+    Ok(())
+}
+
+/// Holds every table as `pg_dump` does: from its begin to its end.
+pub(crate) async fn dump(pool: &PgPool) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace",
+    )
+    .fetch_all(pool)
+    .await?;
+    let mut dump = pool.begin().await?;
+    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *dump).await?;
+    let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", tables.join(", "));
+    sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut *dump).await?;
+    Ok(dump)
+}
+
+/// How long a session named `beside` waited at worst for the lock of a table, as the server knows it: a slow machine makes
+/// nobody wait for a lock. Begins with `beside` and goes on with it until `work` is done.
+pub(crate) async fn longest_wait<T>(
+    pool: &PgPool,
+    work: impl Future<Output = Result<T>>,
+    beside: impl AsyncFn() -> Result<()>,
+) -> Result<(T, Duration)> {
+    let longest = Cell::new(0.0_f64);
+    let beside = async {
+        loop {
+            beside().await?;
+        }
+    };
+    let watching = async {
+        loop {
+            let waits: Option<f64> = sqlx::query_scalar(
+                "SELECT max(extract(epoch FROM clock_timestamp() - waitstart))::float8 FROM pg_locks l
+                 JOIN pg_stat_activity a USING (pid)
+                 WHERE NOT granted AND locktype = 'relation' AND a.application_name = 'beside'
+                   AND a.datname = current_database()",
+            )
+            .fetch_one(pool)
+            .await?;
+            longest.set(longest.get().max(waits.unwrap_or(0.0)));
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::select! {
+        done = work => Ok((done?, Duration::from_secs_f64(longest.get()))),
+        failed = beside => failed,
+        failed = watching => failed,
+    }
+}
+
+/// Row 40, and a `pg_dump` that holds everything meanwhile: what is tried is tried once a minute by whichever process, nobody
+/// queues behind it for 100 ms, and the day comes once the dump is over.
+#[tokio::test]
+async fn a_partition_that_cannot_be_made_now_makes_nobody_wait_and_is_made_later() -> Result<()> {
+    let database = Database::new().await?;
+    let pool = database.pool().await?;
+    let days = today(&pool).await?;
+    let stores: Vec<Store> = (0..2)
+        .map(|at| Store::connect_lazily(&StoreOptions::new(database.url(), format!("maker {at}"))))
+        .collect::<Result<_, _>>()?;
+    let beside =
+        PgPoolOptions::new().connect_with(PgConnectOptions::from_str(database.url())?.application_name("beside"));
+    let beside = beside.await?;
+    let dump = dump(&pool).await?;
+    let far = days.midnight(5_000);
+    let mut longest = Duration::MAX;
+    for round in 0..5 {
+        let making = async { Ok(partitions::make_ahead(&stores[round % 2]).await?) };
+        let (ahead, waited) = longest_wait(&pool, making, async || {
+            insert(&beside, far + TimeDelta::milliseconds(1)).await.map(drop).or(Ok(()))
+        })
+        .await?;
+        assert_eq!((ahead.made, ahead.missing.len(), ahead.overdue), (0, 15, 12), "{ahead:?}");
+        longest = longest.min(waited);
+        let tries = "SELECT tried_at FROM partition_tries ORDER BY what";
+        let before: Vec<DateTime<Utc>> = sqlx::query_scalar(tries).fetch_all(&pool).await?;
+        partitions::make_ahead(&stores[(round + 1) % 2]).await?;
+        let after: Vec<DateTime<Utc>> = sqlx::query_scalar(tries).fetch_all(&pool).await?;
+        assert_eq!(before, after, "tried again within a minute");
+        a_minute_passes(&pool).await?;
+    }
+    assert!(longest < Duration::from_millis(100), "{longest:?}");
+    dump.rollback().await?;
+    make_all(&stores[0], &pool).await
+}
+
+/// A default partition that would take long to read is proven not to have the day's rows first, beside everybody.
+#[tokio::test]
+async fn a_large_default_partition_is_not_read_under_the_lock() -> Result<()> {
+    let bench = Bench::new().await?;
+    let days = today(&bench.pool).await?;
+    sqlx::query(
+        "INSERT INTO job_executions (id, job_id, status, scheduled_at, completed_at, error)
+         SELECT (substr($1::text, 1, 14) || substr(gen_random_uuid()::text, 15))::uuid, gen_random_uuid(), 'FAILED', now(),
+                now(), repeat('x', 1000) FROM generate_series(1, 10000)",
+    )
+    .bind(ids::first_at(days.midnight(-400)).to_string())
+    .execute(&bench.pool)
+    .await?;
+    let mut connection = bench.pool.acquire().await?;
+    let mut call = async |function: &str| -> Result<String> {
+        let statement = format!("SELECT carillon_{function}_partition('job_executions', $1, $2, $3)");
+        Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(statement))
+            .bind(days.partition("job_executions", 5))
+            .bind(ids::first_at(days.midnight(5)))
+            .bind(ids::first_at(days.midnight(6)))
+            .fetch_one(&mut *connection)
+            .await?)
+    };
+    assert_eq!(call("make").await?, "large");
+    assert_eq!(call("bar").await?, "barred");
+    // A row of that day is refused until its partition is there: a conflict, which passes.
+    let job = bench.job().await?;
+    let mut leader = bench.leader().await?;
+    let now = bench.now().await?;
+    let fires = || Decisions { executions: vec![fire(job, days.midnight(5), 1)], ..Decisions::default() };
+    let refused = leader.claim(&[], now, &[]).await?.commit(1, &fires(), &[]).await;
+    assert!(matches!(refused, Err(Error::Conflict(_))), "{refused:?}");
+    let proven: String = sqlx::query_scalar("SELECT carillon_prove('job_executions_default', $1)")
+        .bind(format!("carillon_bar_{}", days.partition("job_executions", 5)))
+        .fetch_one(&bench.pool)
+        .await?;
+    assert_eq!(proven, "proven");
+    let scans = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'job_executions_default'";
+    sqlx::query("SELECT pg_stat_force_next_flush()").execute(&bench.pool).await?;
+    let before: i64 = sqlx::query_scalar(scans).fetch_one(&bench.pool).await?;
+    assert_eq!(call("make").await?, "made");
+    connection.close().await?;
+    let after: i64 = sqlx::query_scalar(scans).fetch_one(&bench.pool).await?;
+    assert_eq!(before, after, "the default partition was read");
+    drop(leader);
+    let mut leader = bench.leader().await?;
+    let born = leader.claim(&[], now, &[]).await?.commit(1, &fires(), &[]).await?.born;
+    let place: String = sqlx::query_scalar("SELECT tableoid::regclass::text FROM job_executions WHERE id = $1")
+        .bind(born[0])
+        .fetch_one(&bench.pool)
+        .await?;
+    assert_eq!(place, days.partition("job_executions", 5));
+    // And all the others, as they are made ordinarily.
+    make_all(&bench.store, &bench.pool).await?;
+    let bars: i64 = sqlx::query_scalar("SELECT count(*) FROM pg_constraint WHERE conname LIKE 'carillon%'")
+        .fetch_one(&bench.pool)
+        .await?;
+    assert_eq!(bars, 0);
     Ok(())
 }
 
@@ -175,7 +342,7 @@ async fn partitions_are_made_while_executions_come_and_go() -> Result<()> {
         }
         anyhow::Ok(())
     };
-    let (made, written) = tokio::join!(partitions::make_ahead(&store), writing);
+    let (made, written) = tokio::join!(make_all(&store, &pool), writing);
     made?;
     written?;
     let (logged, stray): (i64, i64) = sqlx::query_as(

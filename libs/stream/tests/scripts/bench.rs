@@ -37,7 +37,10 @@ impl Bench {
 
     /// One that keeps its data over a restart.
     pub(crate) async fn append_only() -> Result<Self> {
-        Self::on(carillon_testkit::Redis::start_append_only().await?)
+        let bench = Self::on(carillon_testkit::Redis::start_append_only().await?)?;
+        // Synced each second, a write waits for a sync that is under way, and a crash loses what was answered.
+        bench.server.command(&["CONFIG", "SET", "appendfsync", "always"])?;
+        Ok(bench)
     }
 
     /// One that carries a certificate, with the streams of [`lines`].

@@ -1,6 +1,7 @@
 //! The scripts, and the facts about Redis that they lean on (`protocol/redis_facts.py`), asked through this crate's functions
 //! of a real Redis. Named after the rule (R) or hole (H) of the protocol that each shows.
 
+mod answers;
 mod bench;
 mod certificate;
 mod claims;
@@ -9,4 +10,6 @@ mod notices;
 mod publish;
 mod reading;
 mod reconcile;
+mod silence;
+mod streams;
 mod withdraw;

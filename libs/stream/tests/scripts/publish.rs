@@ -3,10 +3,11 @@
 use anyhow::Result;
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
-use carillon_stream::leader::{Outgoing, Published};
+use carillon_stream::entry::ENTRY_BYTES_MAX;
+use carillon_stream::leader::{Outgoing, PUBLISH_BYTES_MAX, PUBLISH_ENTRIES_MAX, Published};
 use carillon_stream::{Error, RedisOptions};
 
-use crate::bench::{Bench, FIRST, TERM, batch, entry, id, ids, lines};
+use crate::bench::{Bench, FIRST, TERM, batch, entry, id, ids, lines, raw};
 
 #[tokio::test]
 async fn r6_a_batch_is_appended_in_place_and_says_how_long_its_streams_are() -> Result<()> {
@@ -180,6 +181,30 @@ async fn a_server_that_has_lost_its_scripts_is_told_them_again() -> Result<()> {
     bench.server.command(&["SCRIPT", "FLUSH"])?;
     let read = bench.read("one", 10).await?;
     assert_eq!((read.entries.len(), read.look.certified), (1, true), "also in a pipeline behind a read");
+    Ok(())
+}
+
+/// R6: as much as a batch may carry is taken in one command, and more is refused before anything is sent.
+#[tokio::test]
+async fn r6_a_batch_is_bounded_by_entries_and_bytes() -> Result<()> {
+    let bench = Bench::certified().await?;
+    let lines = &lines()[..1];
+    let most = batch(FIRST + 1, PUBLISH_ENTRIES_MAX as u128);
+    assert_eq!(bench.redis.publish(FIRST + 1, TERM, lines, &most).await?, Published::Done(vec![5_000]));
+    let large = bytes::Bytes::from(vec![b'x'; ENTRY_BYTES_MAX]);
+    let mut largest = batch(FIRST + 2, (PUBLISH_BYTES_MAX / ENTRY_BYTES_MAX) as u128);
+    largest.iter_mut().for_each(|entry| entry.text = large.clone());
+    assert!(largest.len() >= 1_000, "a claim's worth of the largest entries");
+    assert_eq!(bench.redis.publish(FIRST + 2, TERM, lines, &largest).await?, Published::Done(vec![6_024]));
+
+    let more_entries = batch(FIRST + 3, 1 + PUBLISH_ENTRIES_MAX as u128);
+    largest.push(raw(0, 1, "x"));
+    let many_lines: Vec<Line> = (0..5_001).map(|queue| Line::new(queue.to_string(), Priority::Low)).collect();
+    for (lines, entries) in [(lines, &more_entries), (lines, &largest), (&many_lines, &batch(FIRST + 3, 1))] {
+        let refused = bench.redis.publish(FIRST + 3, TERM, lines, entries).await;
+        assert!(matches!(refused, Err(Error::TooMuch { .. })), "{refused:?}");
+    }
+    assert_eq!(bench.redis.state(&[]).await?.last, FIRST + 2);
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
-use carillon_core::read_plan::Plan;
+use carillon_core::read_plan::{Plan, ReadPlan};
 use carillon_stream::entry::UnreadableEntry;
 use carillon_stream::keys::GROUP;
 use carillon_stream::leader::{Announced, Outgoing, Published};
@@ -86,6 +86,54 @@ async fn r8_of_a_large_cancelled_set_only_what_was_read_is_asked_for() -> Result
     assert_eq!(bench.redis.look().await?.cancelled.into_iter().collect::<Vec<_>>(), [execution(FIRST + 1, 2)]);
     bench.redis.forget_cancelled(&[execution(FIRST + 1, 2)]).await?;
     assert!(bench.redis.look().await?.cancelled.is_empty());
+    Ok(())
+}
+
+/// One XREADGROUP over several streams brings one entry of each, however small its COUNT.
+#[tokio::test]
+async fn with_one_slot_one_entry_is_read_though_every_line_holds_some() -> Result<()> {
+    let bench = Bench::certified().await?;
+    let text = |seq| entry(FIRST + 1, seq).encode().unwrap();
+    let entries: Vec<_> = (1..=8)
+        .map(|seq: i32| Outgoing { line: usize::from(seq > 4), seq, text: text(seq.unsigned_abs().into()) })
+        .collect();
+    bench.redis.publish(FIRST + 1, TERM, &lines(), &entries).await?;
+    let reader = bench.reader("one")?;
+    let mut plan = ReadPlan::new(&lines().iter().map(|line| line.priority).collect::<Vec<_>>());
+    let mut in_turn = Vec::new();
+    while in_turn.len() < 8 {
+        let next = plan.next(1);
+        let read = reader.read(&next).await?;
+        assert!(read.entries.len() <= 1, "{next:?} brought {:?} for one slot", ids(&read));
+        for (line, got) in read.counts.iter().enumerate() {
+            let asked = if let Plan::Drain(shares) = &next { shares[line] } else { 1 };
+            plan.learn(line, asked, *got);
+        }
+        in_turn.extend(read.entries.iter().map(|received| received.line));
+    }
+    assert!(in_turn[0] == 0 && in_turn.iter().filter(|line| **line == 1).count() == 4, "{in_turn:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_watch_wakes_at_once_takes_nothing_and_knows_what_was_handed_out() -> Result<()> {
+    let bench = Bench::certified().await?;
+    bench.publish(FIRST + 1, 1).await?;
+    let reader = bench.reader("one")?;
+    assert_eq!(reader.read(&Plan::Watch).await?.counts, [1, 0], "what waits already");
+    assert_eq!(bench.pending(0)?, 0);
+    bench.read("two", 1).await?;
+    let (watched, published) = tokio::join!(reader.read(&Plan::Watch), async {
+        bench.somebody_waits().await?;
+        bench.publish(FIRST + 2, 1).await
+    });
+    published?;
+    let watched = watched?;
+    assert!(watched.counts == [1, 0] && watched.entries.is_empty(), "{watched:?}");
+    assert_eq!(bench.pending(0)?, 1);
+    bench.destroy_group(1)?;
+    let watched = reader.read(&Plan::Watch).await;
+    assert!(matches!(watched, Err(Error::NoGroup(_))), "{watched:?}");
     Ok(())
 }
 

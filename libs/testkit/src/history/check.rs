@@ -64,6 +64,11 @@ impl History {
                 self.triggers_waiting.len(),
                 self.triggers_waiting.first().map(ToString::to_string),
             ),
+            (
+                "jobs to be looked at",
+                self.attention_waiting.len(),
+                self.attention_waiting.first().map(ToString::to_string),
+            ),
             ("timers overdue", self.overdue.len(), self.overdue.first().map(ToString::to_string)),
         ];
         for (what, count, first) in tables {

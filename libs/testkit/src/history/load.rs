@@ -75,6 +75,8 @@ impl History {
             .await?;
         self.retries_waiting =
             sqlx::query_scalar("SELECT execution_id FROM execution_retries").fetch_all(&mut *snapshot).await?;
+        self.attention_waiting =
+            sqlx::query_scalar("SELECT job_id FROM job_attention").fetch_all(&mut *snapshot).await?;
         self.triggers_waiting =
             sqlx::query_scalar("SELECT execution_id FROM job_triggers").fetch_all(&mut *snapshot).await?;
         Ok(())

@@ -37,6 +37,8 @@ pub struct History {
     pub retries_waiting: Vec<Uuid>,
     /// Rows of `job_triggers`: ids of executions that were asked for and not claimed.
     pub triggers_waiting: Vec<Uuid>,
+    /// Rows of `job_attention`: jobs that nobody has looked at.
+    pub attention_waiting: Vec<Uuid>,
     /// Jobs whose timer is due and not claimed.
     pub overdue: Vec<Uuid>,
     /// Told by the test: instants for which a job must have exactly one execution.

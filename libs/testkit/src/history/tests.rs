@@ -260,6 +260,7 @@ fn nothing_may_be_left_behind() {
         |history: &mut History| history.unsettled.push(3),
         |history: &mut History| history.retries_waiting.push(JOB),
         |history: &mut History| history.triggers_waiting.push(JOB),
+        |history: &mut History| history.attention_waiting.push(JOB),
         |history: &mut History| history.overdue.push(JOB),
     ] {
         let mut history = right();

@@ -17,5 +17,6 @@ pub fn built_in(store: &Store, redis: &Redis, queues: &[String]) -> Registry {
         .with("test:stubborn", test::Sleep { cancellable: false })
         .with("test:fail", test::Fail)
         .with("test:panic", test::Panic)
+        .with("test:nest", test::Nest)
         .with("test:block", test::Block)
 }

@@ -88,6 +88,22 @@ impl Handler for Panic {
     }
 }
 
+#[derive(Deserialize)]
+struct HowDeep {
+    levels: usize,
+}
+
+/// `test:nest {"levels"}` returns a number within so many lists.
+pub(super) struct Nest;
+
+#[async_trait]
+impl Handler for Nest {
+    async fn run(&self, context: &Context) -> Result<Value, Failure> {
+        let HowDeep { levels } = context.payload()?;
+        Ok((0..levels).fold(json!(1), |inner, _| Value::Array(vec![inner])))
+    }
+}
+
 /// `test:block {"ms"}` blocks its thread.
 pub(super) struct Block;
 

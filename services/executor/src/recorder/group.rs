@@ -2,6 +2,7 @@
 
 use carillon_core::execution::Status;
 use carillon_core::ids;
+use carillon_core::limits::ERROR_BYTES_MAX;
 use carillon_store::recorder::{Finished, Started};
 use metrics::counter;
 use tracing::error;
@@ -90,7 +91,7 @@ impl Group {
             }
             end.next_retry_at = None;
             let why = format!("what came of this attempt cannot be written to postgres: {why}");
-            end.error = Some(clean(why, REASON_CHARS_MAX));
+            end.error = Some(clean(why, REASON_CHARS_MAX, ERROR_BYTES_MAX));
             end.result = None;
             end.error_stack = None;
             end.reason = None;

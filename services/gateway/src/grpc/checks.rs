@@ -5,6 +5,8 @@
 //! [`Checks::finish`] refuses the request.
 
 use carillon_core::error::{FieldViolation, quoted};
+use carillon_core::json;
+use carillon_core::limits::VALUE_WIRE_BYTES_MAX;
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use prost_types::{Struct, Timestamp};
 use serde_json::Value;
@@ -142,18 +144,25 @@ impl Checks {
         at.map(|at| at.duration_trunc(TimeDelta::milliseconds(1)).unwrap_or(at))
     }
 
-    /// A JSON object of at most `bytes_max` bytes of text; `{}` if not given.
+    /// A JSON object of at most `bytes_max` bytes of text, with its numbers written out as Postgres does; `{}` if not given.
     pub(crate) fn document(&mut self, field: &str, document: Option<Struct>, bytes_max: usize) -> Value {
-        let json = match document.map(values::from_struct) {
-            None => return Value::Object(serde_json::Map::new()),
-            Some(Ok(json)) => json,
-            Some(Err(rule)) => {
-                self.refuse(field, rule);
+        let Some(document) = document else { return Value::Object(serde_json::Map::new()) };
+        let json = match values::from_struct(document, field) {
+            Ok(json) => json,
+            Err(violations) => {
+                for violation in violations {
+                    self.refuse(&violation.field, violation.rule);
+                }
                 return Value::Null;
             }
         };
-        let bytes = json.to_string().len();
+        let (bytes, on_the_wire) = (json::text_bytes(&json), json::wire_bytes(&json));
         self.that(bytes <= bytes_max, field, format!("must be at most {bytes_max} bytes of JSON, is {bytes}"));
+        self.that(
+            on_the_wire <= VALUE_WIRE_BYTES_MAX,
+            field,
+            format!("must be at most {VALUE_WIRE_BYTES_MAX} bytes as a google.protobuf.Struct, is {on_the_wire}"),
+        );
         json
     }
 }

@@ -130,7 +130,8 @@ impl Jobs {
         let now = beginning.now;
         let (_, first) = draft.when.look(&self.0, move |when| when.first_fire(id, now)).await?;
         let (timetable, fire_at) = first.map_err(|violations| crate::error_response::invalid(&violations))?;
-        let new = NewJob { id, definition: draft.definition, timetable, fire_at, created_at: now };
+        let queues_max = self.0.queues_max;
+        let new = NewJob { id, definition: draft.definition, timetable, fire_at, created_at: now, queues_max };
         let job = self.0.ask(jobs::create(store, new, key.as_ref())).await?;
         self.0.wake().await;
         Ok(job)

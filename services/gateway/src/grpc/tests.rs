@@ -22,7 +22,7 @@ pub(super) fn alone() -> Arc<Backend> {
     };
     let store = Store::connect_lazily(&options).unwrap();
     let redis = Redis::connect_lazily(RedisOptions::new("redis://127.0.0.1:1")).unwrap();
-    Arc::new(Backend::new(store, redis, Duration::from_secs(5), 1_024))
+    Arc::new(Backend::new(store, redis, Duration::from_secs(5), 1_024, 1))
 }
 
 pub(super) fn wrong(status: &Status) -> Vec<String> {

@@ -131,7 +131,7 @@ impl Transcoder {
         self.failed(&status.into())
     }
 
-    async fn read_body<B>(&self, route: &Route, headers: &HeaderMap, body: B) -> Result<Option<Json>, Failure>
+    async fn read_body<B>(&self, route: &Route, headers: &HeaderMap, body: B) -> Result<Option<document::Json>, Failure>
     where
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

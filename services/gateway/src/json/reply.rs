@@ -156,13 +156,14 @@ impl Serialize for ShownField<'_> {
     }
 }
 
-/// `30`, not `30.0`: what came in as an integer goes out as one.
+/// `30`, not `30.0`: what came in as an integer goes out as one. Anything else has the shortest digits that read as the same
+/// double, and the sign of a zero is kept.
 fn serialize_number<S: Serializer>(number: f64, serializer: S) -> Result<S::Ok, S::Error> {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     if !number.is_finite() {
         return serializer.serialize_unit();
     }
-    if number.fract() == 0.0 && number.abs() <= EXACT {
+    if number.fract() == 0.0 && number.abs() <= EXACT && !(number == 0.0 && number.is_sign_negative()) {
         #[expect(clippy::cast_possible_truncation, reason = "whole, and within ±2^53")]
         return serializer.serialize_i64(number as i64);
     }

@@ -4,19 +4,17 @@
 //! wrong is left out of the message and remembered with its path and rule, so that the call can answer with these and with
 //! its own objections in one go.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use carillon_core::error::{FieldViolation, quoted};
+use carillon_core::limits::VALUE_DEPTH_MAX;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
-use serde_json::{Map, Value as Json};
 
+use super::document::Json;
 use super::scalar;
 
 /// More mistakes than anybody mends in one go are not listed.
 const VIOLATIONS_MAX: usize = 50;
-
-/// The largest integer that a 64-bit float, and so JSON in most languages, holds exactly.
-const EXACT_INTEGER_MAX: u64 = 1 << 53;
 
 /// What was wrong so far.
 #[derive(Debug, Default)]
@@ -44,8 +42,8 @@ pub(crate) fn message(
     if let Some(read) = well_known(descriptor, json, path, mistakes) {
         return read;
     }
-    let Some(object) = json.as_object() else {
-        mistakes.add(if path.is_empty() { "body" } else { path }, format!("must be an object, is {}", shown(json)));
+    let Json::Object(object) = json else {
+        mistakes.add(if path.is_empty() { "body" } else { path }, format!("must be an object, is {}", json.shown()));
         return None;
     };
     let mut message = DynamicMessage::new(descriptor.clone());
@@ -73,14 +71,14 @@ fn field_value(field: &FieldDescriptor, json: &Json, path: &str, mistakes: &mut 
     if field.is_map() {
         return map(field, json, path, mistakes);
     }
-    if json.is_null() && !is_value(field) {
+    if *json == Json::Null && !is_value(field) {
         return None;
     }
     if !field.is_list() {
         return single(field, json, path, mistakes);
     }
-    let Some(elements) = json.as_array() else {
-        mistakes.add(path, format!("must be a list, is {}", shown(json)));
+    let Json::List(elements) = json else {
+        mistakes.add(path, format!("must be a list, is {}", json.shown()));
         return None;
     };
     let mut list = Vec::with_capacity(elements.len());
@@ -105,7 +103,7 @@ fn map(field: &FieldDescriptor, json: &Json, path: &str, mistakes: &mut Mistakes
         Json::Null => return None,
         Json::Object(object) => object,
         other => {
-            mistakes.add(path, format!("must be an object, is {}", shown(other)));
+            mistakes.add(path, format!("must be an object, is {}", other.shown()));
             return None;
         }
     };
@@ -137,21 +135,24 @@ fn well_known(
     path: &str,
     mistakes: &mut Mistakes,
 ) -> Option<Option<DynamicMessage>> {
-    let read = match descriptor.full_name() {
-        "google.protobuf.Timestamp" | "google.protobuf.Duration" => match json.as_str() {
-            Some(text) => scalar::time_from_text(descriptor, text),
-            None => Err(scalar::time_rule(descriptor, &shown(json))),
-        },
-        "google.protobuf.Struct" => match json.as_object() {
-            Some(object) => Ok(structure(descriptor, object, path, mistakes)),
-            None => Err(format!("must be an object, is {}", shown(json))),
-        },
-        "google.protobuf.ListValue" => match json.as_array() {
-            Some(elements) => Ok(list_value(descriptor, elements, path, mistakes)),
-            None => Err(format!("must be a list, is {}", shown(json))),
-        },
-        "google.protobuf.Value" => Ok(any_value(descriptor, json, path, mistakes)),
-        name if scalar::is_wrapper(name) => wrapped(descriptor, json),
+    let read = match (descriptor.full_name(), json) {
+        ("google.protobuf.Timestamp" | "google.protobuf.Duration", Json::Text(text)) => {
+            scalar::time_from_text(descriptor, text)
+        }
+        ("google.protobuf.Timestamp" | "google.protobuf.Duration", _) => {
+            Err(scalar::time_rule(descriptor, &json.shown()))
+        }
+        ("google.protobuf.Struct" | "google.protobuf.ListValue" | "google.protobuf.Value", _)
+            if json.is_deeper_than(VALUE_DEPTH_MAX) =>
+        {
+            Err(format!("must not be nested deeper than {VALUE_DEPTH_MAX} levels"))
+        }
+        ("google.protobuf.Struct", Json::Object(object)) => Ok(structure(descriptor, object, path, mistakes)),
+        ("google.protobuf.Struct", _) => Err(format!("must be an object, is {}", json.shown())),
+        ("google.protobuf.ListValue", Json::List(elements)) => Ok(list_value(descriptor, elements, path, mistakes)),
+        ("google.protobuf.ListValue", _) => Err(format!("must be a list, is {}", json.shown())),
+        ("google.protobuf.Value", _) => Ok(any_value(descriptor, json, path, mistakes)),
+        (name, _) if scalar::is_wrapper(name) => wrapped(descriptor, json),
         _ => return None,
     };
     Some(read.map_err(|rule| mistakes.add(path, rule)).ok())
@@ -167,7 +168,7 @@ fn wrapped(descriptor: &MessageDescriptor, json: &Json) -> Result<DynamicMessage
 
 fn structure(
     descriptor: &MessageDescriptor,
-    object: &Map<String, Json>,
+    object: &BTreeMap<String, Json>,
     path: &str,
     mistakes: &mut Mistakes,
 ) -> DynamicMessage {
@@ -205,18 +206,12 @@ fn any_value(descriptor: &MessageDescriptor, json: &Json, path: &str, mistakes: 
     let (name, value) = match json {
         Json::Null => ("null_value", Some(Value::EnumNumber(0))),
         Json::Bool(flag) => ("bool_value", Some(Value::Bool(*flag))),
-        Json::String(text) => ("string_value", Some(Value::String(text.clone()))),
+        Json::Text(text) => ("string_value", Some(Value::String(text.clone()))),
         Json::Number(number) => {
-            let exact = number.as_u64().or_else(|| number.as_i64().map(i64::unsigned_abs));
-            if exact.is_some_and(|integer| integer > EXACT_INTEGER_MAX) {
-                mistakes.add(
-                    path,
-                    format!("the integer {number} is beyond ±2^53 and would lose digits: send it as a string"),
-                );
-            }
-            ("number_value", number.as_f64().map(Value::F64))
+            let double = number.kept_double().map_err(|rule| mistakes.add(path, rule));
+            ("number_value", double.ok().map(Value::F64))
         }
-        Json::Array(elements) => {
+        Json::List(elements) => {
             let inner = inner_message(descriptor, "list_value");
             ("list_value", inner.map(|inner| Value::Message(list_value(&inner, elements, path, mistakes))))
         }
@@ -224,6 +219,8 @@ fn any_value(descriptor: &MessageDescriptor, json: &Json, path: &str, mistakes: 
             let inner = inner_message(descriptor, "struct_value");
             ("struct_value", inner.map(|inner| Value::Message(structure(&inner, object, path, mistakes))))
         }
+        // Refused before, with all that it lies in.
+        Json::TooDeep => ("null_value", None),
     };
     if let (Some(field), Some(value)) = (descriptor.get_field_by_name(name), value) {
         message.set_field(&field, value);
@@ -242,16 +239,4 @@ fn join(path: &str, name: &str) -> String {
     const NAME_CHARS_MAX: usize = 100;
     let name: String = name.chars().take(NAME_CHARS_MAX).collect();
     if path.is_empty() { name } else { format!("{path}.{name}") }
-}
-
-/// What a value is, for an error.
-pub(crate) fn shown(json: &Json) -> String {
-    match json {
-        Json::Null => "null".to_owned(),
-        Json::Bool(flag) => flag.to_string(),
-        Json::Number(number) => number.to_string(),
-        Json::String(text) => quoted(text),
-        Json::Array(_) => "a list".to_owned(),
-        Json::Object(_) => "an object".to_owned(),
-    }
 }

@@ -1,7 +1,7 @@
 //! The table of routes, made at start from the descriptors and their `google.api.http` options. A template that cannot be
 //! bound, two routes that could both be meant, or a message that JSON cannot hold stop the start, not a request.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use carillon_core::error::FieldViolation;
 use http::Method;
@@ -10,8 +10,8 @@ use prost_reflect::{
     DescriptorPool, DynamicMessage, ExtensionDescriptor, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
     Value,
 };
-use serde_json::Value as Json;
 
+use super::document::Json;
 use super::request::{self, Mistakes};
 use super::template::Template;
 use super::{query, scalar};
@@ -186,14 +186,14 @@ impl Route {
     fn read_body(&self, json: &Json, mistakes: &mut Mistakes) -> Option<DynamicMessage> {
         match &self.body {
             Body::None => {
-                if !json.is_null() && json.as_object().is_none_or(|object| !object.is_empty()) {
+                if !matches!(json, Json::Null) && !matches!(json, Json::Object(object) if object.is_empty()) {
                     mistakes.add("body", "must be empty: this call takes none");
                 }
                 None
             }
             Body::Whole => request::message(&self.input, json, "", mistakes),
             Body::Field(name) => {
-                let wrapped = serde_json::Map::from_iter([(name.clone(), json.clone())]);
+                let wrapped = BTreeMap::from([(name.clone(), json.clone())]);
                 request::message(&self.input, &Json::Object(wrapped), "", mistakes)
             }
         }

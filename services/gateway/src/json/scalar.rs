@@ -4,35 +4,31 @@
 use carillon_core::error::quoted;
 use chrono::{DateTime, Utc};
 use prost_reflect::{DynamicMessage, Kind, MessageDescriptor, Value};
-use serde_json::Value as Json;
 
-use super::request::shown;
+use super::document::Json;
 use super::words;
 
 /// From a JSON value, by the proto3 mapping: integers also as strings, enums as words or numbers.
 pub(crate) fn from_json(kind: &Kind, json: &Json) -> Result<Value, String> {
     match (kind, json) {
         (Kind::Bool, Json::Bool(flag)) => Ok(Value::Bool(*flag)),
-        (Kind::Bool, _) => Err(format!("must be true or false, is {}", shown(json))),
-        (Kind::String, Json::String(text)) => Ok(Value::String(text.clone())),
-        (Kind::String, _) => Err(format!("must be a string, is {}", shown(json))),
-        (Kind::Enum(_), Json::String(text)) => from_text(kind, text),
+        (Kind::Bool, _) => Err(format!("must be true or false, is {}", json.shown())),
+        (Kind::String, Json::Text(text)) => Ok(Value::String(text.clone())),
+        (Kind::String, _) => Err(format!("must be a string, is {}", json.shown())),
+        (Kind::Enum(_), Json::Text(text)) => from_text(kind, text),
         (Kind::Enum(descriptor), Json::Number(number)) => number
-            .as_i64()
+            .whole()
             .and_then(|number| i32::try_from(number).ok())
             .filter(|number| descriptor.get_value(*number).is_some())
             .map(Value::EnumNumber)
-            .ok_or_else(|| format!("must be one of {}, is {number}", words::allowed(descriptor))),
+            .ok_or_else(|| format!("must be one of {}, is {}", words::allowed(descriptor), json.shown())),
         (Kind::Enum(descriptor), _) => {
-            Err(format!("must be one of {}, is {}", words::allowed(descriptor), shown(json)))
+            Err(format!("must be one of {}, is {}", words::allowed(descriptor), json.shown()))
         }
-        (Kind::Float | Kind::Double, Json::Number(number)) => float(kind, number.as_f64(), &shown(json)),
-        (_, Json::String(text)) => from_text(kind, text),
-        (_, Json::Number(number)) => {
-            let whole = number.as_u64().map(i128::from).or_else(|| number.as_i64().map(i128::from));
-            integer(kind, whole.or_else(|| number.as_f64().and_then(whole_float)), &shown(json))
-        }
-        (_, _) => integer(kind, None, &shown(json)),
+        (Kind::Float | Kind::Double, Json::Number(number)) => float(kind, number.double(), &json.shown()),
+        (_, Json::Text(text)) => from_text(kind, text),
+        (_, Json::Number(number)) => integer(kind, number.whole(), &json.shown()),
+        (_, _) => integer(kind, None, &json.shown()),
     }
 }
 
@@ -52,13 +48,6 @@ pub(crate) fn from_text(kind: &Kind, text: &str) -> Result<Value, String> {
         Kind::Message(descriptor) => time_from_text(descriptor, text).map(Value::Message),
         _ => integer(kind, text.parse().ok(), &quoted(text)),
     }
-}
-
-/// `3.0` and `1e3` are whole numbers in JSON.
-fn whole_float(number: f64) -> Option<i128> {
-    const LIMIT: f64 = 9_007_199_254_740_992.0;
-    #[expect(clippy::cast_possible_truncation, reason = "whole, and within ±2^53")]
-    (number.fract() == 0.0 && number.abs() <= LIMIT).then_some(number as i128)
 }
 
 fn integer(kind: &Kind, number: Option<i128>, found: &str) -> Result<Value, String> {
@@ -150,6 +139,7 @@ fn duration(text: &str) -> Option<(i64, i32)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::document;
     use super::*;
 
     #[test]
@@ -182,15 +172,14 @@ mod tests {
 
     #[test]
     fn integers_keep_to_their_range() {
-        assert_eq!(from_json(&Kind::Uint32, &Json::from(3.0)), Ok(Value::U32(3)));
-        assert_eq!(from_json(&Kind::Uint32, &Json::from("7")), Ok(Value::U32(7)));
-        assert!(from_json(&Kind::Int64, &Json::from(u64::MAX)).is_err());
-        assert_eq!(
-            from_json(&Kind::Uint32, &Json::from(-1)),
-            Err("must be a whole number from 0 to 4294967295, is -1".to_owned())
-        );
-        assert!(from_json(&Kind::Uint32, &Json::from(1.5)).is_err());
-        assert!(from_json(&Kind::Uint32, &Json::from(1e300)).is_err());
-        assert!(from_json(&Kind::Uint32, &Json::Bool(true)).is_err());
+        let read = |kind: &Kind, text: &str| from_json(kind, &document::parse(text.as_bytes()).unwrap());
+        assert_eq!(read(&Kind::Uint32, "3.0"), Ok(Value::U32(3)));
+        assert_eq!(read(&Kind::Uint32, "\"7\""), Ok(Value::U32(7)));
+        assert_eq!(read(&Kind::Uint64, "18446744073709551615"), Ok(Value::U64(u64::MAX)));
+        assert!(read(&Kind::Int64, "18446744073709551615").is_err());
+        assert_eq!(read(&Kind::Uint32, "-1"), Err("must be a whole number from 0 to 4294967295, is -1".to_owned()));
+        for text in ["1.5", "1e300", "1e400", "true", "99999999999999999999999999999999999999999"] {
+            assert!(read(&Kind::Uint32, text).is_err(), "{text}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use carillon_core::limits::VALUE_DEPTH_MAX;
 use carillon_proto::v1;
 use carillon_proto::v1::execution_service_server::{ExecutionService, ExecutionServiceServer};
 use carillon_proto::v1::job_service_server::{JobService, JobServiceServer};
@@ -303,18 +304,46 @@ async fn a_page_of_another_origin_cannot_post_by_a_form() {
     assert_eq!(bench.send(own, "{}").await.0.status, 201);
 }
 
-/// The deepest accepted document must also be accepted by protobuf's decoder.
+/// The deepest accepted document must also be accepted by protobuf's decoder; a deeper one is refused by its field's name.
 #[tokio::test]
 async fn the_deepest_document_passes_through() {
     let bench = Bench::new();
-    let levels = document::DEPTH_MAX - 2;
+    // The payload itself is one level.
+    let levels = VALUE_DEPTH_MAX - 1;
     for (open, close) in [("{\"a\":", "}"), ("[", "]")] {
-        let body = format!("{{\"payload\":{{\"p\":{}1{}}}}}", open.repeat(levels), close.repeat(levels));
-        let (status, json) = bench.call("POST", "/jobs/cron", &body).await;
+        let body = |levels: usize| {
+            format!("{{\"payload\":{{\"p\":{}1{}}},\"nmae\":1}}", open.repeat(levels), close.repeat(levels))
+        };
+        let (status, json) = bench.call("POST", "/jobs/cron", &body(levels).replace(",\"nmae\":1", "")).await;
         assert_eq!(status, 201, "{json}");
-        let body = format!("{{\"payload\":{{\"p\":{}1{}}}}}", open.repeat(levels + 1), close.repeat(levels + 1));
-        assert_eq!(bench.call("POST", "/jobs/cron", &body).await.0, 400);
+        for deeper in [levels + 1, 50, 150, 400] {
+            let found = bench.mistakes(&body(deeper)).await;
+            assert_eq!(
+                found,
+                ["nmae: is not a field of CreateCronJobRequest", "payload: must not be nested deeper than 30 levels"]
+            );
+        }
     }
+}
+
+/// As a client wrote it, before a double was made of it.
+#[tokio::test]
+async fn numbers_that_would_change_are_named_by_path() {
+    let bench = Bench::new();
+    let body = r#"{"payload":{"a":{"b":[1,2,3,1e400]},"c":18446744073709551617,"d":1e-400,"ok":[1e300,-0.0,9007199254740992]},
+        "metadata":{"id":9007199254740993},"max_retries":1e400}"#;
+    let mut found = bench.mistakes(body).await;
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            "max_retries: must be a whole number from 0 to 4294967295, is 1e400",
+            "metadata.id: the integer 9007199254740993 is beyond ±2^53 and would lose digits: send it as a string",
+            "payload.a.b[3]: the number 1e400 is beyond ±1.8e308, more than a double holds: send it as a string",
+            "payload.c: the integer 18446744073709551617 is beyond ±2^53 and would lose digits: send it as a string",
+            "payload.d: the number 1e-400 is nearer to 0 than any double: send it as a string",
+        ]
+    );
 }
 
 mod no_input_panics {
@@ -352,6 +381,7 @@ mod no_input_panics {
             for path in ["/jobs/cron", "/jobs/once", "/jobs/recurring", "/jobs/7/trigger", "/schedules/preview"] {
                 let path = format!("/api/v1/scheduler{path}");
                 let Found::Route(route, values) = routes.find(&Method::POST, &path) else { panic!("{path}") };
+                let json = document::parse(json.to_string().as_bytes()).unwrap();
                 let (message, _) = route.request(values, "", Some(&json));
                 // What was read can also be shown.
                 serde_json::to_vec(&Shown::whole(&message)).unwrap();

@@ -1,0 +1,68 @@
+//! The names of queues: bounded in number, since each may have a stream in Redis for every priority, and each claim looks at
+//! all that are due.
+//!
+//! A job's creation asks whether the name of its queue is known and holds it meanwhile (`FOR KEY SHARE`, in the statement that
+//! writes the job), so a known name costs neither a round trip nor a lock that others wait for. Only who names a new one
+//! comes here: one at a time, across all gateways, so that two cannot take the last place.
+//!
+//! A name leaves once no job has used it for a day, as long as its streams may stand. Whoever creates a job and whoever
+//! forgets its queue's name hold the same row: either the name is held and stays, or it is gone and the job names it anew.
+
+use crate::bounded::Connection;
+use crate::{Error, Result, Store};
+
+/// Names looked at together, so that none holds locks for long.
+const AT_ONCE: i64 = 1_000;
+
+/// Adds a name, in the transaction that needs it; waits for everybody else who is adding one.
+///
+/// # Errors
+/// [`Error::QueuesExhausted`] if there are `queues_max` others; or if Postgres is unavailable.
+pub(crate) async fn add_on_conn(connection: &mut Connection, name: &str, queues_max: u32) -> Result<()> {
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('carillon queues', 0))")
+        .execute(&mut *connection)
+        .await?;
+    // A statement of its own: it sees what others added before they let go of the lock.
+    let (others, known): (i64, bool) =
+        sqlx::query_as("SELECT count(*) FILTER (WHERE name <> $1), count(*) FILTER (WHERE name = $1) > 0 FROM queues")
+            .bind(name)
+            .fetch_one(&mut *connection)
+            .await?;
+    if !known && others >= i64::from(queues_max) {
+        return Err(Error::QueuesExhausted { queue: name.to_owned(), queues_max });
+    }
+    sqlx::query("INSERT INTO queues (name) VALUES ($1) ON CONFLICT DO NOTHING").bind(name).execute(connection).await?;
+    Ok(())
+}
+
+/// Forgets the names that no job has used for a day: none has them that is not deleted, or was not until a day ago. Answers
+/// how many. What is in use at that moment, or looked at by another dispatcher, waits for the next time.
+///
+/// # Errors
+/// If Postgres is unavailable.
+pub async fn forget_unused(store: &Store) -> Result<u64> {
+    // `OFFSET 0`: two probes of jobs_by_queue a name, whatever the planner thinks of joins.
+    const UNUSED: &str = "
+        NOT EXISTS (SELECT FROM jobs j WHERE j.queue = q.name AND j.cancelled_at IS NULL OFFSET 0)
+        AND NOT EXISTS (SELECT FROM jobs j WHERE j.queue = q.name AND j.cancelled_at > now() - interval '1 day' OFFSET 0)";
+    let mut forgotten = 0;
+    loop {
+        let mut transaction = store.pool.begin().await?;
+        let mut query =
+            sqlx::QueryBuilder::new("SELECT name FROM queues q WHERE created_at < now() - interval '1 day' AND");
+        query.push(UNUSED).push(" LIMIT ").push_bind(AT_ONCE).push(" FOR UPDATE OF q SKIP LOCKED");
+        let held: Vec<String> = query.build_query_scalar().fetch_all(&mut *transaction).await?;
+        if held.is_empty() {
+            return Ok(forgotten);
+        }
+        // Asked again, now that no job can name them unseen: one may have come between the first look and its lock.
+        let mut query = sqlx::QueryBuilder::new("DELETE FROM queues q WHERE name = ANY(");
+        query.push_bind(&held).push(") AND").push(UNUSED);
+        let gone = query.build().execute(&mut *transaction).await?.rows_affected();
+        transaction.commit().await?;
+        forgotten += gone;
+        if held.len() < usize::try_from(AT_ONCE).unwrap_or(usize::MAX) || gone == 0 {
+            return Ok(forgotten);
+        }
+    }
+}

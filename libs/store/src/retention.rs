@@ -1,0 +1,363 @@
+//! What is old leaves: days of the history as a whole, what lies in the default partition and whole jobs in steps.
+//!
+//! What is open never leaves. A day of executions is closed by a CHECK that names the few that are still open in it; once the
+//! CHECK is proven nothing else in it can be opened, and the day is detached, its open ones moving to the default partition
+//! in the same transaction. Statistics are counters of their own and do not look back at rows.
+//!
+//! Each step is complete in itself and found again by whoever comes next, in whatever state a lost process left it.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
+use sqlx::Row;
+use uuid::Uuid;
+
+use crate::partitions::{self, Step, Table};
+use crate::{Result, Store};
+
+/// How many executions of one day may be open when it is dropped: they move under a lock.
+const OPEN_MAX: i64 = 1_000;
+/// A day that has more is looked at again after this time only, since each look reads all of it.
+const CROWDED_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
+/// Rows in one step.
+const STEP: i64 = 1_000;
+/// Jobs looked at together.
+const JOBS: i64 = 100;
+
+/// How long what is over is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Executions and their attempts: days behind the day of their instant.
+    pub executions: Duration,
+    /// Log lines, likewise.
+    pub logs: Duration,
+    /// Jobs, since they were completed or deleted; `None`: for ever.
+    pub jobs: Option<Duration>,
+}
+
+impl Retention {
+    const fn of(&self, table: Table) -> Duration {
+        match table {
+            Table::Executions | Table::Attempts => self.executions,
+            Table::Logs => self.logs,
+        }
+    }
+}
+
+/// What a round of dropping came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// Partitions that left, by name.
+    pub dropped: Vec<String>,
+    /// Those that are due and still there.
+    pub waiting: Vec<String>,
+    /// Of these, how many have been due for a day or longer: time to alert.
+    pub overdue: u32,
+}
+
+/// Drops what is due, one day of each table at most: each takes a lock that others wait for, if only for a moment.
+///
+/// # Errors
+/// If Postgres is unavailable. That somebody holds a table is none: see [`Dropped::waiting`].
+pub async fn drop_days(store: &Store, retention: &Retention) -> Result<Dropped> {
+    let now = partitions::now(store).await?;
+    let mut dropped = Dropped::default();
+    drop_gone(store).await?;
+    // The attempts of a day go after its executions: those of the ones that are still open move along.
+    for table in [Table::Executions, Table::Attempts, Table::Logs] {
+        let (due, kept): (Vec<_>, Vec<_>) = partitions::days(store, table)
+            .await?
+            .into_iter()
+            .partition(|day| leaves_at(*day, retention.of(table)) <= now);
+        if table == Table::Executions {
+            reopen(store, &kept).await?;
+        }
+        let executions =
+            if table == Table::Attempts { partitions::days(store, Table::Executions).await? } else { vec![] };
+        let mut may_try = true;
+        for day in due {
+            if may_try && !executions.contains(&day) {
+                match drop_day(store, table, day).await? {
+                    Step::Done | Step::Before => {
+                        dropped.dropped.push(table.partition(day));
+                        // One a round.
+                        may_try = false;
+                        continue;
+                    }
+                    Step::Busy => may_try = false,
+                    // What holds back one day is no reason to keep the next.
+                    Step::Refused | Step::Large => {}
+                }
+            }
+            dropped.waiting.push(table.partition(day));
+            let overdue = leaves_at(day, retention.of(table)) + Days::new(1) <= now;
+            dropped.overdue += u32::from(overdue);
+        }
+    }
+    drop_gone(store).await?;
+    Ok(dropped)
+}
+
+/// When a day's rows have all been kept for long enough.
+fn leaves_at(day: NaiveDate, kept: Duration) -> DateTime<Utc> {
+    let end = day.checked_add_days(Days::new(1)).unwrap_or(day).and_time(NaiveTime::MIN).and_utc();
+    chrono::TimeDelta::from_std(kept)
+        .ok()
+        .and_then(|kept| end.checked_add_signed(kept))
+        .unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+async fn drop_day(store: &Store, table: Table, day: NaiveDate) -> Result<Step> {
+    let partition = table.partition(day);
+    if table == Table::Executions {
+        let closed = close(store, &partition).await?;
+        if !matches!(closed, Step::Done | Step::Before) {
+            return Ok(closed);
+        }
+    }
+    if !partitions::may_try(store, table.name()).await? {
+        return Ok(Step::Busy);
+    }
+    partitions::step(store, "SELECT carillon_detach_partition($1, $2, $3, $4)", table, day).await
+}
+
+/// Makes sure that nothing is open in a day of executions but what its CHECK names.
+async fn close(store: &Store, partition: &str) -> Result<Step> {
+    let proven: Option<bool> = sqlx::query_scalar(
+        "SELECT convalidated FROM pg_catalog.pg_constraint
+         WHERE conrelid = $1::text::regclass AND conname = 'carillon_closed'",
+    )
+    .bind(partition)
+    .fetch_optional(&store.pool)
+    .await?;
+    if proven == Some(true) {
+        return Ok(Step::Before);
+    }
+    if proven.is_none() {
+        if is_held(store, partition).await? {
+            return Ok(Step::Busy);
+        }
+        let crowded = format!("{partition} crowded");
+        if !partitions::may_try_every(store, &crowded, CROWDED_EVERY).await? {
+            return Ok(Step::Refused);
+        }
+        let Some(open) = open_ids(store, partition).await? else { return Ok(Step::Refused) };
+        sqlx::query("DELETE FROM partition_tries WHERE what = $1").bind(&crowded).execute(&store.pool).await?;
+        if !partitions::may_try(store, partition).await? {
+            return Ok(Step::Busy);
+        }
+        let word: String = sqlx::query_scalar("SELECT carillon_close_partition($1, $2)")
+            .bind(partition)
+            .bind(&open)
+            .fetch_one(&store.pool)
+            .await?;
+        let closed = Step::read(&word)?;
+        if closed == Step::Busy {
+            return Ok(closed);
+        }
+    }
+    let proven = partitions::prove(store, partition, "carillon_closed").await?;
+    if proven == Step::Refused {
+        // Something was opened between the look and the CHECK.
+        partitions::lift(store, partition, "carillon_closed").await?;
+        return Ok(Step::Busy);
+    }
+    Ok(proven)
+}
+
+/// What is open in a partition, found by reading it through; `None` if it is too much to move.
+async fn open_ids(store: &Store, partition: &str) -> Result<Option<Vec<Uuid>>> {
+    let mut query = sqlx::QueryBuilder::new("SELECT id FROM ");
+    // A name of ours, made from a date.
+    query.push(partition).push(" WHERE completed_at IS NULL LIMIT ").push_bind(OPEN_MAX + 1);
+    let open: Vec<Uuid> = query.build_query_scalar().fetch_all(&store.pool).await?;
+    Ok(i64::try_from(open.len()).is_ok_and(|count| count <= OPEN_MAX).then_some(open))
+}
+
+/// Whether anybody uses a table right now: then it is not even asked for.
+async fn is_held(store: &Store, table: &str) -> Result<bool> {
+    let held = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE granted AND pid <> pg_backend_pid()
+                AND relation = $1::text::regclass
+                AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))";
+    Ok(sqlx::query_scalar(held).bind(table).fetch_one(&store.pool).await?)
+}
+
+/// Days that are closed and, since the settings have changed, not due any more may hold open executions again.
+async fn reopen(store: &Store, kept: &[NaiveDate]) -> Result<()> {
+    let closed: Vec<String> =
+        sqlx::query_scalar("SELECT partition FROM partition_closings").fetch_all(&store.pool).await?;
+    for partition in kept.iter().map(|day| Table::Executions.partition(*day)).filter(|name| closed.contains(name)) {
+        if partitions::may_try(store, &partition).await? {
+            partitions::lift(store, &partition, "carillon_closed").await?;
+        }
+    }
+    Ok(())
+}
+
+/// Drops what has been detached: now, or by a process that was lost in between, or while somebody was reading it.
+async fn drop_gone(store: &Store) -> Result<()> {
+    let gone: Vec<String> = sqlx::query_scalar(
+        "SELECT relname::text FROM pg_catalog.pg_class
+         WHERE relkind = 'r' AND NOT relispartition AND relnamespace = current_schema()::regnamespace
+           AND relname ~ '^(job_executions|job_execution_logs|execution_attempts)_\\d{4}_\\d\\d_\\d\\d_gone$'",
+    )
+    .fetch_all(&store.pool)
+    .await?;
+    for name in gone {
+        if !is_held(store, &name).await? {
+            sqlx::query("SELECT carillon_drop_gone($1)").bind(&name).execute(&store.pool).await?;
+        }
+    }
+    Ok(())
+}
+
+/// One page of the default partition of executions, by id: each page costs the same, however much of it stays.
+const DEFAULT_EXECUTIONS: &str = "
+WITH page AS (
+    SELECT id, completed_at FROM job_executions_default WHERE id > $1 ORDER BY id LIMIT $3
+), gone AS (
+    DELETE FROM job_executions_default e USING page p
+    WHERE e.id = p.id AND p.completed_at < now() - $2::interval AND e.completed_at < now() - $2::interval
+    RETURNING e.id
+)
+SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last, (SELECT count(*) FROM gone) AS gone";
+
+/// Log lines, likewise: a page of executions, each with all its lines.
+const DEFAULT_LOGS: &str = "
+WITH page AS (
+    SELECT DISTINCT execution_id AS id FROM (
+        SELECT execution_id FROM job_execution_logs_default WHERE execution_id > $1 ORDER BY execution_id LIMIT $3) l
+), gone AS (
+    DELETE FROM job_execution_logs_default l USING page p
+    WHERE l.execution_id = p.id AND l.timestamp < now() - $2::interval
+    RETURNING l.execution_id
+)
+SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last, (SELECT count(*) FROM gone) AS gone";
+
+/// The executions of a page of old attempts.
+const DEFAULT_ATTEMPTS_PAGE: &str = "
+SELECT DISTINCT execution_id FROM (
+    SELECT execution_id FROM execution_attempts_default WHERE execution_id > $1 AND ended_at < now() - $2::interval
+    ORDER BY execution_id LIMIT $3) a
+ORDER BY execution_id";
+
+/// Attempts leave with their execution.
+const DEFAULT_ATTEMPTS: &str = "
+DELETE FROM execution_attempts_default a
+WHERE a.execution_id = ANY ($1) AND a.execution_id BETWEEN $2 AND $3
+  AND NOT EXISTS (SELECT FROM job_executions e WHERE e.id = a.execution_id AND e.id BETWEEN $2 AND $3)";
+
+/// Deletes what is old from the default partitions, a thousand rows a step. Answers how many.
+///
+/// # Errors
+/// If Postgres is unavailable; what has been deleted stays so.
+pub async fn sweep_default(store: &Store, retention: &Retention) -> Result<u64> {
+    let mut gone = 0;
+    for (statement, kept) in [(DEFAULT_EXECUTIONS, retention.executions), (DEFAULT_LOGS, retention.logs)] {
+        let mut after = Some(Uuid::nil());
+        while let Some(from) = after {
+            let row = sqlx::query(statement).bind(from).bind(kept).bind(STEP).fetch_one(&store.pool).await?;
+            after = row.try_get("last")?;
+            gone += u64::try_from(row.try_get::<i64, _>("gone")?).unwrap_or(0);
+        }
+    }
+    let mut after = Uuid::nil();
+    loop {
+        let page: Vec<Uuid> = sqlx::query_scalar(DEFAULT_ATTEMPTS_PAGE)
+            .bind(after)
+            .bind(retention.executions)
+            .bind(STEP)
+            .fetch_all(&store.pool)
+            .await?;
+        let Some(last) = page.last() else { return Ok(gone) };
+        after = *last;
+        for day in by_day(page) {
+            gone += delete(store, DEFAULT_ATTEMPTS, &day).await?;
+        }
+    }
+}
+
+const EXECUTIONS_DELETE: &str =
+    "DELETE FROM job_executions WHERE id = ANY ($1) AND id BETWEEN $2 AND $3 AND completed_at IS NOT NULL";
+const ATTEMPTS_DELETE: &str =
+    "DELETE FROM execution_attempts WHERE execution_id = ANY ($1) AND execution_id BETWEEN $2 AND $3";
+const LOGS_DELETE: &str =
+    "DELETE FROM job_execution_logs WHERE execution_id = ANY ($1) AND execution_id BETWEEN $2 AND $3";
+
+/// Jobs that are over for long, with nothing open or to come.
+const JOBS_OVER: &str = "
+SELECT j.id FROM jobs j JOIN job_timers t ON t.job_id = j.id JOIN job_stats s ON s.job_id = j.id
+WHERE j.status = ANY ($1) AND j.id > $2
+  AND CASE j.status WHEN 'CANCELLED' THEN j.cancelled_at ELSE j.completed_at END < now() - $3::interval
+  AND t.claimed_count = s.finished_count AND t.fire_at IS NULL
+  AND NOT EXISTS (SELECT FROM job_triggers g WHERE g.job_id = j.id)
+ORDER BY j.id LIMIT $4";
+
+/// The job, and by its foreign keys timer, statistics and revisions; if all that [`JOBS_OVER`] saw is still so, and it has no
+/// execution left.
+const JOB_DELETE: &str = "
+DELETE FROM jobs j USING job_timers t, job_stats s
+WHERE j.id = $1 AND t.job_id = j.id AND s.job_id = j.id AND j.status IN ('COMPLETED', 'CANCELLED')
+  AND CASE j.status WHEN 'CANCELLED' THEN j.cancelled_at ELSE j.completed_at END < now() - $2::interval
+  AND t.claimed_count = s.finished_count AND t.fire_at IS NULL
+  AND NOT EXISTS (SELECT FROM job_triggers g WHERE g.job_id = j.id)
+  AND NOT EXISTS (SELECT FROM job_executions e WHERE e.job_id = j.id)";
+
+/// Deletes jobs that were completed or deleted `kept` ago, first their executions with logs and attempts, a thousand a step,
+/// then the job with all else that is its own. Answers how many jobs.
+///
+/// # Errors
+/// If Postgres is unavailable; a job that has begun to leave goes on with the next call.
+pub async fn forget_jobs(store: &Store, kept: Duration) -> Result<u64> {
+    let mut forgotten = 0;
+    let mut after = Uuid::nil();
+    loop {
+        let jobs: Vec<Uuid> = sqlx::query_scalar(JOBS_OVER)
+            .bind(["COMPLETED", "CANCELLED"])
+            .bind(after)
+            .bind(kept)
+            .bind(JOBS)
+            .fetch_all(&store.pool)
+            .await?;
+        let Some(last) = jobs.last() else { return Ok(forgotten) };
+        after = *last;
+        for job in jobs {
+            forget_executions(store, job).await?;
+            let gone = sqlx::query(JOB_DELETE).bind(job).bind(kept).execute(&store.pool).await?;
+            forgotten += gone.rows_affected();
+        }
+    }
+}
+
+async fn forget_executions(store: &Store, job: Uuid) -> Result<()> {
+    let mut after = Uuid::nil();
+    loop {
+        let page: Vec<Uuid> =
+            sqlx::query_scalar("SELECT id FROM job_executions WHERE job_id = $1 AND id > $2 ORDER BY id LIMIT $3")
+                .bind(job)
+                .bind(after)
+                .bind(STEP)
+                .fetch_all(&store.pool)
+                .await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = *last;
+        for day in by_day(page) {
+            // The execution last: by it the others are found again if this ends in between.
+            for statement in [LOGS_DELETE, ATTEMPTS_DELETE, EXECUTIONS_DELETE] {
+                delete(store, statement, &day).await?;
+            }
+        }
+    }
+}
+
+async fn delete(store: &Store, statement: &'static str, ids: &[Uuid]) -> Result<u64> {
+    let deleted = sqlx::query(statement).bind(ids).bind(ids.first()).bind(ids.last());
+    Ok(deleted.execute(&store.pool).await?.rows_affected())
+}
+
+/// Sorted ids, by the day in whose partition they lie.
+fn by_day(ids: Vec<Uuid>) -> Vec<Vec<Uuid>> {
+    const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+    let day = |id: &Uuid| (id.as_u128() >> 80) as u64 / DAY_MS;
+    ids.chunk_by(|one, other| day(one) == day(other)).map(<[Uuid]>::to_vec).collect()
+}

@@ -1,0 +1,113 @@
+//! Makes the days to come and lets the old ones go (`docs/retention.md`).
+//!
+//! Any number of dispatchers may do this, leader or not: each step reads the truth, is complete in itself, and what needs a
+//! lock is tried once a minute by one of them. A step that does not come back is given up after a time of its own, so none
+//! holds up the others; what it left half done the next round finds. A Postgres that is away is asked again each minute.
+
+use std::future::Future;
+use std::time::Duration;
+
+use carillon_store::retention::{self, Retention};
+use carillon_store::{Store, partitions, revisions};
+use metrics::{counter, gauge};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+/// As often as a lock may be tried for.
+const EVERY: Duration = Duration::from_secs(60);
+/// Rows are looked through less often.
+const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
+/// Beyond this a step is given up: reading a large day through takes a while.
+const STEP_MAX: Duration = Duration::from_secs(15 * 60);
+/// Between two alerts about the same.
+const ALERT_EVERY: Duration = Duration::from_secs(60 * 60);
+
+/// Longest statement of `store`, which must be one of its own: it reads whole days.
+pub(crate) const STATEMENT_MAX: Duration = Duration::from_secs(10 * 60);
+
+/// Runs until the process stops; whatever is left undone then, the next round finds, wherever it runs.
+pub(crate) async fn run(store: Store, kept: Retention, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let rounds = async {
+        let mut tick = interval(EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut making, mut dropping) = (Alert::new("make"), Alert::new("drop"));
+        let mut swept = None::<Instant>;
+        loop {
+            tick.tick().await;
+            if let Some(ahead) = step("make the partitions of the days to come", partitions::make_ahead(&store)).await {
+                counter!("carillon_partitions_made_total").increment(u64::from(ahead.made));
+                making.say(ahead.overdue, &ahead.missing);
+            }
+            if let Some(round) = step("drop the days that are over", retention::drop_days(&store, &kept)).await {
+                counter!("carillon_partitions_dropped_total").increment(round.dropped.len() as u64);
+                for partition in round.dropped {
+                    info!("{partition} has been kept for long enough and is gone");
+                }
+                dropping.say(round.overdue, &round.waiting);
+            }
+            if swept.is_none_or(|swept| swept.elapsed() >= SWEEP_EVERY) {
+                swept = Some(Instant::now());
+                sweep(&store, &kept).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        () = rounds => Ok(()),
+    }
+}
+
+async fn sweep(store: &Store, kept: &Retention) {
+    if let Some(rows) = step("delete old rows", retention::sweep_default(store, kept)).await {
+        counter!("carillon_retention_rows_total").increment(rows);
+    }
+    if let Some(revisions) = step("delete superseded definitions", revisions::forget(store, kept.executions)).await {
+        counter!("carillon_retention_revisions_total").increment(revisions);
+    }
+    let Some(jobs_kept) = kept.jobs else { return };
+    if let Some(jobs) = step("delete jobs that are over", retention::forget_jobs(store, jobs_kept)).await {
+        counter!("carillon_retention_jobs_total").increment(jobs);
+    }
+}
+
+async fn step<T>(what: &str, work: impl Future<Output = carillon_store::Result<T>>) -> Option<T> {
+    match timeout(STEP_MAX, work).await {
+        Ok(Ok(done)) => Some(done),
+        Ok(Err(error)) => {
+            warn!("cannot {what}, trying again later: {:#}", anyhow::Error::from(error));
+            None
+        }
+        Err(_) => {
+            warn!("cannot {what} within {} s, trying again later", STEP_MAX.as_secs());
+            None
+        }
+    }
+}
+
+/// Says, in the metrics at once and in the log now and then, that something has been waiting for a day.
+struct Alert {
+    work: &'static str,
+    said: Option<Instant>,
+}
+
+impl Alert {
+    const fn new(work: &'static str) -> Self {
+        Self { work, said: None }
+    }
+
+    fn say(&mut self, overdue: u32, partitions: &[String]) {
+        gauge!("carillon_partitions_overdue", "work" => self.work).set(overdue);
+        if overdue == 0 {
+            self.said = None;
+        } else if self.said.is_none_or(|said| said.elapsed() >= ALERT_EVERY) {
+            self.said = Some(Instant::now());
+            error!(
+                "{overdue} partitions to {} have been waiting for a day or longer: somebody holds the table (pg_stat_activity \
+                 says who), or too much stands against it; see docs/retention.md. First of all that wait: {}",
+                self.work,
+                partitions.iter().take(3).cloned().collect::<Vec<_>>().join(", ")
+            );
+        }
+    }
+}
