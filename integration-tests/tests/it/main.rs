@@ -30,3 +30,4 @@ mod stalls;
 mod stops;
 mod swallowed;
 mod values;
+mod withdrawn;

@@ -4,8 +4,8 @@
 //! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim ([`claim`]), publish and settle.
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
 //!   what room there is for them.
-//! - [`reconcile`] publishes again what Redis has lost; `attention` completes jobs; [`chores`] keep the house, [`retention`]
-//!   keeps the days.
+//! - [`reconcile`] publishes again what Redis has lost; [`withdraw`] ends what was cancelled and nobody reads; `attention`
+//!   completes jobs; [`chores`] keep the house, [`retention`] keeps the days.
 //!
 //! What it must not know: how a handler runs, and any SQL or Redis command.
 
@@ -23,6 +23,7 @@ pub mod outgoing;
 pub mod reconcile;
 pub mod retention;
 mod streams;
+pub mod withdraw;
 
 pub use config::Config;
 
@@ -65,9 +66,11 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 
     let mut tasks = process.tasks();
     let shutdown = process.shutdown();
+    let withdrawal = withdraw::Withdrawal::new(&config, store.clone(), redis.clone(), shutdown.clone())?;
     let election = election::Election::new(config, options, store.clone(), redis.clone(), shutdown.clone());
     tasks.spawn("election", election.run());
     tasks.spawn("attention", attention::run(store.clone(), redis.clone(), shutdown.clone()));
+    tasks.spawn("withdrawal", withdrawal.run());
     tasks.spawn("chores", chores::run(store, redis, shutdown.clone()));
     tasks.spawn("retention", retention::run(upkeep, kept, shutdown));
     tasks.run().await

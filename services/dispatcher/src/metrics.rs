@@ -28,6 +28,11 @@ pub(crate) fn describe() {
         Unit::Count,
         "Entries of open executions that Redis had lost and that were published again"
     );
+    describe_counter!(
+        "carillon_dispatcher_ended_unread_total",
+        Unit::Count,
+        "Cancelled or withdrawn executions ended here, since no executor holds them"
+    );
     describe_gauge!(
         "carillon_partitions_overdue",
         Unit::Count,
