@@ -28,7 +28,7 @@ pub struct Options {
     #[arg(long, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     fires: Option<u32>,
     /// Fires in one transaction of the floor, and in one of the product's (dispatcher.batch_max, executor.flush_max).
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=5_000))]
     batch: u32,
     /// Executors of the product. The floor has as many consumers.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]

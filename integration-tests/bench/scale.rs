@@ -11,6 +11,7 @@ use carillon_core::ids;
 use carillon_store::claim::{Decisions, Moved, MovedTimer, NewExecution, Room};
 use carillon_store::leader_session::{Candidate, LeaderSession};
 use carillon_store::recorder::{Finished, Held, Verdict};
+use carillon_store::upcoming::UpcomingMax;
 use carillon_store::{Store, StoreOptions};
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
@@ -191,8 +192,9 @@ impl Scale {
 
     async fn one_batch(&mut self, number: usize) -> Result<Sample> {
         let due = self.make_due(number).await?;
+        let max = UpcomingMax { of_line: 5_000, of_all: 20_000 };
         let began = Instant::now();
-        self.session.upcoming(due + TimeDelta::seconds(10), 5_000).await?;
+        self.session.upcoming(due + TimeDelta::seconds(10), max).await?;
         let upcoming = began.elapsed();
 
         let began = Instant::now();
@@ -254,6 +256,7 @@ fn decisions(jobs: impl Iterator<Item = Uuid>, due: DateTime<Utc>) -> Decisions 
             scheduled_at: due,
             max_retries: 3,
             reason: None,
+            own_payload: false,
             payload: None,
             trace: None,
             created_by: String::new(),

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use carillon_core::execution::Status;
 use carillon_testkit::{Proxy, Role};
 use chrono::{TimeDelta, Utc};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::load::{HUNDREDS, THOUSAND, in_ms, one_time_jobs};
 use crate::world::{LOAD_MAX, LOOK_EACH, Plan, World, soon};
@@ -105,6 +105,9 @@ async fn a_leader_that_is_cut_off_without_a_word_is_followed_within_five_seconds
     assert_eq!(world.leader().await, new);
 }
 
+/// Fires of the batch whose publish comes late.
+const FIRES: usize = 60;
+
 /// When the zombie's publish arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Late {
@@ -117,7 +120,6 @@ enum Late {
 /// H2, at its very step: the line to Redis is silenced, so the leader commits and its publish goes nowhere; it is frozen;
 /// its successor publishes the batch; then the line carries the old publish after all, and the old leader wakes.
 async fn frozen_between_commit_and_publish(name: &str, late: Late) {
-    const FIRES: usize = 60;
     let mut world = World::start(name, Plan { dispatchers: 0, ..Plan::default() }).await;
     let proxy = Proxy::to(world.redis.port()).expect("a proxy");
     let old = world.add(Role::Dispatcher, &[("CARILLON_REDIS_URL", &world.redis.url_through(proxy.port()))]).await;
@@ -125,32 +127,18 @@ async fn frozen_between_commit_and_publish(name: &str, late: Late) {
     world.add(Role::Dispatcher, &[]).await;
 
     let ms = if late == Late::WhileItRuns { 2_500 } else { 10 };
-    let first = in_ms(1_500);
-    let payload = json!({"ms": ms});
-    let jobs = one_time_jobs(&world.pool, FIRES, first, Duration::from_millis(20), "test:sleep", &payload).await;
-    world.expected.extend(jobs);
-    world.wake();
-    // Not before the leader has heard of them, and settled what it had.
-    soon("the leader to be idle", || async {
-        let unsettled: i64 = count(&world, "SELECT count(*) FROM dispatch_batches WHERE settled_at IS NULL").await?;
-        ensure!(unsettled == 0 && Utc::now() > first - TimeDelta::milliseconds(700), "{unsettled} unsettled");
-        anyhow::Ok(())
-    })
-    .await;
-    proxy.silence();
-    soon("a batch that is committed", || async {
-        let claimed = count(&world, "SELECT count(*) FROM job_executions").await?;
-        ensure!(claimed > 0, "none");
-        anyhow::Ok(())
-    })
-    .await;
+    // A leader that looks whether Redis is there just then claims nothing: another time.
+    let mut tries = 1;
+    while !committed_in_silence(&mut world, &proxy, &json!({"ms": ms})).await {
+        assert!(tries < 20, "it never claims in that moment");
+        proxy.heal();
+        world.judge(LOAD_MAX).await;
+        tries += 1;
+    }
     world.freeze(&old);
-    let unsettled = count(&world, "SELECT count(*) FROM dispatch_batches WHERE settled_at IS NULL").await;
-    let claimed = count(&world, "SELECT count(*) FROM job_executions").await;
     let stream = world.stream("default", "MEDIUM");
     let published = world.redis.command(&["XLEN", &stream]).expect("redis answers").number().unwrap_or_default();
-    assert_eq!((unsettled.expect("postgres answers"), published), (1, 0), "committed and not published");
-    assert!(claimed.expect("postgres answers") > 0);
+    assert_eq!(published, 0, "committed and not published");
 
     world.new_leader(&old).await;
     match late {
@@ -169,7 +157,36 @@ async fn frozen_between_commit_and_publish(name: &str, late: Late) {
     })
     .await;
     let history = world.judge(LOAD_MAX).await;
-    assert_eq!(history.count(Status::Success), FIRES);
+    assert_eq!(history.count(Status::Success), tries * FIRES);
+}
+
+/// Silences the line just before some fires are claimed. Whether the leader has committed them then, and can publish nothing.
+async fn committed_in_silence(world: &mut World, proxy: &Proxy, payload: &Value) -> bool {
+    let before = count(world, "SELECT count(*) FROM job_executions").await.expect("postgres answers");
+    let first = in_ms(1_500);
+    let jobs = one_time_jobs(&world.pool, FIRES, first, Duration::from_millis(20), "test:sleep", payload).await;
+    world.expected.extend(jobs);
+    world.wake();
+    // Not before the leader has heard of them, and settled what it had.
+    soon("the leader to be idle", || async {
+        let unsettled = count(world, "SELECT count(*) FROM dispatch_batches WHERE settled_at IS NULL").await?;
+        ensure!(unsettled == 0 && Utc::now() > first - TimeDelta::milliseconds(250), "{unsettled} unsettled");
+        anyhow::Ok(())
+    })
+    .await;
+    proxy.silence();
+    let due = first + TimeDelta::milliseconds(300);
+    let committed = soon("the fires to be claimed, or their instants to pass", || async {
+        let claimed = count(world, "SELECT count(*) FROM job_executions").await? - before;
+        let over = Utc::now() > due;
+        ensure!(over || claimed > 0, "none is claimed");
+        anyhow::Ok(claimed > 0)
+    })
+    .await;
+    let unsettled = count(world, "SELECT count(*) FROM dispatch_batches WHERE settled_at IS NULL").await;
+    let stream = world.stream("default", "MEDIUM");
+    let published = world.redis.command(&["XLEN", &stream]).expect("redis answers").number().unwrap_or_default();
+    committed && unsettled.expect("postgres answers") == 1 && published == 0
 }
 
 async fn count(world: &World, statement: &'static str) -> anyhow::Result<i64> {

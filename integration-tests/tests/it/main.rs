@@ -14,6 +14,7 @@ mod world;
 
 mod api_grpc;
 mod api_json;
+mod bounds_leader;
 mod cancels;
 mod clock_jumps;
 mod drain;

@@ -3,6 +3,11 @@
 //! It holds instants, not jobs: what is really due is decided by the claim, in Postgres, under the lock. So the agenda may
 //! be stale in both directions: an instant that is no longer there costs an empty claim, one that it does not know yet is
 //! brought by a wake or by the slow refill. An instant is looked at `lead` before it comes (R23).
+//!
+//! Fires that are spread over time share a look: each takes what comes until `gather` further than its lead asks for, and the
+//! next one waits until `gather` is over, as far as the lead has room for that. So however many instants there are, there are
+//! no more looks a second than `gather` goes into one, and none of them is later for it. What is due already, or exactly at
+//! its instant, is looked at at once; whatever comes meanwhile goes with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,6 +39,8 @@ pub struct Agenda {
     /// Until when the last look went. No later look goes less far: what a raised lead has taken out of the agenda and a
     /// bounded claim did not bring, an ordinary lead would not reach.
     looked_until: DateTime<Utc>,
+    /// When the last look was.
+    looked_at: DateTime<Utc>,
 }
 
 impl Agenda {
@@ -41,6 +48,14 @@ impl Agenda {
     pub fn refill(&mut self, instants: impl IntoIterator<Item = (Slot, DateTime<Utc>)>) {
         self.ahead.clear();
         for (slot, at) in instants {
+            self.note(slot, at);
+        }
+    }
+
+    /// Replaces what is known until `until`, included, by what Postgres holds until then.
+    pub fn refill_until(&mut self, until: DateTime<Utc>, instants: impl IntoIterator<Item = (Slot, DateTime<Utc>)>) {
+        self.ahead.retain(|at, _| *at > until);
+        for (slot, at) in instants.into_iter().filter(|(_, at)| *at <= until) {
             self.note(slot, at);
         }
     }
@@ -67,6 +82,7 @@ impl Agenda {
             // An instant further off than this is looked at after the first one, however many are expected at it.
             self.looks(*first + (lead.max - lead.base), lead).map(|(_, look)| look).min()
         });
+        let ahead = ahead.map(|look| look.max((self.looked_at + lead.gather).min(look + lead.slack())));
         let exact = self.exact.keys().next().copied();
         match (ahead, exact) {
             (Some(a), Some(e)) => Some(a.min(e)),
@@ -74,11 +90,14 @@ impl Agenda {
         }
     }
 
-    /// Takes out what is to be looked at now.
+    /// Takes out what is to be looked at now: nothing, as long as the next look is not due.
     pub fn take_due(&mut self, now: DateTime<Utc>, lead: Lead) -> Due {
+        if self.next_look(lead).is_none_or(|look| look > now) {
+            return Due { slots: BTreeSet::new(), until: self.looked_until };
+        }
         let overdue_for_a_look =
             self.looks(now + lead.max, lead).filter(|(_, look)| *look <= now).map(|(at, _)| at).max();
-        let until = overdue_for_a_look.unwrap_or_default().max(now + lead.base).max(self.looked_until);
+        let until = overdue_for_a_look.unwrap_or_default().max(now + lead.reach()).max(self.looked_until);
         let mut slots = BTreeSet::new();
         while let Some(entry) = self.ahead.first_entry()
             && *entry.key() <= until
@@ -92,6 +111,7 @@ impl Agenda {
         }
         if !slots.is_empty() {
             self.looked_until = until;
+            self.looked_at = now;
         }
         Due { slots, until }
     }
@@ -122,6 +142,8 @@ pub struct Lead {
     pub base: TimeDelta,
     /// At most; at least `base`.
     pub max: TimeDelta,
+    /// How much further than its lead a look takes what comes, so that spread fires share it.
+    pub gather: TimeDelta,
     /// Fires that the dispatcher handles in a second, as measured.
     pub per_second: f64,
 }
@@ -132,6 +154,16 @@ impl Lead {
         #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a duration of milliseconds")]
         let needed = TimeDelta::milliseconds((expected as f64 / self.per_second.max(1.0) * 1_000.0) as i64);
         (self.base + needed).min(self.max)
+    }
+
+    /// How far ahead an ordinary look takes what comes.
+    fn reach(self) -> TimeDelta {
+        (self.base + self.gather).min(self.max)
+    }
+
+    /// How much of the lead a look may give away in order to share it: what remains is enough to dispatch.
+    fn slack(self) -> TimeDelta {
+        self.gather.min(self.base / 2)
     }
 }
 
@@ -148,8 +180,12 @@ mod tests {
         (Source::Timer, Line::new(queue, Priority::Medium))
     }
 
-    const LEAD: Lead =
-        Lead { base: TimeDelta::milliseconds(200), max: TimeDelta::milliseconds(500), per_second: 10_000.0 };
+    const LEAD: Lead = Lead {
+        base: TimeDelta::milliseconds(200),
+        max: TimeDelta::milliseconds(500),
+        gather: TimeDelta::milliseconds(50),
+        per_second: 10_000.0,
+    };
 
     #[test]
     fn it_looks_a_lead_before_the_next_instant() {
@@ -160,7 +196,7 @@ mod tests {
         assert_eq!(agenda.next_look(LEAD), Some(at(2_800)));
         assert_eq!(agenda.take_due(at(2_799), LEAD).slots, BTreeSet::new());
         let due = agenda.take_due(at(2_800), LEAD);
-        assert_eq!(due, Due { slots: BTreeSet::from([slot("b")]), until: at(3_000) });
+        assert_eq!(due, Due { slots: BTreeSet::from([slot("b")]), until: at(3_050) });
         assert_eq!(agenda.next_look(LEAD), Some(at(4_800)));
     }
 
@@ -206,9 +242,85 @@ mod tests {
         assert_eq!(agenda.next_look(LEAD), None);
     }
 
+    #[test]
+    fn spread_fires_share_a_look_and_what_is_due_waits_for_none() {
+        let mut agenda = Agenda::default();
+        for ms in 0..100 {
+            agenda.note(slot("a"), at(10_000 + ms));
+        }
+        assert_eq!(agenda.next_look(LEAD), Some(at(9_800)));
+        let due = agenda.take_due(at(9_800), LEAD);
+        assert_eq!(due.until, at(10_050), "50 ms together");
+        assert_eq!(agenda.next_look(LEAD), Some(at(9_851)));
+        // A timer that the look moved to an instant within it waits for the next one.
+        agenda.note(slot("b"), at(10_010));
+        assert_eq!(agenda.next_look(LEAD), Some(at(9_850)));
+        assert!(agenda.take_due(at(9_849), LEAD).slots.is_empty());
+        // What is due now does not.
+        agenda.note(slot("c"), at(9_840));
+        assert_eq!(agenda.next_look(LEAD), Some(at(9_690)));
+        let due = agenda.take_due(at(9_840), LEAD);
+        assert_eq!(due.slots, BTreeSet::from([slot("a"), slot("b"), slot("c")]), "and takes along what came meanwhile");
+        agenda.note_exactly(slot("d"), at(9_841));
+        assert_eq!(agenda.next_look(LEAD), Some(at(9_841)), "nor does what is decided at its instant");
+    }
+
+    #[test]
+    fn no_look_reaches_beyond_the_longest_lead() {
+        let lead = Lead { base: TimeDelta::milliseconds(480), ..LEAD };
+        let mut agenda = Agenda::default();
+        agenda.note(slot("a"), at(10_000));
+        assert_eq!(agenda.take_due(at(9_520), lead).until, at(10_020));
+        let without = Lead { base: TimeDelta::zero(), ..LEAD };
+        let mut agenda = Agenda::default();
+        agenda.note(slot("a"), at(10_000));
+        agenda.take_due(at(10_000), without);
+        agenda.note(slot("a"), at(10_001));
+        assert_eq!(agenda.next_look(without), Some(at(10_001)), "without a lead there is nothing to give away");
+    }
+
+    #[test]
+    fn a_short_refill_replaces_the_near_and_keeps_the_far() {
+        let mut agenda = Agenda::default();
+        agenda.refill([(slot("gone"), at(1_000)), (slot("far"), at(9_000))]);
+        agenda.refill_until(at(2_000), [(slot("new"), at(1_500)), (slot("beyond"), at(2_001))]);
+        assert_eq!(agenda.next_look(LEAD), Some(at(1_300)));
+        assert_eq!(agenda.take_due(at(1_300), LEAD).slots, BTreeSet::from([slot("new")]));
+        assert_eq!(agenda.next_look(LEAD), Some(at(8_800)));
+    }
+
     use proptest::prelude::*;
 
     proptest! {
+        /// Jobs that fire again and again, each at moments of its own, none twice within `gather`: claimed in time, by no more looks than `gather` allows.
+        #[test]
+        fn spread_fires_are_claimed_in_time_by_few_looks(
+            jobs in prop::collection::vec((1_000_i64..2_000, 60_i64..1_500), 1..60),
+        ) {
+            let mut pending: Vec<(i64, i64)> = jobs;
+            let mut agenda = Agenda::default();
+            for (fire, _) in &pending {
+                agenda.note(slot("a"), at(*fire));
+            }
+            let (mut looks, mut now) = (0, 0);
+            while let Some(look) = agenda.next_look(LEAD).map(|look| look.timestamp_millis()) && look < 4_000 {
+                now = now.max(look);
+                let due = agenda.take_due(at(now), LEAD);
+                prop_assert!(!due.slots.is_empty(), "a look at {now} for nothing");
+                looks += 1;
+                for (fire, interval) in &mut pending {
+                    if at(*fire) > due.until {
+                        continue;
+                    }
+                    prop_assert!(now + 100 <= *fire, "claimed at {now}, due at {fire}");
+                    *fire += *interval;
+                    agenda.note(slot("a"), at(*fire));
+                }
+            }
+            prop_assert!(pending.iter().all(|(fire, _)| *fire >= 4_000), "forgotten: {pending:?}");
+            prop_assert!(looks <= (now - 800) / 50 + 2, "{looks} looks until {now}");
+        }
+
         /// The leader in miniature: it looks when the agenda says so and at arbitrary other moments (ticks, wakes), its claims
         /// are bounded and take time. Whatever can be dispatched within the longest lead is claimed before its instant.
         #[test]

@@ -6,17 +6,17 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tracing::error;
 
+use crate::metrics::Rendering;
 use crate::readiness::Readiness;
 
 /// What the admin port shows.
 #[derive(Clone)]
 pub(crate) struct Admin {
     pub(crate) readiness: Readiness,
-    pub(crate) metrics: PrometheusHandle,
+    pub(crate) metrics: Rendering,
 }
 
 /// Serves until the process ends: it must still answer during the drain.

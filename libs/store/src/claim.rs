@@ -5,6 +5,7 @@
 //! read here but kept by the caller ([`crate::definitions`]).
 //! Dies before COMMIT: nothing happened. Dies after: the next leader finds the batch unsettled and sends it (R7).
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use carillon_core::agenda::Source;
@@ -19,7 +20,7 @@ use crate::bounded::Transaction;
 use crate::clock::DbClock;
 use crate::definitions::{Definition, definitions_by_revision_on_conn};
 use crate::ends::{bind_births, births, born_final_on};
-use crate::leader_session::{LeaderSession, bounded};
+use crate::leader_session::LeaderSession;
 use crate::open_entries::{OpenEntry, open_entry_columns, read_open_entry, read_trace};
 use crate::{Result, days};
 
@@ -68,7 +69,9 @@ pub struct DueTrigger {
     pub open: i64,
     /// The tenant; none for a global job.
     pub platform_id: Option<String>,
-    /// JSON text, where it differs from the job's.
+    /// It has a payload of its own, not the job's.
+    pub own_payload: bool,
+    /// That payload as JSON text, where it is small enough to travel.
     pub payload: Option<String>,
     /// Trace of whoever asked for it.
     pub trace: Option<TraceContext>,
@@ -98,7 +101,7 @@ pub struct Claim<'a> {
     pub now: DateTime<Utc>,
     /// Timers due, those of one line in order of their instants.
     pub timers: Vec<DueTimer>,
-    /// Triggers due.
+    /// Triggers due. One that nothing is decided about stays where it is.
     pub triggers: Vec<DueTrigger>,
     /// Retries due.
     pub retries: Vec<DueRetry>,
@@ -125,7 +128,9 @@ pub struct NewExecution {
     pub max_retries: i32,
     /// Why it is skipped, or what it makes up for.
     pub reason: Option<String>,
-    /// JSON text, where it differs from the job's.
+    /// It has a payload of its own, its trigger's.
+    pub own_payload: bool,
+    /// That payload as JSON text, where it is small enough to travel.
     pub payload: Option<String>,
     /// Trace of whoever asked for it.
     pub trace: Option<TraceContext>,
@@ -178,31 +183,28 @@ SELECT t.job_id, t.fire_at, t.queue, t.priority, t.revision, t.claimed_count, t.
 FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
 CROSS JOIN LATERAL (
     SELECT * FROM job_timers t
-    WHERE t.shard = $1 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at <= $5 AND t.job_id <> ALL ($6)
+    WHERE t.shard = $1 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at <= $5
+      AND t.job_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
     ORDER BY t.fire_at LIMIT l.room FOR UPDATE SKIP LOCKED
 ) t
 JOIN job_stats s ON s.job_id = t.job_id";
 
+/// The timer of a trigger's job is locked with it; what is locked by somebody else is passed over, and does not count. Only a
+/// payload that travels in an entry is read: the others never leave the database ([`EXECUTIONS_INSERT_BATCH`]).
 const TRIGGERS_CLAIM_DUE: &str = "
-WITH due AS (
-    SELECT d.execution_id
-    FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
-    CROSS JOIN LATERAL (
-        SELECT t.execution_id FROM job_triggers t
-        WHERE t.shard = $1 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at <= $5
-        ORDER BY t.fire_at LIMIT l.room FOR UPDATE SKIP LOCKED
-    ) d
-), taken AS (
-    DELETE FROM job_triggers t USING due WHERE t.execution_id = due.execution_id
-    RETURNING t.*
-)
-SELECT taken.execution_id, taken.job_id, taken.fire_at, taken.queue, taken.priority, taken.platform_id,
-       taken.payload::text AS payload, taken.trace_id, taken.parent_span_id, taken.trace_flags, taken.created_by,
-       t.revision, t.claimed_count - s.finished_count AS open
-FROM taken
-CROSS JOIN LATERAL (SELECT * FROM job_timers t WHERE t.job_id = taken.job_id FOR UPDATE) t
-JOIN job_stats s ON s.job_id = taken.job_id
-ORDER BY taken.fire_at, taken.execution_id";
+SELECT d.execution_id, d.job_id, d.fire_at, d.queue, d.priority, d.platform_id, d.trace_id, d.parent_span_id, d.trace_flags,
+       d.created_by, d.revision, d.claimed_count - s.finished_count AS open, d.payload IS NOT NULL AS own_payload,
+       CASE WHEN pg_column_size(d.payload) <= 4096 AND octet_length(d.payload::text) <= 4096 THEN d.payload::text END AS payload
+FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
+CROSS JOIN LATERAL (
+    SELECT t.*, m.revision, m.claimed_count
+    FROM job_triggers t JOIN job_timers m ON m.job_id = t.job_id
+    WHERE t.shard = $1 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at <= $5
+      AND t.execution_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
+    ORDER BY t.fire_at LIMIT l.room FOR UPDATE SKIP LOCKED
+) d
+JOIN job_stats s ON s.job_id = d.job_id
+ORDER BY d.fire_at, d.execution_id";
 
 const RETRIES_CLAIM_DUE: &str = "
 WITH due AS (
@@ -211,13 +213,15 @@ WITH due AS (
     CROSS JOIN LATERAL (
         SELECT r.execution_id FROM execution_retries r
         WHERE r.shard = $1 AND r.queue = l.queue AND r.priority = l.priority AND r.due_at <= $5
+          AND r.execution_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
         ORDER BY r.due_at LIMIT l.room FOR UPDATE SKIP LOCKED
     ) d
 )
 DELETE FROM execution_retries r USING due WHERE r.execution_id = due.execution_id
 RETURNING r.execution_id, r.job_id, r.claim";
 
-/// The batch row, what is settled (R7), and what is opened, in one statement.
+/// The batch row, what is settled (R7), and what is opened, in one statement. A trigger that is claimed leaves its table here
+/// (what stood in it is still seen by this statement), and takes its payload along.
 const EXECUTIONS_INSERT_BATCH: &str = concat!(
     "
 WITH batch AS (
@@ -225,12 +229,16 @@ WITH batch AS (
     SELECT $16, $17, $18, $19::uuid[] WHERE cardinality($19::uuid[]) > 0
 ), settled AS (
     UPDATE dispatch_batches SET settled_at = now() WHERE shard = $16 AND number = ANY ($20::bigint[]) AND settled_at IS NULL
+), triggered AS (
+    DELETE FROM job_triggers WHERE execution_id = ANY ($21::uuid[])
 )
 INSERT INTO job_executions
     (id, job_id, shard, queue, priority, platform_id, revision, created_by, claim, entry, seq, status, scheduled_at, max_retries,
      reason, payload, trace_id, parent_span_id, trace_flags)
 SELECT f.id, f.job_id, $16, f.queue, f.priority, f.platform_id, f.revision, f.created_by, $17, $17, f.seq, 'QUEUED',
-       f.scheduled_at, f.max_retries, f.reason, f.payload::jsonb, f.trace_id, f.parent_span_id, f.trace_flags
+       f.scheduled_at, f.max_retries, f.reason,
+       CASE WHEN f.own_payload THEN (SELECT t.payload FROM job_triggers t WHERE t.execution_id = f.id) END,
+       f.trace_id, f.parent_span_id, f.trace_flags
 FROM ",
     births!(),
     "
@@ -265,8 +273,8 @@ RETURNING ",
 );
 
 impl LeaderSession {
-    /// Begins a claim: takes what is due until `due` within the given rooms, except the timers of `excluded` jobs (known to
-    /// be undecidable before their instant).
+    /// Begins a claim: takes what is due until `due` within the given rooms, except what `excluded` names: jobs, of
+    /// timers that are known to be undecidable before their instant, and jobs and executions that were set aside.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost, stand by.
@@ -275,17 +283,17 @@ impl LeaderSession {
         let sent = Instant::now();
         let now = self.say_something().await?;
         let number = self.number_at(DbClock::from_round_trip(sent, Instant::now(), now).now());
-        let transaction = bounded(self.connection.begin()).await?;
+        let transaction = self.connection.begin().await?;
         let mut claim =
             Claim { transaction, shard, number, now, timers: Vec::new(), triggers: Vec::new(), retries: Vec::new() };
         if let Some(rooms) = Rooms::of(rooms, Source::Timer) {
             claim.take_timers(&rooms, due, excluded).await?;
         }
         if let Some(rooms) = Rooms::of(rooms, Source::Trigger) {
-            claim.take_triggers(&rooms, due).await?;
+            claim.take_triggers(&rooms, due, excluded).await?;
         }
         if let Some(rooms) = Rooms::of(rooms, Source::Retry) {
-            claim.take_retries(&rooms, due).await?;
+            claim.take_retries(&rooms, due, excluded).await?;
         }
         Ok(claim)
     }
@@ -295,6 +303,13 @@ impl Claim<'_> {
     /// Whether nothing was due.
     pub const fn is_empty(&self) -> bool {
         self.timers.is_empty() && self.triggers.is_empty() && self.retries.is_empty()
+    }
+
+    /// What was taken: the jobs of timers, the executions of triggers and retries.
+    pub fn taken(&self) -> impl Iterator<Item = Uuid> {
+        let timers = self.timers.iter().map(|timer| timer.job);
+        let triggers = self.triggers.iter().map(|trigger| trigger.execution);
+        timers.chain(triggers).chain(self.retries.iter().map(|retry| retry.execution))
     }
 
     /// Reads what jobs mean, each in a revision.
@@ -318,13 +333,20 @@ impl Claim<'_> {
         let ids: Vec<Uuid> = ids.into_iter().map(|(_, id)| id).collect();
         let (skipped, opened): (Vec<_>, Vec<_>) = decisions.executions.iter().partition(|new| new.skipped);
         let opened = self.insert(term, &ids, &opened, settled).await?;
-        let mut born = born_final_on(&mut self.transaction, self.shard, &skipped).await?;
+        let triggered = self.triggered(&skipped);
+        let mut born = born_final_on(&mut self.transaction, self.shard, &skipped, triggered).await?;
         self.move_timers(decisions, &opened).await?;
         born.extend(opened.into_iter().map(|(id, _)| id));
         let retried = self.retry(decisions).await?;
         carillon_failpoint::reach("claim:commit").await;
-        bounded(self.transaction.commit()).await?;
+        self.transaction.commit().await?;
         Ok(Committed { born, retried })
+    }
+
+    /// Those of `new` that are triggers of this claim.
+    fn triggered(&self, new: &[&NewExecution]) -> Vec<Uuid> {
+        let taken: HashSet<Uuid> = self.triggers.iter().map(|trigger| trigger.execution).collect();
+        new.iter().map(|new| new.id).filter(|id| taken.contains(id)).collect()
     }
 
     async fn insert(
@@ -334,16 +356,16 @@ impl Claim<'_> {
         opened: &[&NewExecution],
         settled: &[i64],
     ) -> Result<Vec<(Uuid, Uuid)>> {
-        let rows = bounded(
-            bind_births(sqlx::query(EXECUTIONS_INSERT_BATCH), opened)
-                .bind(self.shard)
-                .bind(self.number)
-                .bind(term)
-                .bind(ids)
-                .bind(settled)
-                .fetch_all(&mut *self.transaction),
-        )
-        .await?;
+        let triggered = self.triggered(opened);
+        let rows = bind_births(sqlx::query(EXECUTIONS_INSERT_BATCH), opened)
+            .bind(self.shard)
+            .bind(self.number)
+            .bind(term)
+            .bind(ids)
+            .bind(settled)
+            .bind(triggered)
+            .fetch_all(&mut *self.transaction)
+            .await?;
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("job_id")?))).collect()
     }
 
@@ -359,16 +381,14 @@ impl Claim<'_> {
         if timers.is_empty() {
             return Ok(());
         }
-        bounded(
-            sqlx::query(TIMERS_MOVE)
-                .bind(timers.iter().map(|timer| timer.job).collect::<Vec<_>>())
-                .bind(timers.iter().map(|timer| timer.to.is_some()).collect::<Vec<_>>())
-                .bind(timers.iter().map(|timer| timer.to.and_then(|to| to.fire_at)).collect::<Vec<_>>())
-                .bind(timers.iter().map(|timer| timer.to.is_some_and(|to| to.exhausted)).collect::<Vec<_>>())
-                .bind(timers.iter().map(|timer| opened.get(&timer.job).copied().unwrap_or(0)).collect::<Vec<_>>())
-                .execute(&mut *self.transaction),
-        )
-        .await?;
+        sqlx::query(TIMERS_MOVE)
+            .bind(timers.iter().map(|timer| timer.job).collect::<Vec<_>>())
+            .bind(timers.iter().map(|timer| timer.to.is_some()).collect::<Vec<_>>())
+            .bind(timers.iter().map(|timer| timer.to.and_then(|to| to.fire_at)).collect::<Vec<_>>())
+            .bind(timers.iter().map(|timer| timer.to.is_some_and(|to| to.exhausted)).collect::<Vec<_>>())
+            .bind(timers.iter().map(|timer| opened.get(&timer.job).copied().unwrap_or(0)).collect::<Vec<_>>())
+            .execute(&mut *self.transaction)
+            .await?;
         Ok(())
     }
 
@@ -377,30 +397,26 @@ impl Claim<'_> {
             return Ok(Vec::new());
         }
         let ids: Vec<Uuid> = decisions.retries.iter().map(|(retry, _)| retry.execution).collect();
-        let rows = bounded(
-            sqlx::query(days::of(EXECUTIONS_RETRY, ids.iter().copied()))
-                .bind(self.number)
-                .bind(ids)
-                .bind(decisions.retries.iter().map(|(retry, _)| retry.claim).collect::<Vec<_>>())
-                .bind(decisions.retries.iter().map(|(_, seq)| *seq).collect::<Vec<_>>())
-                .fetch_all(&mut *self.transaction),
-        )
-        .await?;
+        let rows = sqlx::query(days::of(EXECUTIONS_RETRY, ids.iter().copied()))
+            .bind(self.number)
+            .bind(ids)
+            .bind(decisions.retries.iter().map(|(retry, _)| retry.claim).collect::<Vec<_>>())
+            .bind(decisions.retries.iter().map(|(_, seq)| *seq).collect::<Vec<_>>())
+            .fetch_all(&mut *self.transaction)
+            .await?;
         rows.iter().map(read_open_entry).collect()
     }
 
     async fn take_timers(&mut self, rooms: &Rooms, due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
-        let rows = bounded(
-            sqlx::query(TIMERS_CLAIM_DUE)
-                .bind(self.shard)
-                .bind(&rooms.queues)
-                .bind(&rooms.priorities)
-                .bind(&rooms.rooms)
-                .bind(due)
-                .bind(excluded)
-                .fetch_all(&mut *self.transaction),
-        )
-        .await?;
+        let rows = sqlx::query(TIMERS_CLAIM_DUE)
+            .bind(self.shard)
+            .bind(&rooms.queues)
+            .bind(&rooms.priorities)
+            .bind(&rooms.rooms)
+            .bind(due)
+            .bind(excluded)
+            .fetch_all(&mut *self.transaction)
+            .await?;
         for row in rows {
             self.timers.push(DueTimer {
                 job: row.try_get("job_id")?,
@@ -414,17 +430,16 @@ impl Claim<'_> {
         Ok(())
     }
 
-    async fn take_triggers(&mut self, rooms: &Rooms, due: DateTime<Utc>) -> Result<()> {
-        let rows = bounded(
-            sqlx::query(TRIGGERS_CLAIM_DUE)
-                .bind(self.shard)
-                .bind(&rooms.queues)
-                .bind(&rooms.priorities)
-                .bind(&rooms.rooms)
-                .bind(due)
-                .fetch_all(&mut *self.transaction),
-        )
-        .await?;
+    async fn take_triggers(&mut self, rooms: &Rooms, due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
+        let rows = sqlx::query(TRIGGERS_CLAIM_DUE)
+            .bind(self.shard)
+            .bind(&rooms.queues)
+            .bind(&rooms.priorities)
+            .bind(&rooms.rooms)
+            .bind(due)
+            .bind(excluded)
+            .fetch_all(&mut *self.transaction)
+            .await?;
         for row in rows {
             self.triggers.push(DueTrigger {
                 execution: row.try_get("execution_id")?,
@@ -434,6 +449,7 @@ impl Claim<'_> {
                 revision: row.try_get("revision")?,
                 open: row.try_get("open")?,
                 platform_id: row.try_get("platform_id")?,
+                own_payload: row.try_get("own_payload")?,
                 payload: row.try_get("payload")?,
                 trace: read_trace(&row)?,
                 created_by: row.try_get("created_by")?,
@@ -442,17 +458,16 @@ impl Claim<'_> {
         Ok(())
     }
 
-    async fn take_retries(&mut self, rooms: &Rooms, due: DateTime<Utc>) -> Result<()> {
-        let rows = bounded(
-            sqlx::query(RETRIES_CLAIM_DUE)
-                .bind(self.shard)
-                .bind(&rooms.queues)
-                .bind(&rooms.priorities)
-                .bind(&rooms.rooms)
-                .bind(due)
-                .fetch_all(&mut *self.transaction),
-        )
-        .await?;
+    async fn take_retries(&mut self, rooms: &Rooms, due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
+        let rows = sqlx::query(RETRIES_CLAIM_DUE)
+            .bind(self.shard)
+            .bind(&rooms.queues)
+            .bind(&rooms.priorities)
+            .bind(&rooms.rooms)
+            .bind(due)
+            .bind(excluded)
+            .fetch_all(&mut *self.transaction)
+            .await?;
         for row in rows {
             self.retries.push(DueRetry {
                 execution: row.try_get("execution_id")?,

@@ -10,7 +10,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::bounded::Connection;
-use crate::{Error, Result};
+use crate::{Error, Result, Store};
 
 /// A job's definition, as far as dispatching it goes.
 #[derive(Clone, Debug)]
@@ -27,8 +27,8 @@ pub struct Definition {
     pub handler: String,
     /// JSON text of the payload, where it is small enough to travel in a stream entry.
     pub payload: Option<String>,
-    /// When it fires.
-    pub timetable: TimetableSpec,
+    /// When it fires, where that is said in few words; [`Store::timetable`] reads a longer one.
+    pub timetable: Option<TimetableSpec>,
     /// Retries after the first attempt.
     pub max_retries: i32,
     /// Milliseconds before the first retry.
@@ -41,10 +41,14 @@ pub struct Definition {
     pub max_executions: Option<i64>,
 }
 
+/// Bytes of a timetable that is read with the rest of a definition. A thousand of the longest are 100 MB.
+const TIMETABLE_BYTES_KEPT: i32 = 4 * 1024;
+
 /// Each revision is unpacked once, whatever is read of it.
 const DEFINITIONS_BY_REVISION: &str = "
-SELECT r.job_id, r.revision, d.queue, d.priority, d.platform_id, d.handler_name, d.timetable, d.max_retries, d.retry_delay_ms,
-       d.timeout_ms, d.concurrency, d.allow_overlap, d.max_executions,
+SELECT r.job_id, r.revision, d.queue, d.priority, d.platform_id, d.handler_name, d.max_retries, d.retry_delay_ms, d.timeout_ms,
+       CASE WHEN pg_column_size(d.timetable) <= $4 THEN d.timetable END AS timetable,
+       d.concurrency, d.allow_overlap, d.max_executions,
        CASE WHEN octet_length(d.payload::text) <= $3 THEN d.payload::text END AS payload
 FROM UNNEST($1::uuid[], $2::bigint[]) AS w(job_id, revision)
 JOIN job_revisions r ON r.job_id = w.job_id AND r.revision = w.revision
@@ -62,6 +66,7 @@ pub(crate) async fn definitions_by_revision_on_conn(
         .bind(wanted.iter().map(|(job, _)| *job).collect::<Vec<_>>())
         .bind(wanted.iter().map(|(_, revision)| *revision).collect::<Vec<_>>())
         .bind(i32::try_from(PAYLOAD_BYTES_IN_ENTRY).unwrap_or(i32::MAX))
+        .bind(TIMETABLE_BYTES_KEPT)
         .fetch_all(connection)
         .await?;
     let mut definitions = Vec::with_capacity(rows.len());
@@ -79,12 +84,33 @@ pub(crate) async fn definitions_by_revision_on_conn(
     Ok(definitions)
 }
 
+fn unreadable_timetable(error: sqlx::Error) -> Error {
+    Error::Unreadable { what: "timetable of a job", why: error.to_string() }
+}
+
+impl Store {
+    /// Reads when a job fires by that revision, however long that is. `None`: there is no such revision any more.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; [`Error::Unreadable`] for one that this version cannot read.
+    pub async fn timetable(&self, job: Uuid, revision: i64) -> Result<Option<TimetableSpec>> {
+        let row = sqlx::query(
+            "SELECT definition -> 'timetable' AS timetable FROM job_revisions WHERE job_id = $1 AND revision = $2",
+        )
+        .bind(job)
+        .bind(revision)
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let Json(timetable) = row.try_get("timetable").map_err(unreadable_timetable)?;
+        Ok(Some(timetable))
+    }
+}
+
 fn read(row: &sqlx::postgres::PgRow) -> Result<Definition> {
     let concurrency: i32 = row.try_get("concurrency")?;
     let allow_overlap: bool = row.try_get("allow_overlap")?;
-    let Json(timetable): Json<TimetableSpec> = row
-        .try_get("timetable")
-        .map_err(|error| Error::Unreadable { what: "timetable of a job", why: error.to_string() })?;
+    let timetable: Option<Json<TimetableSpec>> = row.try_get("timetable").map_err(unreadable_timetable)?;
     Ok(Definition {
         job: row.try_get("job_id")?,
         revision: row.try_get("revision")?,
@@ -92,7 +118,7 @@ fn read(row: &sqlx::postgres::PgRow) -> Result<Definition> {
         platform_id: row.try_get("platform_id")?,
         handler: row.try_get("handler_name")?,
         payload: row.try_get("payload")?,
-        timetable,
+        timetable: timetable.map(|Json(timetable)| timetable),
         max_retries: row.try_get("max_retries")?,
         retry_delay_ms: row.try_get("retry_delay_ms")?,
         timeout_ms: row.try_get("timeout_ms")?,

@@ -18,9 +18,9 @@ use crate::days;
 /// What is written of an execution at its birth, column by column: `$1` to `$15` of a statement that has this in its FROM.
 macro_rules! births {
     () => {
-        "UNNEST($1::uuid[], $2::uuid[], $3::int[], $4::timestamptz[], $5::int[], $6::text[], $7::text[], $8::text[],
+        "UNNEST($1::uuid[], $2::uuid[], $3::int[], $4::timestamptz[], $5::int[], $6::text[], $7::bool[], $8::text[],
             $9::smallint[], $10::text[], $11::bigint[], $12::text[], $13::text[], $14::text[], $15::smallint[])
-     AS f(id, job_id, seq, scheduled_at, max_retries, reason, payload, queue, priority, platform_id, revision, created_by,
+     AS f(id, job_id, seq, scheduled_at, max_retries, reason, own_payload, queue, priority, platform_id, revision, created_by,
           trace_id, parent_span_id, trace_flags)"
     };
 }
@@ -38,7 +38,7 @@ pub(crate) fn bind_births(query: Query, new: &[&NewExecution]) -> Query {
         .bind(new.iter().map(|new| new.scheduled_at).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.max_retries).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.reason.as_deref()).collect::<Vec<_>>())
-        .bind(new.iter().map(|new| new.payload.as_deref()).collect::<Vec<_>>())
+        .bind(new.iter().map(|new| new.own_payload).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.line.queue.as_str()).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.line.priority.rank()).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.platform_id.as_deref()).collect::<Vec<_>>())
@@ -50,14 +50,19 @@ pub(crate) fn bind_births(query: Query, new: &[&NewExecution]) -> Query {
 }
 
 /// Never opened, so nothing is counted (R20), and nothing of it was open that could have kept its job from being complete:
-/// the claim notes a job that ended by it.
+/// the claim notes a job that ended by it. A trigger leaves its table here, and its payload stays with the execution.
 const EXECUTIONS_BORN_FINAL: &str = concat!(
     "
+WITH triggered AS (
+    DELETE FROM job_triggers WHERE execution_id = ANY ($17::uuid[])
+)
 INSERT INTO job_executions
     (id, job_id, shard, queue, priority, platform_id, revision, created_by, seq, status, scheduled_at, completed_at, max_retries,
      reason, payload, trace_id, parent_span_id, trace_flags)
 SELECT f.id, f.job_id, $16, f.queue, f.priority, f.platform_id, f.revision, f.created_by, 0, 'SKIPPED', f.scheduled_at, now(),
-       f.max_retries, f.reason, f.payload::jsonb, f.trace_id, f.parent_span_id, f.trace_flags
+       f.max_retries, f.reason,
+       CASE WHEN f.own_payload THEN (SELECT t.payload FROM job_triggers t WHERE t.execution_id = f.id) END,
+       f.trace_id, f.parent_span_id, f.trace_flags
 FROM ",
     births!(),
     "
@@ -65,15 +70,21 @@ ON CONFLICT (id) DO NOTHING
 RETURNING id"
 );
 
-/// Writes fires that become SKIPPED executions at once. Answers which were born; a double is refused by the primary key.
+/// Writes fires that become SKIPPED executions at once; of them are `triggered` by a trigger that stood waiting. Answers which were born; a double is refused by the primary key.
 ///
 /// # Errors
 /// If Postgres is unavailable.
-pub(crate) async fn born_final_on(connection: &mut Connection, shard: i16, new: &[&NewExecution]) -> Result<Vec<Uuid>> {
+pub(crate) async fn born_final_on(
+    connection: &mut Connection,
+    shard: i16,
+    new: &[&NewExecution],
+    triggered: Vec<Uuid>,
+) -> Result<Vec<Uuid>> {
     if new.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = bind_births(sqlx::query(EXECUTIONS_BORN_FINAL), new).bind(shard).fetch_all(connection).await?;
+    let born = bind_births(sqlx::query(EXECUTIONS_BORN_FINAL), new).bind(shard).bind(triggered);
+    let rows = born.fetch_all(connection).await?;
     rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
 }
 

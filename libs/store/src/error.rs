@@ -84,6 +84,15 @@ impl fmt::Display for Cause {
 
 impl std::error::Error for Cause {}
 
+impl Cause {
+    /// FATAL and PANIC end the session.
+    fn is_reported(&self) -> bool {
+        let said =
+            self.0.as_database_error().and_then(|said| said.try_downcast_ref::<sqlx::postgres::PgDatabaseError>());
+        said.is_some_and(|said| said.severity() == sqlx::postgres::PgSeverity::Error)
+    }
+}
+
 impl From<sqlx::Error> for Cause {
     fn from(error: sqlx::Error) -> Self {
         Self(error)
@@ -110,6 +119,25 @@ impl Error {
     /// Whether trying again helps only once somebody has changed the login or the server.
     pub const fn is_refused(&self) -> bool {
         matches!(self, Self::Refused(_))
+    }
+
+    /// Whether the server reported it of a statement and goes on with the session: nothing of that statement, nor of the
+    /// transaction that it stood in, was done, and nothing else has happened to the session (R2).
+    pub fn is_reported(&self) -> bool {
+        match self {
+            Self::Unavailable(cause)
+            | Self::Refused(cause)
+            | Self::Busy(cause)
+            | Self::Conflict(cause)
+            | Self::Data(cause)
+            | Self::Internal(cause) => cause.is_reported(),
+            // A row that was read and not understood.
+            Self::Unreadable { .. } => true,
+            Self::NotFound { .. }
+            | Self::FailedPrecondition(_)
+            | Self::KeyReused { .. }
+            | Self::QueuesExhausted { .. } => false,
+        }
     }
 
     /// Whether Postgres, not the request, is the cause: what was sent may or may not have been done.

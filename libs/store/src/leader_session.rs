@@ -5,10 +5,12 @@
 //! the fence.
 //!
 //! The session is one plain connection that is never reconnected: any error on it means that the lock may be gone, and the
-//! caller drops it and stands by. If this process freezes or its machine is cut off, the server ends the silent session
-//! after [`SILENCE_MAX`], by `idle_session_timeout` and TCP's own timers, and a standby gets the lock.
+//! caller drops it and stands by; except an error that the server itself reports of a statement ([`Error::is_reported`]):
+//! then nothing was done and the session goes on. If this process freezes or its machine is cut off, the server ends the
+//! silent session after [`SILENCE_MAX`], by `idle_session_timeout` and TCP's own timers, and a standby gets the lock. A
+//! statement has an end at both ends: the server cancels it after [`STATEMENT_SERVER_MAX`], a wait for a lock after
+//! [`LOCK_MAX`], so no backend waits on with the shard's lock after its client has given up.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -21,8 +23,18 @@ use crate::{Error, Result, StoreOptions};
 /// R2: after this long without a statement the server ends the session. The leader says something each second.
 pub const SILENCE_MAX: Duration = Duration::from_secs(3);
 
-/// How long one statement on the session may take before the session counts as lost.
-const STATEMENT_MAX: Duration = Duration::from_secs(10);
+/// How long the server lets one statement run before it cancels it, which loses the statement only.
+const STATEMENT_SERVER_MAX: Duration = Duration::from_millis(2_500);
+
+/// How long the server lets a statement wait for a lock. Claims and R19 wait for no row; this is for tables.
+const LOCK_MAX: Duration = Duration::from_millis(500);
+
+/// How often the server looks whether the client of a running statement is still there.
+const CLIENT_CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long one statement on the session may take before the session counts as lost: longer than the server lets it run, so
+/// that this means a server or a line that is silent.
+const STATEMENT_MAX: Duration = Duration::from_secs(4);
 
 /// First half of the advisory lock's key; the second is the shard.
 const LOCK_SPACE: i32 = 0x0CA_2111;
@@ -53,17 +65,21 @@ impl Candidate {
     pub async fn connect(options: &StoreOptions, shard: i16) -> Result<Self> {
         let connect_options = StoreOptions { nested_loops_only: true, ..options.clone() }.connect_options()?;
         let mut connection = Connection::connect(&connect_options, STATEMENT_MAX).await?;
-        let silence = format!("{}ms", SILENCE_MAX.as_millis());
+        let ms = |duration: Duration| format!("{}ms", duration.as_millis());
+        let silence = ms(SILENCE_MAX);
         for (name, value) in [
             ("idle_session_timeout", silence.as_str()),
             ("idle_in_transaction_session_timeout", silence.as_str()),
+            ("statement_timeout", ms(STATEMENT_SERVER_MAX).as_str()),
+            ("lock_timeout", ms(LOCK_MAX).as_str()),
+            ("client_connection_check_interval", ms(CLIENT_CHECK_EVERY).as_str()),
             ("tcp_keepalives_idle", "1"),
             ("tcp_keepalives_interval", "1"),
             ("tcp_keepalives_count", "2"),
             ("tcp_user_timeout", silence.as_str()),
         ] {
             let set = sqlx::query("SELECT set_config($1, $2, false)").bind(name).bind(value);
-            bounded(set.execute(&mut connection)).await?;
+            set.execute(&mut connection).await?;
         }
         let mut candidate = Self { connection, shard };
         candidate.refuse_pooler(&silence).await?;
@@ -76,23 +92,19 @@ impl Candidate {
     /// [`Error::Unavailable`].
     pub async fn try_lead(mut self) -> Result<Result<LeaderSession, Self>> {
         let sent = Instant::now();
-        let row = bounded(
-            sqlx::query("SELECT pg_try_advisory_lock($1, $2) AS mine, clock_timestamp() AS now")
-                .bind(LOCK_SPACE)
-                .bind(i32::from(self.shard))
-                .fetch_one(&mut self.connection),
-        )
-        .await?;
+        let row = sqlx::query("SELECT pg_try_advisory_lock($1, $2) AS mine, clock_timestamp() AS now")
+            .bind(LOCK_SPACE)
+            .bind(i32::from(self.shard))
+            .fetch_one(&mut self.connection)
+            .await?;
         if !row.try_get::<bool, _>("mine")? {
             return Ok(Err(self));
         }
         let clock = DbClock::from_round_trip(sent, Instant::now(), row.try_get("now")?);
-        let newest: Option<i64> = bounded(
-            sqlx::query_scalar("SELECT max(number) FROM dispatch_batches WHERE shard = $1")
-                .bind(self.shard)
-                .fetch_one(&mut self.connection),
-        )
-        .await?;
+        let newest: Option<i64> = sqlx::query_scalar("SELECT max(number) FROM dispatch_batches WHERE shard = $1")
+            .bind(self.shard)
+            .fetch_one(&mut self.connection)
+            .await?;
         Ok(Ok(LeaderSession {
             connection: self.connection,
             shard: self.shard,
@@ -102,16 +114,22 @@ impl Candidate {
         }))
     }
 
+    /// R2: the server ends a session that is silent, also one that only stands by.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn say_something(&mut self) -> Result<()> {
+        sqlx::query("SELECT 1").execute(&mut self.connection).await?;
+        Ok(())
+    }
+
     /// A transaction pooler hands each statement to whatever server session is free: settings do not stay.
     async fn refuse_pooler(&mut self, silence: &str) -> Result<()> {
         let mut first = None;
         for _ in 0..3 {
-            let row = bounded(
-                sqlx::query("SELECT pg_backend_pid() AS pid, current_setting('idle_session_timeout')::interval = $1::text::interval AS kept")
+            let row = sqlx::query("SELECT pg_backend_pid() AS pid, current_setting('idle_session_timeout')::interval = $1::text::interval AS kept")
                     .bind(silence)
-                    .fetch_one(&mut self.connection),
-            )
-            .await?;
+                    .fetch_one(&mut self.connection).await?;
             let pid: i32 = row.try_get("pid")?;
             if !row.try_get::<bool, _>("kept")? || *first.get_or_insert(pid) != pid {
                 return Err(Error::FailedPrecondition(
@@ -148,8 +166,7 @@ impl LeaderSession {
     /// [`Error::Unavailable`]: the session is lost.
     pub async fn say_something(&mut self) -> Result<DateTime<Utc>> {
         let sent = Instant::now();
-        let now: DateTime<Utc> =
-            bounded(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut self.connection)).await?;
+        let now: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut self.connection).await?;
         self.clock = self.clock.or_better(DbClock::from_round_trip(sent, Instant::now(), now));
         Ok(now)
     }
@@ -178,13 +195,5 @@ impl LeaderSession {
     pub(crate) fn number_at(&mut self, now: DateTime<Utc>) -> i64 {
         self.previous = (self.previous + 1).max(now.timestamp_millis());
         self.previous
-    }
-}
-
-/// Runs a statement of the session within [`STATEMENT_MAX`]: a server that does not answer has lost the session for us.
-pub(crate) async fn bounded<T>(statement: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
-    match tokio::time::timeout(STATEMENT_MAX, statement).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(Error::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into())),
     }
 }

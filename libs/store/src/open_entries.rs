@@ -12,7 +12,7 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::definitions::{Definition, definitions_by_revision_on_conn};
-use crate::leader_session::{LeaderSession, bounded};
+use crate::leader_session::LeaderSession;
 use crate::{Result, days};
 
 /// What an entry says of its execution; the rest is in the revision of the job's definition that it names.
@@ -42,6 +42,8 @@ pub struct OpenEntry {
     pub next_retry_at: Option<DateTime<Utc>>,
     /// Trace of whoever asked for it.
     pub trace: Option<TraceContext>,
+    /// R17b: it is to end without a start, once nobody can have started it.
+    pub is_unwanted: bool,
     /// It has a payload of its own (a trigger's).
     pub own_payload: bool,
     /// That payload, where it is small enough to travel.
@@ -55,6 +57,10 @@ pub struct Batch {
     pub number: i64,
     /// What it published, by place.
     pub ids: Vec<Uuid>,
+}
+
+fn read_batch(row: &PgRow) -> Result<Batch> {
+    Ok(Batch { number: row.try_get("number")?, ids: row.try_get("ids")? })
 }
 
 pub(crate) fn read_open_entry(row: &PgRow) -> Result<OpenEntry> {
@@ -71,6 +77,7 @@ pub(crate) fn read_open_entry(row: &PgRow) -> Result<OpenEntry> {
         scheduled_at: row.try_get("scheduled_at")?,
         next_retry_at: row.try_get("next_retry_at")?,
         trace: read_trace(row)?,
+        is_unwanted: row.try_get("is_unwanted")?,
         own_payload: row.try_get("own_payload")?,
         payload: row.try_get("payload")?,
     })
@@ -80,8 +87,9 @@ pub(crate) fn read_open_entry(row: &PgRow) -> Result<OpenEntry> {
 macro_rules! open_entry_columns {
     () => {
         "e.id, e.job_id, e.revision, e.queue, e.priority, e.claim, e.entry, e.seq, e.attempt, e.max_retries, e.scheduled_at,
-       e.next_retry_at, e.trace_id, e.parent_span_id, e.trace_flags, e.payload IS NOT NULL AS own_payload,
-       CASE WHEN octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload"
+       e.next_retry_at, e.trace_id, e.parent_span_id, e.trace_flags, e.status = 'QUEUED' AND e.cancel_requested AS is_unwanted,
+       e.payload IS NOT NULL AS own_payload,
+       CASE WHEN pg_column_size(e.payload) <= 4096 AND octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload"
     };
 }
 pub(crate) use open_entry_columns;
@@ -93,57 +101,126 @@ pub(crate) fn read_trace(row: &PgRow) -> Result<Option<TraceContext>> {
     Ok(trace.zip(parent).and_then(|(trace, parent)| TraceContext::of_parts(&trace, &parent, flags).ok()))
 }
 
-/// Those of a batch that are still open under it. A live worker's RUNNING is left out where `$3` asks for it: nobody is
-/// called not live before this session's contact with Postgres was unbroken for a lease.
-const OPEN_OF_BATCH: &str = concat!(
+/// Batches of one page, at most.
+const BATCHES_PAGE: i64 = 512;
+/// Bytes of ids in one page, about, and one batch more: 2,000 executions are looked at in some 10 ms.
+const BATCHES_PAGE_BYTES: i64 = 32 * 1024;
+
+/// A page of batches, ascending. How large the ids are is asked of the row's header, so none is read that is not answered.
+const BATCHES_UP: &str = "
+SELECT number, ids FROM (
+    SELECT number, ids, sum(pg_column_size(ids)) OVER (ORDER BY number) - pg_column_size(ids) AS before
+    FROM (SELECT number, ids FROM dispatch_batches
+          WHERE shard = $1 AND number > $2 AND number < $3 AND settled_at IS NOT NULL ORDER BY number LIMIT $4) page
+) sized
+WHERE before < $5 ORDER BY number";
+
+/// As [`BATCHES_UP`], descending.
+const BATCHES_DOWN: &str = "
+SELECT number, ids FROM (
+    SELECT number, ids, sum(pg_column_size(ids)) OVER (ORDER BY number DESC) - pg_column_size(ids) AS before
+    FROM (SELECT number, ids FROM dispatch_batches
+          WHERE shard = $1 AND number > $2 AND number < $3 AND settled_at IS NOT NULL ORDER BY number DESC LIMIT $4) page
+) sized
+WHERE before < $5 ORDER BY number DESC";
+
+/// As [`BATCHES_UP`], of those that are not known to be in Redis.
+const BATCHES_UNSETTLED: &str = "
+SELECT number, ids FROM (
+    SELECT number, ids, sum(pg_column_size(ids)) OVER (ORDER BY number) - pg_column_size(ids) AS before
+    FROM (SELECT number, ids FROM dispatch_batches
+          WHERE shard = $1 AND number > $2 AND number < $3 AND settled_at IS NULL ORDER BY number LIMIT $4) page
+) sized
+WHERE before < $5 ORDER BY number";
+
+/// Those of some batches that are still open under them: one probe of the primary key for each id, in the partitions of their
+/// days only. A live worker's RUNNING is left out where `$3` asks for it: nobody is called not live before this
+/// session's contact with Postgres was unbroken for a lease.
+const OPEN_OF_BATCHES: &str = concat!(
     "
 SELECT ",
     open_entry_columns!(),
     ",
        e.status = 'RUNNING' AND ($3::interval IS NULL OR EXISTS (
            SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $3::interval)) AS runs
-FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id
-WHERE {days of e.id} AND e.entry = $2 AND e.status IN ('QUEUED', 'RUNNING')
-ORDER BY e.seq"
+FROM UNNEST($1::uuid[], $2::bigint[]) AS i(id, number) JOIN job_executions e ON e.id = i.id
+WHERE {days of e.id} AND e.entry = i.number AND e.status IN ('QUEUED', 'RUNNING')
+ORDER BY e.entry, e.seq"
 );
 
-/// R19, the write: guarded by all that was seen.
+/// R19, the write: guarded by all that was seen. What somebody else has locked is left out: waiting for it, the leader would
+/// wait for whoever holds the lock, dead or alive, with the lock of the shard in its hands.
 const REPUBLISH: &str = concat!(
     "
 WITH batch AS (
     INSERT INTO dispatch_batches (shard, number, term, ids) VALUES ($1, $2, $3, $4::uuid[])
+), seen AS MATERIALIZED (
+    SELECT e.id, r.seq
+    FROM UNNEST($4::uuid[], $5::bigint[], $6::bigint[], $7::int[]) AS r(id, claim, entry, seq)
+    JOIN job_executions e ON e.id = r.id
+    WHERE {days of e.id} AND e.claim = r.claim AND e.entry = r.entry
+      AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND NOT EXISTS (
+          SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $8::interval))
+    FOR UPDATE OF e SKIP LOCKED
 )
-UPDATE job_executions e SET entry = $2, seq = r.seq
-FROM UNNEST($4::uuid[], $5::bigint[], $6::bigint[], $7::int[]) AS r(id, claim, entry, seq)
-WHERE e.id = r.id AND {days of e.id} AND e.claim = r.claim AND e.entry = r.entry
-  AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND NOT EXISTS (
-      SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $8::interval))
+UPDATE job_executions e SET entry = $2, seq = seen.seq
+FROM seen
+WHERE e.id = seen.id AND {days of e.id}
 RETURNING ",
     open_entry_columns!()
 );
 
 impl LeaderSession {
-    /// R7: the batches of which it is not known that they are in Redis, ascending.
+    /// R7: a page of the batches behind `after` of which it is not known that they are in Redis, ascending.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
-    pub async fn batches_unsettled(&mut self) -> Result<Vec<Batch>> {
-        self.batches("SELECT number, ids FROM dispatch_batches WHERE shard = $1 AND number > $2 AND settled_at IS NULL ORDER BY number LIMIT $3", 0, 10_000).await
+    pub async fn batches_unsettled(&mut self, after: i64) -> Result<Vec<Batch>> {
+        self.batches(BATCHES_UNSETTLED, after, i64::MAX).await
     }
 
-    /// R19: settled batches behind `after`, ascending, whose executions may still be open.
+    /// R19: a page of the settled batches between `after` and `below`, ascending, whose executions may still be open.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
-    pub async fn batches_settled(&mut self, after: i64, limit: i64) -> Result<Vec<Batch>> {
-        self.batches("SELECT number, ids FROM dispatch_batches WHERE shard = $1 AND number > $2 AND settled_at IS NOT NULL ORDER BY number LIMIT $3", after, limit).await
+    pub async fn batches_settled(&mut self, after: i64, below: i64) -> Result<Vec<Batch>> {
+        self.batches(BATCHES_UP, after, below).await
     }
 
-    async fn batches(&mut self, statement: &'static str, after: i64, limit: i64) -> Result<Vec<Batch>> {
-        let rows =
-            bounded(sqlx::query(statement).bind(self.shard).bind(after).bind(limit).fetch_all(&mut self.connection))
-                .await?;
-        rows.iter().map(|row| Ok(Batch { number: row.try_get("number")?, ids: row.try_get("ids")? })).collect()
+    /// As [`LeaderSession::batches_settled`], of all below `below`, the newest first.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: the session is lost.
+    pub async fn batches_settled_down(&mut self, below: i64) -> Result<Vec<Batch>> {
+        self.batches(BATCHES_DOWN, i64::MIN, below).await
+    }
+
+    /// R19: these very batches, as far as they are there and settled.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: the session is lost.
+    pub async fn batches_by_number(&mut self, numbers: &[i64]) -> Result<Vec<Batch>> {
+        let rows = sqlx::query(
+            "SELECT number, ids FROM dispatch_batches \
+                 WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NOT NULL ORDER BY number",
+        )
+        .bind(self.shard)
+        .bind(numbers)
+        .fetch_all(&mut self.connection)
+        .await?;
+        rows.iter().map(read_batch).collect()
+    }
+
+    async fn batches(&mut self, statement: &'static str, after: i64, below: i64) -> Result<Vec<Batch>> {
+        let rows = sqlx::query(statement)
+            .bind(self.shard)
+            .bind(after)
+            .bind(below)
+            .bind(BATCHES_PAGE)
+            .bind(BATCHES_PAGE_BYTES)
+            .fetch_all(&mut self.connection)
+            .await?;
+        rows.iter().map(read_batch).collect()
     }
 
     /// Whether the database knows a batch of this number (R3: whether it fits what Redis remembers).
@@ -151,34 +228,34 @@ impl LeaderSession {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn batch_exists(&mut self, number: i64) -> Result<bool> {
-        bounded(
-            sqlx::query_scalar("SELECT EXISTS (SELECT FROM dispatch_batches WHERE shard = $1 AND number = $2)")
-                .bind(self.shard)
-                .bind(number)
-                .fetch_one(&mut self.connection),
-        )
-        .await
+        let exists =
+            sqlx::query_scalar("SELECT EXISTS (SELECT FROM dispatch_batches WHERE shard = $1 AND number = $2)");
+        Ok(exists.bind(self.shard).bind(number).fetch_one(&mut self.connection).await?)
     }
 
-    /// The open executions of `batch`, each with whether it runs at a worker that is not to be judged dead: with `lease`
-    /// given, one that was seen within it; without, any.
+    /// The open executions of `batches`, by batch and place, each with whether it runs at a worker that is not to be judged
+    /// dead: with `lease` given, one that was seen within it; without, any.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
-    pub async fn open_of_batch(&mut self, batch: &Batch, lease: Option<Duration>) -> Result<Vec<(OpenEntry, bool)>> {
-        let rows = bounded(
-            sqlx::query(days::of(OPEN_OF_BATCH, batch.ids.iter().copied()))
-                .bind(&batch.ids)
-                .bind(batch.number)
-                .bind(lease)
-                .fetch_all(&mut self.connection),
-        )
-        .await?;
+    pub async fn open_of_batches(
+        &mut self,
+        batches: &[Batch],
+        lease: Option<Duration>,
+    ) -> Result<Vec<(OpenEntry, bool)>> {
+        let ids = || batches.iter().flat_map(|batch| batch.ids.iter().copied());
+        let numbers = batches.iter().flat_map(|batch| batch.ids.iter().map(|_| batch.number));
+        let rows = sqlx::query(days::of(OPEN_OF_BATCHES, ids()))
+            .bind(ids().collect::<Vec<_>>())
+            .bind(numbers.collect::<Vec<_>>())
+            .bind(lease)
+            .fetch_all(&mut self.connection)
+            .await?;
         rows.iter().map(|row| Ok((read_open_entry(row)?, row.try_get("runs")?))).collect()
     }
 
     /// R19: makes `lost` entries stand in a new batch `number`, one after the other from place 1. Answers those that were
-    /// still as seen; the rest has moved on by itself.
+    /// still as seen; the rest has moved on by itself, or is locked and is to be looked at again.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
@@ -190,22 +267,20 @@ impl LeaderSession {
         lease: Duration,
     ) -> Result<Vec<OpenEntry>> {
         let seqs: Vec<i32> = (1..).take(lost.len()).collect();
-        let mut transaction = bounded(self.connection.begin()).await?;
-        let rows = bounded(
-            sqlx::query(days::of(REPUBLISH, lost.iter().map(|entry| entry.execution)))
-                .bind(self.shard)
-                .bind(number)
-                .bind(term)
-                .bind(lost.iter().map(|entry| entry.execution).collect::<Vec<_>>())
-                .bind(lost.iter().map(|entry| entry.claim).collect::<Vec<_>>())
-                .bind(lost.iter().map(|entry| entry.entry).collect::<Vec<_>>())
-                .bind(seqs)
-                .bind(lease)
-                .fetch_all(&mut *transaction),
-        )
-        .await?;
+        let mut transaction = self.connection.begin().await?;
+        let rows = sqlx::query(days::of(REPUBLISH, lost.iter().map(|entry| entry.execution)))
+            .bind(self.shard)
+            .bind(number)
+            .bind(term)
+            .bind(lost.iter().map(|entry| entry.execution).collect::<Vec<_>>())
+            .bind(lost.iter().map(|entry| entry.claim).collect::<Vec<_>>())
+            .bind(lost.iter().map(|entry| entry.entry).collect::<Vec<_>>())
+            .bind(seqs)
+            .bind(lease)
+            .fetch_all(&mut *transaction)
+            .await?;
         let republished = rows.iter().map(read_open_entry).collect::<Result<Vec<_>>>()?;
-        bounded(transaction.commit()).await?;
+        transaction.commit().await?;
         Ok(republished)
     }
 
@@ -214,13 +289,10 @@ impl LeaderSession {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn settle(&mut self, numbers: &[i64]) -> Result<()> {
-        bounded(
-            sqlx::query("UPDATE dispatch_batches SET settled_at = now() WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NULL")
+        sqlx::query("UPDATE dispatch_batches SET settled_at = now() WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NULL")
                 .bind(self.shard)
                 .bind(numbers)
-                .execute(&mut self.connection),
-        )
-        .await?;
+                .execute(&mut self.connection).await?;
         Ok(())
     }
 
@@ -229,15 +301,13 @@ impl LeaderSession {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn forget_batches(&mut self, numbers: &[i64]) -> Result<()> {
-        bounded(
-            sqlx::query(
-                "DELETE FROM dispatch_batches WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NOT NULL \
+        sqlx::query(
+            "DELETE FROM dispatch_batches WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NOT NULL \
                  AND number < (SELECT max(number) FROM dispatch_batches WHERE shard = $1)",
-            )
-            .bind(self.shard)
-            .bind(numbers)
-            .execute(&mut self.connection),
         )
+        .bind(self.shard)
+        .bind(numbers)
+        .execute(&mut self.connection)
         .await?;
         Ok(())
     }

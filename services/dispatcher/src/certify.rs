@@ -51,13 +51,15 @@ impl Leader {
                     // Drawn after the challenge (R4), so that it is newer than all that was sent before it.
                     let number = self.session.draw_number().await?;
                     let written = redis.certify(number, term, &standing.replid, &challenge, lines);
-                    match self.alive(written).await? {
+                    let written = self.alive(written).await?;
+                    self.note_answer(&written);
+                    match written {
                         Ok(Certified::Done) => {
                             info!(
                                 number,
                                 "redis is certified: entries up to this number are checked before they start"
                             );
-                            self.whole_pass_due = true;
+                            self.passes.certified();
                             return Ok(());
                         }
                         Ok(Certified::Stale) => return Err(End::Stale),

@@ -4,17 +4,24 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
-use carillon_core::agenda::{Agenda, Due, Slot, Source};
+use carillon_core::agenda::{Due, Slot, Source};
+use carillon_core::limits::PAYLOAD_BYTES_IN_ENTRY;
 use carillon_core::line::Line;
+use carillon_core::misfire;
 use carillon_failpoint as failpoint;
-use carillon_store::claim::{Claim, Room};
+use carillon_store::claim::{Claim, Committed, Room};
+use carillon_stream::leader::PUBLISH_BYTES_MAX;
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::{counter, histogram};
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::decide::{Decided, decide};
+use crate::definitions::Definitions;
+use crate::foresight::{Answer, Foresight, Found, Question};
 use crate::leader::{End, Leader, delta};
 use crate::outgoing::Batch;
 
@@ -22,18 +29,55 @@ use crate::outgoing::Batch;
 const FULL_PAUSE: TimeDelta = TimeDelta::milliseconds(50);
 /// A job that cannot be read is tried again after this.
 const UNREADABLE_PAUSE: TimeDelta = TimeDelta::minutes(1);
-/// Each line gets at least so much of a batch, however much stands in the lines before it.
+/// Each line gets at least so much of a batch, however much stands in the lines before it, as far as a batch goes round.
 const LINE_SHARE_MIN: i64 = 50;
+/// Definitions read at once, and how long one claim may read more of them.
+const LEARN_AT_ONCE: usize = 200;
+const LEARN_MAX: Duration = Duration::from_millis(100);
+/// Bytes of the entries of one batch, about: within what one publish takes.
+const BATCH_BYTES_MAX: usize = PUBLISH_BYTES_MAX / 8 * 7;
+/// Bytes of an entry besides its payload, at most.
+const ENTRY_BYTES: usize = 1_024;
+/// Rows of one batch, at most, where how large their payloads are is known only afterwards: whatever they are, they fit.
+pub(crate) const ROWS_OF_ANY_SIZE: usize = BATCH_BYTES_MAX / (ENTRY_BYTES + PAYLOAD_BYTES_IN_ENTRY);
+/// So of retries.
+const RETRIES_MAX: i64 = 1_000;
+const _: () = assert!(RETRIES_MAX as usize <= ROWS_OF_ANY_SIZE, "retries fit");
+/// What was refused by itself is tried again after this.
+const REFUSED_PAUSE: TimeDelta = TimeDelta::minutes(1);
 
 impl Leader {
     /// Claims what is due. `None`: nothing was, or nothing of it may be published yet.
     pub(crate) async fn claim_due(&mut self) -> Result<Option<Batch>, End> {
+        self.taking.clear();
+        match self.claim_some().await {
+            Err(End::Refused(error)) => {
+                self.claim_less(&error);
+                Ok(None)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// The server has refused a claim: the next ones are halves of it, until what it refuses stands alone. That is set aside.
+    fn claim_less(&mut self, error: &carillon_store::Error) {
+        self.stumble(error);
+        self.claim_max = (self.claim_max / 2).max(1);
+        if let [refused] = self.taking[..] {
+            warn!(id = %refused, "a claim of this alone is refused, it is set aside for a minute");
+            counter!("carillon_dispatcher_set_aside_total").increment(1);
+            self.left.insert(refused, self.session.clock().now() + REFUSED_PAUSE);
+        }
+    }
+
+    async fn claim_some(&mut self) -> Result<Option<Batch>, End> {
+        self.is_busy = false;
         let now = self.session.clock().now();
         let Due { slots, until: due } = self.agenda.take_due(now, self.lead());
         if slots.is_empty() {
             return Ok(None);
         }
-        let rooms = self.rooms(&slots, now).await?;
+        let rooms = self.rooms(slots, now).await?;
         if rooms.is_empty() {
             return Ok(None);
         }
@@ -45,20 +89,31 @@ impl Leader {
         if claim.is_empty() {
             return Ok(None);
         }
-        let wanted = claim.timers.iter().map(|timer| (timer.job, timer.revision));
-        let wanted = wanted.chain(claim.triggers.iter().map(|trigger| (trigger.job, trigger.revision)));
-        let unknown = self.definitions.unknown(wanted);
-        if !unknown.is_empty() {
-            let learned = claim.definitions(&unknown).await?;
-            self.definitions.learn(learned);
-        }
+        self.taking.extend(claim.taken());
+        let limited = limited(&rooms, &claim);
+        let mut left_out = learn(&mut self.definitions, &mut claim).await?;
+        left_out.extend(fit(&self.definitions, &mut claim));
         let threshold = delta(self.config.dispatcher.misfire_threshold);
-        let decided = decide(&claim.timers, &claim.triggers, &claim.retries, &self.definitions, claim.now, threshold);
-        note_limited(&mut self.agenda, &rooms, &claim, now);
+        let foreseen = foresee(&mut self.foresight, &self.definitions, &mut self.left, &mut claim, threshold);
+        let decided =
+            decide(&claim.timers, &claim.triggers, &claim.retries, &self.definitions, &foreseen, claim.now, threshold);
         let number = claim.number;
         let committed = claim.commit(self.term, &decided.decisions, &self.unsettled).await?;
         failpoint::reach("claim:committed").await;
         self.unsettled.clear();
+        self.is_busy = !limited.is_empty();
+        for slot in limited.into_iter().chain(left_out) {
+            self.agenda.note_exactly(slot, now);
+        }
+        self.claim_max = self.claim_max.saturating_mul(2).min(self.config.dispatcher.batch_max);
+        let batch = self.batch_of(number, &decided, committed).await.map_err(End::after_commit)?;
+        self.learn_from(decided, batch.entries.len(), began.elapsed(), now);
+        self.streams.expect(&batch);
+        Ok(Some(batch).filter(|batch| !batch.entries.is_empty()))
+    }
+
+    /// What was committed, as it is published.
+    async fn batch_of(&mut self, number: i64, decided: &Decided, committed: Committed) -> Result<Batch, End> {
         let (born, last): (HashSet<Uuid>, HashSet<Uuid>) =
             (committed.born.iter().copied().collect(), decided.last.iter().copied().collect());
         let mut batch = Batch::new(number);
@@ -74,9 +129,24 @@ impl Leader {
                 batch.add_open(open, &job);
             }
         }
-        self.learn_from(decided, batch.entries.len(), began.elapsed(), now);
-        self.streams.expect(&batch);
-        Ok(Some(batch).filter(|batch| !batch.entries.is_empty()))
+        Ok(batch)
+    }
+
+    /// A dear timetable was searched: its timer is claimed now.
+    pub(crate) fn look_again(&mut self, answer: Answer) {
+        let now = self.session.clock().now();
+        match answer.found {
+            Found::Due(_) => {
+                self.left.remove(&answer.job);
+                self.agenda.note_exactly(answer.slot.clone(), now);
+            }
+            Found::Unreadable => {
+                self.left.insert(answer.job, now + UNREADABLE_PAUSE);
+            }
+            // Another lane looks.
+            Found::Dear(_) => {}
+        }
+        self.foresight.keep(answer);
     }
 
     fn learn_from(&mut self, decided: Decided, claimed: usize, took: Duration, now: DateTime<Utc>) {
@@ -103,48 +173,78 @@ impl Leader {
         }
     }
 
-    /// How much of each slot may be claimed. What has no room is looked at again later.
-    async fn rooms(&mut self, slots: &BTreeSet<Slot>, now: DateTime<Utc>) -> Result<Vec<Room>, End> {
+    /// How much of each slot may be claimed. What has no room, or no turn, is looked at again later.
+    async fn rooms(&mut self, slots: BTreeSet<Slot>, now: DateTime<Utc>) -> Result<Vec<Room>, End> {
         let bound = self.config.dispatcher.stream_entries_max;
-        if slots.iter().any(|(_, line)| self.streams.free(line, bound).is_none_or(|free| free == 0)) {
-            let lines: Vec<Line> = slots.iter().map(|(_, line)| line.clone()).collect();
+        let batch_max = self.claim_max;
+        let (slots, waiting) = take_turns(slots, batch_max, &mut self.last_slot);
+        for slot in waiting {
+            self.agenda.note_exactly(slot, now);
+        }
+        let unheard = |line: &&Line| self.streams.free(line, bound).is_none_or(|free| free == 0);
+        let lines: BTreeSet<&Line> = slots.iter().map(|(_, line)| line).filter(unheard).collect();
+        if !lines.is_empty() {
+            let lines: Vec<Line> = lines.into_iter().cloned().collect();
             let redis = self.redis.clone();
-            if let Ok(lengths) = self.alive(redis.lengths(&lines)).await? {
+            let lengths = self.alive(redis.lengths(&lines)).await?;
+            self.note_answer(&lengths);
+            if let Ok(lengths) = lengths {
                 self.streams.hear(&lines, &lengths);
             }
         }
         // A line of which Redis said nothing even now counts as empty: one batch at most is claimed of it, which then waits to
         // be sent, as it would if Redis had gone a moment later.
         let free = |line: &Line| i64::from(self.streams.free(line, bound).unwrap_or(bound));
-        let rooms = share_out(slots, free, self.config.dispatcher.batch_max.into());
-        for slot in slots.iter().filter(|slot| !rooms.iter().any(|room| (room.source, &room.line) == (slot.0, &slot.1)))
-        {
+        let rooms = share_out(&slots, free, batch_max.into());
+        let roomy: HashSet<(Source, &Line)> = rooms.iter().map(|room| (room.source, &room.line)).collect();
+        for slot in slots.iter().filter(|(source, line)| !roomy.contains(&(*source, line))) {
             self.agenda.note_exactly(slot.clone(), now + FULL_PAUSE);
         }
         Ok(rooms)
     }
 }
 
+/// Those of `slots` whose turn it is, `max` of them, and those that must wait. Where more are due than a batch has rows each
+/// gets its turn, one after the other, whatever its priority.
+fn take_turns(slots: BTreeSet<Slot>, max: u32, last: &mut Option<Slot>) -> (BTreeSet<Slot>, Vec<Slot>) {
+    let max = usize::try_from(max).unwrap_or(usize::MAX);
+    if slots.len() <= max {
+        return (slots, Vec::new());
+    }
+    let behind = last.take().map_or(Bound::Unbounded, Bound::Excluded);
+    let turns: Vec<Slot> = slots.range((behind, Bound::Unbounded)).chain(&slots).take(max).cloned().collect();
+    *last = turns.last().cloned();
+    let turns = BTreeSet::from_iter(turns);
+    let waiting = slots.into_iter().filter(|slot| !turns.contains(slot)).collect();
+    (turns, waiting)
+}
+
 /// Shares out a batch: by priority, each line no more than `free` says that its stream may still take, all its sources
 /// together. Of a stream that is nearly full each source gets its part, so that a herd of timers does not keep a trigger
-/// waiting.
+/// waiting. All together get `batch_max` at most, and there are no more slots than that.
 fn share_out(slots: &BTreeSet<Slot>, free: impl Fn(&Line) -> i64, batch_max: i64) -> Vec<Room> {
     let mut by_priority: Vec<&Slot> = slots.iter().collect();
     by_priority.sort_by_key(|(_, line)| Reverse(line.priority));
+    let count = i64::try_from(by_priority.len()).unwrap_or(i64::MAX).max(1);
+    let share_min = LINE_SHARE_MIN.min(batch_max / count).max(1);
     let mut left_of_batch = batch_max;
     let mut left_of_line: HashMap<&Line, (i64, i64)> = HashMap::new();
     for (_, line) in slots {
         left_of_line.entry(line).or_insert_with(|| (free(line), 0)).1 += 1;
     }
     let mut rooms = Vec::with_capacity(slots.len());
-    for (index, (source, line)) in by_priority.iter().enumerate() {
-        let behind = i64::try_from(by_priority.len() - index - 1).unwrap_or(0);
-        let share = (left_of_batch - behind * LINE_SHARE_MIN).max(LINE_SHARE_MIN);
+    let mut left_of_retries = RETRIES_MAX;
+    for ((source, line), behind) in by_priority.iter().zip((0..count).rev()) {
+        let share = (left_of_batch - behind * share_min).max(share_min);
         let Some((free, sources)) = left_of_line.get_mut(line) else { continue };
         // Nobody in front of it took more than was free, so this is never below 0.
-        let for_the_others = (*sources - 1) * LINE_SHARE_MIN.min(*free / *sources);
-        let room = share.min(*free - for_the_others);
+        let for_the_others = (*sources - 1) * share_min.min(*free / *sources);
+        let mut room = share.min(*free - for_the_others);
         *sources -= 1;
+        if *source == Source::Retry {
+            room = room.min(left_of_retries);
+            left_of_retries -= room;
+        }
         if room > 0 {
             *free -= room;
             left_of_batch -= room;
@@ -154,18 +254,99 @@ fn share_out(slots: &BTreeSet<Slot>, free: impl Fn(&Line) -> i64, batch_max: i64
     rooms
 }
 
-/// A slot that gave all it was asked for holds more: it is looked at again, at once.
-fn note_limited(agenda: &mut Agenda, rooms: &[Room], claim: &Claim<'_>, now: DateTime<Utc>) {
-    for room in rooms {
-        let got = match room.source {
-            Source::Timer => claim.timers.iter().filter(|timer| timer.line == room.line).count(),
-            Source::Trigger => claim.triggers.len(),
-            Source::Retry => claim.retries.len(),
-        };
-        if i64::try_from(got).unwrap_or(i64::MAX) >= room.room {
-            agenda.note_exactly((room.source, room.line.clone()), now);
-        }
+/// Learns what the jobs of a claim mean, for as long as [`LEARN_MAX`]. What it did not come to is left out of the claim, and
+/// answered: where to look again.
+async fn learn(definitions: &mut Definitions, claim: &mut Claim<'_>) -> Result<HashSet<Slot>, End> {
+    let wanted = claim.timers.iter().map(|timer| (timer.job, timer.revision));
+    let unknown =
+        definitions.unknown(wanted.chain(claim.triggers.iter().map(|trigger| (trigger.job, trigger.revision))));
+    let began = Instant::now();
+    let mut unread = unknown.as_slice();
+    while !unread.is_empty() && (unread.len() == unknown.len() || began.elapsed() < LEARN_MAX) {
+        let (some, rest) = unread.split_at(LEARN_AT_ONCE.min(unread.len()));
+        definitions.learn(claim.definitions(some).await?);
+        unread = rest;
     }
+    let unread: HashSet<(Uuid, i64)> = unread.iter().copied().collect();
+    Ok(leave_out(claim, |job, revision, _| unread.contains(&(job, revision))))
+}
+
+/// Leaves out of a claim what does not fit into a batch by its bytes. Answered is where to look again.
+fn fit(definitions: &Definitions, claim: &mut Claim<'_>) -> HashSet<Slot> {
+    let largest = ENTRY_BYTES + PAYLOAD_BYTES_IN_ENTRY;
+    if (claim.timers.len() + claim.triggers.len() + claim.retries.len()) * largest <= BATCH_BYTES_MAX {
+        return HashSet::new();
+    }
+    let mut bytes = claim.retries.len() * largest;
+    leave_out(claim, |job, revision, own| {
+        let of_job = || definitions.get(job, revision).and_then(|job| job.definition.payload.as_ref().map(String::len));
+        bytes += ENTRY_BYTES + own.or_else(of_job).unwrap_or(0);
+        bytes > BATCH_BYTES_MAX
+    })
+}
+
+/// Leaves out of a claim those timers and triggers of which `leave` says so, by job, revision, and bytes of an own payload.
+/// They stay where they are. Answered is where to look again.
+fn leave_out(claim: &mut Claim<'_>, mut leave: impl FnMut(Uuid, i64, Option<usize>) -> bool) -> HashSet<Slot> {
+    let mut slots = HashSet::new();
+    claim.timers.retain(|timer| {
+        let leaves = leave(timer.job, timer.revision, None);
+        if leaves {
+            slots.insert((Source::Timer, timer.line.clone()));
+        }
+        !leaves
+    });
+    claim.triggers.retain(|trigger| {
+        let own = trigger.own_payload.then(|| trigger.payload.as_ref().map_or(0, String::len));
+        let leaves = leave(trigger.job, trigger.revision, own);
+        if leaves {
+            slots.insert((Source::Trigger, trigger.line.clone()));
+        }
+        !leaves
+    });
+    slots
+}
+
+/// What is known of the timers whose timetables may be dear. Those of which nothing is known yet are left out of the claim,
+/// asked about, and left alone until the answer comes.
+fn foresee(
+    foresight: &mut Foresight,
+    definitions: &Definitions,
+    left: &mut HashMap<Uuid, DateTime<Utc>>,
+    claim: &mut Claim<'_>,
+    misfire_threshold: TimeDelta,
+) -> HashMap<Uuid, misfire::Due> {
+    let mut foreseen = HashMap::new();
+    let now = claim.now;
+    claim.timers.retain(|timer| {
+        let Some(job) = definitions.get(timer.job, timer.revision).filter(|job| job.timetable.is_none()) else {
+            return true;
+        };
+        if let Some(due) = foresight.take(timer.job, timer.revision, timer.fire_at) {
+            foreseen.insert(timer.job, due);
+            return true;
+        }
+        let slot = (Source::Timer, timer.line.clone());
+        let until = foresight.ask(Question { job, fire_at: timer.fire_at, slot, now, misfire_threshold });
+        left.insert(timer.job, until);
+        false
+    });
+    foreseen
+}
+
+/// A slot that gave all it was asked for holds more: it is looked at again, at once.
+fn limited(rooms: &[Room], claim: &Claim<'_>) -> Vec<Slot> {
+    let mut of_slot: HashMap<(Source, &Line), i64> = HashMap::new();
+    let timers = claim.timers.iter().map(|timer| (Source::Timer, &timer.line));
+    for slot in timers.chain(claim.triggers.iter().map(|trigger| (Source::Trigger, &trigger.line))) {
+        *of_slot.entry(slot).or_default() += 1;
+    }
+    let count = |room: &&Room| match room.source {
+        Source::Timer | Source::Trigger => of_slot.get(&(room.source, &room.line)).copied().unwrap_or(0),
+        // Of which line, they do not say: at worst one is looked at in vain.
+        Source::Retry => i64::try_from(claim.retries.len()).unwrap_or(i64::MAX),
+    };
+    rooms.iter().filter(|room| count(room) >= room.room).map(|room| (room.source, room.line.clone())).collect()
 }
 
 #[cfg(test)]
@@ -181,6 +362,27 @@ mod tests {
     }
 
     use Source::{Retry, Timer, Trigger};
+
+    #[test]
+    fn a_batch_holds_no_more_than_its_bound_over_all_lines() {
+        let slots = |count: usize| -> BTreeSet<Slot> {
+            (0..count).map(|n| (Timer, Line::new(format!("{n:05}"), Priority::Medium))).collect()
+        };
+        for count in [1, 7, 20, 21, 999, 1_000] {
+            let rooms = share_out(&slots(count), |_| 20_000, 1_000);
+            assert_eq!(rooms.iter().map(|room| room.room).sum::<i64>(), 1_000, "{count} lines");
+            assert_eq!(rooms.len(), count, "each has its part");
+        }
+        let (mut last, mut seen) = (None, BTreeSet::new());
+        for turn in 0..10 {
+            let (taken, waiting) = take_turns(slots(10_000), 1_000, &mut last);
+            assert_eq!((taken.len(), waiting.len()), (1_000, 9_000));
+            assert!(waiting.iter().all(|slot| !taken.contains(slot)));
+            seen.extend(taken);
+            assert_eq!(seen.len(), (turn + 1) * 1_000, "each in its turn");
+        }
+        assert_eq!(take_turns(slots(3), 1_000, &mut last).0.len(), 3);
+    }
 
     #[test]
     fn the_sources_of_a_line_share_its_room() {

@@ -79,6 +79,9 @@ pub struct DispatcherConfig {
     pub batch_max: u32,
     /// Entries in one stream, at most.
     pub stream_entries_max: u32,
+    /// A stream that is empty leaves when nothing was appended to it for so long and nobody serves it.
+    #[serde(deserialize_with = "duration")]
+    pub stream_unused: Duration,
     /// The safety net under the wake-ups.
     #[serde(deserialize_with = "duration")]
     pub poll: Duration,
@@ -100,11 +103,16 @@ impl Settings for Config {
             "dispatcher.lead",
             "must be at most a quarter of protocol.window",
         );
-        checks.that((1..=10_000).contains(&own.batch_max), "dispatcher.batch_max", "must be 1 to 10000");
+        checks.that((1..=5_000).contains(&own.batch_max), "dispatcher.batch_max", "must be 1 to 5000");
         checks.that(
             (own.batch_max..=1_000_000).contains(&own.stream_entries_max),
             "dispatcher.stream_entries_max",
             "must be at least dispatcher.batch_max, and at most 1000000",
+        );
+        checks.that(
+            own.stream_unused >= Duration::from_secs(60 * 60) && own.stream_unused <= DAY * 365,
+            "dispatcher.stream_unused",
+            "must be 1h to 365d",
         );
         checks.that(
             own.poll >= Duration::from_millis(100) && own.poll <= Duration::from_secs(60),

@@ -3,8 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 
+use carillon_core::ids;
 use carillon_core::line::Line;
-use carillon_core::{ids, misfire};
+use carillon_core::misfire::{self, Due};
 use carillon_store::claim::{Decisions, DueRetry, DueTimer, DueTrigger, Moved, MovedTimer, NewExecution};
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
@@ -26,20 +27,26 @@ pub struct Decided {
     pub last: Vec<Uuid>,
 }
 
-/// Decides about all that is due at `now`, or soon.
+/// Decides about all that is due at `now`, or soon. What a timetable says that may be dear to search was `foreseen`.
 pub fn decide(
     timers: &[DueTimer],
     triggers: &[DueTrigger],
     retries: &[DueRetry],
     known: &Definitions,
+    foreseen: &HashMap<Uuid, Due>,
     now: DateTime<Utc>,
     misfire_threshold: TimeDelta,
 ) -> Decided {
     let mut deciding =
         Deciding { decided: Decided::default(), opened: HashMap::new(), touched: HashSet::new(), seq: 0 };
     for timer in timers {
-        match known.get(timer.job, timer.revision) {
-            Some(job) => deciding.timer(timer, &job, now, misfire_threshold),
+        let Some(job) = known.get(timer.job, timer.revision) else {
+            deciding.decided.unreadable.push(timer.job);
+            continue;
+        };
+        let resolve = |timetable| misfire::resolve(timetable, timer.fire_at, now, misfire_threshold);
+        match foreseen.get(&timer.job).cloned().or_else(|| job.timetable.as_ref().map(resolve)) {
+            Some(due) => deciding.timer(timer, &job, due, now),
             None => deciding.decided.unreadable.push(timer.job),
         }
     }
@@ -66,14 +73,13 @@ struct Deciding {
 }
 
 impl Deciding {
-    fn timer(&mut self, timer: &DueTimer, job: &Known, now: DateTime<Utc>, misfire_threshold: TimeDelta) {
+    fn timer(&mut self, timer: &DueTimer, job: &Known, due: Due, now: DateTime<Utc>) {
         let definition = &job.definition;
         let budget = definition.max_executions.map(|max| max - timer.claimed_count);
         if budget.is_some_and(|left| left <= 0) {
             self.moved(timer, None);
             return;
         }
-        let due = misfire::resolve(&job.timetable, timer.fire_at, now, misfire_threshold);
         let Some(fire) = due.fire else {
             self.moved(timer, due.next);
             return;
@@ -100,6 +106,7 @@ impl Deciding {
                     rfc3339(now)
                 )
             }),
+            own_payload: false,
             payload: None,
             trace: None,
             created_by: String::new(),
@@ -132,6 +139,7 @@ impl Deciding {
             scheduled_at: trigger.fire_at,
             max_retries: job.definition.max_retries,
             reason: (!has_room).then(|| overlap_reason(open, open_max)),
+            own_payload: trigger.own_payload,
             payload: trigger.payload.clone(),
             trace: trigger.trace,
             created_by: trigger.created_by.clone(),
@@ -160,6 +168,7 @@ impl Deciding {
             scheduled_at: trigger.fire_at,
             max_retries: 0,
             reason: Some("the definition of this job cannot be read by the running version".into()),
+            own_payload: trigger.own_payload,
             payload: trigger.payload.clone(),
             trace: trigger.trace,
             created_by: trigger.created_by.clone(),
@@ -228,7 +237,7 @@ mod tests {
             platform_id: Some("acme".into()),
             handler: "test:echo".into(),
             payload: None,
-            timetable,
+            timetable: Some(timetable),
             max_retries: 3,
             retry_delay_ms: 1_000,
             timeout_ms: 1_000,
@@ -255,6 +264,7 @@ mod tests {
             revision: 1,
             open: 0,
             platform_id: Some("acme".into()),
+            own_payload: false,
             payload: None,
             trace: "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01".parse().ok(),
             created_by: "alice".into(),
@@ -266,7 +276,7 @@ mod tests {
     #[test]
     fn a_fire_ahead_of_its_instant_is_claimed_and_the_timer_moves() {
         let known = known(Some(1), None, every_second());
-        let decided = decide(&[timer(0)], &[], &[], &known, at(4_800), THRESHOLD);
+        let decided = decide(&[timer(0)], &[], &[], &known, &HashMap::new(), at(4_800), THRESHOLD);
         let new = &decided.decisions.executions[0];
         assert_eq!((new.seq, new.scheduled_at, new.skipped), (1, at(5_000), false));
         assert_eq!(decided.decisions.timers[0].to.unwrap().fire_at, Some(at(6_000)));
@@ -276,10 +286,10 @@ mod tests {
     #[test]
     fn with_an_open_predecessor_it_waits_for_its_instant_and_is_skipped_then() {
         let known = known(Some(1), None, every_second());
-        let ahead = decide(&[timer(1)], &[], &[], &known, at(4_800), THRESHOLD);
+        let ahead = decide(&[timer(1)], &[], &[], &known, &HashMap::new(), at(4_800), THRESHOLD);
         assert_eq!(ahead.left, vec![(JOB, line(), at(5_000))]);
         assert!(ahead.decisions.executions.is_empty() && ahead.decisions.timers.is_empty());
-        let then = decide(&[timer(1)], &[], &[], &known, at(5_000), THRESHOLD);
+        let then = decide(&[timer(1)], &[], &[], &known, &HashMap::new(), at(5_000), THRESHOLD);
         let new = &then.decisions.executions[0];
         assert!(new.skipped && new.seq == 0 && new.reason.as_ref().unwrap().contains("overlap"));
         assert_eq!(then.next, vec![(line(), at(6_000))]);
@@ -287,7 +297,9 @@ mod tests {
 
     #[test]
     fn concurrency_bounds_what_is_open() {
-        let decided = |max| decide(&[timer(3)], &[], &[], &known(max, None, every_second()), at(5_000), THRESHOLD);
+        let decided = |max| {
+            decide(&[timer(3)], &[], &[], &known(max, None, every_second()), &HashMap::new(), at(5_000), THRESHOLD)
+        };
         assert!(!decided(None).decisions.executions[0].skipped);
         assert!(!decided(Some(4)).decisions.executions[0].skipped);
         assert!(decided(Some(3)).decisions.executions[0].skipped);
@@ -296,7 +308,8 @@ mod tests {
     #[test]
     fn what_one_claim_opens_counts_for_the_rest_of_it() {
         let known = known(Some(1), None, every_second());
-        let decided = decide(&[timer(0)], &[trigger(7), trigger(8)], &[], &known, at(5_000), THRESHOLD);
+        let decided =
+            decide(&[timer(0)], &[trigger(7), trigger(8)], &[], &known, &HashMap::new(), at(5_000), THRESHOLD);
         let skipped: Vec<bool> = decided.decisions.executions.iter().map(|new| new.skipped).collect();
         assert_eq!(skipped, vec![false, true, true]);
         assert_eq!(decided.decisions.timers.len(), 1, "one row, one move");
@@ -304,7 +317,15 @@ mod tests {
 
     #[test]
     fn the_last_allowed_execution_ends_the_timetable() {
-        let decided = decide(&[timer(0)], &[], &[], &known(Some(1), Some(5), every_second()), at(5_000), THRESHOLD);
+        let decided = decide(
+            &[timer(0)],
+            &[],
+            &[],
+            &known(Some(1), Some(5), every_second()),
+            &HashMap::new(),
+            at(5_000),
+            THRESHOLD,
+        );
         assert_eq!(decided.last, vec![decided.decisions.executions[0].id]);
         let to = decided.decisions.timers[0].to.unwrap();
         assert!(to.fire_at.is_none() && to.exhausted);
@@ -313,9 +334,15 @@ mod tests {
     #[test]
     fn a_one_time_job_is_exhausted_by_its_fire() {
         let known = known(Some(1), None, TimetableSpec::once(at(5_000)));
-        let decided = decide(&[timer(0)], &[], &[], &known, at(5_000), THRESHOLD);
+        let decided = decide(&[timer(0)], &[], &[], &known, &HashMap::new(), at(5_000), THRESHOLD);
         assert!(decided.decisions.timers[0].to.unwrap().exhausted);
         assert_eq!(decided.last.len(), 1);
+    }
+
+    /// What is found elsewhere of a timetable that may be dear.
+    fn foreseen(spec: &TimetableSpec, fire_at: DateTime<Utc>) -> HashMap<Uuid, Due> {
+        let timetable = carillon_core::schedule::Timetable::parse(spec, JOB).unwrap();
+        HashMap::from([(JOB, misfire::resolve(&timetable, fire_at, fire_at, THRESHOLD))])
     }
 
     /// Ten a second, of which two zones leave none from January to November: more than one search can see past.
@@ -331,7 +358,8 @@ mod tests {
         let known = known(Some(1), Some(9), cut());
         let mut due = timer(0);
         for _ in 0..2 {
-            let decided = decide(&[due.clone()], &[], &[], &known, due.fire_at, THRESHOLD);
+            let foreseen = foreseen(&cut(), due.fire_at);
+            let decided = decide(&[due.clone()], &[], &[], &known, &foreseen, due.fire_at, THRESHOLD);
             assert!(decided.decisions.executions.is_empty());
             let to = decided.decisions.timers[0].to.unwrap();
             assert!(!to.exhausted && to.fire_at > Some(due.fire_at), "{to:?}");
@@ -344,15 +372,16 @@ mod tests {
     fn a_job_that_has_nothing_behind_a_cut_is_ended() {
         let mut spec = TimetableSpec { end: Some(at(70_000)), ..every_second() };
         spec.exclusions = vec![Exclusion::cron("1 0 1 1 *")];
+        let foreseen = foreseen(&spec, at(61_000));
         let known = known(Some(1), None, spec);
         let due = DueTimer { fire_at: at(61_000), ..timer(0) };
-        let decided = decide(&[due], &[], &[], &known, at(61_000), THRESHOLD);
+        let decided = decide(&[due], &[], &[], &known, &foreseen, at(61_000), THRESHOLD);
         assert!(decided.decisions.executions.is_empty() && decided.decisions.timers[0].to.unwrap().exhausted);
     }
 
     #[test]
     fn an_unreadable_job_is_left_alone() {
-        let decided = decide(&[timer(0)], &[], &[], &Definitions::default(), at(5_000), THRESHOLD);
+        let decided = decide(&[timer(0)], &[], &[], &Definitions::default(), &HashMap::new(), at(5_000), THRESHOLD);
         assert_eq!(decided.unreadable, vec![JOB]);
         assert!(decided.decisions.timers.is_empty());
     }

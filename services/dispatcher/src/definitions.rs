@@ -1,30 +1,53 @@
 //! What jobs mean, kept between claims by (job, revision), so that an execution is dispatched with the definition that its row
 //! names (R23a): a fire of a known job reads its narrow timer row only.
+//!
+//! A timetable that is long, or may be dear to search, is not parsed here but where it is searched ([`crate::foresight`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use carillon_core::schedule::Timetable;
+use carillon_core::schedule::{Timetable, TimetableSpec};
 use carillon_store::definitions::Definition;
 use tracing::error;
 use uuid::Uuid;
 
-/// Definitions kept at once. About 1 KiB each; beyond it the cache starts anew, which costs one read a job.
-const KEPT_MAX: usize = 200_000;
+/// Bytes of definitions kept, about; beyond it the cache starts anew, which costs one read a job. 100,000 ordinary ones fit.
+const KEPT_BYTES_MAX: usize = 96 * 1024 * 1024;
+/// Bytes of one, besides its texts.
+const BYTES_EACH: usize = 768;
+/// Bytes of one spec of a timetable, as it was read and parsed.
+const BYTES_OF_A_SPEC: usize = 192;
+/// Specs of a timetable that is searched at once, if it has no exclusions: some 10 µs.
+const SPECS_CHEAP: usize = 4;
 
 /// A job's definition and when it fires.
 #[derive(Debug)]
 pub struct Known {
     /// As Postgres has it.
     pub definition: Definition,
-    /// Its timetable, parsed.
-    pub timetable: Timetable,
+    /// Its timetable, parsed. `None`: it may be dear, and is searched elsewhere.
+    pub timetable: Option<Timetable>,
+}
+
+impl Known {
+    fn bytes(&self) -> usize {
+        let Definition { handler, payload, timetable, line, .. } = &self.definition;
+        let specs = timetable.as_ref().map_or(0, |spec| spec.specs.len() + spec.exclusions.len());
+        let texts = handler.len() + line.queue.len() + payload.as_ref().map_or(0, String::len);
+        BYTES_EACH + texts + BYTES_OF_A_SPEC * specs
+    }
+}
+
+/// Whether instants of it are found at once, whatever it says.
+fn is_cheap(spec: &TimetableSpec) -> bool {
+    spec.exclusions.is_empty() && spec.specs.len() <= SPECS_CHEAP
 }
 
 /// The definitions known so far.
 #[derive(Debug, Default)]
 pub struct Definitions {
     known: HashMap<(Uuid, i64), Arc<Known>>,
+    bytes: usize,
 }
 
 impl Definitions {
@@ -38,13 +61,17 @@ impl Definitions {
 
     /// Keeps what was read. A timetable that this version cannot read is left out: its job is left alone, loudly.
     pub fn learn(&mut self, definitions: Vec<Definition>) {
-        if self.known.len() + definitions.len() > KEPT_MAX {
+        if self.bytes > KEPT_BYTES_MAX {
             self.known.clear();
+            self.bytes = 0;
         }
         for definition in definitions {
-            match Timetable::parse(&definition.timetable, definition.job) {
+            let cheap = definition.timetable.as_ref().filter(|spec| is_cheap(spec));
+            match cheap.map(|spec| Timetable::parse(spec, definition.job)).transpose() {
                 Ok(timetable) => {
-                    self.known.insert((definition.job, definition.revision), Arc::new(Known { definition, timetable }));
+                    let known = Known { definition, timetable };
+                    self.bytes += known.bytes();
+                    self.known.insert((known.definition.job, known.definition.revision), Arc::new(known));
                 }
                 Err(errors) => {
                     let why: Vec<String> = errors.iter().map(ToString::to_string).collect();

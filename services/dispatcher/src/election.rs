@@ -5,9 +5,10 @@
 //! off or frozen the server ends its silent session after three seconds. Any error of the session ends the term: it is never
 //! mended, a new one is made.
 //!
-//! Whoever has not seen Redis yet does not stand by: it leaves the lock to those who have.
+//! Who cannot reach Redis does not lead: a standby takes the lock only within [`ANSWER_FRESH`] of an answer of Redis, and a
+//! leader without one gives it back ([`crate::leader`]). If nobody reaches Redis nobody leads, and nothing is claimed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use carillon_store::leader_session::{Candidate, LeaderSession};
 use carillon_store::{Store, StoreOptions};
@@ -19,9 +20,14 @@ use tracing::{info, warn};
 
 use crate::Config;
 use crate::leader::{self, Leader};
+use crate::withdraw;
 
 /// How often a standby asks for the lock.
 const ASK_EVERY: Duration = Duration::from_millis(100);
+/// R2: an answer of Redis counts for so long.
+const ANSWER_FRESH: Duration = Duration::from_secs(1);
+/// How long a standby waits for one; it asks again at half the time that one counts for.
+const ANSWER_MAX: Duration = Duration::from_millis(400);
 /// How long a stop waits for a term to end: after it the session is let go of as if this process had been killed, which the
 /// next leader mends all the same.
 const STOP_MAX: Duration = Duration::from_millis(1_500);
@@ -35,19 +41,21 @@ pub struct Election {
     options: StoreOptions,
     store: Store,
     redis: Redis,
+    unread: withdraw::Handle,
     shutdown: CancellationToken,
 }
 
 impl Election {
-    /// One for a process.
+    /// One for a process; what its terms meet that is to end unread goes to `unread`.
     pub const fn new(
         config: Config,
         options: StoreOptions,
         store: Store,
         redis: Redis,
+        unread: withdraw::Handle,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { config, options, store, redis, shutdown }
+        Self { config, options, store, redis, unread, shutdown }
     }
 
     /// Stands by and leads until the process stops.
@@ -81,12 +89,43 @@ impl Election {
     async fn stand_by(&self) -> carillon_store::Result<LeaderSession> {
         let mut candidate = Candidate::connect(&self.options, self.config.dispatcher.shard).await?;
         info!(shard = self.config.dispatcher.shard, "standing by");
+        let mut answered: Option<Instant> = None;
+        let mut is_silent = false;
         loop {
-            match candidate.try_lead().await? {
-                Ok(session) => return Ok(session),
-                Err(still_candidate) => candidate = still_candidate,
+            if answered.is_none_or(|at| at.elapsed() >= ANSWER_FRESH / 2) {
+                let asked = Instant::now();
+                match self.ask_redis().await {
+                    Ok(()) => {
+                        answered = Some(asked);
+                        if std::mem::take(&mut is_silent) {
+                            info!("redis answers again");
+                        }
+                    }
+                    Err(why) => {
+                        if !std::mem::replace(&mut is_silent, true) {
+                            warn!("redis does not answer, so this process does not ask to lead: {why}");
+                        }
+                    }
+                }
+            }
+            if answered.is_some_and(|at| at.elapsed() < ANSWER_FRESH) {
+                match candidate.try_lead().await? {
+                    Ok(session) => return Ok(session),
+                    Err(still_candidate) => candidate = still_candidate,
+                }
+            } else {
+                candidate.say_something().await?;
             }
             self.pause(ASK_EVERY).await;
+        }
+    }
+
+    /// R2: whether Redis answers the STATE script.
+    async fn ask_redis(&self) -> Result<(), String> {
+        match tokio::time::timeout(ANSWER_MAX, self.redis.state(&[])).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(format!("{:#}", anyhow::Error::from(error))),
+            Err(_) => Err(format!("nothing was heard for {} ms", ANSWER_MAX.as_millis())),
         }
     }
 
@@ -100,6 +139,7 @@ impl Election {
             self.store.clone(),
             self.redis.clone(),
             notices,
+            self.unread.clone(),
             self.shutdown.clone(),
         );
         let shutdown = self.shutdown.clone();
@@ -120,6 +160,13 @@ impl Election {
             Ok(()) | Err(leader::End::Stopped) => info!("resigned"),
             Err(leader::End::Stale) => {
                 warn!("another leader has announced a later term, standing by");
+                self.pause(CONNECT_AGAIN).await;
+            }
+            Err(leader::End::RedisSilent) => {
+                warn!("redis does not answer: the lock was given back, standing by until it does");
+            }
+            Err(leader::End::Refused(error)) => {
+                warn!("the term cannot begin, standing by: {:#}", anyhow::Error::from(error));
                 self.pause(CONNECT_AGAIN).await;
             }
             Err(leader::End::SessionLost(error)) => {

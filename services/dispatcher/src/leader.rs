@@ -5,18 +5,23 @@
 //! until a wake; claims (R5, R16); publishes (R6); and settles with the next claim (R7). While a batch is on its way to Redis
 //! the next one is claimed, but never a second: Redis away means that claiming stops, and due timers wait in Postgres.
 //!
-//! The session is spoken to at least each second; its loss ends the term, whatever else is under way. A stop waits for Redis
-//! no longer than [`STOP_PATIENCE`]: what was claimed and is not known to be in is left to the next leader (R7). Nothing that
-//! a term knows outlives it: the next leader reads everything anew.
+//! The session is spoken to at least each second; its loss ends the term, whatever else is under way. A statement that the
+//! server refuses ends none: nothing of it was done, and what it was for is tried again (R2). Who has had no answer of Redis
+//! for [`REDIS_SILENCE_MAX`](crate::patience) does not lead: it gives the lock back. A stop waits for Redis no longer than [`STOP_PATIENCE`](crate::patience):
+//! what was claimed and is not known to be in is left to the next leader (R7). Nothing that a term knows outlives it: the next
+//! leader reads everything anew.
+//!
+//! R19 goes a page at a time between claims ([`crate::reconcile`]), and nothing that a turn of the loop waits for is longer than
+//! a page, a batch or a reading of the agenda.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::time::{Duration, Instant};
 
-use carillon_core::agenda::{Agenda, Lead};
+use carillon_core::agenda::{Agenda, Lead, Slot};
 use carillon_failpoint as failpoint;
 use carillon_store::Store;
 use carillon_store::leader_session::LeaderSession;
+use carillon_store::upcoming::UpcomingMax;
 use carillon_stream::Redis;
 use carillon_stream::leader::Published;
 use carillon_stream::notices::{Notice, Notices};
@@ -27,18 +32,26 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::definitions::Definitions;
+use crate::foresight::Foresight;
 use crate::outgoing::Batch;
+use crate::reconcile::Passes;
 use crate::streams::Streams;
-use crate::{Config, TICK};
+use crate::{Config, TICK, withdraw};
 
-/// Instants of one line that the agenda reads at once.
-const UPCOMING_MAX: i64 = 5_000;
-/// Between two readings that wakes ask for.
-const REFILL_PAUSE: Duration = Duration::from_millis(3);
-/// Between two tries to reach Redis.
-const REDIS_PAUSE: Duration = Duration::from_millis(100);
-/// How long a stop waits for Redis. A publish that is on its way in good order is through long before.
-const STOP_PATIENCE: Duration = Duration::from_millis(500);
+/// Instants that the agenda reads at once: with 10,000 lines that is some 5 MB.
+const UPCOMING_MAX: UpcomingMax = UpcomingMax { of_line: 5_000, of_all: 20_000 };
+/// How far a wake makes it read at once, unless the longest lead is longer: what is further off waits for [`REFILL_PAUSE`].
+const GLANCE: TimeDelta = TimeDelta::milliseconds(500);
+/// Between two such glances,
+const GLANCE_PAUSE: Duration = Duration::from_millis(3);
+/// and between two whole readings that wakes ask for.
+const REFILL_PAUSE: Duration = Duration::from_millis(200);
+/// Between two readings lies at least so many times what the last one took.
+const READING_PAUSE: u32 = 2;
+/// R23: spread fires within this share a batch.
+const GATHER: TimeDelta = TimeDelta::milliseconds(50);
+/// After a statement that the server refused.
+const STUMBLE_PAUSE: Duration = Duration::from_millis(50);
 /// Fires that a leader is thought to handle in a second, until it has seen: few, so that its first herd gets a long lead.
 const RATE_ASSUMED: f64 = 5_000.0;
 
@@ -49,13 +62,24 @@ pub enum End {
     Stale,
     /// The session that holds the lock is lost.
     SessionLost(carillon_store::Error),
+    /// The server refused a statement, and nothing of it was done. Ends a term only where it cannot begin.
+    Refused(carillon_store::Error),
+    /// Redis did not answer for [`REDIS_SILENCE_MAX`](crate::patience).
+    RedisSilent,
     /// The process stops, and Redis did not answer in time.
     Stopped,
 }
 
+impl End {
+    /// What was committed before is not undone by what was refused after it: it is left to the next leader (R7).
+    pub(crate) fn after_commit(self) -> Self {
+        if let Self::Refused(error) = self { Self::SessionLost(error) } else { self }
+    }
+}
+
 impl From<carillon_store::Error> for End {
     fn from(error: carillon_store::Error) -> Self {
-        Self::SessionLost(error)
+        if error.is_reported() { Self::Refused(error) } else { Self::SessionLost(error) }
     }
 }
 
@@ -67,20 +91,34 @@ pub struct Leader {
     pub(crate) redis: Redis,
     pub(crate) term: i64,
     pub(crate) definitions: Definitions,
-    pub(crate) reconciled_until: i64,
-    store: Store,
+    pub(crate) passes: Passes,
     notices: Notices,
-    shutdown: CancellationToken,
+    pub(crate) unread: withdraw::Handle,
+    pub(crate) shutdown: CancellationToken,
     pub(crate) agenda: Agenda,
     /// Jobs whose fire cannot be decided before that instant.
     pub(crate) left: HashMap<Uuid, DateTime<Utc>>,
     pub(crate) streams: Streams,
+    pub(crate) foresight: Foresight,
     /// In Redis, not yet marked so.
     pub(crate) unsettled: Vec<i64>,
-    pub(crate) whole_pass_due: bool,
     next_tick: Instant,
     next_refill: Instant,
+    /// A wake was heard: what is near is read then.
+    next_glance: Option<Instant>,
+    /// When the agenda was read last, and when it may be read again.
     last_refill: Instant,
+    readable: Instant,
+    /// When Redis answered last.
+    pub(crate) answered: Instant,
+    /// There was more to claim than a batch holds.
+    pub(crate) is_busy: bool,
+    /// Rows that the next claim takes at most: fewer after one that was refused.
+    pub(crate) claim_max: u32,
+    /// Where the last claim stopped in more lines than it could take.
+    pub(crate) last_slot: Option<Slot>,
+    /// What the claim under way has taken: jobs of timers, executions of triggers and retries.
+    pub(crate) taking: Vec<Uuid>,
     /// Until when the agenda is complete.
     pub(crate) horizon: DateTime<Utc>,
     /// Fires a second, while busy.
@@ -95,28 +133,36 @@ impl Leader {
         store: Store,
         redis: Redis,
         notices: Notices,
+        unread: withdraw::Handle,
         shutdown: CancellationToken,
     ) -> Self {
         let now = Instant::now();
         Self {
             horizon: session.clock().now(),
+            claim_max: config.dispatcher.batch_max,
+            streams: Streams::new(config.dispatcher.stream_unused),
             config,
             session,
             redis,
             term: 0,
             definitions: Definitions::default(),
-            reconciled_until: 0,
-            store,
+            passes: Passes::default(),
+            foresight: Foresight::new(store),
             notices,
+            unread,
             shutdown,
             agenda: Agenda::default(),
             left: HashMap::new(),
-            streams: Streams::default(),
             unsettled: Vec::new(),
-            whole_pass_due: false,
             next_tick: now,
             next_refill: now,
+            next_glance: None,
             last_refill: now,
+            readable: now,
+            answered: now,
+            is_busy: false,
+            last_slot: None,
+            taking: Vec::new(),
             rate: RATE_ASSUMED,
         }
     }
@@ -124,67 +170,107 @@ impl Leader {
     /// Leads until the process stops (then `Ok`), or the term ends.
     ///
     /// # Errors
-    /// Why the term ended.
+    /// Why the term ended. Where the session still stands the lock is given back first.
     pub async fn run_term(mut self) -> Result<(), End> {
-        match self.lead_until_stopped().await {
-            Ok(()) => {}
-            Err(End::Stopped) => info!("redis does not answer: what is on its way to it is left to the next leader"),
+        let end = match self.lead_until_stopped().await {
+            Ok(()) => None,
+            Err(End::Stopped) => {
+                info!("redis does not answer: what is on its way to it is left to the next leader");
+                None
+            }
+            Err(end @ (End::RedisSilent | End::Refused(_))) => Some(end),
             Err(end) => return Err(end),
-        }
+        };
         self.settle().await?;
         self.session.resign().await;
-        Ok(())
+        end.map_or(Ok(()), Err)
     }
 
     async fn lead_until_stopped(&mut self) -> Result<(), End> {
         self.begin().await?;
         while !self.shutdown.is_cancelled() {
-            if Instant::now() >= self.next_tick {
-                self.tick().await?;
-            }
-            // R19: at once, so it stands behind all that may ask for it.
-            if std::mem::take(&mut self.whole_pass_due) {
-                self.settle().await?;
-                self.reconcile_all().await?;
-            }
-            if Instant::now() >= self.next_refill {
-                self.refill().await?;
-            }
-            match self.claim_due().await? {
-                Some(batch) => self.publish_and_claim_on(batch).await?,
-                None if self.whole_pass_due => {}
-                None => self.wait().await,
+            match self.turn().await {
+                Err(End::Refused(error)) => self.stumble(&error),
+                other => other?,
             }
         }
         Ok(())
     }
 
+    /// One turn of the loop: whatever is due, a piece of each.
+    async fn turn(&mut self) -> Result<(), End> {
+        if Instant::now() >= self.next_tick {
+            self.tick().await?;
+        }
+        self.read_agenda().await?;
+        while let Some(answer) = self.foresight.try_next() {
+            self.look_again(answer);
+        }
+        let claimed = self.claim_due().await?;
+        let idle = claimed.is_none();
+        if let Some(batch) = claimed {
+            self.publish_and_claim_on(batch).await?;
+        }
+        if Instant::now() >= self.passes.next_page() {
+            self.reconcile_page().await
+        } else {
+            if idle {
+                self.wait().await;
+            }
+            Ok(())
+        }
+    }
+
+    /// R2: the server refused a statement, so nothing of it was done, and the session goes on. What was taken out of the
+    /// agenda for it is read again.
+    pub(crate) fn stumble(&mut self, error: &carillon_store::Error) {
+        warn!("postgres has refused a statement, trying again: {error:#}");
+        counter!("carillon_dispatcher_refused_total").increment(1);
+        let again = Instant::now() + STUMBLE_PAUSE;
+        self.next_refill = again;
+        self.readable = again;
+        self.passes.pause_until(again);
+    }
+
     async fn begin(&mut self) -> Result<(), End> {
         self.draw_term().await?;
         self.announce(&[], false).await?;
-        let unsettled = self.session.batches_unsettled().await?;
-        info!(term = self.term, unsettled = unsettled.len(), "leading");
-        for batch in unsettled {
-            let open = self.session.open_of_batch(&batch, None).await?;
-            self.learn_jobs(open.iter().map(|(entry, _)| (entry.job, entry.revision))).await?;
-            let mut outgoing = Batch::new(batch.number);
-            for (entry, _) in &open {
-                if let Some(job) = self.definitions.get(entry.job, entry.revision) {
-                    outgoing.add_open(entry, &job);
-                }
+        info!(term = self.term, "leading");
+        let mut after = 0;
+        loop {
+            let page = self.session.batches_unsettled(after).await?;
+            let Some(last) = page.last() else { break };
+            after = last.number;
+            info!(batches = page.len(), "sending what an earlier leader had claimed");
+            for batch in page {
+                self.send_unsettled(&batch).await?;
             }
-            self.publish_surely(outgoing).await?;
         }
         self.settle().await
     }
 
-    /// Each second: the session is spoken to, Redis is looked at (R3), something is reconciled.
+    /// R7: under its old number.
+    async fn send_unsettled(&mut self, batch: &carillon_store::open_entries::Batch) -> Result<(), End> {
+        let open = self.session.open_of_batches(std::slice::from_ref(batch), None).await?;
+        self.learn_jobs(open.iter().map(|(entry, _)| (entry.job, entry.revision))).await?;
+        let mut outgoing = Batch::new(batch.number);
+        for (entry, _) in &open {
+            if let Some(job) = self.definitions.get(entry.job, entry.revision) {
+                outgoing.add_open(entry, &job);
+            }
+        }
+        self.publish_surely(outgoing).await
+    }
+
+    /// Each second: the session is spoken to, Redis is looked at (R3).
     async fn tick(&mut self) -> Result<(), End> {
         self.next_tick = Instant::now() + TICK;
         self.session.say_something().await?;
-        let lines = self.streams.lines();
+        let lines = self.streams.some_lines();
         let redis = self.redis.clone();
-        match self.alive(redis.state(&lines)).await? {
+        let state = self.alive(redis.state(&lines)).await?;
+        self.note_answer(&state);
+        match state {
             Ok(state) => {
                 self.streams.hear(&lines, &state.lengths);
                 if !state.certified || state.term != self.term {
@@ -195,11 +281,31 @@ impl Leader {
                 warn!("redis does not answer, nothing is claimed until it does: {:#}", anyhow::Error::from(error))
             }
         }
-        self.settle().await?;
-        self.reconcile_some().await
+        self.let_streams_leave().await?;
+        self.settle().await
     }
 
-    /// Reads the agenda anew: the safety net, and the answer to a wake.
+    /// Reads the agenda anew where that is due: what is near after a wake, all of it now and then.
+    async fn read_agenda(&mut self) -> Result<(), End> {
+        let began = Instant::now();
+        if began < self.readable {
+            return Ok(());
+        }
+        if began >= self.next_refill {
+            self.refill().await?;
+        } else if self.next_glance.is_some_and(|at| began >= at) {
+            let until = self.session.clock().now() + self.lead_max().max(GLANCE);
+            let upcoming = self.session.upcoming(until, UPCOMING_MAX).await?;
+            self.agenda.refill_until(upcoming.complete_until.unwrap_or(until), upcoming.instants);
+        } else {
+            return Ok(());
+        }
+        self.next_glance = None;
+        self.readable = Instant::now() + (began.elapsed() * READING_PAUSE).max(GLANCE_PAUSE);
+        Ok(())
+    }
+
+    /// The safety net, and what a wake asks for beyond a glance.
     async fn refill(&mut self) -> Result<(), End> {
         let now = self.session.clock().now();
         let poll = self.config.dispatcher.poll;
@@ -224,10 +330,13 @@ impl Leader {
                 failpoint::reach("publish:send").await;
                 redis.publish(sent.number, term, &sent.lines, &sent.entries).await
             });
-            let overdue = Instant::now() >= self.next_tick || self.whole_pass_due || self.shutdown.is_cancelled();
+            let overdue = Instant::now() >= self.next_tick || self.passes.is_urgent() || self.shutdown.is_cancelled();
             let next = if overdue { None } else { self.claim_due().await? };
             let outcome = self.alive(sending).await?;
             failpoint::reach("publish:answered").await;
+            if let Ok(outcome) = &outcome {
+                self.note_answer(outcome);
+            }
             let done = matches!(&outcome, Ok(Ok(Published::Done(_))));
             if let Ok(Ok(Published::Done(lengths))) = outcome {
                 self.streams.hear(&batch.lines, &lengths);
@@ -248,20 +357,28 @@ impl Leader {
         loop {
             let redis = self.redis.clone();
             let sending = redis.publish(batch.number, self.term, &batch.lines, &batch.entries);
-            match self.alive(sending).await? {
+            let outcome = self.alive(sending).await?;
+            self.note_answer(&outcome);
+            match outcome {
                 Ok(Published::Done(lengths)) => {
                     self.streams.hear(&batch.lines, &lengths);
                     break;
                 }
                 // In, or lost and never to be appended again: R19 looks it up at once.
                 Ok(Published::Passed) => {
-                    self.whole_pass_due = true;
+                    self.passes.ask_for(batch.number);
+                    break;
+                }
+                // Made by one that bounded its batches otherwise: R19 publishes it again in parts.
+                Err(error @ carillon_stream::Error::TooMuch { .. }) => {
+                    warn!(batch = batch.number, "too large to be sent whole: {error}");
+                    self.passes.ask_for(batch.number);
                     break;
                 }
                 Ok(Published::Stale) => return Err(End::Stale),
                 Ok(outcome @ (Published::Uncertified | Published::Unannounced | Published::Behind)) => {
                     let force = outcome == Published::Behind;
-                    self.announce(&batch.lines, force).await?;
+                    self.announce(&batch.lines, force).await.map_err(End::after_commit)?;
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut complained, true) {
@@ -278,22 +395,31 @@ impl Leader {
 
     /// Sleeps until there is something to do.
     async fn wait(&mut self) {
-        let mut until = self.next_tick.min(self.next_refill);
+        let reading = self.next_glance.map_or(self.next_refill, |glance| glance.min(self.next_refill));
+        let mut until = self.next_tick.min(reading.max(self.readable)).min(self.passes.next_page());
         if let Some(look) = self.agenda.next_look(self.lead()) {
             until = until.min(self.session.clock().surely_reached(look));
         }
         tokio::select! {
             () = self.shutdown.cancelled() => {}
             () = tokio::time::sleep_until(until.into()) => {}
+            answer = self.foresight.next() => self.look_again(answer),
             notice = self.notices.next() => {
-                self.whole_pass_due |= notice == Notice::Lost;
+                self.hear(&notice);
                 // Many wakes are one: what is due is read from Postgres anyway.
                 while let Ok(notice) = tokio::time::timeout(Duration::ZERO, self.notices.next()).await {
-                    self.whole_pass_due |= notice == Notice::Lost;
+                    self.hear(&notice);
                 }
-                self.next_refill = self.next_refill.min(self.last_refill + REFILL_PAUSE);
             }
         }
+    }
+
+    fn hear(&mut self, notice: &Notice) {
+        if *notice == Notice::Lost {
+            self.passes.reported();
+        }
+        self.next_glance.get_or_insert_with(Instant::now);
+        self.next_refill = self.next_refill.min(self.last_refill + REFILL_PAUSE);
     }
 
     /// Makes sure that these jobs are known in these revisions, as far as this version can read them.
@@ -307,7 +433,7 @@ impl Leader {
     }
 
     /// R7: marks what is in Redis, where no claim did it on its way.
-    async fn settle(&mut self) -> Result<(), End> {
+    pub(crate) async fn settle(&mut self) -> Result<(), End> {
         if !self.unsettled.is_empty() {
             failpoint::reach("settle:write").await;
             self.session.settle(&self.unsettled).await?;
@@ -318,64 +444,12 @@ impl Leader {
     }
 
     pub(crate) fn lead(&self) -> Lead {
-        Lead { base: delta(self.config.dispatcher.lead), max: self.lead_max(), per_second: self.rate }
+        let base = delta(self.config.dispatcher.lead);
+        Lead { base, max: self.lead_max(), gather: GATHER, per_second: self.rate }
     }
 
     pub(crate) fn lead_max(&self) -> TimeDelta {
         delta(self.config.protocol.window / 4)
-    }
-
-    /// Waits for something while the session is spoken to each second (R2).
-    ///
-    /// # Errors
-    /// The session is lost; or the process stops, and [`STOP_PATIENCE`] later there is still no outcome.
-    pub(crate) async fn alive<T>(&mut self, what: impl Future<Output = T>) -> Result<T, End> {
-        let shutdown = self.shutdown.clone();
-        // One for the whole wait: made anew at each turn of the loop it would never come.
-        let given_up = async move {
-            shutdown.cancelled().await;
-            tokio::time::sleep(STOP_PATIENCE).await;
-        };
-        tokio::pin!(what, given_up);
-        loop {
-            tokio::select! {
-                biased;
-                outcome = &mut what => return Ok(outcome),
-                () = &mut given_up => return Err(End::Stopped),
-                () = tokio::time::sleep(TICK) => { self.session.say_something().await?; }
-            }
-        }
-    }
-
-    /// Asks Redis until it answers.
-    ///
-    /// # Errors
-    /// As of [`Leader::alive`].
-    pub(crate) async fn patiently<T, F, Fut>(&mut self, mut ask: F) -> Result<T, End>
-    where
-        F: FnMut() -> Fut,
-        Fut: Future<Output = carillon_stream::Result<T>>,
-    {
-        let mut complained = false;
-        loop {
-            match self.alive(ask()).await? {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    if !std::mem::replace(&mut complained, true) {
-                        warn!("waiting for redis: {:#}", anyhow::Error::from(error));
-                    }
-                    self.pause_for_redis().await?;
-                }
-            }
-        }
-    }
-
-    /// Between two tries. There is no next one once the process stops.
-    async fn pause_for_redis(&mut self) -> Result<(), End> {
-        if self.shutdown.is_cancelled() {
-            return Err(End::Stopped);
-        }
-        self.alive(tokio::time::sleep(REDIS_PAUSE)).await
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! - [`election`] stands by until the shard's lock is free, then leads until its session is lost.
 //! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim ([`claim`]), publish and settle.
+//! - `foresight` searches timetables that are dear, beside the claims.
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
 //!   what room there is for them.
 //! - [`reconcile`] publishes again what Redis has lost; [`withdraw`] ends what was cancelled and nobody reads; `attention`
@@ -17,9 +18,11 @@ pub mod config;
 pub mod decide;
 pub mod definitions;
 pub mod election;
+mod foresight;
 pub mod leader;
 mod metrics;
 pub mod outgoing;
+mod patience;
 pub mod reconcile;
 pub mod retention;
 mod streams;
@@ -67,7 +70,8 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let mut tasks = process.tasks();
     let shutdown = process.shutdown();
     let withdrawal = withdraw::Withdrawal::new(&config, store.clone(), redis.clone(), shutdown.clone())?;
-    let election = election::Election::new(config, options, store.clone(), redis.clone(), shutdown.clone());
+    let unread = withdrawal.handle();
+    let election = election::Election::new(config, options, store.clone(), redis.clone(), unread, shutdown.clone());
     tasks.spawn("election", election.run());
     tasks.spawn("attention", attention::run(store.clone(), redis.clone(), shutdown.clone()));
     tasks.spawn("withdrawal", withdrawal.run());

@@ -33,6 +33,27 @@ pub(crate) fn describe() {
         Unit::Count,
         "Cancelled or withdrawn executions ended here, since no executor holds them"
     );
+    describe_counter!(
+        "carillon_dispatcher_refused_total",
+        Unit::Count,
+        "Statements of a leader that Postgres refused and rolled back; each is tried again, smaller where it was a claim"
+    );
+    describe_counter!(
+        "carillon_dispatcher_set_aside_total",
+        Unit::Count,
+        "Jobs and executions set aside: a claim of theirs alone was refused (tried again after a minute), or their timetable \
+         is dear to search (searched in a slow lane, fires may be late)"
+    );
+    describe_histogram!(
+        "carillon_dispatcher_search_seconds",
+        Unit::Seconds,
+        "Duration of a search for the next instant of a timetable that may be dear, beside the claims"
+    );
+    describe_gauge!(
+        "carillon_dispatcher_searches_waiting",
+        Unit::Count,
+        "Timers that are due and wait for such a search"
+    );
     describe_gauge!(
         "carillon_partitions_overdue",
         Unit::Count,

@@ -31,8 +31,7 @@ impl Batch {
     /// Adds an execution that this batch has claimed; `job` in the revision that it names.
     pub fn add_new(&mut self, new: &NewExecution, job: &Known, last: bool) {
         let definition = &job.definition;
-        let payload = new.payload.as_ref().or(definition.payload.as_ref());
-        let small = payload.filter(|payload| payload.len() <= carillon_core::limits::PAYLOAD_BYTES_IN_ENTRY);
+        let payload = if new.own_payload { new.payload.as_ref() } else { definition.payload.as_ref() };
         let entry = Entry {
             version: VERSION,
             execution: new.id,
@@ -48,7 +47,7 @@ impl Batch {
             max_retries: new.max_retries.unsigned_abs(),
             retry_delay_ms: definition.retry_delay_ms.unsigned_abs(),
             last,
-            payload: small.and_then(|text| raw(text)),
+            payload: payload.and_then(|text| raw(text)),
             traceparent: new.trace.map(|trace| trace.to_string()),
         };
         self.add(new.seq, &new.line, &entry);

@@ -1,81 +1,210 @@
 //! R19: what Postgres calls open and Redis does not hold is published again.
 //!
-//! Walks the settled batches, oldest first, and asks Redis for each very entry. A batch of which nothing is open any more is
-//! forgotten on the way. Ordinarily a few batches a tick, only such as have had time to finish; at once and whole after a
-//! certificate or a batch that was passed over.
+//! Walks the settled batches and asks Redis for each very entry; a batch of which nothing is open any more is forgotten on the
+//! way. It goes a page at a time, between claims, so that it never matters to a fire how much there is to walk:
+//!
+//! - *asked for*: a batch that was passed over (R7), at once; one of which somebody had locked a row, some seconds later;
+//! - the *whole* pass, at once after a certificate or an executor's report, newest first: what is lost is mostly what was
+//!   published last, and how old the installation is makes no difference then. Reports that come while it runs share the next;
+//! - otherwise the *young*: each batch once, as soon as it has had time to finish, so that forgetting keeps pace with claiming;
+//! - and the *old*: whatever is still there, oldest first, round and round.
+//!
+//! All of it is this process's memory: a new leader begins anew.
 
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use carillon_core::line::Line;
 use carillon_store::open_entries::{Batch, OpenEntry};
 use carillon_stream::entry::EntryId;
 use metrics::counter;
 use tracing::warn;
 
+use crate::TICK;
+use crate::claim::ROWS_OF_ANY_SIZE;
 use crate::leader::{End, Leader};
 
-/// Batches read at once.
-const PAGE: i64 = 16;
-/// What one ordinary tick may take.
-const TICK_MAX: Duration = Duration::from_millis(25);
-/// A batch younger than this is left alone by the ordinary tick: what it published is most likely still on its way.
+/// A batch younger than this is left alone by the ordinary walk: what it published is most likely still on its way.
 const SETTLING_MS: i64 = 10_000;
+/// Between the beginnings of two walks over what is old.
+const ROUND: Duration = Duration::from_secs(5);
+/// After an ordinary page, times what it took: a fifth of the leader's time goes into the walk at most,
+const PAUSE: u32 = 4;
+/// and a fortieth while there is more to claim than one batch holds. What is left lying is caught up with afterwards.
+const PAUSE_BUSY: u32 = 40;
+/// Between the beginnings of two whole passes that executors asked for.
+const REPORTS_SHARED: Duration = Duration::from_secs(1);
+/// After this a batch is looked at again of which somebody had locked a row.
+const LOCKED_PAUSE: Duration = Duration::from_secs(5);
+/// Batches asked for, at most: beyond it the walk over the old finds them.
+const ASKED_MAX: usize = 10_000;
+/// Batches asked for that are read at once.
+const ASKED_PAGE: usize = 16;
 
-impl Leader {
-    /// The ordinary tick.
-    ///
-    /// # Errors
-    /// The session is lost, or another leader leads.
-    pub(crate) async fn reconcile_some(&mut self) -> Result<(), End> {
-        let began = Instant::now();
-        let newest = self.session.clock().now().timestamp_millis() - SETTLING_MS;
-        while began.elapsed() < TICK_MAX {
-            let page = self.session.batches_settled(self.reconciled_until, PAGE).await?;
-            let due: Vec<Batch> = page.into_iter().filter(|batch| batch.number <= newest).collect();
-            let Some(last) = due.last() else {
-                self.reconciled_until = 0;
-                return Ok(());
-            };
-            self.reconciled_until = last.number;
-            self.reconcile(&due).await?;
+/// Where the walks stand.
+#[derive(Debug)]
+pub(crate) struct Passes {
+    asked: VecDeque<(Instant, i64)>,
+    /// When a whole pass is to begin.
+    whole_due: Option<Instant>,
+    whole_began: Option<Instant>,
+    /// A whole pass is under way, and has looked at all from here on.
+    below: Option<i64>,
+    /// Up to here all were looked at once.
+    young: i64,
+    /// Up to here the walk over the old has come.
+    old: i64,
+    old_began: Instant,
+    next: Instant,
+    /// After a page that the server refused.
+    not_before: Instant,
+}
+
+impl Default for Passes {
+    fn default() -> Self {
+        let now = Instant::now();
+        Self {
+            asked: VecDeque::new(),
+            whole_due: None,
+            whole_began: None,
+            below: None,
+            young: 0,
+            old: 0,
+            old_began: now,
+            next: now,
+            not_before: now,
         }
-        Ok(())
+    }
+}
+
+impl Passes {
+    /// A certificate was written: all that Redis holds is doubtful, also what a pass under way has seen there.
+    pub(crate) fn certified(&mut self) {
+        self.below = None;
+        self.whole_due = Some(Instant::now());
     }
 
-    /// The whole pass.
+    /// An executor has met something missing. What a pass under way has looked at may have been lost since.
+    pub(crate) fn reported(&mut self) {
+        let earliest = self.whole_began.map_or_else(Instant::now, |began| began + REPORTS_SHARED);
+        self.whole_due.get_or_insert(earliest);
+    }
+
+    /// R7: a batch is in Redis, or lost.
+    pub(crate) fn ask_for(&mut self, number: i64) {
+        self.ask_later(number, Instant::now());
+    }
+
+    fn ask_later(&mut self, number: i64, at: Instant) {
+        if self.asked.len() < ASKED_MAX && !self.asked.iter().any(|(_, asked)| *asked == number) {
+            self.asked.push_back((at, number));
+        }
+    }
+
+    /// When a page is due.
+    pub(crate) fn next_page(&self) -> Instant {
+        let urgent = if self.below.is_some() { Some(Instant::now()) } else { self.whole_due };
+        let asked = self.asked.iter().map(|(at, _)| *at).min();
+        urgent.into_iter().chain(asked).fold(self.next, Instant::min).max(self.not_before)
+    }
+
+    /// Lets it be until then.
+    pub(crate) fn pause_until(&mut self, at: Instant) {
+        self.not_before = at;
+    }
+
+    /// Whether something is to be looked at that does not wait for an idle moment.
+    pub(crate) fn is_urgent(&self) -> bool {
+        let now = Instant::now();
+        let is_due = |at: &Instant| *at <= now;
+        is_due(&self.not_before)
+            && (self.below.is_some()
+                || self.whole_due.as_ref().is_some_and(is_due)
+                || self.asked.iter().any(|(at, _)| is_due(at)))
+    }
+
+    fn take_asked(&mut self) -> Vec<i64> {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        self.asked.retain(|(at, number)| {
+            let take = *at <= now && due.len() < ASKED_PAGE;
+            if take {
+                due.push(*number);
+            }
+            !take
+        });
+        due
+    }
+}
+
+impl Leader {
+    /// Looks at one page of whatever is due.
     ///
     /// # Errors
     /// The session is lost, or another leader leads.
-    pub(crate) async fn reconcile_all(&mut self) -> Result<(), End> {
-        let newest = self.session.draw_number().await?;
-        let mut after = 0;
-        loop {
-            let page = self.session.batches_settled(after, PAGE).await?;
-            let due: Vec<Batch> = page.into_iter().filter(|batch| batch.number < newest).collect();
-            let Some(last) = due.last() else { return Ok(()) };
-            after = last.number;
-            self.reconcile(&due).await?;
+    pub(crate) async fn reconcile_page(&mut self) -> Result<(), End> {
+        let began = Instant::now();
+        let asked = self.passes.take_asked();
+        if !asked.is_empty() {
+            // R7: looked up once it is marked.
+            self.settle().await?;
+            let batches = self.session.batches_by_number(&asked).await?;
+            return self.reconcile(&batches).await;
         }
+        if self.passes.below.is_none() && self.passes.whole_due.is_some_and(|at| at <= began) {
+            self.settle().await?;
+            let newest = self.session.draw_number().await?;
+            (self.passes.below, self.passes.whole_due, self.passes.whole_began) = (Some(newest), None, Some(began));
+        }
+        if let Some(below) = self.passes.below {
+            let page = self.session.batches_settled_down(below).await?;
+            // Before anything of it can fail: no page holds up the others.
+            self.passes.below = page.last().map(|last| last.number);
+            return self.reconcile(&page).await;
+        }
+        self.reconcile_ordinarily(began).await
+    }
+
+    async fn reconcile_ordinarily(&mut self, began: Instant) -> Result<(), End> {
+        let newest = self.session.clock().now().timestamp_millis() - SETTLING_MS;
+        let mut page = self.session.batches_settled(self.passes.young, newest).await?;
+        if let Some(last) = page.last() {
+            self.passes.young = last.number;
+        } else if self.passes.old > 0 || self.passes.old_began.elapsed() >= ROUND {
+            if self.passes.old == 0 {
+                self.passes.old_began = began;
+            }
+            page = self.session.batches_settled(self.passes.old, self.passes.young.saturating_add(1)).await?;
+            self.passes.old = page.last().map_or(0, |last| last.number);
+        }
+        let is_over = page.is_empty();
+        let outcome = self.reconcile(&page).await;
+        let pause = if self.is_busy { PAUSE_BUSY } else { PAUSE };
+        self.passes.next = Instant::now() + if is_over { TICK } else { (began.elapsed() * pause).min(TICK) };
+        outcome
     }
 
     async fn reconcile(&mut self, batches: &[Batch]) -> Result<(), End> {
+        if batches.is_empty() {
+            return Ok(());
+        }
         let lease = self.config.protocol.lease;
         // R15: nobody judges another not live before its own contact with Postgres was unbroken for a lease.
         let may_judge = (self.session.age() >= lease).then_some(lease);
-        let mut over = Vec::new();
-        let mut candidates = Vec::new();
-        for batch in batches {
-            let open = self.session.open_of_batch(batch, may_judge).await?;
-            if open.is_empty() {
-                over.push(batch.number);
-            }
-            candidates.extend(open.into_iter().filter(|(_, runs)| !runs).map(|(entry, _)| entry));
-        }
+        let open = self.session.open_of_batches(batches, may_judge).await?;
+        let mut over: Vec<i64> = batches.iter().map(|batch| batch.number).collect();
+        let mut still_open: Vec<i64> = open.iter().map(|(entry, _)| entry.entry).collect();
+        still_open.dedup();
+        over.retain(|number| still_open.binary_search(number).is_err());
         if !over.is_empty() {
             self.session.forget_batches(&over).await?;
         }
+        // R17b: what all hints have missed is met here.
+        self.unread.offer(open.iter().filter(|(entry, _)| entry.is_unwanted).map(|(entry, _)| entry.execution));
+        let candidates = open.into_iter().filter(|(_, runs)| !runs).map(|(entry, _)| entry).collect();
         let lost = self.missing(candidates).await?;
         let batch_max = usize::try_from(self.config.dispatcher.batch_max).unwrap_or(usize::MAX);
-        for some in lost.chunks(batch_max.max(1)) {
+        for some in lost.chunks(batch_max.clamp(1, ROWS_OF_ANY_SIZE)) {
             self.publish_again(some).await?;
         }
         Ok(())
@@ -86,28 +215,25 @@ impl Leader {
         if candidates.is_empty() {
             return Ok(Vec::new());
         }
-        self.learn_jobs(candidates.iter().map(|entry| (entry.job, entry.revision))).await?;
-        let mut lines = Vec::new();
-        let mut asked = Vec::new();
-        let mut known = Vec::new();
-        for entry in candidates {
-            if self.definitions.get(entry.job, entry.revision).is_none() {
-                continue;
-            }
+        let mut lines: Vec<Line> = Vec::new();
+        let mut indexes: HashMap<Line, usize> = HashMap::new();
+        let mut asked = Vec::with_capacity(candidates.len());
+        for entry in &candidates {
             let line = &entry.line;
-            let index = lines.iter().position(|known| known == line).unwrap_or_else(|| {
+            let index = *indexes.entry(line.clone()).or_insert_with(|| {
                 lines.push(line.clone());
                 lines.len() - 1
             });
             asked.push((index, EntryId { number: entry.entry, seq: entry.seq }));
-            known.push(entry);
-        }
-        if known.is_empty() {
-            return Ok(Vec::new());
         }
         let redis = self.redis.clone();
         let missing = self.patiently(|| redis.missing(&lines, &asked)).await?;
-        Ok(missing.into_iter().filter_map(|position| known.get(position).cloned()).collect())
+        let mut lost: Vec<OpenEntry> =
+            missing.into_iter().filter_map(|position| candidates.get(position).cloned()).collect();
+        // What this version cannot read it cannot publish.
+        self.learn_jobs(lost.iter().map(|entry| (entry.job, entry.revision))).await?;
+        lost.retain(|entry| self.definitions.get(entry.job, entry.revision).is_some());
+        Ok(lost)
     }
 
     async fn publish_again(&mut self, lost: &[OpenEntry]) -> Result<(), End> {
@@ -116,6 +242,14 @@ impl Leader {
         let again = self.session.republish(number, self.term, lost, lease).await?;
         warn!(executions = again.len(), "redis has lost entries of open executions: publishing them again");
         counter!("carillon_dispatcher_republished_total").increment(again.len() as u64);
+        if again.len() < lost.len() {
+            // Ended meanwhile, or locked by somebody who may never say what came of it.
+            let again: std::collections::HashSet<_> = again.iter().map(|entry| entry.execution).collect();
+            let later = Instant::now() + LOCKED_PAUSE;
+            for entry in lost.iter().filter(|entry| !again.contains(&entry.execution)) {
+                self.passes.ask_later(entry.entry, later);
+            }
+        }
         let mut batch = crate::outgoing::Batch::new(number);
         for entry in &again {
             if let Some(job) = self.definitions.get(entry.job, entry.revision) {
@@ -123,5 +257,45 @@ impl Leader {
             }
         }
         self.publish_surely(batch).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_share_the_pass_after_the_one_that_runs() {
+        let mut passes = Passes::default();
+        passes.reported();
+        let first = passes.whole_due.expect("at once");
+        assert!(first <= Instant::now() && passes.is_urgent());
+        (passes.whole_due, passes.whole_began, passes.below) = (None, Some(first), Some(7));
+        for _ in 0..1_000 {
+            passes.reported();
+        }
+        assert_eq!(passes.whole_due, Some(first + REPORTS_SHARED));
+        assert_eq!(passes.below, Some(7), "the one that runs goes on");
+        passes.certified();
+        assert_eq!(passes.below, None, "after a certificate it begins anew");
+        assert!(passes.whole_due.is_some_and(|at| at <= Instant::now()));
+    }
+
+    #[test]
+    fn what_was_asked_for_is_bounded_and_taken_when_it_is_due() {
+        let mut passes = Passes::default();
+        passes.ask_later(1, Instant::now() + LOCKED_PAUSE);
+        assert!(!passes.is_urgent());
+        for number in 2..40 {
+            passes.ask_for(number);
+            passes.ask_for(number);
+        }
+        assert!(passes.is_urgent());
+        assert_eq!(passes.take_asked(), (2..18).collect::<Vec<_>>());
+        assert_eq!(passes.asked.len(), 1 + 22);
+        for number in 0..20_000 {
+            passes.ask_for(number);
+        }
+        assert_eq!(passes.asked.len(), ASKED_MAX);
     }
 }

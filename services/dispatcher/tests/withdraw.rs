@@ -47,6 +47,7 @@ impl Bench {
                 batch_max: 100,
                 stream_entries_max: 1_000,
                 poll: Duration::from_millis(200),
+                stream_unused: DAY,
                 misfire_threshold: Duration::from_secs(600),
             },
             protocol: ProtocolConfig { window: WINDOW, lease: LEASE },
@@ -195,6 +196,18 @@ async fn r17b_what_nobody_has_read_ends_at_once() -> Result<()> {
             .await?;
     assert_eq!(rows, vec![(Some("by hand".into()), None); 2], "the reason is kept, and nobody ran it");
     assert_eq!(bench.status(executions[2]).await?, "QUEUED");
+    bench.end(1).await
+}
+
+/// Whoever requested it went away before it told anybody.
+#[tokio::test]
+async fn r17b_what_all_hints_have_missed_is_met_by_the_leaders_walk() -> Result<()> {
+    let bench = Bench::start().await?;
+    let executions = bench.published(2).await?;
+    let request = "UPDATE job_executions SET cancel_requested = true, reason = 'by hand' WHERE id = $1";
+    sqlx::query(request).bind(executions[1]).execute(&bench.pool).await?;
+    bench.until_ended(executions[1], "CANCELLED").await?;
+    assert_eq!(bench.status(executions[0]).await?, "QUEUED");
     bench.end(1).await
 }
 

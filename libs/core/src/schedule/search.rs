@@ -6,6 +6,7 @@
 //! whoever asks goes on from there when that moment has come.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::cron::CronLine;
 use super::exclusion::{Asker, Exclusions, turned};
@@ -32,6 +33,10 @@ pub(crate) struct Inner {
     pub(crate) exclusions: Exclusions,
     /// Whether what `H` chose is of a particular job, and not an example.
     pub(crate) job_is_named: bool,
+    /// How many looks at exclusions one search has.
+    pub(crate) looks: usize,
+    /// A search had no looks left.
+    pub(crate) was_cut: AtomicBool,
 }
 
 /// One parsed spec.
@@ -89,7 +94,7 @@ impl Inner {
     }
 
     fn share(&self) -> usize {
-        LOOKS_MAX / self.sources.len().max(1)
+        self.looks / self.sources.len().max(1)
     }
 
     /// The first instant of one source from `from` to `end`. At least one candidate is looked at, whatever `looks_left`, so
@@ -107,6 +112,7 @@ impl Inner {
             };
             let Some(left) = looks_left.checked_sub(looks) else {
                 *looks_left = 0;
+                self.was_cut.store(true, Ordering::Relaxed);
                 return Step::Cut(at);
             };
             *looks_left = left;

@@ -11,6 +11,7 @@
 //! instant at all is refused when it is parsed; one whose search is cut before the first, when a job is made of it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use chrono::{DateTime, Datelike, Utc};
 use sha2::{Digest, Sha256};
@@ -22,7 +23,7 @@ use super::error::{ERRORS_MAX, ScheduleError};
 use super::exclusion::{Days, Exclusions, What};
 use super::interval;
 use super::resolve::{self, DstRule};
-use super::search::{Inner, Source, Step, Walk};
+use super::search::{Inner, LOOKS_MAX, Source, Step, Walk};
 use super::spec::{Exclusion, Spec, TimetableSpec};
 use super::zone::Zone;
 
@@ -74,6 +75,18 @@ impl Timetable {
     /// A spec without specs is the timetable of a job that never fires by time and is accepted; a spec that has some and
     /// still no instant is refused. Whether its instants are past is not judged here: see [`Timetable::check_fires_after`].
     pub fn parse(spec: &TimetableSpec, job_id: Uuid) -> Result<Timetable, Vec<ScheduleError>> {
+        let timetable = Self::parse_accepted(spec, job_id, LOOKS_MAX)?;
+        timetable.refuse_if_empty(spec)?;
+        Ok(timetable)
+    }
+
+    /// Compiles a spec that [`Timetable::parse`] has accepted before: whether it has an instant at all is not searched for
+    /// again. A search of the result has `looks` looks at exclusions, [`LOOKS_MAX`] at most: with few of them it ends soon, and
+    /// [`Timetable::was_cut`] says whether it ended for want of them.
+    ///
+    /// # Errors
+    /// Every mistake, up to a bound.
+    pub fn parse_accepted(spec: &TimetableSpec, job_id: Uuid, looks: usize) -> Result<Timetable, Vec<ScheduleError>> {
         let mut errors = Vec::new();
         let zone = Zone::get(&spec.timezone).map_err(|error| errors.push(error)).ok();
         let sources = parse_specs(spec, job_id, &mut errors);
@@ -93,10 +106,15 @@ impl Timetable {
             return Err(errors);
         };
         let rule = DstRule { gap: spec.dst_gap, overlap: spec.dst_overlap };
-        let timetable =
-            Timetable(Arc::new(Inner { sources, zone, start, end, rule, exclusions, job_is_named: !job_id.is_nil() }));
-        timetable.refuse_if_empty(spec)?;
-        Ok(timetable)
+        let (looks, was_cut) = (looks.min(LOOKS_MAX), AtomicBool::new(false));
+        let job_is_named = !job_id.is_nil();
+        let inner = Inner { sources, zone, start, end, rule, exclusions, job_is_named, looks, was_cut };
+        Ok(Timetable(Arc::new(inner)))
+    }
+
+    /// Whether any search since it was compiled had no looks left, so that an answer may be one of a shorter search.
+    pub fn was_cut(&self) -> bool {
+        self.0.was_cut.load(Ordering::Relaxed)
     }
 
     /// The first instant strictly later than `after`.

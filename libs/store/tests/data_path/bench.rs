@@ -327,6 +327,7 @@ pub(crate) fn fire(job: Uuid, at: DateTime<Utc>, seq: i32) -> NewExecution {
         scheduled_at: at,
         max_retries: 3,
         reason: None,
+        own_payload: false,
         payload: None,
         trace: None,
         created_by: String::new(),

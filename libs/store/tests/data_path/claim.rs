@@ -134,6 +134,7 @@ async fn r5_the_batch_names_in_order_all_that_is_published_and_nothing_else() ->
     let by_trigger = NewExecution {
         id: triggered,
         seq: 1,
+        own_payload: claim.triggers[0].own_payload,
         payload: claim.triggers[0].payload.clone(),
         trace: claim.triggers[0].trace,
         ..fire(job, claim.triggers[0].fire_at, 1)
@@ -400,4 +401,45 @@ async fn r5_a_job_that_cannot_be_read_is_left_out_and_holds_up_no_other() -> Res
     assert_eq!(definitions[0].payload, None, "it is fetched by whoever runs it");
     assert_eq!(definitions[0].line, medium());
     Ok(())
+}
+
+/// Item 5: a large payload goes from table to table within the database; a small one travels.
+#[tokio::test]
+async fn r5_a_large_payload_of_a_trigger_never_reaches_the_leader() -> Result<()> {
+    let bench = Bench::new().await?;
+    let now = bench.now().await?;
+    let job = bench.job().await?;
+    let (large, small, none) =
+        (bench.trigger(job, now).await?, bench.trigger(job, now).await?, bench.trigger(job, now).await?);
+    let document = serde_json::json!({"large": "x".repeat(200_000), "n": 7});
+    sqlx::query(
+        "UPDATE job_triggers SET payload = CASE execution_id WHEN $1 THEN $2::jsonb END WHERE execution_id IN ($1, $3)",
+    )
+    .bind(large)
+    .bind(&document)
+    .bind(none)
+    .execute(&bench.pool)
+    .await?;
+    let mut leader = bench.leader().await?;
+    let claim = leader.claim(&[room(Source::Trigger, &medium(), 10)], now, &[]).await?;
+    let of = |id: Uuid| claim.triggers.iter().find(|trigger| trigger.execution == id).expect("it is due");
+    assert_eq!((of(large).own_payload, of(large).payload.as_deref()), (true, None));
+    assert_eq!((of(small).own_payload, of(small).payload.as_deref()), (true, Some("{\"of\": \"trigger\"}")));
+    assert_eq!((of(none).own_payload, of(none).payload.as_deref()), (false, None));
+    // One of them is left undecided.
+    let executions: Vec<NewExecution> = (1..)
+        .zip([large, none])
+        .map(|(seq, id)| NewExecution { id, own_payload: of(id).own_payload, ..fire(job, now, seq) })
+        .collect();
+    let decisions = Decisions { executions, timers: vec![MovedTimer { job, to: None }], retries: Vec::new() };
+    let born = claim.commit(1, &decisions, &[]).await?.born;
+    assert_eq!(born.len(), 2);
+    let kept: Vec<(Uuid, Option<serde_json::Value>)> =
+        sqlx::query_as("SELECT id, payload FROM job_executions").fetch_all(&bench.pool).await?;
+    for (id, payload) in kept {
+        assert_eq!(payload, (id == large).then(|| document.clone()));
+    }
+    let left: Vec<Uuid> = sqlx::query_scalar("SELECT execution_id FROM job_triggers").fetch_all(&bench.pool).await?;
+    assert_eq!(left, [small], "what nothing was decided about stays");
+    bench.assert_counters().await
 }

@@ -184,3 +184,39 @@ async fn r1_a_new_term_counts_on_from_the_newest_batch_of_its_shard() -> Result<
     assert_eq!(bench.leader().await?.draw_number().await?, ahead + 1);
     Ok(())
 }
+
+/// R2: what the server refuses has a known outcome, and ends neither the session nor the lock.
+#[tokio::test]
+async fn r2_a_refused_statement_ends_no_session() -> Result<()> {
+    let bench = Bench::new().await?;
+    let now = bench.now().await?;
+    let jobs = [bench.job_at(&medium(), Some(now)).await?, bench.job_at(&medium(), Some(now)).await?];
+    let mut leader = bench.leader().await?;
+    let rooms = [room(Source::Timer, &medium(), 10)];
+    // A NUL in a text is refused by the server (class 22), in the middle of the transaction.
+    let claim = leader.claim(&rooms, now, &[]).await?;
+    let mut decisions = one_each(&claim.timers);
+    decisions.executions[0].reason = Some("\0".into());
+    let refused = claim.commit(1, &decisions, &[]).await.expect_err("Postgres holds no NUL");
+    assert!(refused.is_reported(), "{refused:?}");
+    // So is a wait for a table that somebody holds.
+    let mut foreign = bench.pool.begin().await?;
+    sqlx::query("LOCK TABLE job_executions IN ACCESS EXCLUSIVE MODE").execute(&mut *foreign).await?;
+    let claim = leader.claim(&rooms, now, &[]).await?;
+    let decisions = one_each(&claim.timers);
+    let refused = claim.commit(1, &decisions, &[]).await.expect_err("the table is locked");
+    assert!(matches!(refused, Error::Busy(_)) && refused.is_reported(), "{refused:?}");
+    foreign.rollback().await?;
+
+    assert_eq!(bench.count("job_executions").await?, 0);
+    assert_eq!(bench.timer(jobs[0]).await?.claimed_count, 0);
+    let claim = leader.claim(&rooms, now, &[]).await?;
+    assert_eq!(claim.timers.len(), 2, "both are still due");
+    let decisions = one_each(&claim.timers);
+    assert_eq!(claim.commit(1, &decisions, &[]).await?.born.len(), 2);
+    assert!(bench.candidate("standby").await?.try_lead().await?.is_err(), "it leads all the same");
+    assert_eq!(bench.database.terminate_backends("leader").await?, 1);
+    let lost = leader.draw_number().await.expect_err("the session is gone");
+    assert!(!lost.is_reported(), "{lost:?}");
+    Ok(())
+}

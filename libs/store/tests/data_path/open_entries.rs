@@ -11,13 +11,13 @@ use uuid::Uuid;
 use crate::bench::{Bench, LEASE, finished};
 
 async fn batch_of(leader: &mut LeaderSession, number: i64) -> Result<Batch> {
-    let all = [leader.batches_unsettled().await?, leader.batches_settled(0, 1_000).await?].concat();
+    let all = [leader.batches_unsettled(0).await?, leader.batches_settled(0, i64::MAX).await?].concat();
     all.into_iter().find(|batch| batch.number == number).ok_or_else(|| anyhow::anyhow!("no batch {number}"))
 }
 
 async fn open_entries(leader: &mut LeaderSession, number: i64) -> Result<Vec<OpenEntry>> {
     let batch = batch_of(leader, number).await?;
-    Ok(leader.open_of_batch(&batch, None).await?.into_iter().map(|(entry, _)| entry).collect())
+    Ok(leader.open_of_batches(std::slice::from_ref(&batch), None).await?.into_iter().map(|(entry, _)| entry).collect())
 }
 
 #[tokio::test]
@@ -38,13 +38,13 @@ async fn r7_a_new_term_finds_every_unsettled_batch_in_order() -> Result<()> {
             break leader;
         }
     };
-    let unsettled = successor.batches_unsettled().await?;
+    let unsettled = successor.batches_unsettled(0).await?;
     let found: Vec<_> = unsettled.into_iter().map(|batch| (batch.number, batch.ids)).collect();
     let expected: Vec<_> = [0, 2, 3].into_iter().map(|at| (numbers[at], ids[at].clone())).collect();
     assert_eq!(found, expected);
-    let settled = successor.batches_settled(0, 10).await?;
+    let settled = successor.batches_settled(0, i64::MAX).await?;
     assert_eq!(settled.iter().map(|batch| batch.number).collect::<Vec<_>>(), [numbers[1]]);
-    assert!(successor.batches_settled(numbers[1], 10).await?.is_empty(), "behind it there is none");
+    assert!(successor.batches_settled(numbers[1], i64::MAX).await?.is_empty(), "behind it there is none");
     assert!(successor.batch_exists(numbers[3]).await?);
     assert!(!successor.batch_exists(numbers[3] + 1).await?);
     Ok(())
@@ -107,9 +107,9 @@ async fn r19_open_of_a_batch_is_what_it_still_stands_for() -> Result<()> {
             .collect::<Vec<_>>()
     };
     // QUEUED, at a live worker, at a dead one, at one that ended.
-    let judged = leader.open_of_batch(&batch, Some(LEASE)).await?;
+    let judged = leader.open_of_batches(std::slice::from_ref(&batch), Some(LEASE)).await?;
     assert_eq!((judged.len(), in_order(judged)), (4, vec![false, true, false, false]));
-    let unjudged = leader.open_of_batch(&batch, None).await?;
+    let unjudged = leader.open_of_batches(std::slice::from_ref(&batch), None).await?;
     assert_eq!(
         in_order(unjudged),
         [false, true, true, true],
@@ -215,5 +215,76 @@ async fn r19_republishing_nothing_known_leaves_every_row_alone() -> Result<()> {
     let number = leader.draw_number().await?;
     assert!(leader.republish(number, 9, &[unknown], LEASE).await?.is_empty());
     assert_eq!(bench.row(held.execution).await?.entry, Some(held.claim));
+    Ok(())
+}
+
+/// S4: whoever holds the lock, dead or alive, the leader does not wait for it.
+#[tokio::test]
+async fn r19_what_somebody_else_has_locked_is_left_for_later_without_waiting() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut leader = bench.leader().await?;
+    let held = bench.open(&mut leader, &bench.jobs(3).await?).await?;
+    let lost = open_entries(&mut leader, held[0].claim).await?;
+    let mut foreign = bench.pool.begin().await?;
+    sqlx::query("SELECT FROM job_executions WHERE id = $1 FOR UPDATE")
+        .bind(held[1].execution)
+        .execute(&mut *foreign)
+        .await?;
+    let number = leader.draw_number().await?;
+    let again = leader.republish(number, 9, &lost, LEASE).await?;
+    let mut free: Vec<Uuid> = again.iter().map(|entry| entry.execution).collect();
+    free.sort_unstable();
+    let mut expected = vec![held[0].execution, held[2].execution];
+    expected.sort_unstable();
+    assert_eq!(free, expected);
+    assert!(again.iter().all(|entry| entry.entry == number));
+    foreign.rollback().await?;
+
+    let left = open_entries(&mut leader, held[0].claim).await?;
+    assert_eq!(
+        left.iter().map(|entry| entry.execution).collect::<Vec<_>>(),
+        [held[1].execution],
+        "it stands as it was"
+    );
+    let number = leader.draw_number().await?;
+    assert_eq!(leader.republish(number, 9, &left, LEASE).await?.len(), 1);
+    bench.assert_counters().await
+}
+
+/// A page is bounded by its bytes, and never empty; both directions see every settled batch once.
+#[tokio::test]
+async fn r19_pages_of_batches_are_bounded_and_complete() -> Result<()> {
+    let bench = Bench::new().await?;
+    sqlx::query(
+        "INSERT INTO dispatch_batches (shard, number, term, ids, settled_at)
+         SELECT 0, n, 1, (SELECT array_agg(gen_random_uuid()) FROM generate_series(1, 1 + n % 900)),
+                CASE WHEN n % 10 > 0 THEN now() END
+         FROM generate_series(1, 200) n",
+    )
+    .execute(&bench.pool)
+    .await?;
+    let mut leader = bench.leader().await?;
+    let (mut up, mut after) = (Vec::new(), 0);
+    loop {
+        let page = leader.batches_settled(after, 190).await?;
+        let Some(last) = page.last() else { break };
+        let bytes: usize = page.iter().rev().skip(1).map(|batch| batch.ids.len() * 16).sum();
+        assert!(bytes <= 33_000, "{bytes}");
+        after = last.number;
+        up.extend(page.into_iter().map(|batch| batch.number));
+    }
+    let expected: Vec<i64> = (1..190).filter(|number| number % 10 > 0).collect();
+    assert_eq!(up, expected);
+    let (mut down, mut below) = (Vec::new(), 190);
+    loop {
+        let page = leader.batches_settled_down(below).await?;
+        let Some(last) = page.last() else { break };
+        below = last.number;
+        down.extend(page.into_iter().map(|batch| batch.number));
+    }
+    down.reverse();
+    assert_eq!(down, expected);
+    let by_number = leader.batches_by_number(&[7, 10, 11, 4_000]).await?;
+    assert_eq!(by_number.iter().map(|batch| batch.number).collect::<Vec<_>>(), [7, 11]);
     Ok(())
 }

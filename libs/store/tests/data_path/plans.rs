@@ -12,6 +12,7 @@ use carillon_core::ids;
 use carillon_store::claim::Decisions;
 use carillon_store::leader_session::LeaderSession;
 use carillon_store::recorder::{Held, Verdict};
+use carillon_store::upcoming::UpcomingMax;
 use carillon_testkit::wait_until;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
@@ -129,7 +130,7 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
     let before = scans(&bench).await?;
 
     let mut leader = bench.leader().await?;
-    leader.upcoming(now + TimeDelta::hours(1), 100).await?;
+    leader.upcoming(now + TimeDelta::hours(1), UpcomingMax { of_line: 100, of_all: 20_000 }).await?;
     let rooms = [Source::Timer, Source::Trigger, Source::Retry].map(|source| room(source, &medium(), 1_000));
     let claim = leader.claim(&rooms, now, &[]).await?;
     assert_eq!((claim.timers.len(), claim.triggers.len()), (BATCH, 3));
@@ -139,11 +140,13 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
     let held: Vec<_> =
         born.iter().map(|id| carillon_store::recorder::Held { execution: *id, claim: number, take: 0 }).collect();
     leader.settle(&[number]).await?;
-    leader.batches_unsettled().await?;
-    leader.batches_settled(number - 1, 10).await?;
+    leader.batches_unsettled(0).await?;
+    leader.batches_settled(number - 1, i64::MAX).await?;
+    leader.batches_settled_down(number + 1).await?;
+    leader.batches_by_number(&[number]).await?;
     leader.batch_exists(number).await?;
     let batch = carillon_store::open_entries::Batch { number, ids: born.clone() };
-    let open = leader.open_of_batch(&batch, Some(LEASE)).await?;
+    let open = leader.open_of_batches(&[batch], Some(LEASE)).await?;
     let lost: Vec<_> = open.into_iter().map(|(entry, _)| entry).take(2).collect();
     let again = leader.draw_number().await?;
     leader.republish(again, 1, &lost, LEASE).await?;
@@ -238,7 +241,7 @@ async fn upcoming_reads_as_many_timers_as_it_has_lines_and_answers() -> Result<(
     sqlx::query("SELECT pg_stat_force_next_flush()").execute(&bench.pool).await?;
     let before = scans(&bench).await?;
     let mut leader = bench.leader().await?;
-    let upcoming = leader.upcoming(now + TimeDelta::hours(1), 1_000).await?;
+    let upcoming = leader.upcoming(now + TimeDelta::hours(1), UpcomingMax { of_line: 1_000, of_all: 20_000 }).await?;
     assert_eq!(upcoming.instants.len(), 3);
     leader.resign().await;
     sessions_end(&bench).await?;
@@ -357,8 +360,8 @@ async fn what_names_executions_locks_the_partitions_of_their_days_alone() -> Res
     let numbers = [held[0].claim, held[3].claim];
     both.but_for_its_days("settle", leader.settle(&numbers)).await?;
     let mut lost = Vec::new();
-    for batch in both.but_for_its_days("batches", leader.batches_settled(0, 10)).await? {
-        lost.extend(both.but_for_its_days("open", leader.open_of_batch(&batch, None)).await?);
+    for batch in both.but_for_its_days("batches", leader.batches_settled(0, i64::MAX)).await? {
+        lost.extend(both.but_for_its_days("open", leader.open_of_batches(std::slice::from_ref(&batch), None)).await?);
     }
     let lost: Vec<_> = lost.into_iter().map(|(entry, _)| entry).collect();
     let again = leader.draw_number().await?;

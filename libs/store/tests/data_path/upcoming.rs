@@ -6,10 +6,15 @@ use carillon_core::execution::Status;
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
 use carillon_store::recorder::Finished;
+use carillon_store::upcoming::UpcomingMax;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use crate::bench::{Bench, finished, medium, retry_at};
+
+fn at_most(of_line: i64) -> UpcomingMax {
+    UpcomingMax { of_line, of_all: 20_000 }
+}
 
 #[tokio::test]
 async fn every_line_of_every_source_is_found() -> Result<()> {
@@ -38,7 +43,7 @@ async fn every_line_of_every_source_is_found() -> Result<()> {
     bench.trigger(job, now).await?;
     expected.push(((Source::Trigger, lines[3].clone()), now));
 
-    let upcoming = leader.upcoming(retry_at(), 100).await?;
+    let upcoming = leader.upcoming(retry_at(), at_most(100)).await?;
     let mut found = upcoming.instants;
     found.sort();
     expected.sort();
@@ -55,7 +60,7 @@ async fn instants_beyond_the_horizon_are_left_for_later() -> Result<()> {
     bench.job_at(&medium(), Some(until)).await?;
     bench.job_at(&medium(), Some(until + TimeDelta::milliseconds(1))).await?;
     bench.job_at(&Line::new("later", Priority::Medium), Some(until + TimeDelta::hours(1))).await?;
-    let upcoming = bench.leader().await?.upcoming(until, 100).await?;
+    let upcoming = bench.leader().await?.upcoming(until, at_most(100)).await?;
     assert_eq!(upcoming.instants, [((Source::Timer, medium()), until)]);
     assert_eq!(upcoming.complete_until, Some(until));
     Ok(())
@@ -71,7 +76,7 @@ async fn a_line_that_holds_more_than_the_limit_says_until_when_it_is_complete() 
         bench.job_at(&other, Some(now + TimeDelta::seconds(10 * second))).await?;
     }
     bench.job_at(&Line::new("short", Priority::Medium), Some(now + TimeDelta::seconds(1))).await?;
-    let upcoming = bench.leader().await?.upcoming(now + TimeDelta::hours(1), 3).await?;
+    let upcoming = bench.leader().await?.upcoming(now + TimeDelta::hours(1), at_most(3)).await?;
     let of = |line: &Line| {
         let mut at: Vec<DateTime<Utc>> = upcoming.instants.iter().filter(|i| i.0.1 == *line).map(|i| i.1).collect();
         at.sort();
@@ -89,8 +94,39 @@ async fn nothing_to_come_is_complete() -> Result<()> {
     let bench = Bench::new().await?;
     bench.job().await?;
     let until = bench.now().await?;
-    let upcoming = bench.leader().await?.upcoming(until, 10).await?;
+    let upcoming = bench.leader().await?.upcoming(until, at_most(10)).await?;
     assert!(upcoming.instants.is_empty());
     assert_eq!(upcoming.complete_until, Some(until));
+    Ok(())
+}
+
+/// However many lines there are, all together are no more than one reading holds, and each has its first.
+#[tokio::test]
+async fn the_lines_share_what_is_read_at_once() -> Result<()> {
+    let bench = Bench::new().await?;
+    let now = bench.now().await?;
+    sqlx::query(
+        "WITH job AS (
+             INSERT INTO jobs (id, name, type, status, timetable, handler_name, queue)
+             SELECT gen_random_uuid(), 'job', 'RECURRING', 'ACTIVE', '{}', 'echo', 'q' || lpad(n::text, 3, '0')
+             FROM generate_series(1, 100) n, generate_series(1, 5) RETURNING id, queue
+         )
+         INSERT INTO job_timers (job_id, fire_at, queue, priority)
+         SELECT id, $1::timestamptz + row_number() OVER (PARTITION BY queue) * interval '1 second'
+                    + right(queue, 3)::int * interval '1 ms', queue, 1 FROM job",
+    )
+    .bind(now)
+    .execute(&bench.pool)
+    .await?;
+    let mut leader = bench.leader().await?;
+    let all = |of_all| UpcomingMax { of_line: 5_000, of_all };
+    let upcoming = leader.upcoming(now + TimeDelta::hours(1), all(500)).await?;
+    assert_eq!((upcoming.instants.len(), upcoming.complete_until), (500, Some(now + TimeDelta::milliseconds(5_001))));
+    let upcoming = leader.upcoming(now + TimeDelta::hours(1), all(250)).await?;
+    assert_eq!(upcoming.instants.len(), 200, "two of each");
+    assert_eq!(upcoming.complete_until, Some(now + TimeDelta::milliseconds(2_001)));
+    let upcoming = leader.upcoming(now + TimeDelta::hours(1), all(40)).await?;
+    assert_eq!((upcoming.instants.len(), upcoming.complete_until), (40, Some(now + TimeDelta::milliseconds(1_001))));
+    assert!(upcoming.instants.iter().all(|(_, at)| *at <= now + TimeDelta::milliseconds(1_040)), "the earliest");
     Ok(())
 }

@@ -1,0 +1,95 @@
+//! How a leader waits for Redis.
+//!
+//! While it waits, its session is spoken to each second (R2). It waits for no answer longer than [`REDIS_SILENCE_MAX`]: who
+//! cannot reach Redis does not lead. And once the process is to stop, no longer than [`STOP_PATIENCE`].
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use crate::TICK;
+use crate::leader::{End, Leader};
+
+/// R2: without an answer of Redis for so long, it does not lead.
+const REDIS_SILENCE_MAX: Duration = Duration::from_secs(3);
+/// What one command gets in any case, however long nothing was asked before.
+const REDIS_ANSWER_MIN: Duration = Duration::from_secs(1);
+/// Between two tries to reach Redis.
+const REDIS_PAUSE: Duration = Duration::from_millis(100);
+/// How long a stop waits for Redis. A publish that is on its way in good order is through long before.
+const STOP_PATIENCE: Duration = Duration::from_millis(500);
+
+impl Leader {
+    /// R2: takes note of whether Redis answered. That it is full is an answer too.
+    pub(crate) fn note_answer<T>(&mut self, outcome: &carillon_stream::Result<T>) {
+        if outcome.as_ref().err().is_none_or(carillon_stream::Error::is_answer) {
+            self.answered = Instant::now();
+        }
+    }
+
+    /// Waits for Redis, or between two tries to reach it, while the session is spoken to each second (R2).
+    ///
+    /// # Errors
+    /// The session is lost; Redis is silent; or the process stops, and [`STOP_PATIENCE`] later there is still no outcome.
+    pub(crate) async fn alive<T>(&mut self, what: impl Future<Output = T>) -> Result<T, End> {
+        let shutdown = self.shutdown.clone();
+        // One for the whole wait: made anew at each turn of the loop it would never come.
+        let given_up = async move {
+            shutdown.cancelled().await;
+            tokio::time::sleep(STOP_PATIENCE).await;
+        };
+        let silent = (self.answered + REDIS_SILENCE_MAX).max(Instant::now() + REDIS_ANSWER_MIN);
+        let silent = tokio::time::sleep_until(silent.into());
+        tokio::pin!(what, given_up, silent);
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut what => return Ok(outcome),
+                () = &mut given_up => return Err(End::Stopped),
+                () = &mut silent => return Err(End::RedisSilent),
+                () = tokio::time::sleep(TICK) => {
+                    let said = self.session.say_something().await;
+                    // What is waited for may be a batch that is committed: it must not be let go of.
+                    said.map_err(|error| End::from(error).after_commit())?;
+                }
+            }
+        }
+    }
+
+    /// Asks Redis until it answers.
+    ///
+    /// # Errors
+    /// As of [`Leader::alive`].
+    pub(crate) async fn patiently<T, F, Fut>(&mut self, mut ask: F) -> Result<T, End>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = carillon_stream::Result<T>>,
+    {
+        let mut complained = false;
+        loop {
+            let outcome = self.alive(ask()).await?;
+            self.note_answer(&outcome);
+            match outcome {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    if !std::mem::replace(&mut complained, true) {
+                        warn!("waiting for redis: {:#}", anyhow::Error::from(error));
+                    }
+                    self.pause_for_redis().await?;
+                }
+            }
+        }
+    }
+
+    /// Between two tries. There is no next one once the process stops.
+    pub(crate) async fn pause_for_redis(&mut self) -> Result<(), End> {
+        if self.shutdown.is_cancelled() {
+            return Err(End::Stopped);
+        }
+        if self.answered.elapsed() >= REDIS_SILENCE_MAX {
+            return Err(End::RedisSilent);
+        }
+        self.alive(tokio::time::sleep(REDIS_PAUSE)).await
+    }
+}
