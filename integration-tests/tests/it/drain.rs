@@ -11,7 +11,7 @@ use chrono::{TimeDelta, Utc};
 use serde_json::json;
 
 use crate::load::{HUNDREDS, in_ms, one_time_jobs};
-use crate::world::{LOAD_MAX, Plan, World};
+use crate::world::{LOAD_MAX, Plan, World, soon};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -88,4 +88,97 @@ async fn executors_that_come_and_go_delay_nothing() {
         let late = line.at - row.scheduled_at;
         assert!(late < TimeDelta::seconds(8), "execution {} started {late} late", row.id);
     }
+}
+
+/// S5, at the default window and lease: one handler runs on for long, and what was held beside it does not wait for it.
+#[tokio::test]
+async fn what_is_held_is_released_and_starts_elsewhere_while_a_handler_runs_on() {
+    const FIRES: usize = 60;
+    let plan = Plan { dispatchers: 1, executors: 1, ..Plan::default() }
+        .protocol(Duration::from_secs(2), Duration::from_secs(20))
+        .set("CARILLON_DISPATCHER_LEAD", "500ms")
+        .set("CARILLON_SHUTDOWN_GRACE", "60s");
+    let mut world = World::start("released", plan).await;
+    let long = one_time_jobs(&world.pool, 1, in_ms(300), Duration::ZERO, "test:sleep", &json!({"ms": 25_000})).await;
+    world.expected.extend(long);
+    world.wake();
+    world.until_running_at("executor-1", 1).await;
+    let pid = world.cluster.node("executor-1").pid();
+    let (first, over) = (in_ms(6_000), Duration::from_secs(6));
+    let jobs = one_time_jobs(&world.pool, FIRES, first, over, "test:echo", &json!({})).await;
+    world.expected.extend(jobs);
+    world.add(Role::Executor, &[]).await;
+    // Some have run at each, so more is held by the first.
+    let started = |world: &World| world.journal().iter().filter(|line| line.event == Event::Start).count();
+    soon("the fires to be under way", || {
+        let count = started(&world);
+        std::future::ready(if count > FIRES / 4 { Ok(()) } else { Err(format!("{count} have started")) })
+    })
+    .await;
+    let asked = Utc::now();
+    world.cluster.node("executor-1").ask_to_stop();
+    let history = world.judge(LOAD_MAX).await;
+
+    assert_eq!(history.count(Status::Success), FIRES + 1);
+    // Nobody took anything but what was released: nobody was lost, and W does not pass before anything here.
+    let released = history.executions.iter().filter(|row| row.take > 0);
+    let mut delays: Vec<TimeDelta> = released
+        .map(|row| {
+            let start = history.journal.iter().find(|line| line.execution == row.id && line.event == Event::Start);
+            let start = start.expect("it started");
+            assert!(start.pid != pid, "what was released started elsewhere");
+            start.at - row.scheduled_at.max(asked)
+        })
+        .collect();
+    delays.sort_unstable();
+    assert!(!delays.is_empty(), "something was held");
+    let (p50, p99) = (delays[delays.len() / 2], delays[(delays.len() * 99).div_ceil(100) - 1]);
+    println!(
+        "released by a drain: {} executions, start after p50 {} ms, p99 {} ms",
+        delays.len(),
+        p50.num_milliseconds(),
+        p99.num_milliseconds()
+    );
+    assert!(p50 < TimeDelta::seconds(1), "{p50}, as without a release");
+    assert!(p99 < TimeDelta::seconds(5), "{p99}, and the handler runs for 25 s");
+}
+
+/// Item 9: an entry whose reply was lost, at an executor whose slots are all taken for long, starts at another.
+#[tokio::test]
+async fn an_entry_whose_reply_was_lost_at_a_full_executor_starts_at_another() {
+    let plan = Plan { dispatchers: 1, executors: 1, ..Plan::default() }
+        .set("CARILLON_EXECUTOR_SLOTS", "1")
+        .set("CARILLON_SHUTDOWN_GRACE", "1s");
+    let mut world = World::start("lost_reply_full", plan).await;
+    let long = one_time_jobs(&world.pool, 1, in_ms(300), Duration::ZERO, "test:sleep", &json!({"ms": 30_000})).await;
+    world.expected.extend(long);
+    world.wake();
+    world.until_running_at("executor-1", 1).await;
+    let fire = one_time_jobs(&world.pool, 1, in_ms(300), Duration::ZERO, "test:echo", &json!({})).await;
+    world.expected.extend(fire);
+    world.wake();
+    let consumer: String =
+        sqlx::query_scalar("SELECT consumer FROM workers").fetch_one(&world.pool).await.expect("one executor");
+    let stream = world.stream("default", "MEDIUM");
+    // Redis hands it out in the executor's name, and the answer never reaches it.
+    soon("the entry to be read", || {
+        let words = ["XREADGROUP", "GROUP", "executors", &consumer, "COUNT", "1", "STREAMS", &stream, ">"];
+        let reply = world.redis.command(&words);
+        std::future::ready(match reply {
+            Ok(reply) if !reply.list().is_empty() => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+    })
+    .await;
+    world.add(Role::Executor, &[("CARILLON_EXECUTOR_SLOTS", "8")]).await;
+    let other = world.cluster.node("executor-2").pid();
+    let began = Instant::now();
+    soon("the entry to start at the other executor", || {
+        let started = world.journal().iter().any(|line| line.pid == other && line.event == Event::Start);
+        std::future::ready(if started { Ok(()) } else { Err("it has not") })
+    })
+    .await;
+    println!("a lost reply at a full executor: started elsewhere after {:?}", began.elapsed());
+    let history = world.judge(LOAD_MAX).await;
+    assert_eq!(history.count(Status::Success), 2);
 }

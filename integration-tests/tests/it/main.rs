@@ -31,3 +31,4 @@ mod stalls;
 mod stops;
 mod swallowed;
 mod values;
+mod withdrawn;

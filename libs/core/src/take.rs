@@ -1,4 +1,5 @@
-//! R13, the decision of check-and-take: what to do about a doubtful entry, from what Postgres shows of its execution.
+//! R13, the decision of check-and-take: what to do about a doubtful entry, from what Postgres shows of its execution; and
+//! R8a, what becomes of an ordinary one that was named.
 //!
 //! Pure: the executor reads the rows of a batch in one SELECT, asks here for each, and writes what comes out in one UPDATE
 //! that compares every value seen, so that two deciders cannot both win.
@@ -14,8 +15,12 @@ pub struct Seen {
     pub status: Status,
     /// R0.
     pub claim: i64,
+    /// R0: number of the batch whose entry stands for it now.
+    pub entry: i64,
     /// R0.
     pub take: i32,
+    /// R23a: the definition that it is to run with.
+    pub revision: i64,
     /// How many workers were lost while they ran this attempt.
     pub lost: i16,
     /// Who runs it, where it is RUNNING.
@@ -28,6 +33,18 @@ pub struct Seen {
     pub cancel_requested: bool,
     /// R23.
     pub withdrawn: bool,
+}
+
+impl Seen {
+    /// R18a: nobody has started it, and nobody may under a lower take: R16 sets take 0, and a take says RUNNING.
+    pub fn is_released(&self) -> bool {
+        self.status == Status::Queued && self.take > 0
+    }
+
+    /// Recorded, or claimed anew: `claim` is of the past.
+    fn is_over(&self, claim: i64) -> bool {
+        self.claim != claim || self.status.is_final() || self.status == Status::Retrying
+    }
 }
 
 /// What the decider knows of itself.
@@ -46,7 +63,7 @@ pub struct Decider {
 /// What to do about the entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The attempt is recorded, or unknown: acknowledge (R12).
+    /// The attempt is recorded, or unknown, or another entry stands for it (R13a): acknowledge (R12).
     Over,
     /// Somebody alive runs it: leave it pending, forget it.
     Leave,
@@ -74,15 +91,19 @@ pub enum Then {
     Fail,
 }
 
-/// Decides about an entry that carries `claim`. `row` is `None` where Postgres knows no such execution.
-pub fn decide(row: Option<&Seen>, claim: i64, decider: Decider) -> Verdict {
+/// Decides about an entry of batch `number` that carries `claim`. `row` is `None` where Postgres knows no such execution.
+pub fn decide(row: Option<&Seen>, claim: i64, number: i64, decider: Decider) -> Verdict {
     let Some(row) = row else { return Verdict::Over };
-    if row.claim != claim || row.status.is_final() || row.status == Status::Retrying {
+    if row.is_over(claim) {
+        return Verdict::Over;
+    }
+    let mine = row.status == Status::Running && row.worker == Some(decider.me);
+    // R13a: published again since; whoever the row names stays with the copy that it took (H120).
+    if number < row.entry && !mine {
         return Verdict::Over;
     }
     let mut count_lost = false;
     if row.status == Status::Running {
-        let mine = row.worker == Some(decider.me);
         if !mine && row.worker_live {
             return Verdict::Leave;
         }
@@ -90,7 +111,7 @@ pub fn decide(row: Option<&Seen>, claim: i64, decider: Decider) -> Verdict {
             return Verdict::Wait;
         }
         count_lost = !mine && !row.worker_ended;
-    } else if !decider.waited {
+    } else if !decider.waited && !row.is_released() {
         return Verdict::Wait;
     }
     let lost = row.lost + i16::from(count_lost);
@@ -106,6 +127,39 @@ pub fn decide(row: Option<&Seen>, claim: i64, decider: Decider) -> Verdict {
     Verdict::Take { count_lost, then }
 }
 
+/// R8a: what becomes of an unstarted entry that the cancelled set or a notice named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reread {
+    /// The attempt is recorded, or unknown: acknowledge (R12).
+    Over,
+    /// Somebody else has it: leave it pending, forget it.
+    LetGo,
+    /// Record it CANCELLED (R11).
+    Cancel,
+    /// Record it SKIPPED (R11): it was withdrawn before its instant.
+    Skip,
+    /// It stays what it is, with the row's revision.
+    Stay,
+}
+
+/// R8a: decides about an entry in hand that carries `claim`. An ordinary one (`take` 0) is nobody else's to start, so it needs
+/// no wait; one that `me` took (R13) says so in its row.
+pub fn reread(row: Option<&Seen>, claim: i64, take: i32, me: Uuid) -> Reread {
+    let Some(row) = row else { return Reread::Over };
+    if row.is_over(claim) {
+        return Reread::Over;
+    }
+    let holder = if take == 0 { row.status == Status::Queued } else { row.worker == Some(me) };
+    if row.take != take || !holder {
+        return Reread::LetGo;
+    }
+    match (row.cancel_requested, row.withdrawn && row.status == Status::Queued) {
+        (false, _) => Reread::Stay,
+        (true, false) => Reread::Cancel,
+        (true, true) => Reread::Skip,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +172,9 @@ mod tests {
         Seen {
             status: Status::Queued,
             claim: 7,
+            entry: 7,
             take: 0,
+            revision: 1,
             lost: 0,
             worker: None,
             worker_live: false,
@@ -136,52 +192,112 @@ mod tests {
 
     #[test]
     fn what_is_recorded_or_unknown_is_over() {
-        assert_eq!(decide(None, 7, DECIDER), Verdict::Over);
+        assert_eq!(decide(None, 7, 7, DECIDER), Verdict::Over);
         for status in Status::ALL.iter().filter(|status| status.is_final() || **status == Status::Retrying) {
-            assert_eq!(decide(Some(&Seen { status: *status, ..queued() }), 7, DECIDER), Verdict::Over);
+            assert_eq!(decide(Some(&Seen { status: *status, ..queued() }), 7, 7, DECIDER), Verdict::Over);
         }
-        assert_eq!(decide(Some(&queued()), 8, DECIDER), Verdict::Over, "another claim of the same execution");
+        assert_eq!(decide(Some(&queued()), 8, 7, DECIDER), Verdict::Over, "another claim of the same execution");
     }
 
     /// H6, H8: a QUEUED row may be run by a healthy executor that has not written RUNNING yet.
     #[test]
     fn a_queued_one_is_not_taken_before_every_healthy_executor_had_time_to_write() {
-        assert_eq!(decide(Some(&queued()), 7, Decider { waited: false, ..DECIDER }), Verdict::Wait);
-        assert_eq!(decide(Some(&queued()), 7, DECIDER), START);
+        assert_eq!(decide(Some(&queued()), 7, 7, Decider { waited: false, ..DECIDER }), Verdict::Wait);
+        assert_eq!(decide(Some(&queued()), 7, 7, DECIDER), START);
     }
 
     #[test]
     fn a_running_one_is_left_to_its_live_worker_and_taken_from_a_dead_one() {
-        assert_eq!(decide(Some(&running(OTHER, true)), 7, DECIDER), Verdict::Leave);
+        assert_eq!(decide(Some(&running(OTHER, true)), 7, 7, DECIDER), Verdict::Leave);
         let dead = running(OTHER, false);
-        assert_eq!(decide(Some(&dead), 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Start });
-        assert_eq!(decide(Some(&dead), 7, Decider { may_judge: false, ..DECIDER }), Verdict::Wait);
+        assert_eq!(decide(Some(&dead), 7, 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Start });
+        assert_eq!(decide(Some(&dead), 7, 7, Decider { may_judge: false, ..DECIDER }), Verdict::Wait);
     }
 
     #[test]
     fn what_an_ended_worker_handed_back_is_taken_at_once_and_counts_as_nobodys_fault() {
         let handed_back = Seen { worker_ended: true, ..running(OTHER, false) };
-        assert_eq!(decide(Some(&handed_back), 7, Decider { may_judge: false, ..DECIDER }), START);
+        assert_eq!(decide(Some(&handed_back), 7, 7, Decider { may_judge: false, ..DECIDER }), START);
     }
 
     #[test]
     fn ones_own_that_is_not_in_hand_is_taken() {
-        assert_eq!(decide(Some(&running(ME, true)), 7, DECIDER), START);
+        assert_eq!(decide(Some(&running(ME, true)), 7, 7, DECIDER), START);
     }
 
     #[test]
     fn poison_fails_at_last() {
         let row = Seen { lost: 4, ..running(OTHER, false) };
-        assert_eq!(decide(Some(&row), 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Fail });
+        assert_eq!(decide(Some(&row), 7, 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Fail });
     }
 
     #[test]
     fn a_cancel_beats_a_start_and_what_was_withdrawn_in_time_is_skipped() {
         let cancelled = Seen { cancel_requested: true, ..queued() };
-        assert_eq!(decide(Some(&cancelled), 7, DECIDER), Verdict::Take { count_lost: false, then: Then::Cancel });
+        assert_eq!(decide(Some(&cancelled), 7, 7, DECIDER), Verdict::Take { count_lost: false, then: Then::Cancel });
         let withdrawn = Seen { withdrawn: true, ..cancelled.clone() };
-        assert_eq!(decide(Some(&withdrawn), 7, DECIDER), Verdict::Take { count_lost: false, then: Then::Skip });
+        assert_eq!(decide(Some(&withdrawn), 7, 7, DECIDER), Verdict::Take { count_lost: false, then: Then::Skip });
         let started = Seen { withdrawn: true, cancel_requested: true, ..running(OTHER, false) };
-        assert_eq!(decide(Some(&started), 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Cancel });
+        assert_eq!(decide(Some(&started), 7, 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Cancel });
+    }
+
+    /// H119: a copy that came back must not start what stands in another entry by now.
+    #[test]
+    fn h119_a_superseded_copy_is_over() {
+        let again = Seen { entry: 9, ..queued() };
+        assert_eq!(decide(Some(&again), 7, 7, DECIDER), Verdict::Over);
+        assert_eq!(decide(Some(&again), 7, 9, DECIDER), START, "the very entry");
+        assert_eq!(decide(Some(&Seen { take: 1, ..again.clone() }), 7, 7, DECIDER), Verdict::Over, "released");
+        for live in [true, false] {
+            let elsewhere = Seen { entry: 9, ..running(OTHER, live) };
+            assert_eq!(decide(Some(&elsewhere), 7, 7, DECIDER), Verdict::Over, "RUNNING elsewhere");
+        }
+    }
+
+    /// H120: dropped by the one whom the row names, nobody would ever start it.
+    #[test]
+    fn h120_a_superseded_copy_stays_with_whom_the_row_names() {
+        let mine = Seen { entry: 9, take: 1, ..running(ME, true) };
+        assert_eq!(decide(Some(&mine), 7, 7, DECIDER), START);
+    }
+
+    #[test]
+    fn r13a_what_was_released_is_taken_without_a_wait() {
+        let hasty = Decider { waited: false, may_judge: false, ..DECIDER };
+        let released = Seen { take: 1, ..queued() };
+        assert!(released.is_released() && !queued().is_released() && !running(OTHER, true).is_released());
+        assert_eq!(decide(Some(&released), 7, 7, hasty), START);
+        let cancelled = Seen { cancel_requested: true, ..released.clone() };
+        assert_eq!(decide(Some(&cancelled), 7, 7, hasty), Verdict::Take { count_lost: false, then: Then::Cancel });
+        assert_eq!(decide(Some(&queued()), 7, 7, hasty), Verdict::Wait, "not released");
+    }
+
+    #[test]
+    fn r8a_an_ordinary_one_stays_ordinary_as_long_as_its_row_says_so() {
+        let ordinary = |row: &Seen| reread(Some(row), 7, 0, ME);
+        assert_eq!(reread(None, 7, 0, ME), Reread::Over, "unknown");
+        assert_eq!(ordinary(&queued()), Reread::Stay);
+        assert_eq!(ordinary(&Seen { revision: 2, ..queued() }), Reread::Stay);
+        let cancelled = Seen { cancel_requested: true, ..queued() };
+        assert_eq!(ordinary(&cancelled), Reread::Cancel);
+        assert_eq!(ordinary(&Seen { withdrawn: true, ..cancelled }), Reread::Skip);
+        assert_eq!(ordinary(&Seen { take: 1, ..queued() }), Reread::LetGo, "released, or taken and released");
+        assert_eq!(ordinary(&Seen { take: 1, ..running(OTHER, true) }), Reread::LetGo);
+        assert_eq!(ordinary(&running(OTHER, true)), Reread::LetGo, "started elsewhere");
+        assert_eq!(ordinary(&Seen { claim: 8, ..queued() }), Reread::Over, "claimed anew");
+        for status in Status::ALL.iter().filter(|status| status.is_final() || **status == Status::Retrying) {
+            assert_eq!(ordinary(&Seen { status: *status, ..queued() }), Reread::Over);
+        }
+    }
+
+    #[test]
+    fn r8a_a_taken_one_stays_as_long_as_it_is_ones_own() {
+        let taken = |row: &Seen| reread(Some(row), 7, 1, ME);
+        let mine = Seen { take: 1, ..running(ME, true) };
+        assert_eq!(taken(&mine), Reread::Stay);
+        assert_eq!(taken(&Seen { cancel_requested: true, withdrawn: true, ..mine.clone() }), Reread::Cancel);
+        assert_eq!(taken(&Seen { take: 2, ..running(OTHER, true) }), Reread::LetGo);
+        assert_eq!(taken(&Seen { take: 1, ..running(OTHER, true) }), Reread::LetGo);
+        assert_eq!(taken(&Seen { status: Status::Success, ..mine }), Reread::Over);
     }
 }

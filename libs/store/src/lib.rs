@@ -2,8 +2,8 @@
 //!
 //! The API's side: [`jobs`] and their [`revisions`], [`executions`], [`triggers`], [`cancels`]. The data path's side:
 //! [`leader_session`] (the advisory lock and all that may only be written under it), [`recorder`] (finishing executions),
-//! [`ends`] (all other ends), [`takes`], [`workers`]. Upkeep: [`migrate`], [`partitions`], [`queues`], [`retention`],
-//! [`attention`].
+//! [`ends`] (all other ends), [`takes`], [`withdrawals`], [`workers`]. Upkeep: [`migrate`], [`partitions`], [`queues`],
+//! [`retention`], [`attention`].
 //!
 //! It knows the words of `carillon-core` and nothing of Redis, of the wire or of how a process is run. There is no trait
 //! to stand in for it: the promises *are* Postgres semantics, and tests run against a real one.
@@ -35,6 +35,7 @@ pub mod revisions;
 pub mod takes;
 pub mod triggers;
 pub mod upcoming;
+pub mod withdrawals;
 pub mod workers;
 
 pub use error::{Error, Result};

@@ -42,6 +42,8 @@ pub struct OpenEntry {
     pub next_retry_at: Option<DateTime<Utc>>,
     /// Trace of whoever asked for it.
     pub trace: Option<TraceContext>,
+    /// R17b: it is to end without a start, once nobody can have started it.
+    pub is_unwanted: bool,
     /// It has a payload of its own (a trigger's).
     pub own_payload: bool,
     /// That payload, where it is small enough to travel.
@@ -75,6 +77,7 @@ pub(crate) fn read_open_entry(row: &PgRow) -> Result<OpenEntry> {
         scheduled_at: row.try_get("scheduled_at")?,
         next_retry_at: row.try_get("next_retry_at")?,
         trace: read_trace(row)?,
+        is_unwanted: row.try_get("is_unwanted")?,
         own_payload: row.try_get("own_payload")?,
         payload: row.try_get("payload")?,
     })
@@ -84,7 +87,8 @@ pub(crate) fn read_open_entry(row: &PgRow) -> Result<OpenEntry> {
 macro_rules! open_entry_columns {
     () => {
         "e.id, e.job_id, e.revision, e.queue, e.priority, e.claim, e.entry, e.seq, e.attempt, e.max_retries, e.scheduled_at,
-       e.next_retry_at, e.trace_id, e.parent_span_id, e.trace_flags, e.payload IS NOT NULL AS own_payload,
+       e.next_retry_at, e.trace_id, e.parent_span_id, e.trace_flags, e.status = 'QUEUED' AND e.cancel_requested AS is_unwanted,
+       e.payload IS NOT NULL AS own_payload,
        CASE WHEN pg_column_size(e.payload) <= 4096 AND octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload"
     };
 }

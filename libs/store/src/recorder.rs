@@ -218,12 +218,12 @@ impl Store {
         let mut connection = self.pool.acquire().await?;
         if started.is_empty() {
             // A single statement is a transaction of its own: one round trip.
-            let finished = finish_on_conn(&mut connection, worker, &refs(finished), ended_jobs).await?;
+            let finished = finish_on_conn(&mut connection, Some(worker), &refs(finished), ended_jobs).await?;
             return Ok((Vec::new(), finished));
         }
         let mut transaction = connection.begin().await?;
         let started = mark_running_on_conn(&mut transaction, worker, &refs(started)).await?;
-        let finished = finish_on_conn(&mut transaction, worker, &refs(finished), ended_jobs).await?;
+        let finished = finish_on_conn(&mut transaction, Some(worker), &refs(finished), ended_jobs).await?;
         carillon_failpoint::reach("record:commit").await;
         transaction.commit().await?;
         Ok((started, finished))
@@ -249,12 +249,13 @@ async fn mark_running_on_conn(connection: &mut Connection, worker: Uuid, started
         let cancel_requested = row.try_get("cancel_requested")?;
         written.insert(row.try_get::<Uuid, _>("id")?, Verdict::Running { cancel_requested });
     }
-    judge_on_conn(connection, worker, &held, written).await
+    judge_on_conn(connection, Some(worker), &held, written).await
 }
 
+/// Without a worker (R17b) only what is QUEUED is finished.
 async fn finish_on_conn(
     connection: &mut Connection,
-    worker: Uuid,
+    worker: Option<Uuid>,
     finished: &[&Finished],
     ended_jobs: &[Uuid],
 ) -> Result<Vec<Verdict>> {
@@ -301,7 +302,7 @@ async fn finish_on_conn(
 /// R11: for the rows that a guarded UPDATE did not return, one SELECT says why.
 async fn judge_on_conn(
     connection: &mut Connection,
-    worker: Uuid,
+    worker: Option<Uuid>,
     held: &[Held],
     written: std::collections::HashMap<Uuid, Verdict>,
 ) -> Result<Vec<Verdict>> {
@@ -326,7 +327,7 @@ async fn judge_on_conn(
         (None, Some((claim, take, status, worker_id, cancel_requested))) => {
             if *claim != Some(held.claim) || status.is_final() || *status == Status::Retrying {
                 Verdict::Over { unknown: false }
-            } else if *status == Status::Running && *worker_id == Some(worker) && *take == held.take {
+            } else if *status == Status::Running && worker.is_some() && *worker_id == worker && *take == held.take {
                 // Already marked by a flush whose outcome was not known.
                 Verdict::Running { cancel_requested: *cancel_requested }
             } else {

@@ -1,18 +1,23 @@
 //! R13: check-and-take. One SELECT shows what Postgres knows of a batch of doubtful entries, `carillon_core::take` decides,
-//! one UPDATE that compares every value seen takes.
+//! one UPDATE that compares every value seen takes. R8a: the same SELECT serves ordinary entries that were named. R18a: what
+//! is held and not started is released for whoever takes it next.
+//!
+//! Each may be run again: what a take or a release has won already, its row says.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use carillon_core::execution::Status;
 use carillon_core::take::Seen;
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::recorder::{Held, read_status};
 use crate::{Result, Store, days};
 
 const EXECUTIONS_SEE: &str = "
-SELECT e.id, e.status, e.claim, e.take, e.lost, e.worker_id, e.cancel_requested, e.withdrawn, e.reason,
+SELECT e.id, e.status, e.claim, e.entry, e.take, e.revision, e.lost, e.worker_id, e.cancel_requested, e.withdrawn, e.reason,
        w.id IS NOT NULL AND NOT w.ended AND w.seen_at > now() - $2::interval AS live,
        COALESCE(w.ended, false) AS ended
 FROM UNNEST($1::uuid[]) AS i(id)
@@ -26,7 +31,72 @@ SET status = 'RUNNING', worker_id = $1, take = e.take + 1, lost = e.lost + t.los
 FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::text[], $6::uuid[], $7::smallint[]) AS t(id, claim, take, status, worker_id, lost)
 WHERE e.id = t.id AND {days of e.id} AND e.claim = t.claim AND e.take = t.take AND e.status = t.status
   AND e.worker_id IS NOT DISTINCT FROM t.worker_id
-RETURNING e.id, e.take";
+RETURNING e.id, e.claim, e.take, e.revision, e.cancel_requested, e.withdrawn";
+
+/// R13: a take that won.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Whose it is now.
+    pub held: Held,
+    /// R23a: the definition that it is to run with.
+    pub revision: i64,
+    /// A cancel was requested by then.
+    pub cancel_requested: bool,
+    /// It was withdrawn before its instant (R23).
+    pub withdrawn: bool,
+}
+
+/// R18a. Of an ordinary entry whose holder has taken it out of what may start: raised once, whoever says it again.
+const EXECUTIONS_RELEASE: &str = "
+UPDATE job_executions e SET take = e.take + 1
+FROM UNNEST($1::uuid[], $2::bigint[], $3::int[]) AS r(id, claim, take)
+WHERE e.id = r.id AND {days of e.id} AND e.claim = r.claim AND e.take = r.take AND e.status = 'QUEUED'
+RETURNING e.id";
+
+/// R17.
+const EXECUTIONS_CANCELS: &str = "
+SELECT e.id FROM UNNEST($1::uuid[], $2::bigint[], $3::int[]) AS h(id, claim, take)
+JOIN job_executions e ON e.id = h.id AND e.claim = h.claim AND e.take = h.take
+WHERE {days of e.id} AND e.cancel_requested AND e.status IN ('QUEUED', 'RUNNING')";
+
+/// R23a: what an execution is to run with, by its row's revision. A trigger's payload is its own.
+const EXECUTIONS_ADOPT: &str = "
+SELECT e.id, e.revision, d.definition->>'handler_name' AS handler,
+       COALESCE(e.payload, d.definition->'payload')::text AS payload,
+       (d.definition->>'timeout_ms')::bigint AS timeout_ms, (d.definition->>'max_retries')::bigint AS max_retries,
+       (d.definition->>'retry_delay_ms')::bigint AS retry_delay_ms
+FROM UNNEST($1::uuid[]) AS i(id)
+JOIN job_executions e ON e.id = i.id
+JOIN job_revisions d ON d.job_id = e.job_id AND d.revision = e.revision
+WHERE {days of e.id}";
+
+/// What became of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// The row is QUEUED under the next take: whoever gets the entry may take it without a wait.
+    Done,
+    /// The attempt is recorded, claimed anew, or unknown: acknowledge (R12).
+    Over,
+    /// Somebody else has it: leave it pending, forget it.
+    Lost,
+}
+
+/// What an execution is to run with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adopted {
+    /// The row's revision.
+    pub revision: i64,
+    /// Name of the handler.
+    pub handler: String,
+    /// JSON text.
+    pub payload: String,
+    /// Milliseconds that the attempt may take.
+    pub timeout_ms: i64,
+    /// Retries after the first attempt.
+    pub max_retries: i64,
+    /// Milliseconds before the first retry.
+    pub retry_delay_ms: i64,
+}
 
 impl Store {
     /// What Postgres shows of `executions`; one that it does not know is left out. A worker is live if seen within `lease`.
@@ -44,7 +114,9 @@ impl Store {
             let what = Seen {
                 status: read_status(row.try_get("status")?)?,
                 claim: row.try_get("claim")?,
+                entry: row.try_get("entry")?,
                 take: row.try_get("take")?,
+                revision: row.try_get("revision")?,
                 lost: row.try_get("lost")?,
                 worker: row.try_get("worker_id")?,
                 worker_live: row.try_get("live")?,
@@ -62,7 +134,7 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`]: a take may have won; the row then says RUNNING at oneself, not in hand, and is taken
     /// again.
-    pub async fn take(&self, worker: Uuid, wanted: &[(Uuid, Seen, bool)]) -> Result<Vec<Held>> {
+    pub async fn take(&self, worker: Uuid, wanted: &[(Uuid, Seen, bool)]) -> Result<Vec<Taken>> {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
@@ -76,15 +148,100 @@ impl Store {
             .bind(wanted.iter().map(|(_, _, lost)| i16::from(*lost)).collect::<Vec<_>>())
             .fetch_all(&self.pool)
             .await?;
-        let claims: HashMap<Uuid, i64> = wanted.iter().map(|(id, seen, _)| (*id, seen.claim)).collect();
-        let mut won = Vec::with_capacity(rows.len());
-        for row in rows {
-            let execution: Uuid = row.try_get("id")?;
-            if let Some(claim) = claims.get(&execution) {
-                won.push(Held { execution, claim: *claim, take: row.try_get("take")? });
-            }
+        let taken = |row: &PgRow| {
+            let (execution, claim) = (row.try_get("id")?, row.try_get("claim")?);
+            Ok(Taken {
+                held: Held { execution, claim, take: row.try_get("take")? },
+                revision: row.try_get("revision")?,
+                cancel_requested: row.try_get("cancel_requested")?,
+                withdrawn: row.try_get("withdrawn")?,
+            })
+        };
+        rows.iter().map(taken).collect()
+    }
+
+    /// R18a: releases what its caller holds as ordinary and has taken out of what it may start, for good: each is QUEUED under
+    /// the next take, so that whoever gets the entry need not wait for anybody's RUNNING. Answers what became of each, in
+    /// order.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: the outcome is not known; run the same again.
+    pub async fn release(&self, held: &[Held]) -> Result<Vec<Release>> {
+        if held.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(won)
+        let ids = || held.iter().map(|held| held.execution);
+        let released: Vec<Uuid> = sqlx::query_scalar(days::of(EXECUTIONS_RELEASE, ids()))
+            .bind(ids().collect::<Vec<_>>())
+            .bind(held.iter().map(|held| held.claim).collect::<Vec<_>>())
+            .bind(held.iter().map(|held| held.take).collect::<Vec<_>>())
+            .fetch_all(&self.pool)
+            .await?;
+        let released: HashSet<Uuid> = released.into_iter().collect();
+        let refused: Vec<Uuid> = ids().filter(|id| !released.contains(id)).collect();
+        // Whether a worker lives is not asked for.
+        let seen = if refused.is_empty() { HashMap::new() } else { self.see(&refused, Duration::ZERO).await? };
+        let outcome = |held: &Held| {
+            if released.contains(&held.execution) {
+                return Release::Done;
+            }
+            match seen.get(&held.execution) {
+                None => Release::Over,
+                Some(row) if row.claim != held.claim || row.status.is_final() || row.status == Status::Retrying => {
+                    Release::Over
+                }
+                // Done by a run whose outcome was not known: only the holder of an ordinary entry raises it so.
+                Some(row) if row.status == Status::Queued && row.take == held.take + 1 => Release::Done,
+                Some(_) => Release::Lost,
+            }
+        };
+        Ok(held.iter().map(outcome).collect())
+    }
+
+    /// R17: those of `held` that are open under their takes and whose cancel was requested.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn cancels_requested(&self, held: &[Held]) -> Result<Vec<Held>> {
+        if held.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids = || held.iter().map(|held| held.execution);
+        let requested: Vec<Uuid> = sqlx::query_scalar(days::of(EXECUTIONS_CANCELS, ids()))
+            .bind(ids().collect::<Vec<_>>())
+            .bind(held.iter().map(|held| held.claim).collect::<Vec<_>>())
+            .bind(held.iter().map(|held| held.take).collect::<Vec<_>>())
+            .fetch_all(&self.pool)
+            .await?;
+        let requested: HashSet<Uuid> = requested.into_iter().collect();
+        Ok(held.iter().filter(|held| requested.contains(&held.execution)).copied().collect())
+    }
+
+    /// R8a, R23a: what `executions` are to run with by their rows' revisions. One whose definition is gone is left out.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn adopt(&self, executions: &[Uuid]) -> Result<HashMap<Uuid, Adopted>> {
+        if executions.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let rows = sqlx::query(days::of(EXECUTIONS_ADOPT, executions.iter().copied()))
+            .bind(executions)
+            .fetch_all(&self.pool)
+            .await?;
+        let mut adopted = HashMap::with_capacity(rows.len());
+        for row in rows {
+            let what = Adopted {
+                revision: row.try_get("revision")?,
+                handler: row.try_get("handler")?,
+                payload: row.try_get("payload")?,
+                timeout_ms: row.try_get("timeout_ms")?,
+                max_retries: row.try_get("max_retries")?,
+                retry_delay_ms: row.try_get("retry_delay_ms")?,
+            };
+            adopted.insert(row.try_get("id")?, what);
+        }
+        Ok(adopted)
     }
 
     /// Reads the payloads of executions whose entries do not carry them: their own, or that of the revision which they name

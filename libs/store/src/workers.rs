@@ -111,6 +111,15 @@ impl Store {
         Ok(kept)
     }
 
+    /// R18a: nobody shall hand anything on to this incarnation any more: it is about to end.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: what is handed on to it waits for its end.
+    pub async fn worker_offers_nothing(&self, worker: Uuid) -> Result<()> {
+        sqlx::query("UPDATE workers SET handlers = '{}' WHERE id = $1").bind(worker).execute(&self.pool).await?;
+        Ok(())
+    }
+
     /// R18: ends an incarnation; whatever it still holds is free at once.
     ///
     /// # Errors

@@ -12,6 +12,10 @@ use crate::reader::{Item, Received, SetAside, parse_item};
 use crate::scripts::{ACKNOWLEDGE, FORGET, RENEW};
 use crate::{Redis, Result, reply};
 
+/// R18a: the consumer whose pending entries are everybody's: a holder moves there what it has released, or cannot run and leaves
+/// to a check, and each executor takes as much as it has room for. No executor has this name (theirs end in a boot id).
+pub const RELEASED: &str = "released";
+
 /// Lua unpacks at most some thousands of values at once.
 const UNPACKED_MAX: usize = 1_000;
 
@@ -124,6 +128,23 @@ impl Redis {
             }
         }
         Ok(claimed)
+    }
+
+    /// R18a: puts those of `ids` that somebody holds into the hands of `consumer`. It may come late, or twice: whose an execution
+    /// is its row says.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoGroup`], [`crate::Error::Unavailable`].
+    pub async fn hand_on(&self, line: &Line, consumer: &str, ids: &[EntryId]) -> Result<()> {
+        for some in ids.chunks(UNPACKED_MAX) {
+            let mut args: Vec<Value> =
+                vec![self.keys.stream(line).into(), GROUP.into(), consumer.into(), Value::Integer(0)];
+            args.extend(some.iter().map(|id| Value::from(id.to_string())));
+            args.push("JUSTID".into());
+            let command = CustomCommand::new_static("XCLAIM", ClusterHash::FirstKey, false);
+            let _: Value = self.connection.custom(command, args).await?;
+        }
+        Ok(())
     }
 
     /// R15: the consumers that hold entries of `line`.

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 
 use crate::Config;
 use crate::leader::{self, Leader};
+use crate::withdraw;
 
 /// How often a standby asks for the lock.
 const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -40,19 +41,21 @@ pub struct Election {
     options: StoreOptions,
     store: Store,
     redis: Redis,
+    unread: withdraw::Handle,
     shutdown: CancellationToken,
 }
 
 impl Election {
-    /// One for a process.
+    /// One for a process; what its terms meet that is to end unread goes to `unread`.
     pub const fn new(
         config: Config,
         options: StoreOptions,
         store: Store,
         redis: Redis,
+        unread: withdraw::Handle,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { config, options, store, redis, shutdown }
+        Self { config, options, store, redis, unread, shutdown }
     }
 
     /// Stands by and leads until the process stops.
@@ -136,6 +139,7 @@ impl Election {
             self.store.clone(),
             self.redis.clone(),
             notices,
+            self.unread.clone(),
             self.shutdown.clone(),
         );
         let shutdown = self.shutdown.clone();

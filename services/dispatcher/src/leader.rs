@@ -36,7 +36,7 @@ use crate::foresight::Foresight;
 use crate::outgoing::Batch;
 use crate::reconcile::Passes;
 use crate::streams::Streams;
-use crate::{Config, TICK};
+use crate::{Config, TICK, withdraw};
 
 /// Instants that the agenda reads at once: with 10,000 lines that is some 5 MB.
 const UPCOMING_MAX: UpcomingMax = UpcomingMax { of_line: 5_000, of_all: 20_000 };
@@ -93,6 +93,7 @@ pub struct Leader {
     pub(crate) definitions: Definitions,
     pub(crate) passes: Passes,
     notices: Notices,
+    pub(crate) unread: withdraw::Handle,
     pub(crate) shutdown: CancellationToken,
     pub(crate) agenda: Agenda,
     /// Jobs whose fire cannot be decided before that instant.
@@ -132,6 +133,7 @@ impl Leader {
         store: Store,
         redis: Redis,
         notices: Notices,
+        unread: withdraw::Handle,
         shutdown: CancellationToken,
     ) -> Self {
         let now = Instant::now();
@@ -147,6 +149,7 @@ impl Leader {
             passes: Passes::default(),
             foresight: Foresight::new(store),
             notices,
+            unread,
             shutdown,
             agenda: Agenda::default(),
             left: HashMap::new(),

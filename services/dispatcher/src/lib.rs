@@ -5,8 +5,8 @@
 //! - `foresight` searches timetables that are dear, beside the claims.
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
 //!   what room there is for them.
-//! - [`reconcile`] publishes again what Redis has lost; `attention` completes jobs; [`chores`] keep the house, [`retention`]
-//!   keeps the days.
+//! - [`reconcile`] publishes again what Redis has lost; [`withdraw`] ends what was cancelled and nobody reads; `attention`
+//!   completes jobs; [`chores`] keep the house, [`retention`] keeps the days.
 //!
 //! What it must not know: how a handler runs, and any SQL or Redis command.
 
@@ -26,6 +26,7 @@ mod patience;
 pub mod reconcile;
 pub mod retention;
 mod streams;
+pub mod withdraw;
 
 pub use config::Config;
 
@@ -68,9 +69,12 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 
     let mut tasks = process.tasks();
     let shutdown = process.shutdown();
-    let election = election::Election::new(config, options, store.clone(), redis.clone(), shutdown.clone());
+    let withdrawal = withdraw::Withdrawal::new(&config, store.clone(), redis.clone(), shutdown.clone())?;
+    let unread = withdrawal.handle();
+    let election = election::Election::new(config, options, store.clone(), redis.clone(), unread, shutdown.clone());
     tasks.spawn("election", election.run());
     tasks.spawn("attention", attention::run(store.clone(), redis.clone(), shutdown.clone()));
+    tasks.spawn("withdrawal", withdrawal.run());
     tasks.spawn("chores", chores::run(store, redis, shutdown.clone()));
     tasks.spawn("retention", retention::run(upkeep, kept, shutdown));
     tasks.run().await

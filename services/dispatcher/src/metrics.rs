@@ -29,6 +29,11 @@ pub(crate) fn describe() {
         "Entries of open executions that Redis had lost and that were published again"
     );
     describe_counter!(
+        "carillon_dispatcher_ended_unread_total",
+        Unit::Count,
+        "Cancelled or withdrawn executions ended here, since no executor holds them"
+    );
+    describe_counter!(
         "carillon_dispatcher_refused_total",
         Unit::Count,
         "Statements of a leader that Postgres refused and rolled back; each is tried again, smaller where it was a claim"

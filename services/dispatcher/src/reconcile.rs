@@ -199,6 +199,8 @@ impl Leader {
         if !over.is_empty() {
             self.session.forget_batches(&over).await?;
         }
+        // R17b: what all hints have missed is met here.
+        self.unread.offer(open.iter().filter(|(entry, _)| entry.is_unwanted).map(|(entry, _)| entry.execution));
         let candidates = open.into_iter().filter(|(_, runs)| !runs).map(|(entry, _)| entry).collect();
         let lost = self.missing(candidates).await?;
         let batch_max = usize::try_from(self.config.dispatcher.batch_max).unwrap_or(usize::MAX);

@@ -1,19 +1,28 @@
-//! R13: the I/O of check-and-take. `carillon_core::take` decides; one SELECT and one UPDATE a group.
+//! R13: the I/O of check-and-take. `carillon_core::take` decides; one SELECT and one UPDATE a group. R8a: the same SELECT for
+//! ordinary entries that were named.
+//!
+//! Postgres away: what is doubtful is asked about again later, and what was named becomes doubtful with the contact (R21).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use carillon_core::take::{Decider, Seen, Then, Verdict, decide};
+use carillon_core::take::{self, Decider, Seen, Then, Verdict};
 use carillon_failpoint as failpoint;
 use carillon_store::Error;
+use carillon_store::recorder::Held;
+use carillon_store::takes::{Adopted, Taken};
 use carillon_stream::EntryId;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::in_hand::Key;
 use crate::message::Message;
 use crate::shared::Shared;
+
+/// Rows read at once.
+const READ_MAX: usize = 1_000;
 
 /// What became of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,61 +33,31 @@ pub(crate) enum Checked {
     Leave,
     /// Recorded, or unknown: acknowledge.
     Over,
-    /// Taken, with the take's number.
-    Taken(i32, Then),
+    /// Taken.
+    Taken { take: i32, revision: i64, then: Then },
 }
 
-/// Who offers a handler that this executor does not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Offer {
-    /// Another, which has the entry now.
-    HandedOn,
-    /// No live executor of that queue.
-    Nobody,
+/// What became of an entry that was named (R8a).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reread {
+    /// As the row says, without its revision being another.
+    Row(take::Reread),
+    /// It stays, and is to run with this.
+    Adopt(Adopted),
 }
 
-/// Hands an entry whose handler this executor does not offer to one that does, as an old executor must while new ones are
-/// rolled out. In a task of its own; the engine hears [`Message::NotOffered`]. There it is among the receiver's own pending
-/// entries, and so doubtful (R8): nothing needs to be known here of whether it was ordinary.
-pub(crate) fn hand_on(
-    shared: &Arc<Shared>,
-    key: Key,
-    handler: String,
-    place: (usize, EntryId),
-    engine: mpsc::UnboundedSender<Message>,
-) {
-    let shared = Arc::clone(shared);
-    tokio::spawn(async move {
-        loop {
-            let contact = shared.incarnation.unbroken().await;
-            match hand_on_now(&shared, &handler, place).await {
-                Ok(offer) => {
-                    let _ = engine.send(Message::NotOffered(key, offer));
-                    return;
-                }
-                Err(error) => {
-                    if error.downcast_ref::<Error>().is_some_and(Error::is_unavailable) {
-                        shared.incarnation.broke(contact.worker);
-                    }
-                    warn!(handler, "cannot hand on what another executor offers, trying again: {error:#}");
-                    tokio::time::sleep(shared.window / 8).await;
-                }
-            }
-        }
-    });
-}
-
-async fn hand_on_now(shared: &Shared, handler: &str, (index, id): (usize, EntryId)) -> anyhow::Result<Offer> {
-    let line = &shared.lines[index];
-    let Some(other) = shared.store.consumer_offering(handler, &line.queue, shared.lease).await? else {
-        return Ok(Offer::Nobody);
-    };
-    shared.redis.claim(line, index, &other, Duration::ZERO, &[id]).await?;
-    Ok(Offer::HandedOn)
+/// What is asked of a doubtful entry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub key: Key,
+    /// Number of the entry's batch.
+    pub number: i64,
+    /// R13: W is over.
+    pub waited: bool,
 }
 
 /// Checks a group in a task of its own; the engine hears [`Message::Checked`].
-pub(crate) fn check(shared: &Arc<Shared>, asked: Vec<(Key, bool)>, engine: mpsc::UnboundedSender<Message>) {
+pub(crate) fn check(shared: &Arc<Shared>, asked: Vec<Asked>, engine: UnboundedSender<Message>) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         let contact = shared.incarnation.contact();
@@ -89,29 +68,24 @@ pub(crate) fn check(shared: &Arc<Shared>, asked: Vec<(Key, bool)>, engine: mpsc:
                     shared.incarnation.broke(contact.worker);
                 }
                 warn!("cannot check what is doubtful, trying again: {:#}", anyhow::Error::from(error));
-                asked.iter().map(|(key, _)| (*key, Checked::Wait)).collect()
+                asked.iter().map(|asked| (asked.key, Checked::Wait)).collect()
             }
         };
         let _ = engine.send(Message::Checked(checked));
     });
 }
 
-async fn check_now(
-    shared: &Shared,
-    me: Uuid,
-    may_judge: bool,
-    asked: &[(Key, bool)],
-) -> Result<Vec<(Key, Checked)>, Error> {
-    let executions: Vec<Uuid> = asked.iter().map(|(key, _)| key.execution).collect();
+async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) -> Result<Vec<(Key, Checked)>, Error> {
+    let executions: Vec<Uuid> = asked.iter().map(|asked| asked.key.execution).collect();
     let mut seen = shared.store.see(&executions, shared.lease).await?;
     failpoint::reach("take:seen").await;
     let mut checked = Vec::with_capacity(asked.len());
     let mut wanted: Vec<(Uuid, Seen, bool)> = Vec::new();
     let mut thens: Vec<(Key, Then)> = Vec::new();
-    for (key, waited) in asked {
+    for Asked { key, number, waited } in asked {
         let decider = Decider { me, waited: *waited, may_judge, lost_max: shared.lost_max };
         let row = seen.get(&key.execution);
-        match decide(row, key.claim, decider) {
+        match take::decide(row, key.claim, *number, decider) {
             Verdict::Over => checked.push((*key, Checked::Over)),
             Verdict::Leave => checked.push((*key, Checked::Leave)),
             Verdict::Wait => checked.push((*key, Checked::Wait)),
@@ -125,43 +99,115 @@ async fn check_now(
     }
     let won = shared.store.take(me, &wanted).await?;
     failpoint::reach("take:taken").await;
+    let won: HashMap<Uuid, Taken> = won.into_iter().map(|taken| (taken.held.execution, taken)).collect();
     for (key, then) in thens {
-        let taken = won.iter().find(|held| held.execution == key.execution);
-        checked.push((key, taken.map_or(Checked::Leave, |held| Checked::Taken(held.take, then))));
+        checked.push((key, won.get(&key.execution).map_or(Checked::Leave, |taken| taken_as(*taken, then))));
     }
     Ok(checked)
 }
 
-/// Fetches payloads in a task of its own; the engine hears [`Message::Payloads`].
-pub(crate) fn fetch_payloads(shared: &Arc<Shared>, asked: Vec<Key>, engine: mpsc::UnboundedSender<Message>) {
+/// What was requested between the look and the take is heard by the take.
+fn taken_as(taken: Taken, then: Then) -> Checked {
+    let then = match then {
+        Then::Start if taken.withdrawn => Then::Skip,
+        Then::Start if taken.cancel_requested => Then::Cancel,
+        other => other,
+    };
+    Checked::Taken { take: taken.held.take, revision: taken.revision, then }
+}
+
+/// R8a: reads the rows of what was named, in a task of its own; the engine hears [`Message::Reread`] with `question`.
+pub(crate) fn reread(shared: &Arc<Shared>, question: u64, named: Vec<(Held, i64)>, engine: UnboundedSender<Message>) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        let executions: Vec<Uuid> = asked.iter().map(|key| key.execution).collect();
-        loop {
-            let contact = shared.incarnation.unbroken().await;
-            match shared.store.payloads(&executions).await {
-                Ok(payloads) => {
-                    let _ = engine.send(Message::Payloads(asked, payloads));
-                    return;
+        for some in named.chunks(READ_MAX) {
+            let answers = loop {
+                let me = shared.incarnation.unbroken().await.worker;
+                match reread_now(&shared, me, some).await {
+                    Ok(answers) => break answers,
+                    Err(error) => unanswered(&shared, me, "what was named", error).await,
                 }
-                Err(error) => {
-                    if error.is_unavailable() {
-                        shared.incarnation.broke(contact.worker);
-                    }
-                    warn!("cannot fetch payloads, trying again: {:#}", anyhow::Error::from(error));
-                    tokio::time::sleep(shared.window / 8).await;
-                }
-            }
+            };
+            let _ = engine.send(Message::Reread(question, answers));
         }
     });
 }
 
-/// R23: looks at Redis in a task of its own; the engine hears [`Message::Looked`].
-pub(crate) fn look(shared: &Arc<Shared>, engine: mpsc::UnboundedSender<Message>) {
+async fn reread_now(shared: &Shared, me: Uuid, named: &[(Held, i64)]) -> Result<Vec<(Held, Reread)>, Error> {
+    let executions: Vec<Uuid> = named.iter().map(|(held, _)| held.execution).collect();
+    // Whether a worker lives is not asked for.
+    let seen = shared.store.see(&executions, Duration::ZERO).await?;
+    let mut answers = Vec::with_capacity(named.len());
+    let mut changed = Vec::new();
+    for (held, revision) in named {
+        let row = seen.get(&held.execution);
+        let what = take::reread(row, held.claim, held.take, me);
+        if what == take::Reread::Stay && row.is_some_and(|row| row.revision != *revision) {
+            changed.push(held.execution);
+        }
+        answers.push((*held, Reread::Row(what)));
+    }
+    let mut adopted = shared.store.adopt(&changed).await?;
+    for (held, answer) in &mut answers {
+        // One whose definition is gone runs with what its entry says, and is recorded so.
+        if let Some(what) = adopted.remove(&held.execution) {
+            *answer = Reread::Adopt(what);
+        }
+    }
+    Ok(answers)
+}
+
+/// R17: asks of which running handlers a cancel was requested, in a task of its own; the engine hears
+/// [`Message::CancelsRequested`].
+pub(crate) fn ask_cancels(shared: &Arc<Shared>, running: Vec<Held>, engine: UnboundedSender<Message>) {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let mut requested = Vec::new();
+        for some in running.chunks(READ_MAX) {
+            requested.extend(loop {
+                let me = shared.incarnation.unbroken().await.worker;
+                match shared.store.cancels_requested(some).await {
+                    Ok(requested) => break requested,
+                    Err(error) => unanswered(&shared, me, "whether a cancel was requested", error).await,
+                }
+            });
+        }
+        let _ = engine.send(Message::CancelsRequested(requested));
+    });
+}
+
+/// Notes that Postgres did not say `what`, and waits a little before it is asked again.
+pub(crate) async fn unanswered(shared: &Shared, worker: Uuid, what: &str, error: Error) {
+    if error.is_unavailable() {
+        shared.incarnation.broke(worker);
+    }
+    warn!("cannot read {what}, trying again: {:#}", anyhow::Error::from(error));
+    tokio::time::sleep(shared.window / 8).await;
+}
+
+/// Fetches payloads in a task of its own; the engine hears [`Message::Payloads`].
+pub(crate) fn fetch_payloads(shared: &Arc<Shared>, asked: Vec<Key>, engine: UnboundedSender<Message>) {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let executions: Vec<Uuid> = asked.iter().map(|key| key.execution).collect();
+        let payloads = loop {
+            let me = shared.incarnation.unbroken().await.worker;
+            match shared.store.payloads(&executions).await {
+                Ok(payloads) => break payloads,
+                Err(error) => unanswered(&shared, me, "payloads", error).await,
+            }
+        };
+        let _ = engine.send(Message::Payloads(asked, payloads));
+    });
+}
+
+/// R8a, R23: looks at Redis in a task of its own, also for those of `held` that the cancelled set names; the engine hears
+/// [`Message::Looked`].
+pub(crate) fn look(shared: &Arc<Shared>, held: Vec<Uuid>, engine: UnboundedSender<Message>) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         // A Redis that does not answer says nothing of what is held.
-        if let Ok(look) = shared.redis.look().await {
+        if let Ok(look) = shared.redis.look_for(&held).await {
             let _ = engine.send(Message::Looked(look));
         }
     });

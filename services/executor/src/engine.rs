@@ -5,11 +5,14 @@
 //! [`Message`]. So every decision of R8, R9, R13 and R23 is made in one place, in one order.
 //!
 //! Never early (R23): an entry starts once the database's clock has surely shown its instant. Never unseen: whatever makes
-//! an unstarted entry doubtful (a certificate that does not fit, a stall of this process, a broken connection, a change of
-//! its job) sends it through a check first (`doubt.rs`).
+//! an unstarted entry doubtful (a certificate that does not fit, a stall of this process, a broken connection) sends it through
+//! a check first (`doubt.rs`); what was cancelled, or whose job changed, is read again (`named.rs`). What will not start here
+//! leaves for whoever starts it (`leave.rs`).
 
 mod deadlines;
 mod doubt;
+mod leave;
+mod named;
 mod payloads;
 mod start;
 
@@ -21,17 +24,15 @@ use std::time::{Duration, Instant};
 use carillon_core::execution::AttemptEnd;
 use carillon_store::recorder::{Held, Verdict};
 use carillon_stream::Entry;
-use carillon_stream::notices::Notice;
 use carillon_stream::reader::Received;
-use metrics::{counter, gauge};
+use metrics::gauge;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 use uuid::Uuid;
 
 use self::deadlines::Deadlines;
 use crate::boottime;
-use crate::checks::{self, Offer};
 use crate::in_hand::{Item, Key, Origin, State, Stop, weight_of};
 use crate::message::{Arrival, Message};
 use crate::recorder::ToRecord;
@@ -60,13 +61,21 @@ pub(crate) struct Engine {
     /// Whose payload did not travel in the entry and is not fetched yet.
     lacking: VecDeque<Key>,
     is_fetching: bool,
-    /// R17: cancels heard of, for entries in hand.
-    cancelled: HashSet<Uuid>,
+    names: named::Names,
+    /// R8a: the number of the last question after what was named.
+    question: u64,
+    /// R17: running handlers of which it is to be asked whether their cancel was requested.
+    to_ask: HashSet<Key>,
+    is_asking: bool,
+    next_ask_running: Instant,
+    /// Something doubtful has come that a look at its row may settle at once.
+    check_soon: bool,
     last_awake: Duration,
     /// R9: the end of the last gap.
     stalled_until: Duration,
     next_check: Instant,
     drain_until: Option<Instant>,
+    reading_ended: bool,
 }
 
 impl Engine {
@@ -89,11 +98,17 @@ impl Engine {
             to_show: VecDeque::new(),
             lacking: VecDeque::new(),
             is_fetching: false,
-            cancelled: HashSet::new(),
+            names: named::Names::default(),
+            question: 0,
+            to_ask: HashSet::new(),
+            is_asking: false,
+            next_ask_running: Instant::now(),
+            check_soon: false,
             last_awake: boottime::now(),
             stalled_until: Duration::ZERO,
             next_check: Instant::now(),
             drain_until: None,
+            reading_ended: false,
         }
     }
 
@@ -119,12 +134,13 @@ impl Engine {
             }
             self.fetch_payloads();
             let now = Instant::now();
+            self.ask_about_named(now);
             self.start_due(now);
             self.stop_overdue(now);
             self.show_running(now);
             if now >= self.next_check {
                 self.next_check = now + self.shared.window / 4;
-                self.check_doubtful(now);
+                self.check_soon = true;
                 self.look_while_holding();
                 self.move_from_blocked_threads(now);
                 gauge!("carillon_executor_slots_used").set(u32::try_from(self.shared.slots.used()).unwrap_or(u32::MAX));
@@ -134,6 +150,9 @@ impl Engine {
                     .set(u32::try_from(self.shared.slots.in_hand_bytes()).unwrap_or(u32::MAX));
                 gauge!("carillon_executor_unrecorded_bytes")
                     .set(u32::try_from(self.shared.slots.unrecorded_bytes()).unwrap_or(u32::MAX));
+            }
+            if std::mem::take(&mut self.check_soon) {
+                self.check_doubtful(now);
             }
             if self.drain_until.is_some() && self.is_drained(now) {
                 return Ok(());
@@ -168,7 +187,11 @@ impl Engine {
             Message::Recorded { started, finished } => self.recorded(&started, &finished),
             Message::Checked(checked) => self.checked(checked),
             Message::Payloads(asked, payloads) => self.payloads(&asked, payloads),
+            Message::Reread(question, answers) => self.reread(question, answers),
+            Message::CancelsRequested(running) => self.cancels_requested(&running),
             Message::NotOffered(key, offer) => self.not_offered(key, offer),
+            Message::HandedOver(keys) => keys.into_iter().for_each(|key| self.handed_over(key)),
+            Message::ReadingEnded => self.reading_ended = true,
             Message::Looked(look) => self.looked(&look),
             Message::Notice(notice) => self.noticed(&notice),
             Message::WhatIsHeld(answer) => {
@@ -180,7 +203,7 @@ impl Engine {
                 let started = self.items.values().filter_map(|item| match &item.state {
                     State::Running(running) => running.beginning.begun().map(|begun| item.started(begun.at)),
                     State::Ended { started_at } => started_at.map(|at| item.started(at)),
-                    State::Doubtful { .. } | State::Held => None,
+                    State::Doubtful { .. } | State::Named { .. } | State::Held | State::GivenUp => None,
                 });
                 let _ = answer.send(started.collect());
             }
@@ -194,11 +217,12 @@ impl Engine {
         let stale = boottime::now().saturating_sub(arrival.read_at) > self.shared.window / 2;
         // R9: Redis may have answered before the gap's end.
         let through_a_stall = arrival.sent_at < self.stalled_until;
+        let mut come = Vec::with_capacity(arrival.entries.len());
         for received in arrival.entries {
             let Received { line, id, entry } = received;
             let key = Key { execution: entry.execution, claim: entry.claim };
-            if self.drain_until.is_some() || self.items.contains_key(&key) {
-                // In hand already, or not to be started any more: it stays pending.
+            if self.items.contains_key(&key) {
+                // In hand already: it stays pending.
                 self.shared.slots.release(1);
                 continue;
             }
@@ -211,25 +235,31 @@ impl Engine {
                 }
                 _ => now,
             };
-            if arrival.look.as_ref().is_some_and(|look| look.cancelled.contains(&entry.execution)) {
-                self.cancelled.insert(entry.execution);
-            }
+            let named = arrival.look.as_ref().is_some_and(|look| look.cancelled.contains(&entry.execution));
             let is_offered = self.shared.registry.get(&entry.handler).is_some();
             if entry.payload.is_none() && is_offered {
                 self.lacking.push_back(key);
             }
-            if !is_offered {
-                checks::hand_on(&self.shared, key, entry.handler.clone(), (line, id), self.own.clone());
-            }
-            // What this one cannot run it does not take: the check waits for word of who can.
-            let state = if doubtful { State::Doubtful { since, checking: !is_offered } } else { State::Held };
             let weight = self.shared.slots.weigh(weight_of(&entry));
-            self.items.insert(key, Item { line, id, entry, take: 0, state, weight });
+            let waits_for_word = !is_offered;
+            let mut item = Item { line, id, entry, take: 0, named, waits_for_word, state: State::Held, weight };
+            if !is_offered {
+                self.find_offer(key, &item);
+            }
             if doubtful {
-                counter!("carillon_executor_doubtful_total").increment(1);
-            } else if is_offered {
+                item.doubt(since);
+                self.check_soon |= arrival.origin == Origin::Pending || now - since >= self.shared.window;
+            }
+            self.items.insert(key, item);
+            if named {
+                self.name(key);
+            } else if !doubtful {
                 self.hold(key);
             }
+            come.push(key);
+        }
+        if self.drain_until.is_some() {
+            self.hand_over(come);
         }
     }
 
@@ -322,8 +352,8 @@ impl Engine {
         self.deadlines.forget(key);
         let Some(item) = self.items.get_mut(&key) else { return };
         item.state = State::Ended { started_at: ended.started_at };
-        let was_cancelled = self.cancelled.remove(&key.execution);
         item.set_payload(None);
+        let was_cancelled = item.named;
         let entry = self.shared.finished(item, ended, was_cancelled);
         self.shared.slots.to_record(entry.entry.bytes);
         let _ = self.recorder.send(ToRecord::Finished(Box::new(entry)));
@@ -349,77 +379,6 @@ impl Engine {
         for held in asked.iter().filter(|held| !kept.contains(&held.execution)) {
             self.ask_to_stop(Key { execution: held.execution, claim: held.claim }, Stop::Lost);
         }
-    }
-
-    fn not_offered(&mut self, key: Key, offer: Offer) {
-        let Some(item) = self.items.get_mut(&key) else { return };
-        match (offer, &mut item.state) {
-            // One that was taken meanwhile, held and then doubted, stays: its row says that it is ours.
-            (Offer::HandedOn, State::Doubtful { .. } | State::Held) if item.take == 0 => self.let_go(key),
-            (Offer::Nobody, State::Doubtful { checking, .. }) => *checking = false,
-            (Offer::Nobody, State::Held) => self.hold(key),
-            _ => {}
-        }
-    }
-
-    fn noticed(&mut self, notice: &Notice) {
-        match notice {
-            Notice::JobChanged(job) => self.doubt(|item| item.entry.job == *job),
-            Notice::Cancel(execution) => {
-                let keys: Vec<Key> = self.items.keys().filter(|key| key.execution == *execution).copied().collect();
-                for key in keys {
-                    self.cancelled.insert(*execution);
-                    self.ask_to_stop(key, Stop::Cancelled);
-                }
-            }
-            // Something may have been changed meanwhile.
-            Notice::Missed => self.doubt(|_| true),
-            Notice::Wake | Notice::Lost | Notice::Ended | Notice::HandedOn(_) => {}
-        }
-    }
-
-    /// Forgets an entry: it stays pending under this consumer, and is looked at again with the others (R8).
-    fn let_go(&mut self, key: Key) {
-        if self.items.remove(&key).is_some() {
-            self.deadlines.forget(key);
-            self.shared.slots.release(1);
-            self.cancelled.remove(&key.execution);
-        }
-    }
-
-    /// R18: nothing more starts; what waits is handed back at once, what runs gets the grace.
-    fn begin_drain(&mut self) {
-        let grace = self.shared.grace.saturating_sub(Duration::from_secs(2)).max(self.shared.grace / 2);
-        self.drain_until = Some(Instant::now() + grace);
-        let unstarted: Vec<Key> = self.items.values().filter(|item| item.hold_back()).map(Item::key).collect();
-        info!(
-            handed_back = unstarted.len(),
-            running = self.items.len() - unstarted.len(),
-            "stopping: nothing more starts"
-        );
-        for key in unstarted {
-            self.let_go(key);
-        }
-    }
-
-    fn is_drained(&mut self, now: Instant) -> bool {
-        let running: Vec<Key> =
-            self.items.values().filter(|item| matches!(item.state, State::Running(_))).map(Item::key).collect();
-        if running.is_empty() {
-            return true;
-        }
-        if self.drain_until.is_some_and(|until| now >= until) {
-            warn!(handed_back = running.len(), "the grace is over: what still runs is stopped and handed back");
-            for key in running {
-                if let Some(Item { state: State::Running(running), .. }) = self.items.get(&key) {
-                    running.cancelled.cancel();
-                    running.abort.abort();
-                }
-                self.let_go(key);
-            }
-            return true;
-        }
-        false
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use carillon_store::recorder::{Held, Started};
 use carillon_stream::entry::{Entry, EntryId};
 use chrono::{DateTime, Utc};
+use metrics::counter;
 use serde_json::value::RawValue;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +43,10 @@ pub(crate) struct Item {
     pub entry: Entry,
     /// R0: 0 for an ordinary one, else as it was taken.
     pub take: i32,
+    /// The cancelled set, or a notice, named it: it leaves the set with its end (R8a).
+    pub named: bool,
+    /// This executor does not offer its handler, and waits for word of who does: until then it is neither taken nor started.
+    pub waits_for_word: bool,
     /// Where it stands.
     pub state: State,
     /// What it counts for in `Slots`.
@@ -57,9 +62,15 @@ pub(crate) enum State {
         since: Instant,
         /// A check is under way.
         checking: bool,
+        /// When to check it (again).
+        due: Instant,
     },
+    /// R8a: named by the cancelled set or a notice. Not started before its row was read again; with the number of the question.
+    Named { asked: Option<u64> },
     /// Waits for its instant (R23), for its payload, or for word of who offers its handler.
     Held,
+    /// R18a: taken out of what may start, for good; its release, and its way to another, are being written.
+    GivenUp,
     /// Its handler runs, or is about to.
     Running(Running),
     /// Its end waits to be written.
@@ -116,13 +127,19 @@ impl Item {
         Started { held: self.held(), started_at, revision: self.entry.revision }
     }
 
-    /// Whether its handler has not begun; if it was about to, it never will.
+    /// R18a, R8a: whether it may start for all that is known, and has not; if it was about to, it never will.
     pub(crate) fn hold_back(&self) -> bool {
         match &self.state {
-            State::Doubtful { .. } | State::Held => true,
+            State::Held | State::Named { .. } => true,
             State::Running(running) => running.beginning.take_back(),
-            State::Ended { .. } => false,
+            State::Doubtful { .. } | State::GivenUp | State::Ended { .. } => false,
         }
+    }
+
+    /// R13: to be checked before it starts, counted from `since`.
+    pub(crate) fn doubt(&mut self, since: Instant) {
+        self.state = State::Doubtful { since, checking: false, due: Instant::now() };
+        counter!("carillon_executor_doubtful_total").increment(1);
     }
 }
 

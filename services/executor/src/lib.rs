@@ -2,9 +2,9 @@
 //! side by side; none keeps anything that another could not take over.
 //!
 //! - [`handler`] is what a user of this crate implements; [`handlers`] come with it.
-//! - `reader` reads (R8), `engine` owns what is in hand (R9, R23), `engine/doubt` says what of
-//!   it must be looked up first and `checks` does (R13), `runner` runs a
-//!   handler, `recorder` writes and acknowledges (R10 to R12).
+//! - `reader` reads (R8), `engine` owns what is in hand (R9, R23), `engine/doubt` and `engine/named` say what of it must be
+//!   looked up first and `checks` does (R13, R8a), `engine/leave` says what goes to others and `hand_over` does (R18a),
+//!   `runner` runs a handler, `recorder` writes and acknowledges (R10 to R12).
 //! - `lease` keeps this executor live (R14, R21), `renewal` its entries (R14), `takeover` takes what others have left (R15).
 //!
 //! What it must not know: when a job fires next, and any SQL or Redis command.
@@ -14,6 +14,7 @@ mod boottime;
 mod checks;
 pub mod config;
 mod engine;
+mod hand_over;
 pub mod handler;
 pub mod handlers;
 mod in_hand;
@@ -36,15 +37,16 @@ pub use config::Config;
 pub use handler::{Context, Failure, Handler, Registry};
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use carillon_core::line::Line;
 use carillon_kit::Process;
 use carillon_store::{Store, StoreOptions};
 use carillon_stream::notices::Topic;
 use carillon_stream::{Redis, RedisOptions};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::engine::Engine;
@@ -58,6 +60,9 @@ use crate::shared::Shared;
 use crate::slots::Slots;
 use crate::takeover::Takeover;
 use crate::threads::HandlerThreads;
+
+/// R18: what a stop waits for the last flush, once all that ran has ended.
+pub(crate) const LAST_FLUSH_MAX: Duration = Duration::from_secs(2);
 
 /// Runs an executor with the built-in handlers and those of `registry` until the process is told to stop.
 ///
@@ -99,6 +104,7 @@ pub async fn run(config: Config, process: Process, register: impl FnOnce(Registr
         lease: config.protocol.lease,
         grace: process.grace(),
         lost_max: config.executor.lost_max,
+        handed_on: Notify::new(),
         registry,
         consumer,
         store,
@@ -154,7 +160,7 @@ impl Parts {
         let shutdown = process.shutdown();
         let progress = Progress::default();
         let done = CancellationToken::new();
-        let notices = shared.redis.subscribe(&[Topic::JobChanged, Topic::Cancel, Topic::Ended])?;
+        let notices = shared.redis.subscribe(&[Topic::JobChanged, Topic::Cancel, Topic::Ended, Topic::HandedOn])?;
         Ok(Self {
             reader: ReadingLoop::new(Arc::clone(shared), to_engine.clone(), shutdown.clone())?,
             engine: Engine::new(Arc::clone(shared), from_all, to_engine.clone(), to_recorder, shutdown.clone()),
@@ -191,10 +197,29 @@ impl Parts {
         tasks.spawn(
             "path",
             Box::pin(async move {
-                let (reading, taking, running, recording) =
-                    tokio::join!(reader.run(), takeover.run(), engine.run(), recorder.run());
+                let ended = CancellationToken::new();
+                let path = async {
+                    let (reading, taking, running) = tokio::join!(reader.run(), takeover.run(), engine.run());
+                    ended.cancel();
+                    reading.and(taking).and(running)
+                };
+                let flush = async {
+                    let out_of_time = async {
+                        ended.cancelled().await;
+                        tokio::time::sleep(LAST_FLUSH_MAX).await;
+                    };
+                    tokio::select! {
+                        outcome = recorder.run() => outcome,
+                        () = out_of_time => {
+                            warn!("not all that has ended could be recorded: it runs again elsewhere");
+                            Ok(())
+                        }
+                    }
+                };
+                let (path, flush) = tokio::join!(path, flush);
+                // The flush comes before the good-bye; each has a time of its own.
                 done.cancel();
-                reading.and(taking).and(running).and(recording)
+                path.and(flush)
             }),
         );
         let outcome = tasks.run().await;

@@ -10,7 +10,8 @@ use carillon_stream::reader::{Look, Received};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::checks::{Checked, Offer};
+use crate::checks::{Checked, Reread};
+use crate::hand_over::Offer;
 use crate::in_hand::{Key, Origin};
 use crate::runner::Ended;
 
@@ -29,8 +30,16 @@ pub(crate) enum Message {
     Checked(Vec<(Key, Checked)>),
     /// Payloads that did not travel in their entries.
     Payloads(Vec<Key>, HashMap<Uuid, String>),
-    /// What became of an entry whose handler this executor does not offer.
+    /// R8a: what became of what was named, by the number of the question.
+    Reread(u64, Vec<(Held, Reread)>),
+    /// Of these running handlers a cancel was requested.
+    CancelsRequested(Vec<Held>),
+    /// Who offers the handler of an entry, which this executor does not.
     NotOffered(Key, Offer),
+    /// R18a: these are another's to start now, or over, or stay pending until this executor has ended.
+    HandedOver(Vec<Key>),
+    /// Nothing more is read.
+    ReadingEnded,
     /// R23: Redis was looked at while something is held.
     Looked(Look),
     /// A hint.

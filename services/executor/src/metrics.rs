@@ -41,6 +41,7 @@ fn counters() {
         ("carillon_executor_doubtful_total", "Entries that were looked up in Postgres before their start"),
         ("carillon_executor_taken_total", "Executions taken after a look at Postgres"),
         ("carillon_executor_taken_over_total", "Entries taken over from executors that ended or were lost"),
+        ("carillon_executor_released_total", "Entries released unstarted, for others to start"),
         ("carillon_executor_set_aside_total", "Entries that cannot be read and were set aside"),
         ("carillon_executor_incarnations_total", "Times that the contact with Postgres broke and was made anew"),
         ("carillon_executor_blocked_threads_total", "Handler threads found blocked by handlers that do not yield"),

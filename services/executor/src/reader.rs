@@ -2,20 +2,24 @@
 //! itself. A read is never cancelled in mid-flight; a stop takes effect between two, or where Redis does not answer: what such
 //! a read brings after all is pending under a consumer that has ended, which the others take at once (R15, R18).
 //!
-//! At start, after each reconnect and each lease/4 it lists its own pending entries: a reply that was lost on the way, an
-//! acknowledgement that did not arrive, an entry that was let go.
+//! At start, after each reconnect, each lease/4 and when something was handed on to it, it lists its own pending entries: a
+//! reply that was lost on the way, an acknowledgement that did not arrive, an entry that was let go. Listing needs no slot:
+//! what is not in hand, and finds none for long, goes to whoever has room (R18a).
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use carillon_core::execution::Status;
 use carillon_core::read_plan::{Plan, ReadPlan};
+use carillon_stream::claims::{Claimed, Pending, RELEASED};
 use carillon_stream::reader::{Read, Reader};
 use carillon_stream::{EntryId, Error};
 use metrics::counter;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
+use uuid::Uuid;
 
 use crate::boottime;
 use crate::in_hand::Origin;
@@ -30,6 +34,8 @@ const STOP_PATIENCE: Duration = BLOCK.saturating_add(Duration::from_millis(500))
 const READ_MAX: usize = 1_000;
 /// After a read that failed.
 const FAILED_PAUSE: Duration = Duration::from_millis(100);
+/// Of one's own pending entries, listed at once.
+const LISTED_MAX: usize = 200;
 /// Unreadable entries remembered, so that each is reported once.
 const ASIDE_MAX: usize = 10_000;
 
@@ -66,6 +72,7 @@ impl ReadingLoop {
             () = self.read_on() => {}
             () = out_of_time => warn!("redis does not answer: not waiting for the read that is on its way"),
         }
+        let _ = self.engine.send(Message::ReadingEnded);
         Ok(())
     }
 
@@ -82,7 +89,13 @@ impl ReadingLoop {
                 own_due = Instant::now();
             }
             let free = tokio::select! {
+                biased;
                 () = self.shutdown.cancelled() => break,
+                () = self.shared.handed_on.notified() => {
+                    own_due = Instant::now();
+                    0
+                }
+                () = tokio::time::sleep_until(own_due.into()) => 0,
                 free = self.shared.slots.wait_free() => free,
             };
             let outcome = if Instant::now() >= own_due {
@@ -117,25 +130,61 @@ impl ReadingLoop {
     }
 
     async fn list_own(&mut self) -> Result<(), Error> {
-        for line in 0..self.shared.lines.len() {
+        for index in 0..self.shared.lines.len() {
             let mut after: Option<EntryId> = None;
-            loop {
-                let free = self.shared.slots.free().min(READ_MAX);
-                if free == 0 || self.shutdown.is_cancelled() {
-                    // The rest at the next turn: what is in hand fills the slots.
-                    break;
-                }
+            while !self.shutdown.is_cancelled() {
+                let shared = Arc::clone(&self.shared);
+                let (line, me) = (&shared.lines[index], shared.consumer.as_str());
+                let page = shared.redis.pending_of(line, me, after, LISTED_MAX).await?;
+                let Some(last) = page.last() else { break };
+                after = Some(last.id);
+                // Asked behind all that was read before: the engine has taken that in by then.
+                let Some(held) = self.held().await else { return Ok(()) };
+                let missing: Vec<&Pending> =
+                    page.iter().filter(|pending| !held.contains(&(index, pending.id))).collect();
+                let room = self.shared.slots.free().min(missing.len());
+                let (fitting, others) = missing.split_at(room);
+                let ids: Vec<EntryId> = fitting.iter().map(|pending| pending.id).collect();
                 let sent_at = boottime::now();
-                let read = self.reader.own_pending(line, after, free).await?;
-                let got = read.counts[line];
-                after = read.last;
-                self.hand_in(read, Origin::Pending, sent_at);
-                if got < free || after.is_none() {
-                    break;
-                }
+                let Claimed { entries, set_aside } = shared.redis.claim(line, index, me, Duration::ZERO, &ids).await?;
+                self.hand_in(Read { entries, set_aside, ..Read::default() }, Origin::Pending, sent_at);
+                let patience = self.shared.lease / 8;
+                let waiting = others.iter().filter(|pending| pending.idle >= patience).map(|pending| pending.id);
+                self.find_room_elsewhere(index, &waiting.collect::<Vec<_>>()).await?;
             }
         }
         Ok(())
+    }
+
+    /// What the engine has in hand, and where that stands; `None` if the process ends.
+    async fn held(&self) -> Option<HashSet<(usize, EntryId)>> {
+        let (answer, held) = oneshot::channel();
+        self.engine.send(Message::WhatIsHeld(answer)).ok()?;
+        Some(held.await.ok()?.into_iter().collect())
+    }
+
+    /// R18a: an entry that only this executor could start, and that finds no slot here, would wait for as long as what runs.
+    /// Nothing is known of it here: whoever takes it looks at its row. What its row calls RUNNING here stays, since nobody
+    /// else may take that.
+    async fn find_room_elsewhere(&self, index: usize, ids: &[EntryId]) -> Result<(), Error> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let (redis, line) = (&self.shared.redis, &self.shared.lines[index]);
+        let Claimed { entries, .. } = redis.claim(line, index, &self.shared.consumer, Duration::ZERO, ids).await?;
+        let executions: Vec<Uuid> = entries.iter().map(|received| received.entry.execution).collect();
+        // Postgres away: it stays, and is listed again.
+        let Ok(seen) = self.shared.store.see(&executions, self.shared.lease).await else { return Ok(()) };
+        let moves = entries
+            .iter()
+            .filter(|received| seen.get(&received.entry.execution).is_none_or(|row| row.status != Status::Running));
+        let ids: Vec<EntryId> = moves.map(|received| received.id).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        info!(stream = %line, entries = ids.len(), "what finds no slot here is left to others");
+        redis.hand_on(line, RELEASED, &ids).await?;
+        redis.tell_handed_on(RELEASED).await
     }
 
     fn hand_in(&mut self, read: Read, origin: Origin, sent_at: Duration) {

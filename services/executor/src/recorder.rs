@@ -259,6 +259,7 @@ impl Writer {
         } else {
             self.store.record(contact.worker, &group.started, &group.finished, &jobs).await
         };
+        failpoint::reach("record:committed").await;
         match &outcome {
             Ok((_, verdicts)) => {
                 failpoint::reach("record:committed").await;

@@ -11,6 +11,7 @@ use carillon_store::recorder::Finished;
 use carillon_stream::{Entry, Redis};
 use chrono::TimeDelta;
 use serde_json::value::RawValue;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::handler::{Context, Logs, Registry};
@@ -38,6 +39,8 @@ pub(crate) struct Shared {
     pub lease: Duration,
     pub grace: Duration,
     pub lost_max: i16,
+    /// R18a: something was handed on to this executor.
+    pub handed_on: Notify,
 }
 
 impl Shared {

@@ -1,4 +1,5 @@
-//! R15: takes over what another executor has left: at once what one that ended handed back, after a lease what one holds that
+//! R15: takes over what another executor has left: at once what one has released (R18a) or, as it ended, handed back, after a
+//! lease what one holds that
 //! neither renews its entries in Redis nor beats in Postgres. Two witnesses: a stale replica spoils the first, an outage of
 //! Postgres the second.
 
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use carillon_core::line::Line;
 use carillon_store::Error;
 use carillon_stream::EntryId;
-use carillon_stream::claims::Claimed;
+use carillon_stream::claims::{Claimed, RELEASED};
 use carillon_stream::notices::{Notice, Notices};
 use metrics::counter;
 use tokio::sync::{Notify, mpsc};
@@ -54,8 +55,12 @@ impl Takeover {
         let hear = async {
             loop {
                 let notice = notices.next().await;
-                if matches!(notice, Notice::Ended | Notice::Missed) {
-                    wake.notify_one();
+                match &notice {
+                    Notice::Ended | Notice::Missed => wake.notify_one(),
+                    // R18a.
+                    Notice::HandedOn(consumer) if consumer == RELEASED => wake.notify_one(),
+                    Notice::HandedOn(consumer) if *consumer == shared.consumer => shared.handed_on.notify_one(),
+                    _ => {}
                 }
                 let _ = engine.send(Message::Notice(notice));
             }
@@ -119,11 +124,17 @@ impl Rounds<'_> {
             if holders.is_empty() {
                 continue;
             }
-            let ended = self.shared.store.consumers_ended(&holders).await?;
-            for consumer in &ended {
+            let all = holders.len();
+            holders.retain(|holder| holder != RELEASED);
+            let mut free = self.shared.store.consumers_ended(&holders).await?;
+            if holders.len() < all {
+                // R18a: first, since it waits for nothing.
+                free.insert(0, RELEASED.to_owned());
+            }
+            for consumer in &free {
                 complete &= self.take_handed_back(index, line, consumer).await?;
             }
-            if may_judge && ended.len() < holders.len() {
+            if may_judge && free.len() < all {
                 complete &= self.take_idle(index, line, &holders).await?;
             }
         }

@@ -40,6 +40,17 @@ impl Store {
         finished: &[Finished],
         ended_jobs: &[Uuid],
     ) -> Result<(Vec<Verdict>, Vec<Verdict>)> {
+        self.record_unlocked_by(Some(worker), started, finished, ended_jobs).await
+    }
+
+    /// Without a worker (R17b) nothing is `started`, and only what is QUEUED is finished.
+    pub(crate) async fn record_unlocked_by(
+        &self,
+        worker: Option<Uuid>,
+        started: &[Started],
+        finished: &[Finished],
+        ended_jobs: &[Uuid],
+    ) -> Result<(Vec<Verdict>, Vec<Verdict>)> {
         let mut connection = self.pool.acquire().await?;
         let mut transaction = connection.begin().await?;
         let free = free_on_conn(&mut transaction, started, finished).await?;
@@ -49,15 +60,21 @@ impl Store {
             finished.iter().partition(|finished| free.is_whole(finished.held.execution));
         let mut left_out: Vec<Held> = locked.iter().map(|started| started.held).collect();
         left_out.extend(locked_finished.iter().map(|finished| finished.held));
-        let marked = mark_running_on_conn(&mut transaction, worker, &free_started).await?;
-        // R10: whoever meets the entry again within the lease must see that it was started, whoever holds the statistics.
-        let ran: Vec<Started> = locked_finished
-            .iter()
-            .filter(|finished| free.rows.contains(&finished.held.execution))
-            .copied()
-            .filter_map(Started::of)
-            .collect();
-        mark_running_on_conn(&mut transaction, worker, &refs(&ran)).await?;
+        let marked = match worker {
+            Some(worker) => {
+                // R10: whoever meets the entry again within the lease must see that it was started, whoever holds the
+                // statistics.
+                let ran: Vec<Started> = locked_finished
+                    .iter()
+                    .filter(|finished| free.rows.contains(&finished.held.execution))
+                    .copied()
+                    .filter_map(Started::of)
+                    .collect();
+                mark_running_on_conn(&mut transaction, worker, &refs(&ran)).await?;
+                mark_running_on_conn(&mut transaction, worker, &free_started).await?
+            }
+            None => Vec::new(),
+        };
         let recorded = finish_on_conn(&mut transaction, worker, &free_finished, ended_jobs).await?;
         let left_out = look_at_locked_on_conn(&mut transaction, worker, &left_out).await?;
         carillon_failpoint::reach("record:commit").await;
@@ -115,7 +132,11 @@ async fn free_on_conn(connection: &mut Connection, started: &[Started], finished
 }
 
 /// What was not locked may as well be gone or over; what still looks as if it were to be written is locked.
-async fn look_at_locked_on_conn(connection: &mut Connection, worker: Uuid, held: &[Held]) -> Result<Vec<Verdict>> {
+async fn look_at_locked_on_conn(
+    connection: &mut Connection,
+    worker: Option<Uuid>,
+    held: &[Held],
+) -> Result<Vec<Verdict>> {
     let seen = judge_on_conn(connection, worker, held, HashMap::new()).await?;
     let verdicts = seen.into_iter().map(|verdict| match verdict {
         Verdict::Over { .. } => verdict,

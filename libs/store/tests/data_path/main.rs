@@ -13,6 +13,7 @@ mod locks;
 mod open_entries;
 mod partitions;
 mod plans;
+mod release;
 mod retention;
 mod revisions;
 mod running;

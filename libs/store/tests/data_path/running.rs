@@ -107,6 +107,7 @@ async fn r10_an_earlier_take_of_the_same_worker_is_lost() -> Result<()> {
     let held = bench.open_one(&mut bench.leader().await?).await?;
     let seen = bench.store.see(&[held.execution], crate::bench::LEASE).await?;
     let taken = bench.store.take(worker, &[(held.execution, seen[&held.execution].clone(), false)]).await?;
+    let taken: Vec<Held> = taken.iter().map(|taken| taken.held).collect();
     assert_eq!(taken, [Held { take: 1, ..held }]);
     let (verdicts, _) = bench.store.record(worker, &[started(held)], &[], &[]).await?;
     assert_eq!(verdicts, [Verdict::Lost]);

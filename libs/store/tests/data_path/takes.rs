@@ -32,7 +32,9 @@ async fn r13_what_is_seen_is_the_row_and_whether_its_worker_lives() -> Result<()
     let queued = Seen {
         status: Status::Queued,
         claim: held[0].claim,
+        entry: held[0].claim,
         take: 2,
+        revision: 1,
         lost: 3,
         worker: None,
         worker_live: false,
@@ -85,7 +87,9 @@ async fn r13_a_take_makes_it_running_at_the_taker_and_raises_the_take() -> Resul
         (held[0].execution, see(&bench, held[0].execution).await?, false),
         (held[1].execution, see(&bench, held[1].execution).await?, true),
     ];
-    let mut won = bench.store.take(me, &wanted).await?;
+    let won = bench.store.take(me, &wanted).await?;
+    assert!(won.iter().all(|won| (won.revision, won.cancel_requested, won.withdrawn) == (1, false, false)), "{won:?}");
+    let mut won: Vec<Held> = won.iter().map(|won| won.held).collect();
     won.sort_unstable_by_key(|won| won.execution != held[0].execution);
     assert_eq!(won, [Held { take: 1, ..held[0] }, Held { take: 1, ..held[1] }]);
     for (held, lost) in held.iter().zip([0, 1]) {
@@ -172,7 +176,7 @@ async fn r13_of_two_takers_at_once_one_wins() -> Result<()> {
     let (first, second) = (first?, second?);
     assert_eq!(first.len() + second.len(), held.len(), "{first:?} {second:?}");
     for held in &held {
-        let winner = if first.iter().any(|won| won.execution == held.execution) { one } else { two };
+        let winner = if first.iter().any(|won| won.held.execution == held.execution) { one } else { two };
         let row = bench.row(held.execution).await?;
         assert_eq!((row.worker_id, row.take, row.lost), (Some(winner), 1, 1));
     }
@@ -209,7 +213,7 @@ async fn r13_a_take_and_the_record_of_the_holder_at_once_leave_one_outcome() -> 
     let (won, verdicts) = tokio::join!(taking, recording);
     let (won, verdicts) = (won?, verdicts?);
     for (held, verdict) in held.iter().zip(verdicts) {
-        let taken = won.iter().any(|won| won.execution == held.execution);
+        let taken = won.iter().any(|won| won.held.execution == held.execution);
         let expected = if taken { Verdict::Lost } else { Verdict::Recorded(Status::Success) };
         assert_eq!(verdict, expected);
     }

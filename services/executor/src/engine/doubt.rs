@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use carillon_core::execution::AttemptEnd;
 use carillon_core::take::Then;
-use carillon_stream::notices::Notice;
 use carillon_stream::reader::Look;
 use metrics::counter;
 use tracing::warn;
+use uuid::Uuid;
 
 use super::Engine;
 use crate::boottime;
-use crate::checks::{self, Checked};
+use crate::checks::{self, Asked, Checked};
 use crate::in_hand::{Item, Key, State};
 use crate::runner::Ended;
 
@@ -40,31 +40,25 @@ impl Engine {
     pub(super) fn doubt(&mut self, which: impl Fn(&Item) -> bool) {
         let now = Instant::now();
         for item in self.items.values_mut() {
-            let unstarted = match &item.state {
-                State::Held => which(item),
-                State::Running(running) => which(item) && running.beginning.take_back(),
-                State::Doubtful { .. } | State::Ended { .. } => false,
-            };
-            if unstarted {
-                item.state = State::Doubtful { since: now, checking: false };
-                counter!("carillon_executor_doubtful_total").increment(1);
+            if which(item) && item.hold_back() {
+                item.doubt(now);
             }
         }
     }
 
     /// R23: while anything is held, Redis is looked at each W/4.
     pub(super) fn look_while_holding(&self) {
-        if self.items.values().any(|item| matches!(item.state, State::Held)) {
-            checks::look(&self.shared, self.own.clone());
+        let held = self.items.values().filter(|item| matches!(item.state, State::Held));
+        let held: Vec<Uuid> = held.map(|item| item.entry.execution).collect();
+        if !held.is_empty() {
+            checks::look(&self.shared, held, self.own.clone());
         }
     }
 
     pub(super) fn looked(&mut self, look: &Look) {
         // One that was taken says RUNNING here: whatever Redis forgets, nobody else starts it.
         self.doubt(|item| item.take == 0 && (!look.certified || item.id.number <= look.doubt));
-        for execution in &look.cancelled {
-            self.noticed(&Notice::Cancel(*execution));
-        }
+        self.members(&look.cancelled);
     }
 
     /// R13, the I/O of which is in `checks.rs`.
@@ -74,14 +68,15 @@ impl Engine {
             return;
         }
         let mut asked = Vec::new();
-        for (key, item) in &mut self.items {
-            if let State::Doubtful { since, checking } = &mut item.state
+        for (key, item) in self.items.iter_mut().filter(|(_, item)| !item.waits_for_word) {
+            if let State::Doubtful { since, checking, due } = &mut item.state
                 && !*checking
+                && *due <= now
             {
                 // Counted only while one's own contact is unbroken.
                 let waited = now.saturating_duration_since((*since).max(contact.since)) >= self.shared.window;
                 *checking = true;
-                asked.push((*key, waited));
+                asked.push(Asked { key: *key, number: item.id.number, waited });
             }
         }
         if !asked.is_empty() {
@@ -92,20 +87,34 @@ impl Engine {
     pub(super) fn checked(&mut self, checked: Vec<(Key, Checked)>) {
         for (key, outcome) in checked {
             let Some(item) = self.items.get_mut(&key) else { continue };
-            let State::Doubtful { checking, .. } = &mut item.state else { continue };
+            let State::Doubtful { checking, due, .. } = &mut item.state else { continue };
             *checking = false;
+            // The beat of the checks, a little early.
+            *due = Instant::now() + self.shared.window / 8;
             match outcome {
+                Checked::Wait if self.drain_until.is_some() => self.hand_over(vec![key]),
                 Checked::Wait => {}
                 Checked::Leave => self.let_go(key),
                 Checked::Over => {
                     checks::acknowledge(&self.shared, item.line, item.id);
                     self.let_go(key);
                 }
-                Checked::Taken(take, then) => {
+                Checked::Taken { take, revision, then } => {
                     item.take = take;
                     counter!("carillon_executor_taken_total").increment(1);
                     match then {
-                        Then::Start => self.hold(key),
+                        // Named while it was looked at, or changed before: its row is read under its take.
+                        Then::Start if item.named || item.entry.revision != revision => {
+                            item.state = State::Held;
+                            self.name(key);
+                        }
+                        Then::Start => {
+                            if item.entry.payload.is_none() {
+                                // Asked for again: it may have been looked for before it was taken, in vain.
+                                self.lacking.push_back(key);
+                            }
+                            self.hold(key);
+                        }
                         Then::Cancel => {
                             self.finish_unstarted(key, AttemptEnd::Cancelled, "cancelled before it started")
                         }

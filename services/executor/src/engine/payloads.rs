@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use carillon_core::execution::AttemptEnd;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -25,7 +26,7 @@ impl Engine {
             && let Some(key) = self.lacking.pop_front()
         {
             // It may have been let go of, or ended otherwise.
-            if self.items.get(&key).is_some_and(|item| !matches!(item.state, State::Ended { .. })) {
+            if self.items.get(&key).is_some_and(|item| !matches!(item.state, State::GivenUp | State::Ended { .. })) {
                 asked.push(key);
             }
         }
@@ -39,16 +40,20 @@ impl Engine {
         self.is_fetching = false;
         for key in asked {
             let Some(item) = self.items.get_mut(key) else { continue };
-            if matches!(item.state, State::Ended { .. }) {
+            // It may have left, or have come with another revision, meanwhile.
+            if item.entry.payload.is_some() || matches!(item.state, State::GivenUp | State::Ended { .. }) {
                 continue;
             }
-            let payload = payloads.remove(&key.execution).and_then(|text| RawValue::from_string(text).ok());
-            item.set_payload(payload);
-            if item.entry.payload.is_none() {
+            item.set_payload(payloads.remove(&key.execution).and_then(|text| RawValue::from_string(text).ok()));
+            match item.state {
+                // Nobody else may have it, and what it was to run with is gone.
+                State::Held if item.entry.payload.is_none() && item.take > 0 => {
+                    self.finish_unstarted(*key, AttemptEnd::Failed { retry: false }, "its payload is gone");
+                }
                 // Unknown to Postgres: a check finds it over.
-                item.state = State::Doubtful { since: Instant::now(), checking: false };
-            } else if matches!(item.state, State::Held) {
-                self.hold(*key);
+                State::Held | State::Named { .. } if item.entry.payload.is_none() => item.doubt(Instant::now()),
+                State::Held => self.hold(*key),
+                _ => {}
             }
         }
     }

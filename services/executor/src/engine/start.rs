@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use carillon_core::execution::AttemptEnd;
 use carillon_store::recorder::Started;
-use metrics::{counter, histogram};
+use metrics::histogram;
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, SHOWN_AFTER, timeout_of};
@@ -22,6 +22,9 @@ impl Engine {
     pub(super) fn hold(&mut self, key: Key) {
         let Some(item) = self.items.get_mut(&key) else { return };
         item.state = State::Held;
+        if self.drain_until.is_some() {
+            return self.hand_over(vec![key]);
+        }
         let at = self.shared.incarnation.clock().get().surely_reached(item.entry.not_before);
         self.starts.push(Reverse((at, key)));
     }
@@ -39,15 +42,13 @@ impl Engine {
             // Of one that nobody offers the payload is not fetched.
             let lacks_payload =
                 || item.entry.payload.is_none() && self.shared.registry.get(&item.entry.handler).is_some();
-            if !matches!(item.state, State::Held) || lacks_payload() {
+            if !matches!(item.state, State::Held) || item.waits_for_word || lacks_payload() {
                 continue;
             }
             let surely = self.shared.incarnation.clock().get().surely_reached(item.entry.not_before);
             if surely > now {
                 // The clock was measured anew since.
                 self.starts.push(Reverse((surely, key)));
-            } else if self.cancelled.contains(&key.execution) {
-                self.finish_unstarted(key, AttemptEnd::Cancelled, "cancelled before it started");
             } else {
                 self.start(key);
             }
@@ -119,8 +120,10 @@ impl Engine {
             // Of another spawn of the same entry: that one was taken back and moved meanwhile.
             && running.beginning.is_taken_back()
         {
-            item.state = State::Doubtful { since: Instant::now(), checking: false };
-            counter!("carillon_executor_doubtful_total").increment(1);
+            item.doubt(Instant::now());
+            if self.drain_until.is_some() {
+                self.hand_over(vec![key]);
+            }
         }
     }
 

@@ -1,0 +1,148 @@
+//! What leaves without a start here: to whoever offers its handler, or, when this executor stops, to whoever has room (R18a).
+//!
+//! The engine's part of it; the I/O is in `hand_over.rs`.
+
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::Engine;
+use crate::hand_over::{self, Leaving, Offer, To};
+use crate::in_hand::{Item, Key, State};
+
+/// What a stop needs once nothing runs any more.
+const AFTER_DRAIN: Duration = Duration::from_secs(5);
+/// What a stop waits for Postgres to release what is held.
+const RELEASE_MAX: Duration = Duration::from_secs(1);
+
+impl Engine {
+    /// Forgets an entry: it stays pending where it is, and is looked at again with the others (R8).
+    pub(super) fn let_go(&mut self, key: Key) {
+        if self.items.remove(&key).is_some() {
+            self.deadlines.forget(key);
+            self.shared.slots.release(1);
+        }
+    }
+
+    pub(super) fn find_offer(&self, key: Key, item: &Item) {
+        hand_over::find_offer(&self.shared, key, item.entry.handler.clone(), item.line, self.own.clone());
+    }
+
+    pub(super) fn not_offered(&mut self, key: Key, offer: Offer) {
+        let Some(item) = self.items.get_mut(&key) else { return };
+        if !item.waits_for_word {
+            return;
+        }
+        let gives_up = match &offer {
+            Offer::By(_) => item.give_up(),
+            Offer::Nobody => None,
+        };
+        match (offer, gives_up) {
+            (Offer::By(other), Some(Unstarted::Leaves(leaving))) => {
+                hand_over::hand_over(&self.shared, vec![leaving], To::Consumer(other), None, self.own.clone());
+            }
+            // One that was taken stays: its row says that it is ours.
+            _ => self.heard_of(key),
+        }
+    }
+
+    /// It goes on here: to its check, or to its start, which says that nobody offers its handler.
+    fn heard_of(&mut self, key: Key) {
+        let Some(item) = self.items.get_mut(&key) else { return };
+        item.waits_for_word = false;
+        match item.state {
+            State::Held => self.hold(key),
+            State::Doubtful { .. } => self.check_soon = true,
+            _ => {}
+        }
+    }
+
+    /// R18a: what of `keys` can start elsewhere goes there. What was taken stays pending here, since its row names this
+    /// executor; so does what is being checked.
+    pub(super) fn hand_over(&mut self, keys: Vec<Key>) {
+        let mut leaving = Vec::with_capacity(keys.len());
+        for key in keys {
+            let Some(item) = self.items.get_mut(&key) else { continue };
+            match item.give_up() {
+                Some(Unstarted::Leaves(goes)) => leaving.push(goes),
+                Some(Unstarted::Taken) => self.let_go(key),
+                None => {}
+            }
+        }
+        if !leaving.is_empty() {
+            hand_over::hand_over(&self.shared, leaving, To::All, Some(RELEASE_MAX), self.own.clone());
+        }
+    }
+
+    pub(super) fn handed_over(&mut self, key: Key) {
+        if self.items.get(&key).is_some_and(|item| matches!(item.state, State::GivenUp)) {
+            self.let_go(key);
+        }
+    }
+
+    /// R18: nothing more starts; what waits is handed over at once, what runs gets the grace.
+    pub(super) fn begin_drain(&mut self) {
+        // What comes after it has a time of its own: the last flush, the good-bye to Postgres and to Redis.
+        let grace = self.shared.grace.saturating_sub(AFTER_DRAIN).max(self.shared.grace / 2);
+        self.drain_until = Some(Instant::now() + grace);
+        hand_over::offer_nothing(&self.shared);
+        let keys: Vec<Key> = self.items.keys().copied().collect();
+        self.hand_over(keys);
+        let count = |which: fn(&State) -> bool| self.items.values().filter(|item| which(&item.state)).count();
+        info!(
+            handed_over = count(|state| matches!(state, State::GivenUp)),
+            running = count(|state| matches!(state, State::Running(_))),
+            "stopping: nothing more starts"
+        );
+    }
+
+    pub(super) fn is_drained(&mut self, now: Instant) -> bool {
+        let is_leaving = |item: &Item| matches!(item.state, State::GivenUp);
+        if !self.reading_ended || self.items.values().any(is_leaving) {
+            // Both have an end of their own.
+            return false;
+        }
+        let running: Vec<Key> =
+            self.items.values().filter(|item| matches!(item.state, State::Running(_))).map(Item::key).collect();
+        if running.is_empty() {
+            return true;
+        }
+        if self.drain_until.is_some_and(|until| now >= until) {
+            warn!(handed_back = running.len(), "the grace is over: what still runs is stopped and handed back");
+            for key in running {
+                if let Some(Item { state: State::Running(running), .. }) = self.items.get(&key) {
+                    running.cancelled.cancel();
+                    running.abort.abort();
+                }
+                self.let_go(key);
+            }
+            return true;
+        }
+        false
+    }
+}
+
+/// An entry that will not start here.
+enum Unstarted {
+    /// It goes.
+    Leaves(Leaving),
+    /// Its row names this executor.
+    Taken,
+}
+
+impl Item {
+    /// Takes it out of what may start, for good. `None`: it has begun, has left already, or is being checked.
+    fn give_up(&mut self) -> Option<Unstarted> {
+        let ordinary = match &self.state {
+            State::Doubtful { checking: true, .. } => return None,
+            State::Doubtful { checking: false, .. } => false,
+            _ => self.hold_back().then_some(true)?,
+        };
+        if self.take > 0 {
+            return Some(Unstarted::Taken);
+        }
+        self.state = State::GivenUp;
+        let ordinary = ordinary.then(|| self.held());
+        Some(Unstarted::Leaves(Leaving { key: self.key(), ordinary, line: self.line, id: self.id }))
+    }
+}

@@ -1,0 +1,184 @@
+//! R18a: what this executor holds and will not start goes to others. What is ordinary is released first, so that whoever
+//! takes it need not wait for anybody's RUNNING; what is doubtful goes as it is, and is checked there (R13).
+//!
+//! What anybody may run goes to the consumer that everybody takes from ([`RELEASED`]), each as far as it has room; what only
+//! some offer goes to one of them. Late, doubled or lost: the row decides, not Redis. Postgres away: nothing is released;
+//! Redis away: it stays pending here. Both ways the others take it once this executor has ended (R15).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use carillon_store::recorder::Held;
+use carillon_store::takes::Release;
+use carillon_stream::EntryId;
+use carillon_stream::claims::RELEASED;
+use metrics::counter;
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::{debug, warn};
+use uuid::Uuid;
+
+use crate::checks::unanswered;
+use crate::in_hand::Key;
+use crate::message::Message;
+use crate::shared::Shared;
+
+/// Rows released in one statement, entries moved by one command.
+const AT_ONCE_MAX: usize = 1_000;
+/// What Redis may take to move a draining executor's entries.
+const MOVE_MAX: Duration = Duration::from_secs(1);
+
+/// Who offers a handler that this executor does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// Another, by its name in the consumer groups.
+    By(String),
+    /// No live executor of that queue.
+    Nobody,
+}
+
+/// An entry on its way out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leaving {
+    pub key: Key,
+    /// What its row is released by; `None` for what goes as it is.
+    pub ordinary: Option<Held>,
+    /// Index of its line.
+    pub line: usize,
+    pub id: EntryId,
+}
+
+/// To whom.
+#[derive(Clone, Debug)]
+pub(crate) enum To {
+    /// Whoever has room.
+    All,
+    /// One that offers its handler.
+    Consumer(String),
+}
+
+/// Looks for an executor that offers what this one does not, as an old one must while new ones are rolled out; the engine
+/// hears [`Message::NotOffered`].
+pub(crate) fn find_offer(
+    shared: &Arc<Shared>,
+    key: Key,
+    handler: String,
+    line: usize,
+    engine: UnboundedSender<Message>,
+) {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let other = loop {
+            let me = shared.incarnation.unbroken().await.worker;
+            match shared.store.consumer_offering(&handler, &shared.lines[line].queue, shared.lease).await {
+                Ok(other) => break other,
+                Err(error) => unanswered(&shared, me, "who offers a handler", error).await,
+            }
+        };
+        let _ = engine.send(Message::NotOffered(key, other.map_or(Offer::Nobody, Offer::By)));
+    });
+}
+
+/// Hands over in a task of its own, in `limit` where one is given (and Redis' own time); the engine hears
+/// [`Message::HandedOver`] whatever became of it.
+pub(crate) fn hand_over(
+    shared: &Arc<Shared>,
+    leaving: Vec<Leaving>,
+    to: To,
+    limit: Option<Duration>,
+    engine: UnboundedSender<Message>,
+) {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let until = limit.map(|limit| Instant::now() + limit);
+        let mut going = Vec::with_capacity(leaving.len());
+        for some in leaving.chunks(AT_ONCE_MAX) {
+            going.extend(release(&shared, some, until).await);
+        }
+        match tokio::time::timeout(MOVE_MAX, move_to(&shared, &going, &to)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!("what is handed over stays here for now: {:#}", anyhow::Error::from(error)),
+            Err(_) => warn!("what is handed over stays here for now: redis does not answer"),
+        }
+        let _ = engine.send(Message::HandedOver(leaving.into_iter().map(|leaving| leaving.key).collect()));
+    });
+}
+
+/// R18a. Answers what may go: what is released, and what goes as it is.
+async fn release(shared: &Arc<Shared>, leaving: &[Leaving], until: Option<Instant>) -> Vec<Leaving> {
+    let held: Vec<Held> = leaving.iter().filter_map(|leaving| leaving.ordinary).collect();
+    let releasing = release_surely(shared, &held);
+    let outcomes = match until {
+        Some(until) => tokio::time::timeout_at(until.into(), releasing).await.unwrap_or_default(),
+        None => releasing.await,
+    };
+    let mut over: BTreeMap<usize, Vec<EntryId>> = BTreeMap::new();
+    let mut going = Vec::with_capacity(leaving.len());
+    for leaving in leaving {
+        // What was not answered in time stays: its holder has ended before anybody takes it.
+        match leaving.ordinary.map(|held| outcomes.get(&held.execution)) {
+            None | Some(Some(Release::Done)) => going.push(*leaving),
+            Some(Some(Release::Over)) => over.entry(leaving.line).or_default().push(leaving.id),
+            Some(Some(Release::Lost) | None) => {}
+        }
+    }
+    for (line, ids) in over {
+        if let Err(error) = shared.redis.acknowledge(&shared.lines[line], &ids).await {
+            debug!("not acknowledged, found over again later: {:#}", anyhow::Error::from(error));
+        }
+    }
+    going
+}
+
+/// Until the outcome is known. A contact that broke meanwhile changes nothing: what was taken out of what may start is started
+/// by nobody under this take, so the row's guard alone says whether it is still to be released.
+async fn release_surely(shared: &Shared, held: &[Held]) -> HashMap<Uuid, Release> {
+    if held.is_empty() {
+        return HashMap::new();
+    }
+    loop {
+        let me = shared.incarnation.unbroken().await.worker;
+        match shared.store.release(held).await {
+            Ok(outcomes) => {
+                let done = outcomes.iter().filter(|outcome| **outcome == Release::Done).count();
+                counter!("carillon_executor_released_total").increment(done as u64);
+                return held.iter().map(|held| held.execution).zip(outcomes).collect();
+            }
+            Err(error) => unanswered(shared, me, "whether what is held was released", error).await,
+        }
+    }
+}
+
+async fn move_to(shared: &Shared, going: &[Leaving], to: &To) -> Result<(), carillon_stream::Error> {
+    if going.is_empty() {
+        return Ok(());
+    }
+    let mut by_line: BTreeMap<usize, Vec<EntryId>> = BTreeMap::new();
+    for leaving in going {
+        by_line.entry(leaving.line).or_default().push(leaving.id);
+    }
+    let consumer = match to {
+        To::All => RELEASED,
+        To::Consumer(name) => name,
+    };
+    for (line, ids) in by_line {
+        for some in ids.chunks(AT_ONCE_MAX) {
+            shared.redis.hand_on(&shared.lines[line], consumer, some).await?;
+        }
+    }
+    shared.redis.tell_handed_on(consumer).await
+}
+
+/// R18a: a draining executor offers nothing any more, so that nobody hands anything on to it. In a task of its own, for a
+/// moment at most.
+pub(crate) fn offer_nothing(shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let worker = shared.incarnation.contact().worker;
+        match tokio::time::timeout(MOVE_MAX, shared.store.worker_offers_nothing(worker)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!("still said to offer its handlers: {:#}", anyhow::Error::from(error)),
+            Err(_) => debug!("still said to offer its handlers: postgres does not answer"),
+        }
+    });
+}
