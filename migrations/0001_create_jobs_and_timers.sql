@@ -87,7 +87,7 @@ CREATE INDEX job_attention_due ON job_attention (look_at);
 -- One narrow, hot row a job; it lives as long as its job (PROTOCOL R20), so that claimed_count is never born again.
 CREATE TABLE job_timers (
     job_id        uuid PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
-    shard         smallint NOT NULL DEFAULT 0,
+    shard         smallint NOT NULL,
     -- The next instant to fire; NULL when nothing is to come (paused, exhausted, event job).
     fire_at       timestamptz,
     -- Queue and priority of the job: together the line it waits in (a stream each in Redis).
@@ -118,7 +118,7 @@ CREATE TABLE job_stats (
 CREATE TABLE job_triggers (
     execution_id uuid PRIMARY KEY,
     job_id       uuid NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-    shard        smallint NOT NULL DEFAULT 0,
+    shard        smallint NOT NULL,
     fire_at      timestamptz NOT NULL,
     queue        text NOT NULL,
     priority     smallint NOT NULL,

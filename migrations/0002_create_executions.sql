@@ -7,7 +7,7 @@ CREATE TABLE job_executions (
     id               uuid NOT NULL,
     job_id           uuid NOT NULL,
     -- Where it belongs. Queue and priority are those of the line in which `entry` stands (R23a).
-    shard            smallint NOT NULL DEFAULT 0,
+    shard            smallint NOT NULL,
     queue            text NOT NULL DEFAULT 'default',
     priority         smallint NOT NULL DEFAULT 1,
     platform_id      text,
@@ -86,7 +86,7 @@ CREATE TABLE execution_attempts_default PARTITION OF execution_attempts DEFAULT;
 CREATE TABLE execution_retries (
     execution_id uuid PRIMARY KEY,
     job_id       uuid NOT NULL,
-    shard        smallint NOT NULL DEFAULT 0,
+    shard        smallint NOT NULL,
     claim        bigint NOT NULL,
     due_at       timestamptz NOT NULL,
     queue        text NOT NULL,
@@ -98,7 +98,7 @@ CREATE INDEX execution_retries_by_job ON execution_retries (job_id);
 -- What the leader claimed in one transaction and publishes by one script (R5 to R7). `ids[i]` is published as `number-i`.
 -- A settled batch stays until all that it published is finished: reconcile (R19) finds open executions through it.
 CREATE TABLE dispatch_batches (
-    shard      smallint NOT NULL DEFAULT 0,
+    shard      smallint NOT NULL,
     number     bigint NOT NULL,
     term       bigint NOT NULL,
     ids        uuid[] NOT NULL,

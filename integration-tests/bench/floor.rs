@@ -60,8 +60,8 @@ const INSERT: &str = "
 WITH batch AS (
     INSERT INTO dispatch_batches (shard, number, term, ids) VALUES ($1, $2, 1, $3)
 )
-INSERT INTO job_executions (id, job_id, claim, entry, seq, status, scheduled_at, max_retries)
-SELECT f.id, f.job_id, $2, $2, f.seq, 'QUEUED', $4, 3 FROM UNNEST($3::uuid[], $5::uuid[]) WITH ORDINALITY AS f(id, job_id, seq)";
+INSERT INTO job_executions (shard, id, job_id, claim, entry, seq, status, scheduled_at, max_retries)
+SELECT 0, f.id, f.job_id, $2, $2, f.seq, 'QUEUED', $4, 3 FROM UNNEST($3::uuid[], $5::uuid[]) WITH ORDINALITY AS f(id, job_id, seq)";
 
 const PUBLISH: &str = "
 for a = 2, #ARGV do redis.call('XADD', KEYS[1], ARGV[1] .. '-' .. (a - 1), 'e', ARGV[a]) end

@@ -34,9 +34,9 @@ const HISTORY_AT_ONCE: u64 = 200_000;
 
 /// Rows as the product leaves them, `$3` of them at even distances from `$1` to `$2`.
 const HISTORY: &str = "
-INSERT INTO job_executions (id, job_id, claim, entry, seq, attempt, max_retries, status, scheduled_at, started_at,
+INSERT INTO job_executions (shard, id, job_id, claim, entry, seq, attempt, max_retries, status, scheduled_at, started_at,
                             completed_at, duration_ms, worker_id, result)
-SELECT (lpad(to_hex((extract(epoch FROM h.at) * 1000)::bigint), 12, '0') || '8' || substr(h.hash, 1, 3) || '8'
+SELECT 0, (lpad(to_hex((extract(epoch FROM h.at) * 1000)::bigint), 12, '0') || '8' || substr(h.hash, 1, 3) || '8'
         || substr(h.hash, 4, 15))::uuid,
        ($4::uuid[])[1 + h.n % cardinality($4::uuid[])], 1, 1, 1, 1, 3, 'SUCCESS', h.at, h.at, h.at, 0, $5, $6::jsonb
 FROM (

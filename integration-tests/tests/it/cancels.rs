@@ -151,3 +151,26 @@ async fn an_execution_keeps_its_definition_through_all_its_attempts() {
     assert_eq!((&ended["result"], &ended["revision"]), (&json!({"attempt": 2}), &json!(1)), "{ended}");
     world.judge(SOON).await;
 }
+
+/// H113: a notice may be missed, the set is asked with every read.
+#[tokio::test]
+async fn h113_what_a_pause_withdrew_stands_in_the_set_before_the_answer() {
+    let world = World::start("h113", Plan { dispatchers: 0, executors: 0, ..Plan::default() }).await;
+    let api = world.api();
+    let paused = job(&api, "test:echo", json!({}), json!({})).await;
+    // Claimed ahead of its instant by a leader that is not there.
+    let at = chrono::Utc::now() + chrono::TimeDelta::seconds(60);
+    let coming = carillon_core::ids::execution_for_fire(paused, at);
+    let row = "INSERT INTO job_executions (id, job_id, shard, claim, entry, status, scheduled_at)
+               VALUES ($1, $2, 0, 1, 1, 'QUEUED', $3)";
+    sqlx::query(row).bind(coming).bind(paused).bind(at).execute(&world.pool).await.expect("it is there");
+    let set = format!("{{{}:0}}:cancelled", world.namespace);
+    // Pausing it again tells it again.
+    for _ in 0..2 {
+        assert_eq!(api.post(&format!("/jobs/{paused}/pause"), &json!({})).await.status, 200);
+        let asked = world.redis.command(&["SISMEMBER", &set, &coming.to_string()]).expect("redis answers");
+        assert_eq!(asked.number(), Some(1));
+        world.redis.command(&["DEL", &set]).expect("redis answers");
+    }
+    assert_eq!(api.execution(coming).await["cancel_requested"], true);
+}

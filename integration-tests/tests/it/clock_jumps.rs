@@ -54,7 +54,12 @@ async fn no_jump_of_the_databases_clock_loses_or_doubles_anything() {
         soon("what was asked for to be done", || async {
             let statement = "SELECT count(*) FROM job_executions WHERE job_id = $1 AND completed_at IS NOT NULL";
             let done: i64 = sqlx::query_scalar(statement).bind(short).fetch_one(&world.pool).await?;
-            anyhow::ensure!(done >= i64::try_from(wanted)?, "{done} of {wanted}");
+            let unclaimed: i64 = sqlx::query_scalar("SELECT count(*) FROM job_triggers").fetch_one(&world.pool).await?;
+            let queued = world.executions_where("status = 'QUEUED'").await?;
+            anyhow::ensure!(
+                done >= i64::try_from(wanted)?,
+                "{done} of {wanted}, {unclaimed} are not claimed, {queued} QUEUED, {ahead} ahead"
+            );
             anyhow::Ok(())
         })
         .await;

@@ -191,8 +191,8 @@ async fn what_is_stored_too_deep_already_is_shown_with_the_reason() {
     let id = id_of(&api.create("cron", &job("test:echo", &json!({"a": 1}))).await);
     for (levels, at) in [(50, 1), (1_000, 2)] {
         let made = sqlx::query(
-            "INSERT INTO job_executions (id, job_id, status, scheduled_at, completed_at, result, metadata)
-             VALUES ($1, $2, 'SUCCESS', now(), now(), (repeat('[', $3) || repeat(']', $3))::jsonb, '{\"n\": 1e400}')",
+            "INSERT INTO job_executions (shard, id, job_id, status, scheduled_at, completed_at, result, metadata)
+             VALUES (0, $1, $2, 'SUCCESS', now(), now(), (repeat('[', $3) || repeat(']', $3))::jsonb, '{\"n\": 1e400}')",
         )
         .bind(Uuid::from_u128(at))
         .bind(id)

@@ -46,13 +46,22 @@ impl DbClock {
         self.error
     }
 
-    /// Half of this machine's own uncertainty grows with age, so a newer estimate replaces an older one unless it is much
-    /// worse: the better of the two to use from now on.
-    pub fn or_better(self, newer: Self) -> Self {
+    /// Whether both cannot be true: the database's clock was set in between, or another server answers now.
+    pub fn contradicts(&self, newer: &Self) -> bool {
+        let apart = (newer.database - self.at_instant(newer.at)).abs().as_seconds_f64();
+        apart > self.error_at(newer.at) + newer.error.as_secs_f64()
+    }
+
+    /// Half of this machine's own uncertainty, which grows with age.
+    fn error_at(&self, at: Instant) -> f64 {
         const DRIFT_PER_SECOND: f64 = 50e-6;
-        let age = newer.at.saturating_duration_since(self.at).as_secs_f64();
-        let own_error = self.error.as_secs_f64() + age * DRIFT_PER_SECOND;
-        if newer.error.as_secs_f64() <= own_error { newer } else { self }
+        self.error.as_secs_f64() + at.saturating_duration_since(self.at).as_secs_f64() * DRIFT_PER_SECOND
+    }
+
+    /// The better of the two to use from now on: a newer estimate replaces an older one unless it is much worse, and always if
+    /// it contradicts it.
+    pub fn or_better(self, newer: Self) -> Self {
+        if newer.error.as_secs_f64() <= self.error_at(newer.at) || self.contradicts(&newer) { newer } else { self }
     }
 }
 
@@ -104,10 +113,24 @@ mod tests {
         let database = DateTime::from_timestamp_millis(1_000_000).unwrap();
         let good = DbClock::from_round_trip(start, start + Duration::from_micros(200), database);
         let slow = start + Duration::from_secs(1);
-        let bad = DbClock::from_round_trip(slow, slow + Duration::from_millis(50), database);
+        let there = |at: Instant| database + TimeDelta::from_std(at - start).unwrap();
+        let bad = DbClock::from_round_trip(slow, slow + Duration::from_millis(50), there(slow));
         assert_eq!(good.or_better(bad).error(), good.error());
         let late = start + Duration::from_secs(7_200);
-        let fresh = DbClock::from_round_trip(late, late + Duration::from_millis(50), database);
+        let fresh = DbClock::from_round_trip(late, late + Duration::from_millis(50), there(late));
         assert_eq!(good.or_better(fresh).error(), fresh.error());
+    }
+
+    /// A server whose clock was set, by hand or by a failover.
+    #[test]
+    fn a_measurement_that_contradicts_replaces_a_better_one() {
+        let start = Instant::now();
+        let database = DateTime::from_timestamp_millis(1_000_000).unwrap();
+        let good = DbClock::from_round_trip(start, start + Duration::from_micros(200), database);
+        let later = start + Duration::from_secs(1);
+        for jump in [TimeDelta::seconds(61), TimeDelta::seconds(-59), TimeDelta::milliseconds(1_060)] {
+            let jumped = DbClock::from_round_trip(later, later + Duration::from_millis(50), database + jump);
+            assert_eq!(good.or_better(jumped).error(), jumped.error(), "{jump}");
+        }
     }
 }

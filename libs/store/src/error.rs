@@ -176,7 +176,11 @@ impl From<sqlx::Error> for Error {
             "22" => Self::Data(error.into()),
             // 25006: a read-only transaction, as on a standby that was not promoted yet; 25P03: idle too long in one.
             "25" => Self::Unavailable(error.into()),
-            _ => Self::Internal(error.into()),
+            // Whatever it was, it ended the session, or let none begin: a full disk is told of in many ways.
+            _ => {
+                let cause = Cause(error);
+                if cause.is_reported() { Self::Internal(cause) } else { Self::Unavailable(cause) }
+            }
         }
     }
 }

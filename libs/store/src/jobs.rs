@@ -14,7 +14,7 @@ use sqlx::QueryBuilder;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-pub use changes::{REASON_PAUSED, pause, resume};
+pub use changes::{Paused, REASON_PAUSED, pause, resume};
 pub use deletion::{Deleting, REASON_DELETED, delete};
 pub use rows::{Definition, Job, NewJob};
 

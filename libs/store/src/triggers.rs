@@ -1,7 +1,8 @@
 //! Fires asked for by hand. A trigger only leaves a due fire behind: what is published, the leader alone creates (R5).
 
 use carillon_core::ids;
-use carillon_core::job::JobStatus;
+use carillon_core::job::{JobStatus, Priority};
+use carillon_core::line::Line;
 use carillon_core::trace::TraceContext;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -26,6 +27,15 @@ pub struct NewTrigger {
     pub created_by: String,
 }
 
+/// What asking for a fire came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Triggered {
+    /// The execution that it will be, or was already if the same was asked for before.
+    pub execution: Execution,
+    /// Where it is due now; `None` if it was asked for before.
+    pub due: Option<Line>,
+}
+
 /// `FOR SHARE` makes a trigger and a deletion of the same job wait for each other: without it a trigger could slip in after
 /// the deletion looked for triggers, and would then fire a deleted job.
 const INSERT_TRIGGER: &str = "
@@ -41,23 +51,23 @@ const INSERT_TRIGGER: &str = "
                                   trace_id, parent_span_id, trace_flags)
         SELECT $2::uuid, id, shard, $3, queue, priority, platform_id, $4, $6, $5, $10, $11 FROM job
         WHERE status <> 'CANCELLED' AND ($8::text IS NULL OR EXISTS (SELECT FROM key))
-        RETURNING execution_id
+        RETURNING queue, priority
     )
-    SELECT (SELECT status FROM job), EXISTS (SELECT FROM trigger)";
+    SELECT (SELECT status FROM job), queue, priority FROM (SELECT) one LEFT JOIN trigger ON true";
 
-/// Leaves a due fire of the job; answers with its execution.
+/// Leaves a due fire of the job.
 ///
 /// # Errors
 /// [`Error::NotFound`] for an unknown job; [`Error::FailedPrecondition`] for a deleted one; [`Error::KeyReused`]; or if
 /// Postgres is unavailable.
-pub async fn create(store: &Store, new: &NewTrigger, key: Option<&Key>) -> Result<Execution> {
+pub async fn create(store: &Store, new: &NewTrigger, key: Option<&Key>) -> Result<Triggered> {
     let beginning = idempotency::begin(store, key).await?;
     if let Some(known) = beginning.known {
-        return executions::get(store, known).await;
+        return Ok(Triggered { execution: executions::get(store, known).await?, due: None });
     }
     let seed = key.map_or_else(|| Uuid::new_v4().to_string(), |key| key.key.clone());
     let execution = ids::execution_for_trigger(new.job_id, &seed, beginning.now);
-    let (status, inserted) = insert(store, new, key, execution, beginning.now).await?;
+    let (status, due) = insert(store, new, key, execution, beginning.now).await?;
     let status: JobStatus = match status {
         Some(status) => word("jobs.status", &status)?,
         None => return Err(Error::NotFound { what: "job", id: new.job_id }),
@@ -67,12 +77,12 @@ pub async fn create(store: &Store, new: &NewTrigger, key: Option<&Key>) -> Resul
             "a job that is CANCELLED cannot be triggered: it was deleted".to_owned(),
         ));
     }
-    if inserted {
-        return executions::get(store, execution).await;
+    if due.is_some() {
+        return Ok(Triggered { execution: executions::get(store, execution).await?, due });
     }
     // Somebody else took the key in between.
     let known = idempotency::begin(store, key).await?.known;
-    executions::get(store, known.unwrap_or(execution)).await
+    Ok(Triggered { execution: executions::get(store, known.unwrap_or(execution)).await?, due: None })
 }
 
 async fn insert(
@@ -81,8 +91,8 @@ async fn insert(
     key: Option<&Key>,
     execution: Uuid,
     now: DateTime<Utc>,
-) -> Result<(Option<String>, bool)> {
-    Ok(sqlx::query_as(INSERT_TRIGGER)
+) -> Result<(Option<String>, Option<Line>)> {
+    let (status, queue, priority): (_, Option<String>, Option<i16>) = sqlx::query_as(INSERT_TRIGGER)
         .bind(new.job_id)
         .bind(execution)
         .bind(now)
@@ -95,5 +105,7 @@ async fn insert(
         .bind(new.trace.map(|trace| trace.parent_span_id()))
         .bind(new.trace.map_or(1, |trace| i16::from(trace.flags)))
         .fetch_one(&store.pool)
-        .await?)
+        .await?;
+    let due = queue.zip(priority).map(|(queue, priority)| Line::new(queue, Priority::from_rank(priority)));
+    Ok((status, due))
 }

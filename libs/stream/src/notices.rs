@@ -4,6 +4,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use carillon_core::job::Priority;
+use carillon_core::line::Line;
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface, SetsInterface};
 use fred::prelude::{Client, Value};
 use fred::types::Message;
@@ -26,6 +28,8 @@ const STANDING_MAX: Duration = Duration::from_secs(10);
 
 /// What a report of something missing says on the channel of wakes.
 const LOST: &str = "lost";
+/// What begins the word for the leader that a line has something due: its priority's rank and its queue follow.
+const DUE: &str = "due ";
 
 /// Ids of cancelled executions in one pipeline, in one command, and in one message: a message for each would overrun the
 /// listeners, and whoever is overrun must doubt everything.
@@ -56,6 +60,8 @@ pub enum Topic {
 pub enum Notice {
     /// Look at what is due.
     Wake,
+    /// Something is due in this line now: claim there.
+    Due(Line),
     /// R19: an executor met a stream or a group that is missing; look for what was lost with it.
     Lost,
     /// This job was paused, changed or deleted.
@@ -112,7 +118,7 @@ impl Notices {
         let channel: &str = &message.channel;
         let Some(text) = message.value.as_str() else { return };
         if channel == keys.wake_channel() {
-            self.heard.push_back(if text == LOST { Notice::Lost } else { Notice::Wake });
+            self.heard.push_back(read_wake(&text));
         } else if channel == keys.ended_channel() {
             self.heard.push_back(Notice::Ended);
         } else if channel == keys.jobs_channel() {
@@ -124,6 +130,16 @@ impl Notices {
             self.heard.push_back(Notice::HandedOn(text.into_owned()));
         }
     }
+}
+
+/// Whatever cannot be read asks for a look at all.
+fn read_wake(text: &str) -> Notice {
+    if text == LOST {
+        return Notice::Lost;
+    }
+    let due = text.strip_prefix(DUE).and_then(|line| line.split_once(' '));
+    let line = due.and_then(|(rank, queue)| Some(Line::new(queue, Priority::from_rank(rank.parse().ok()?))));
+    line.map_or(Notice::Wake, Notice::Due)
 }
 
 /// What keeps a subscription.
@@ -240,6 +256,14 @@ impl Redis {
     /// [`crate::Error::Unavailable`]: nobody heard it; the leader's slow poll finds it.
     pub async fn wake(&self) -> Result<()> {
         self.tell(Topic::Wake, "look").await
+    }
+
+    /// Tells the leader that something is due in `line` now, so that it need not read what is due.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: nobody heard it; the leader's poll finds what was waited for.
+    pub async fn wake_for(&self, line: &Line) -> Result<()> {
+        self.tell(Topic::Wake, &format!("{DUE}{} {}", line.priority.rank(), line.queue)).await
     }
 
     /// R19: tells the leader that a stream or a group was missing.

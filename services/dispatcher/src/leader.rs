@@ -17,7 +17,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use carillon_core::agenda::{Agenda, Lead, Slot};
+use carillon_core::agenda::{Agenda, Lead, Slot, Source};
 use carillon_failpoint as failpoint;
 use carillon_store::Store;
 use carillon_store::leader_session::LeaderSession;
@@ -265,7 +265,13 @@ impl Leader {
     /// Each second: the session is spoken to, Redis is looked at (R3).
     async fn tick(&mut self) -> Result<(), End> {
         self.next_tick = Instant::now() + TICK;
+        let before = self.session.clock();
         self.session.say_something().await?;
+        if before.contradicts(&self.session.clock()) {
+            warn!("the database's clock was set: what is due is reckoned anew");
+            self.left.clear();
+            self.next_refill = self.next_tick - TICK;
+        }
         let lines = self.streams.some_lines();
         let redis = self.redis.clone();
         let state = self.alive(redis.state(&lines)).await?;
@@ -415,8 +421,13 @@ impl Leader {
     }
 
     fn hear(&mut self, notice: &Notice) {
-        if *notice == Notice::Lost {
-            self.passes.reported();
+        match notice {
+            // The claim finds it, so nothing is read for it (it would wait for that).
+            Notice::Due(line) => {
+                return self.agenda.note_exactly((Source::Trigger, line.clone()), self.session.clock().now());
+            }
+            Notice::Lost => self.passes.reported(),
+            _ => {}
         }
         self.next_glance.get_or_insert_with(Instant::now);
         self.next_refill = self.next_refill.min(self.last_refill + REFILL_PAUSE);

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use carillon_core::execution::AttemptEnd;
+use carillon_store::clock::DbClock;
 use carillon_store::recorder::{Held, Verdict};
 use carillon_stream::Entry;
 use carillon_stream::reader::Received;
@@ -55,6 +56,8 @@ pub(crate) struct Engine {
     shutdown: CancellationToken,
     items: HashMap<Key, Item>,
     starts: BinaryHeap<Reverse<(Instant, Key)>>,
+    /// By which the instants of `starts` were reckoned.
+    clock: DbClock,
     /// Of what runs: its timeout, or the end of the grace it has to stop in.
     deadlines: Deadlines,
     to_show: VecDeque<(Instant, Key)>,
@@ -86,6 +89,7 @@ impl Engine {
         recorder: mpsc::UnboundedSender<ToRecord>,
         shutdown: CancellationToken,
     ) -> Self {
+        let clock = shared.incarnation.clock().get();
         Self {
             shared,
             incoming,
@@ -94,6 +98,7 @@ impl Engine {
             shutdown,
             items: HashMap::new(),
             starts: BinaryHeap::new(),
+            clock,
             deadlines: Deadlines::default(),
             to_show: VecDeque::new(),
             lacking: VecDeque::new(),
@@ -135,6 +140,7 @@ impl Engine {
             self.fetch_payloads();
             let now = Instant::now();
             self.ask_about_named(now);
+            self.follow_the_clock();
             self.start_due(now);
             self.stop_overdue(now);
             self.show_running(now);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use carillon_core::line::Line;
 use carillon_store::Store;
 use carillon_stream::Redis;
 use tokio::sync::Semaphore;
@@ -100,14 +101,21 @@ impl Backend {
         self.tell("wake", Box::pin(self.redis.wake())).await;
     }
 
+    /// Something is due in this line now.
+    pub(crate) async fn wake_for(&self, line: &Line) {
+        self.tell("wake", Box::pin(self.redis.wake_for(line))).await;
+    }
+
     /// R23: a job was paused, changed or deleted.
     pub(crate) async fn tell_job_changed(&self, job: Uuid) {
         self.tell("job changed", Box::pin(self.redis.tell_job_changed(job))).await;
     }
 
-    /// R17: the cancel of these executions was requested.
+    /// R8a, R17: these executions were cancelled or withdrawn.
     pub(crate) async fn tell_cancelled(&self, executions: &[Uuid]) {
-        self.tell("cancelled", Box::pin(self.redis.tell_cancelled(executions))).await;
+        if !executions.is_empty() {
+            self.tell("cancelled", Box::pin(self.redis.tell_cancelled(executions))).await;
+        }
     }
 
     /// Boxed words, since those of the Redis client are tens of kilobytes and would stand in every call's future.

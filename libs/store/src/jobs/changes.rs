@@ -31,6 +31,16 @@ pub const REASON_PAUSED: &str = "job paused";
 /// How often a change is made again after it lost a deadlock.
 const ATTEMPTS_MAX: u32 = 5;
 
+/// A job that is paused.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Paused {
+    /// As it stands now.
+    pub job: Job,
+    /// R23: executions that were claimed ahead and are asked not to start, now or by an earlier pause: executors shall hear
+    /// of each (R8a).
+    pub withdrawn: Vec<Uuid>,
+}
+
 /// The job's row, locked.
 pub(super) struct Locked {
     pub(super) status: JobStatus,
@@ -42,7 +52,7 @@ pub(super) struct Locked {
 ///
 /// # Errors
 /// [`Error::NotFound`]; [`Error::FailedPrecondition`] for a COMPLETED or CANCELLED job; or if Postgres is unavailable.
-pub async fn pause(store: &Store, id: Uuid) -> Result<Job> {
+pub async fn pause(store: &Store, id: Uuid) -> Result<Paused> {
     let mut attempt = 1;
     loop {
         match Box::pin(pause_once(store, id)).await {
@@ -52,12 +62,16 @@ pub async fn pause(store: &Store, id: Uuid) -> Result<Job> {
     }
 }
 
-async fn pause_once(store: &Store, id: Uuid) -> Result<Job> {
+async fn pause_once(store: &Store, id: Uuid) -> Result<Paused> {
     let mut transaction = store.pool.begin().await?;
     let locked = lock(&mut transaction, id).await?;
     match locked.status {
         JobStatus::Active => {}
-        JobStatus::Paused => return get_on(&mut *transaction, id).await,
+        JobStatus::Paused => {
+            // Whoever paused it may not have come to tell the executors.
+            let withdrawn = withdrawn_on(&mut transaction, id).await?;
+            return Ok(Paused { job: get_on(&mut *transaction, id).await?, withdrawn });
+        }
         ended => return Err(refused("paused", ended)),
     }
     let held_at = stop_timer(&mut transaction, id).await?;
@@ -69,19 +83,29 @@ async fn pause_once(store: &Store, id: Uuid) -> Result<Job> {
         .execute(&mut *transaction)
         .await?;
     // R23. The ids of what is to come are the greatest, so this reads the end of the index only.
-    sqlx::query(
+    let withdrawn = sqlx::query_scalar(
         "UPDATE job_executions SET cancel_requested = true, withdrawn = true, reason = $4
-         WHERE job_id = $1 AND id >= $2 AND status = 'QUEUED' AND scheduled_at > $3 AND NOT cancel_requested",
+         WHERE job_id = $1 AND id >= $2 AND status = 'QUEUED' AND scheduled_at > $3 AND NOT cancel_requested
+         RETURNING id",
     )
     .bind(id)
     .bind(ids::first_at(now))
     .bind(now)
     .bind(REASON_PAUSED)
-    .execute(&mut *transaction)
+    .fetch_all(&mut *transaction)
     .await?;
     let job = get_on(&mut *transaction, id).await?;
     transaction.commit().await?;
-    Ok(job)
+    Ok(Paused { job, withdrawn })
+}
+
+/// What an earlier pause withdrew and is still to come.
+async fn withdrawn_on(connection: &mut Connection, id: Uuid) -> Result<Vec<Uuid>> {
+    let now = clock(connection).await?;
+    let withdrawn = sqlx::query_scalar(
+        "SELECT id FROM job_executions WHERE job_id = $1 AND id >= $2 AND status = 'QUEUED' AND scheduled_at > $3 AND withdrawn",
+    );
+    Ok(withdrawn.bind(id).bind(ids::first_at(now)).bind(now).fetch_all(connection).await?)
 }
 
 /// Lets a PAUSED job fire again; an ACTIVE one stays as it is. If instants were missed meanwhile, it is due at the latest of

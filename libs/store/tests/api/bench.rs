@@ -44,8 +44,8 @@ impl Bench {
     pub(crate) async fn execution(&self, job: Uuid, at: DateTime<Utc>, status: &str) -> Result<Uuid> {
         let id = ids::execution_for_fire(job, at);
         sqlx::query(
-            "INSERT INTO job_executions (id, job_id, claim, entry, seq, status, scheduled_at, completed_at, max_retries, result)
-             VALUES ($1, $2, 1, 1, 1, $3, $4,
+            "INSERT INTO job_executions (shard, id, job_id, claim, entry, seq, status, scheduled_at, completed_at, max_retries, result)
+             VALUES (0, $1, $2, 1, 1, 1, $3, $4,
                      CASE WHEN $3 IN ('SUCCESS', 'FAILED', 'TIMEOUT', 'CANCELLED', 'SKIPPED') THEN $4 END, 3, '{\"n\": 1}')",
         )
         .bind(id)
@@ -68,8 +68,8 @@ impl Bench {
         }
         if status == "RETRYING" {
             sqlx::query(
-                "INSERT INTO execution_retries (execution_id, job_id, claim, due_at, queue, priority)
-                 VALUES ($1, $2, 1, now(), 'default', 1)",
+                "INSERT INTO execution_retries (shard, execution_id, job_id, claim, due_at, queue, priority)
+                 VALUES (0, $1, $2, 1, now(), 'default', 1)",
             )
             .bind(id)
             .bind(job)

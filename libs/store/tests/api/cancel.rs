@@ -59,7 +59,7 @@ async fn a_trigger_that_nobody_claimed_ends_with_all_that_it_said() -> Result<()
         created_by: "alice".into(),
         ..crate::trigger::new(job.id)
     };
-    let trigger = triggers::create(&bench.store, &trigger, None).await?;
+    let trigger = triggers::create(&bench.store, &trigger, None).await?.execution;
     let cancelled = cancel(&bench.store, trigger.id, "typo").await?;
     assert!(!cancelled.asked, "nobody has heard of it");
     let execution = cancelled.execution;

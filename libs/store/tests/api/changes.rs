@@ -31,7 +31,8 @@ async fn a_pause_stops_the_timer_and_withdraws_what_is_still_to_come() -> Result
     let past = bench.execution(job.id, now - TimeDelta::seconds(30), "QUEUED").await?;
     let foreign = bench.execution(other.id, now + TimeDelta::seconds(30), "QUEUED").await?;
 
-    let paused = jobs::pause(&bench.store, job.id).await?;
+    let jobs::Paused { job: paused, withdrawn } = jobs::pause(&bench.store, job.id).await?;
+    assert_eq!(withdrawn, [coming], "H113: executors shall hear of it");
     assert_eq!((paused.status, paused.next_run, paused.revision), (JobStatus::Paused, None, 1));
     assert!(paused.paused_at.is_some());
     assert_eq!(bench.timer(job.id).await?, (None, 1));
@@ -40,7 +41,8 @@ async fn a_pause_stops_the_timer_and_withdraws_what_is_still_to_come() -> Result
         assert!(!bench.stands(untouched).await?.1);
     }
     let again = jobs::pause(&bench.store, job.id).await?;
-    assert_eq!(again, paused, "pausing a paused job changes nothing");
+    assert_eq!(again.job, paused, "pausing a paused job changes nothing");
+    assert_eq!(again.withdrawn, withdrawn, "whoever paused it may not have told them");
     Ok(())
 }
 
@@ -121,7 +123,7 @@ async fn a_deleted_job_cancels_what_waits_and_asks_what_runs_to_stop() -> Result
     let running = bench.execution(job.id, at(3), "RUNNING").await?;
     let skipped = bench.execution(job.id, at(4), "SKIPPED").await?;
     let retrying = bench.execution(job.id, at(5), "RETRYING").await?;
-    let trigger = triggers::create(&bench.store, &crate::trigger::new(job.id), None).await?;
+    let trigger = triggers::create(&bench.store, &crate::trigger::new(job.id), None).await?.execution;
 
     let (changed, mut asked) = delete(&bench, job.id).await?;
     assert!(changed);
@@ -250,8 +252,8 @@ async fn a_job_with_much_open_is_deleted_in_steps() -> Result<()> {
     let open: Vec<Uuid> = (0..1_234).map(|n| Uuid::from_u128(first + n)).collect();
     sqlx::query(
         "WITH opened AS (
-             INSERT INTO job_executions (id, job_id, claim, entry, status, scheduled_at)
-             SELECT id, $2, 1, 1, 'RUNNING', now() FROM UNNEST($1::uuid[]) AS o(id) RETURNING id
+             INSERT INTO job_executions (shard, id, job_id, claim, entry, status, scheduled_at)
+             SELECT 0, id, $2, 1, 1, 'RUNNING', now() FROM UNNEST($1::uuid[]) AS o(id) RETURNING id
          ), counted AS (
              UPDATE job_timers SET claimed_count = claimed_count + cardinality($1::uuid[]) WHERE job_id = $2
          )
@@ -308,7 +310,13 @@ async fn changes_of_one_job_wait_for_each_other() -> Result<()> {
     let job = bench.job().await?;
     let changing = (0..8).map(|i| {
         let store = bench.store.clone();
-        async move { if i % 2 == 0 { jobs::pause(&store, job.id).await } else { jobs::resume(&store, job.id).await } }
+        async move {
+            if i % 2 == 0 {
+                jobs::pause(&store, job.id).await.map(|paused| paused.job)
+            } else {
+                jobs::resume(&store, job.id).await
+            }
+        }
     });
     futures_util::future::try_join_all(changing).await?;
     let after = jobs::get(&bench.store, job.id).await?;

@@ -98,7 +98,7 @@ async fn executions_are_listed_newest_first_with_unclaimed_triggers() -> Result<
     let old = bench.execution(job.id, now - TimeDelta::seconds(60), "SUCCESS").await?;
     let newer = bench.execution(job.id, now - TimeDelta::seconds(30), "QUEUED").await?;
     let to_come = bench.execution(job.id, now + TimeDelta::seconds(30), "QUEUED").await?;
-    let trigger = triggers::create(&bench.store, &crate::trigger::new(job.id), None).await?.id;
+    let trigger = triggers::create(&bench.store, &crate::trigger::new(job.id), None).await?.execution.id;
     let list = async |status, limit, offset| -> Result<(Vec<Uuid>, bool)> {
         let page = executions::list(&bench.store, job.id, status, Slice { limit, offset }).await?;
         Ok((page.items.into_iter().map(|execution| execution.id).collect(), page.has_more))

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use carillon_core::execution::Status;
+use carillon_core::job::Priority;
+use carillon_core::line::Line;
 use carillon_store::idempotency::{self, Key};
-use carillon_store::triggers::{self, NewTrigger};
+use carillon_store::triggers::{self, NewTrigger, Triggered};
 use carillon_store::{Error, executions, jobs};
 use serde_json::json;
 use uuid::Uuid;
@@ -29,7 +31,8 @@ async fn a_trigger_is_a_queued_execution_until_the_leader_takes_it() -> Result<(
         created_by: "me".into(),
         ..new(job.id)
     };
-    let execution = triggers::create(&bench.store, &trigger, None).await?;
+    let Triggered { execution, due } = triggers::create(&bench.store, &trigger, None).await?;
+    assert_eq!(due, Some(Line::new("slow", Priority::from_rank(2))), "where the leader is to look");
     assert_eq!((execution.status, execution.attempt, execution.job_id), (Status::Queued, 1, job.id));
     assert_eq!((execution.queue.as_str(), execution.max_retries), ("slow", 2));
     assert_eq!(execution.id.get_version_num(), 8);
@@ -46,7 +49,7 @@ async fn a_trigger_is_a_queued_execution_until_the_leader_takes_it() -> Result<(
     // As the claim does it.
     sqlx::query(
         "WITH t AS (DELETE FROM job_triggers RETURNING *)
-         INSERT INTO job_executions (id, job_id, status, scheduled_at) SELECT execution_id, job_id, 'QUEUED', fire_at FROM t",
+         INSERT INTO job_executions (shard, id, job_id, status, scheduled_at) SELECT 0, execution_id, job_id, 'QUEUED', fire_at FROM t",
     )
     .execute(&bench.pool)
     .await?;
@@ -62,8 +65,8 @@ async fn a_trigger_is_a_queued_execution_until_the_leader_takes_it() -> Result<(
 async fn without_a_key_every_request_fires() -> Result<()> {
     let bench = Bench::new().await?;
     let job = bench.job().await?;
-    let first = triggers::create(&bench.store, &new(job.id), None).await?;
-    let second = triggers::create(&bench.store, &new(job.id), None).await?;
+    let first = triggers::create(&bench.store, &new(job.id), None).await?.execution;
+    let second = triggers::create(&bench.store, &new(job.id), None).await?.execution;
     assert_ne!(first.id, second.id);
     Ok(())
 }
@@ -83,7 +86,8 @@ async fn a_key_leads_to_one_execution() -> Result<()> {
         triggers::create(&bench.store, &trigger, Some(&first)),
         triggers::create(&bench.store, &trigger, Some(&second)),
     )?;
-    assert_eq!(one.id, other.id);
+    assert_eq!(one.execution.id, other.execution.id);
+    assert_eq!([&one.due, &other.due].into_iter().flatten().count(), 1, "it is due once");
     assert_eq!(bench.count("job_triggers").await?, 1);
     let reused = triggers::create(&bench.store, &trigger, Some(&key("b"))).await;
     assert!(matches!(reused, Err(Error::KeyReused { .. })));
@@ -97,14 +101,14 @@ async fn old_keys_are_forgotten_and_young_ones_kept() -> Result<()> {
     let mut first = Vec::new();
     for name in ["old", "young"] {
         let key = Key { scope: "s".into(), key: name.into(), fingerprint: vec![1] };
-        first.push((triggers::create(&bench.store, &trigger, Some(&key)).await?.id, key));
+        first.push((triggers::create(&bench.store, &trigger, Some(&key)).await?.execution.id, key));
     }
     sqlx::query("UPDATE idempotency_keys SET created_at = now() - interval '8 days' WHERE key = 'old'")
         .execute(&bench.pool)
         .await?;
     assert_eq!(idempotency::forget(&bench.store, Duration::from_secs(7 * 24 * 60 * 60)).await?, 1);
     for ((id, key), same) in first.into_iter().zip([false, true]) {
-        assert_eq!(triggers::create(&bench.store, &trigger, Some(&key)).await?.id == id, same, "{}", key.key);
+        assert_eq!(triggers::create(&bench.store, &trigger, Some(&key)).await?.execution.id == id, same, "{}", key.key);
     }
     Ok(())
 }

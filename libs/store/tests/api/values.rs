@@ -53,7 +53,7 @@ async fn every_double_reads_back_with_the_same_bits() -> Result<()> {
         assert_eq!(bits(&read.metadata["n"]), expected);
         let trigger =
             triggers::NewTrigger { payload: Some(json!({ "n": doubles })), ..crate::trigger::new(created.id) };
-        let execution = triggers::create(&bench.store, &trigger, None).await?.id;
+        let execution = triggers::create(&bench.store, &trigger, None).await?.execution.id;
         // As a handler gets it, and as its result is written.
         let (payload, result): (String, String) =
             sqlx::query_as("SELECT payload::text, $2::jsonb::text FROM job_triggers WHERE execution_id = $1")

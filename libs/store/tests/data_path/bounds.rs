@@ -146,3 +146,16 @@ async fn a_refused_change_leaves_no_open_transaction_behind() -> Result<()> {
     .await?;
     Ok(())
 }
+
+/// What a server says when it lets nobody in has many codes (a full disk's is XX000); whoever asked may ask again.
+#[tokio::test]
+async fn whatever_ends_a_session_before_it_begins_is_an_outage_and_no_defect() -> Result<()> {
+    let bench = Bench::new().await?;
+    let url = bench.database.url();
+    let divider = if url.contains('?') { '&' } else { '?' };
+    let url = format!("{url}{divider}options=-c%20no_such_setting%3D1");
+    let store = Store::connect_lazily(&StoreOptions::new(url, "refused"))?;
+    let error = store.reach().await.expect_err("there is no such setting");
+    assert!(error.is_unavailable() && !error.is_reported(), "{error:?}");
+    Ok(())
+}

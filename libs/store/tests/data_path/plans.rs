@@ -50,16 +50,16 @@ async fn fill(bench: &Bench) -> Result<()> {
              INSERT INTO jobs (id, name, type, status, timetable, handler_name)
              SELECT gen_random_uuid(), 'fill', 'CRON', 'ACTIVE', '{}', 'echo' FROM generate_series(1, $1) RETURNING id
          ), timer AS (
-             INSERT INTO job_timers (job_id, fire_at, queue, priority, claimed_count)
-             SELECT id, $2 + random() * interval '1 hour', 'default', 1, 2 FROM job
+             INSERT INTO job_timers (shard, job_id, fire_at, queue, priority, claimed_count)
+             SELECT 0, id, $2 + random() * interval '1 hour', 'default', 1, 2 FROM job
          ), stats AS (
              INSERT INTO job_stats (job_id, finished_count) SELECT id, 2 FROM job
          ), triggers AS (
-             INSERT INTO job_triggers (execution_id, job_id, fire_at, queue, priority)
-             SELECT gen_random_uuid(), id, $2, 'default', 1 FROM job
+             INSERT INTO job_triggers (shard, execution_id, job_id, fire_at, queue, priority)
+             SELECT 0, gen_random_uuid(), id, $2, 'default', 1 FROM job
          )
-         INSERT INTO execution_retries (execution_id, job_id, claim, due_at, queue, priority)
-         SELECT gen_random_uuid(), id, 1, $2, 'default', 1 FROM job",
+         INSERT INTO execution_retries (shard, execution_id, job_id, claim, due_at, queue, priority)
+         SELECT 0, gen_random_uuid(), id, 1, $2, 'default', 1 FROM job",
     )
     .bind(FILL)
     .bind(now + TimeDelta::days(1_000))
@@ -69,8 +69,8 @@ async fn fill(bench: &Bench) -> Result<()> {
         let first = ids::first_at(now - TimeDelta::days(days));
         // The tail of the id is random, its head is the day's.
         sqlx::query(
-            "INSERT INTO job_executions (id, job_id, claim, entry, status, scheduled_at, completed_at)
-             SELECT (substr($2::text, 1, 14) || substr(gen_random_uuid()::text, 15))::uuid, gen_random_uuid(), 1, 1,
+            "INSERT INTO job_executions (shard, id, job_id, claim, entry, status, scheduled_at, completed_at)
+             SELECT 0, (substr($2::text, 1, 14) || substr(gen_random_uuid()::text, 15))::uuid, gen_random_uuid(), 1, 1,
                     'SUCCESS', now(), now() FROM generate_series(1, $1)",
         )
         .bind(FILL)
@@ -78,7 +78,7 @@ async fn fill(bench: &Bench) -> Result<()> {
         .execute(&bench.pool)
         .await?;
     }
-    sqlx::query("INSERT INTO dispatch_batches (number, term, ids, settled_at) SELECT n, 1, '{}', now() FROM generate_series(1, $1) n")
+    sqlx::query("INSERT INTO dispatch_batches (shard, number, term, ids, settled_at) SELECT 0, n, 1, '{}', now() FROM generate_series(1, $1) n")
         .bind(FILL)
         .execute(&bench.pool)
         .await?;
@@ -198,8 +198,8 @@ async fn what_is_recorded_is_looked_for_in_the_partition_of_its_day_alone() -> R
     leader.resign().await;
     // Others of the same instant, among theirs.
     sqlx::query(
-        "INSERT INTO job_executions (id, job_id, claim, entry, status, scheduled_at)
-         SELECT (substr($2::text, 1, 14) || substr(gen_random_uuid()::text, 15))::uuid, gen_random_uuid(), 1, 1, 'QUEUED',
+        "INSERT INTO job_executions (shard, id, job_id, claim, entry, status, scheduled_at)
+         SELECT 0, (substr($2::text, 1, 14) || substr(gen_random_uuid()::text, 15))::uuid, gen_random_uuid(), 1, 1, 'QUEUED',
                 now() FROM generate_series(1, $1)",
     )
     .bind(FILL)

@@ -45,8 +45,8 @@ async fn history(pool: &PgPool, job: Uuid, at: DateTime<Utc>, completed: Option<
     let id = ids::execution_for_trigger(job, &Uuid::new_v4().to_string(), at);
     sqlx::query(
         "WITH execution AS (
-             INSERT INTO job_executions (id, job_id, claim, entry, status, scheduled_at, completed_at, attempt)
-             VALUES ($1, $2, 1, 1, CASE WHEN $4::timestamptz IS NULL THEN 'QUEUED' ELSE 'SUCCESS' END, $3, $4, 2)
+             INSERT INTO job_executions (shard, id, job_id, claim, entry, status, scheduled_at, completed_at, attempt)
+             VALUES (0, $1, $2, 1, 1, CASE WHEN $4::timestamptz IS NULL THEN 'QUEUED' ELSE 'SUCCESS' END, $3, $4, 2)
          ), attempt AS (
              INSERT INTO execution_attempts (execution_id, attempt, status, ended_at) VALUES ($1, 1, 'FAILED', $3)
          )
@@ -187,8 +187,8 @@ async fn a_day_with_too_much_open_waits_alone() -> Result<()> {
         make_day(&bench, &days, day).await?;
     }
     sqlx::query(
-        "INSERT INTO job_executions (id, job_id, status, scheduled_at)
-         SELECT (substr($1::text, 1, 14) || substr(gen_random_uuid()::text, 15))::uuid, gen_random_uuid(), 'QUEUED', now()
+        "INSERT INTO job_executions (shard, id, job_id, status, scheduled_at)
+         SELECT 0, (substr($1::text, 1, 14) || substr(gen_random_uuid()::text, 15))::uuid, gen_random_uuid(), 'QUEUED', now()
          FROM generate_series(1, 1001)",
     )
     .bind(ids::first_at(days.midnight(-100)).to_string())
@@ -282,8 +282,8 @@ async fn rows_of_the_default_partition_leave_by_their_end_in_steps() -> Result<(
     // More than two steps.
     sqlx::query(
         "WITH e AS (
-             INSERT INTO job_executions (id, job_id, status, scheduled_at, completed_at)
-             SELECT (substr($1::text, 1, 14) || substr(gen_random_uuid()::text, 15))::uuid, $2, 'SUCCESS', $3, $3
+             INSERT INTO job_executions (shard, id, job_id, status, scheduled_at, completed_at)
+             SELECT 0, (substr($1::text, 1, 14) || substr(gen_random_uuid()::text, 15))::uuid, $2, 'SUCCESS', $3, $3
              FROM generate_series(1, 2500) RETURNING id
          )
          INSERT INTO job_execution_logs (execution_id, attempt, line, timestamp, level, message)

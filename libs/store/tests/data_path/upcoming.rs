@@ -111,8 +111,8 @@ async fn the_lines_share_what_is_read_at_once() -> Result<()> {
              SELECT gen_random_uuid(), 'job', 'RECURRING', 'ACTIVE', '{}', 'echo', 'q' || lpad(n::text, 3, '0')
              FROM generate_series(1, 100) n, generate_series(1, 5) RETURNING id, queue
          )
-         INSERT INTO job_timers (job_id, fire_at, queue, priority)
-         SELECT id, $1::timestamptz + row_number() OVER (PARTITION BY queue) * interval '1 second'
+         INSERT INTO job_timers (shard, job_id, fire_at, queue, priority)
+         SELECT 0, id, $1::timestamptz + row_number() OVER (PARTITION BY queue) * interval '1 second'
                     + right(queue, 3)::int * interval '1 ms', queue, 1 FROM job",
     )
     .bind(now)

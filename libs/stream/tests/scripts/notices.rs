@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use carillon_core::job::Priority;
+use carillon_core::line::Line;
 use carillon_stream::notices::{Notice, Notices, Topic};
 use carillon_stream::{Error, Redis, RedisOptions};
 use carillon_testkit::{Proxy, wait_until};
@@ -49,6 +51,9 @@ async fn every_topic_is_heard_with_what_it_says() -> Result<()> {
     stands(&bench, &bench.keys.ended_channel()).await?;
     let (job, one, two) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
     bench.redis.wake().await?;
+    let line = Line::new("mail", Priority::Low);
+    bench.redis.wake_for(&line).await?;
+    bench.server.command(&["PUBLISH", &bench.keys.wake_channel(), "due soon"])?;
     bench.redis.tell_job_changed(job).await?;
     bench.redis.tell_cancelled(&[one, two]).await?;
     bench.redis.tell_cancelled(&[]).await?;
@@ -56,6 +61,9 @@ async fn every_topic_is_heard_with_what_it_says() -> Result<()> {
     bench.redis.tell_ended().await?;
     bench.redis.tell_handed_on("pod 7").await?;
     let expected = [
+        Notice::Wake,
+        Notice::Due(line),
+        // What a newer version may say.
         Notice::Wake,
         Notice::JobChanged(job),
         Notice::Cancel(one),

@@ -60,7 +60,7 @@ impl Engine {
             Notice::JobChanged(job) => drop(self.names.jobs.insert(*job)),
             Notice::Cancel(execution) => drop(self.names.cancelled.insert(*execution)),
             Notice::Missed => self.names.all = true,
-            Notice::Wake | Notice::Lost | Notice::Ended | Notice::HandedOn(_) => {}
+            Notice::Wake | Notice::Due(_) | Notice::Lost | Notice::Ended | Notice::HandedOn(_) => {}
         }
     }
 

@@ -8,6 +8,7 @@ use carillon_core::execution::AttemptEnd;
 use carillon_store::recorder::Started;
 use metrics::histogram;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::{Engine, SHOWN_AFTER, timeout_of};
 use crate::beginning::Beginning;
@@ -27,6 +28,18 @@ impl Engine {
         }
         let at = self.shared.incarnation.clock().get().surely_reached(item.entry.not_before);
         self.starts.push(Reverse((at, key)));
+    }
+
+    /// R23: what waits for its instant waits for it by the clock that the database has now.
+    pub(super) fn follow_the_clock(&mut self) {
+        let clock = self.shared.incarnation.clock().get();
+        if self.clock.contradicts(&clock) {
+            warn!("the database's clock was set: what waits for its instant is reckoned anew");
+            let held = self.items.iter().filter(|(_, item)| matches!(item.state, State::Held));
+            let held = held.map(|(key, item)| Reverse((clock.surely_reached(item.entry.not_before), *key)));
+            self.starts = held.collect();
+        }
+        self.clock = clock;
     }
 
     pub(super) fn start_due(&mut self, now: Instant) {

@@ -8,8 +8,8 @@ use carillon_core::{ids, limits};
 use carillon_proto::v1;
 use carillon_proto::v1::job_service_server::JobService;
 use carillon_store::idempotency::{self, Beginning, Key};
-use carillon_store::jobs::{self, Deleting, Filter, Job, NewJob};
-use carillon_store::triggers::{self, NewTrigger};
+use carillon_store::jobs::{self, Deleting, Filter, Job, NewJob, Paused};
+use carillon_store::triggers::{self, NewTrigger, Triggered};
 use chrono::DateTime;
 use prost::Message;
 use tonic::metadata::MetadataMap;
@@ -58,7 +58,9 @@ impl JobService for Jobs {
     async fn pause_job(&self, request: Request<v1::PauseJobRequest>) -> Reply<v1::Job> {
         observe::call("PauseJob", async {
             let id = checked_id(&request, &request.get_ref().id)?;
-            let job = self.0.ask(jobs::pause(self.0.store(), id)).await?;
+            let Paused { job, withdrawn } = self.0.ask(jobs::pause(self.0.store(), id)).await?;
+            // R8a, H113: in the set before anybody is told, and before the answer.
+            self.0.tell_cancelled(&withdrawn).await;
             self.0.tell_job_changed(id).await;
             Ok(to_wire(job))
         })
@@ -99,9 +101,7 @@ impl Jobs {
         while Instant::now() < until
             && let Some(asked) = self.0.ask(deleting.step()).await?
         {
-            if !asked.is_empty() {
-                self.0.tell_cancelled(&asked).await;
-            }
+            self.0.tell_cancelled(&asked).await;
         }
         Ok(())
     }
@@ -188,8 +188,12 @@ impl Jobs {
         let created_by = checks.text("created_by", &request.created_by, 0, limits::WORD_CHARS_MAX);
         checks.finish()?;
         let new = NewTrigger { job_id, payload, trace, created_by };
-        let execution = self.0.ask(triggers::create(self.0.store(), &new, key.as_ref())).await?;
-        self.0.wake().await;
+        let Triggered { execution, due } = self.0.ask(triggers::create(self.0.store(), &new, key.as_ref())).await?;
+        match due {
+            Some(line) => self.0.wake_for(&line).await,
+            // Whoever asked first may not have come to say so.
+            None => self.0.wake().await,
+        }
         Ok(executions::to_wire(execution))
     }
 }
