@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
 use carillon_store::triggers::{self, NewTrigger};
@@ -202,8 +202,8 @@ impl Bench<'_> {
         for job in &triggered {
             each.tick().await;
             let trigger = NewTrigger { job_id: *job, payload: None, trace: None, created_by: "carillon-bench".into() };
-            triggers::create(self.store, &trigger, None).await?;
-            self.product.redis.wake().await?;
+            let due = triggers::create(self.store, &trigger, None).await?.due.context("it is due")?;
+            self.product.redis.wake_for(&due).await?;
         }
         let fires = Lateness::of(&self.ended(&ids).await?);
         let by_trigger = Lateness::of(&self.ended(&triggered).await?);

@@ -1,5 +1,6 @@
 //! What seeds of the soak found, each at the very step.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -52,5 +53,51 @@ async fn what_cannot_be_recorded_for_a_foreign_lock_is_not_run_again_when_redis_
     });
     seen.await.unwrap_or_else(|error| panic!("{error:#}"));
     stranger.rollback().await.expect("postgres answers");
+    world.judge(LOAD_MAX).await;
+}
+
+/// Seed 21, fault 181. Postgres ends all sessions while a flush is about to be written; by the time it is, this executor is
+/// another incarnation (R21), to which its rows belong. What the old name is refused is its own: it is written by the new one,
+/// and not let go of as somebody else's.
+#[tokio::test]
+async fn a_flush_that_was_begun_by_the_last_incarnation_is_written_by_the_next() {
+    let held = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("seeds-flush-held");
+    std::fs::write(&held, "").expect("a file");
+    let order = format!("record:write=hold:{}", held.display());
+    let plan = Plan { dispatchers: 1, executors: 1, ..Plan::default() }
+        .protocol(WINDOW, WINDOW * 10)
+        .set(carillon_failpoint::VARIABLE, order);
+    let mut world = World::start("flush_of_the_last", plan).await;
+    let api = world.api();
+    let body = json!({"name": "t", "schedule": "0 0 1 1 *", "handler_name": "test:echo", "allow_overlap": true});
+    let job = id_of(&api.create("cron", &body).await);
+    let execution = api.trigger(job, &json!({})).await;
+    world.triggered.insert(execution);
+    soon("it to have run", || {
+        let ended = world.journal().iter().any(|line| line.event == Event::End);
+        std::future::ready(if ended { Ok(()) } else { Err("it has not") })
+    })
+    .await;
+    // A beat whose outcome is not known makes the next incarnation.
+    let mut stranger = world.pool.begin().await.expect("postgres answers");
+    sqlx::query("LOCK TABLE workers").execute(&mut *stranger).await.expect("nobody has it for long");
+    soon("a beat to be cut off", || async {
+        let ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                      WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%UPDATE workers%'";
+        let ended = sqlx::query(ending).fetch_all(&world.pool).await?;
+        ensure!(!ended.is_empty(), "none waits");
+        anyhow::Ok(())
+    })
+    .await;
+    stranger.rollback().await.expect("postgres answers");
+    soon("it to belong to the next incarnation", || async {
+        let statement = "SELECT status, (SELECT count(*) FROM workers),
+                                (SELECT count(*) FROM workers w WHERE w.id = worker_id AND NOT w.ended) FROM job_executions";
+        let (status, workers, holders): (String, i64, i64) = sqlx::query_as(statement).fetch_one(&world.pool).await?;
+        ensure!(status == "RUNNING" && workers > 1 && holders == 1, "{status}, {holders} of {workers} hold it");
+        anyhow::Ok(())
+    })
+    .await;
+    std::fs::remove_file(&held).expect("it is there");
     world.judge(LOAD_MAX).await;
 }

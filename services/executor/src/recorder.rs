@@ -213,8 +213,8 @@ impl Writer {
             loop {
                 let unlocked = self.unlocked_until.is_some_and(|until| Instant::now() < until);
                 let error = match self.try_to_write(&group, unlocked).await {
-                    Ok((started, finished)) => {
-                        self.written(group, started, finished);
+                    Ok((worker, verdicts)) => {
+                        self.written(group, worker, verdicts);
                         break;
                     }
                     Err(error) => error,
@@ -249,7 +249,8 @@ impl Writer {
     }
 
     /// Once, as whoever this executor is now.
-    async fn try_to_write(&mut self, group: &Group, unlocked: bool) -> Result<(Vec<Verdict>, Vec<Verdict>), Error> {
+    /// Answers as the store does, and as whom it was asked.
+    async fn try_to_write(&mut self, group: &Group, unlocked: bool) -> Result<(Uuid, Vec<Verdict>), Error> {
         self.progress.something_waits();
         let contact = self.incarnation.unbroken().await;
         let (jobs, began) = (group.ended_jobs(), Instant::now());
@@ -259,13 +260,12 @@ impl Writer {
         } else {
             self.store.record(contact.worker, &group.started, &group.finished, &jobs).await
         };
-        failpoint::reach("record:committed").await;
         match &outcome {
-            Ok((_, verdicts)) => {
+            Ok((_, finished)) => {
                 failpoint::reach("record:committed").await;
                 self.away_pause = AWAY_PAUSE;
                 histogram!("carillon_executor_flush_seconds").record(began.elapsed().as_secs_f64());
-                histogram!("carillon_executor_flush_items").record(u32::try_from(verdicts.len()).unwrap_or(u32::MAX));
+                histogram!("carillon_executor_flush_items").record(u32::try_from(finished.len()).unwrap_or(u32::MAX));
             }
             Err(error) if error.is_unavailable() => {
                 warn!(ended = group.finished.len(), "postgres is away, results are held: {error}");
@@ -276,18 +276,27 @@ impl Writer {
             }
             Err(_) => {}
         }
-        outcome
+        outcome.map(|(mut verdicts, finished)| {
+            verdicts.extend(finished);
+            (contact.worker, verdicts)
+        })
     }
 
-    fn written(&mut self, group: Group, started: Vec<Verdict>, finished: Vec<Verdict>) {
+    fn written(&mut self, group: Group, worker: Uuid, verdicts: Vec<Verdict>) {
         let now = Instant::now();
-        let mut shown = Vec::with_capacity(started.len());
-        let mut ends = Vec::with_capacity(finished.len());
+        let (mut shown, mut ends) = (Vec::with_capacity(group.started.len()), Vec::with_capacity(group.finished.len()));
         let mut locked = 0;
-        for (item, verdict) in group.into_items().zip(started.into_iter().chain(finished)) {
+        // R21: what the last incarnation was refused may be the next one's, which has it already or is about to.
+        let contact = self.incarnation.contact();
+        let is_the_last = !contact.unbroken || contact.worker != worker;
+        for (item, verdict) in group.into_items().zip(verdicts) {
             match item {
                 item if verdict == Verdict::Locked => {
                     locked += 1;
+                    self.aside.put(item, now);
+                    continue;
+                }
+                item if verdict == Verdict::Lost && is_the_last => {
                     self.aside.put(item, now);
                     continue;
                 }
