@@ -11,6 +11,7 @@ use carillon_testkit::history::LostWorker;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 
+use crate::api::{Api, id_of};
 use crate::load::{HUNDREDS, in_ms, one_time_jobs};
 use crate::world::{LOAD_MAX, Plan, World, soon};
 
@@ -202,4 +203,49 @@ async fn an_executor_frozen_before_the_commit_of_a_record_keeps_nobody_waiting()
 #[tokio::test]
 async fn a_leader_frozen_before_publishing_does_no_harm_when_it_wakes() {
     frozen_at("publish:send").await;
+}
+
+/// Row 44: what it has locked is free within five seconds, and what touches none of it does not wait for that.
+#[tokio::test]
+async fn a_gateway_frozen_in_the_middle_of_a_pause_holds_the_job_for_seconds_and_nothing_else() {
+    let (trap, order) = Trap::at("pause:commit", "freeze");
+    let plan = Plan { gateways: 2, dispatchers: 1, executors: 1, ..Plan::default() };
+    let plan = plan.protocol(Duration::from_secs(2), Duration::from_secs(20)).set(carillon_failpoint::VARIABLE, order);
+    let mut world = World::start("frozen_pause", plan).await;
+    let gateways: Vec<(String, Api)> = world
+        .cluster
+        .nodes()
+        .iter()
+        .filter(|node| node.role == Role::Gateway)
+        .map(|node| (node.name.clone(), Api::new(format!("http://127.0.0.1:{}", node.port))))
+        .collect();
+    let body = json!({"name": "t", "schedule": "0 0 1 1 *", "handler_name": "test:echo", "allow_overlap": true});
+    let job = id_of(&gateways[0].1.create("cron", &body).await);
+    let other = id_of(&gateways[0].1.create("cron", &body).await);
+    let pause = format!("/jobs/{job}/pause");
+    trap.arm();
+    // The first one's caller gets no answer while it is frozen.
+    let (url, path) = (gateways[0].1.clone(), pause.clone());
+    let asked = tokio::spawn(async move { url.try_ask(reqwest::Method::POST, &path, Some(&json!({}))).await });
+    let (name, _) = trap.caught(&mut world).await;
+    assert_eq!(name, gateways[0].0);
+    let frozen = Instant::now();
+    let second = &gateways[1].1;
+    let execution = second.trigger(other, &json!({})).await;
+    world.triggered.insert(execution);
+    second.execution_in(execution, &["SUCCESS"]).await;
+    assert!(frozen.elapsed() < OTHERS_GO_ON_WITHIN, "what touches none of it waited {:?}", frozen.elapsed());
+    soon("the job to be free", || async {
+        let answer = second.try_ask(reqwest::Method::POST, &pause, Some(&json!({}))).await?;
+        anyhow::ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
+        anyhow::Ok(())
+    })
+    .await;
+    assert!(frozen.elapsed() < OTHERS_GO_ON_WITHIN, "the job was free after {:?}", frozen.elapsed());
+    world.cluster.node(&name).thaw();
+    // Whatever it answers, it answers: its session is gone, and the job is paused already.
+    let _ = asked.await.expect("it ends");
+    let row = second.ask(reqwest::Method::GET, &format!("/jobs/{job}"), None).await;
+    assert_eq!(row.body["status"], "PAUSED", "{}", row.body);
+    world.judge(LOAD_MAX).await;
 }

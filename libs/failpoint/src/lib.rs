@@ -16,8 +16,9 @@
 /// The variable that says what happens where.
 pub const VARIABLE: &str = "CARILLON_TEST_FAILPOINTS";
 
-/// Each point there is, in the order in which an execution passes them. What a test names must be among them.
-pub const POINTS: [&str; 14] = [
+/// Each point there is: those that an execution passes, in that order, then those of changes of a job. What a test names must be
+/// among them.
+pub const POINTS: [&str; 15] = [
     "claim:begin",
     "claim:commit",
     "claim:committed",
@@ -32,6 +33,7 @@ pub const POINTS: [&str; 14] = [
     "record:committed",
     "acknowledge:send",
     "acknowledge:answered",
+    "pause:commit",
 ];
 
 /// The process is at this point.

@@ -95,6 +95,7 @@ async fn pause_once(store: &Store, id: Uuid) -> Result<Paused> {
     .fetch_all(&mut *transaction)
     .await?;
     let job = get_on(&mut *transaction, id).await?;
+    carillon_failpoint::reach("pause:commit").await;
     transaction.commit().await?;
     Ok(Paused { job, withdrawn })
 }
