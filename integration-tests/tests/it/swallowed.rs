@@ -9,9 +9,11 @@ use carillon_testkit::history::LostWorker;
 use carillon_testkit::journal::Event;
 use carillon_testkit::{Proxy, Role};
 use chrono::Utc;
+use reqwest::Method;
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::api::{Api, id_of};
 use crate::load::{HUNDREDS, in_ms, one_time_jobs};
 use crate::world::{LOAD_MAX, LOOK_EACH, Plan, World, soon};
 
@@ -118,6 +120,48 @@ async fn a_redis_that_is_silent_for_longer_than_the_lease_costs_no_executor_its_
     let history = world.judge(LOAD_MAX).await;
     assert_eq!(history.count(Status::Success), jobs);
     assert_eq!(started(&world), jobs, "each started once");
+}
+
+/// A gateway: each call ends, with 503, while nothing gets through to Postgres; Redis alone holds up none; afterwards it works
+/// again by itself.
+#[tokio::test]
+async fn a_gateway_whose_lines_swallow_all_answers_every_call_and_comes_back() {
+    let mut world = World::start("silent_gateway", Plan { executors: 1, dispatchers: 1, ..Plan::default() }).await;
+    let postgres = Proxy::to(world.database.port().expect("a port")).expect("a proxy");
+    let redis = Proxy::to(world.redis.port()).expect("a proxy");
+    let urls = [world.database.url_through(postgres.port()), world.redis.url_through(redis.port())];
+    let environment = [("CARILLON_POSTGRES_URL", urls[0].as_str()), ("CARILLON_REDIS_URL", urls[1].as_str())];
+    let node = world.add(Role::Gateway, &environment).await;
+    let api = Api::new(format!("http://127.0.0.1:{}", world.cluster.node(&node).port));
+    let body = json!({"name": "t", "schedule": "0 0 1 1 *", "handler_name": "test:echo", "allow_overlap": true});
+    let job = id_of(&api.create("cron", &body).await);
+
+    redis.silence();
+    for _ in 0..3 {
+        let execution = api.trigger(job, &json!({})).await;
+        world.triggered.insert(execution);
+    }
+    postgres.silence();
+    // The client waits 15 s.
+    for _ in 0..3 {
+        let answer = api.ask(Method::GET, &format!("/jobs/{job}"), None).await;
+        assert_eq!(answer.status, 503, "{}", answer.body);
+    }
+    until_readyz(&mut world, &node, 503, LOAD_MAX).await;
+    postgres.heal();
+    redis.heal();
+    let began = Instant::now();
+    soon("it to work again", || async {
+        let answer = api.try_ask(Method::GET, &format!("/jobs/{job}"), None).await?;
+        ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
+        anyhow::Ok(())
+    })
+    .await;
+    until_readyz(&mut world, &node, 200, RECOVERED_WITHIN).await;
+    assert!(began.elapsed() < RECOVERED_WITHIN, "it took {:?}", began.elapsed());
+    let execution = api.trigger(job, &json!({})).await;
+    world.triggered.insert(execution);
+    world.judge(LOAD_MAX).await;
 }
 
 /// Three jobs in each of eight lines; answers how many.
