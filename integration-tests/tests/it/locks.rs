@@ -136,3 +136,63 @@ async fn a_result_that_postgres_refuses_fails_alone_with_the_reason() {
     let kept = world.executions_where("status = 'SUCCESS' AND result = '{\"n\": 1}'").await;
     assert_eq!(kept.expect("postgres answers"), i64::try_from(GOOD).expect("few"));
 }
+
+/// What is refused for a reason of the database's own (a right that is missing for a while) is no fault of any result: all of
+/// it is kept, and recorded once the reason is gone.
+#[tokio::test]
+async fn what_postgres_refuses_for_its_own_sake_costs_no_result() {
+    const COUNT: usize = 20;
+    let mut world = World::start("refused_for_its_own_sake", Plan { executors: 1, ..plan() }).await;
+    for statement in [
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             RAISE EXCEPTION 'no right to do this' USING ERRCODE = '42501';
+         END $$",
+        "CREATE TRIGGER refuse BEFORE UPDATE ON job_stats FOR EACH STATEMENT EXECUTE FUNCTION refuse()",
+    ] {
+        sqlx::query(statement).execute(&world.pool).await.expect("it is made");
+    }
+    let jobs =
+        one_time_jobs(&world.pool, COUNT, in_ms(600), Duration::from_millis(1), "test:echo", &json!({"n": 1})).await;
+    world.expected.extend(jobs);
+    world.wake();
+    soon("all of them to be set aside", || {
+        let aside = world.cluster.node("executor-1").metric("carillon_executor_records_set_aside", &[]);
+        std::future::ready(aside.and_then(|aside| {
+            ensure!(aside >= 20.0, "{aside} are");
+            Ok(())
+        }))
+    })
+    .await;
+    sqlx::query("DROP TRIGGER refuse ON job_stats").execute(&world.pool).await.expect("it is dropped");
+    let history = world.judge(LOAD_MAX).await;
+    assert_eq!(history.count(Status::Success), COUNT);
+}
+
+/// A lock on a whole table (CREATE INDEX takes one) is the fault of nothing that was to be claimed: once it is gone all of it
+/// is, and not a minute later.
+#[tokio::test]
+async fn a_lock_on_the_whole_table_sets_no_job_aside_for_longer_than_it_lasts() {
+    let mut world = World::start("locked_table", plan()).await;
+    let leader = world.leader().await;
+    let mut foreign = world.pool.begin().await.expect("postgres answers");
+    sqlx::query("LOCK TABLE job_executions IN SHARE MODE").execute(&mut *foreign).await.expect("it is locked");
+    let jobs = one_time_jobs(&world.pool, 8, in_ms(300), Duration::from_millis(200), "test:echo", &json!({})).await;
+    world.expected.extend(jobs);
+    world.wake();
+    soon("claims of one alone to be refused", || {
+        let aside = world.cluster.node(&leader).metric("carillon_dispatcher_set_aside_total", &[]);
+        std::future::ready(aside.and_then(|aside| {
+            ensure!(aside >= 1.0, "{aside} are");
+            Ok(())
+        }))
+    })
+    .await;
+    foreign.rollback().await.expect("postgres answers");
+    soon("all of it to be done", || async {
+        let finished = world.finished().await?;
+        ensure!(finished == 8, "{finished} of 8");
+        anyhow::Ok(())
+    })
+    .await;
+    world.judge(LOAD_MAX).await;
+}

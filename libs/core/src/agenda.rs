@@ -93,11 +93,13 @@ impl Agenda {
     /// Takes out what is to be looked at now: nothing, as long as the next look is not due.
     pub fn take_due(&mut self, now: DateTime<Utc>, lead: Lead) -> Due {
         if self.next_look(lead).is_none_or(|look| look > now) {
-            return Due { slots: BTreeSet::new(), until: self.looked_until };
+            return Due { slots: BTreeSet::new(), until: self.looked_until.min(now + lead.max) };
         }
         let overdue_for_a_look =
             self.looks(now + lead.max, lead).filter(|(_, look)| *look <= now).map(|(at, _)| at).max();
-        let until = overdue_for_a_look.unwrap_or_default().max(now + lead.reach()).max(self.looked_until);
+        // Never further than the longest lead, whatever was looked at before the clock was set.
+        let until =
+            overdue_for_a_look.unwrap_or_default().max(now + lead.reach()).max(self.looked_until).min(now + lead.max);
         let mut slots = BTreeSet::new();
         while let Some(entry) = self.ahead.first_entry()
             && *entry.key() <= until
@@ -208,6 +210,22 @@ mod tests {
         assert_eq!(agenda.next_look(LEAD), Some(at(1_000)));
         assert!(agenda.take_due(at(999), LEAD).slots.is_empty());
         assert_eq!(agenda.take_due(at(1_000), LEAD).slots, BTreeSet::from([slot("a")]));
+    }
+
+    /// The clock was an hour ahead, and was set back.
+    #[test]
+    fn no_look_goes_further_than_the_longest_lead_whatever_the_clock_showed_before() {
+        let hour = 3_600_000;
+        let mut agenda = Agenda::default();
+        agenda.note(slot("a"), at(hour));
+        assert_eq!(agenda.take_due(at(hour), LEAD).until, at(hour + 250));
+        agenda.note(slot("a"), at(5_000));
+        agenda.note(slot("a"), at(60_000));
+        assert_eq!(agenda.take_due(at(1_000), LEAD).until, at(1_500), "nor is it said where nothing is due");
+        let look = agenda.next_look(LEAD).unwrap();
+        assert!(look >= at(4_800) && look <= at(4_900), "{look}");
+        assert_eq!(agenda.take_due(look, LEAD).until, look + LEAD.max);
+        assert_eq!(agenda.take_due(at(30_000), LEAD).slots, BTreeSet::new(), "what is far stays");
     }
 
     #[test]

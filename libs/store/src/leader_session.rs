@@ -53,6 +53,7 @@ pub struct LeaderSession {
     pub(crate) shard: i16,
     previous: i64,
     clock: DbClock,
+    clock_was_set: bool,
     since: Instant,
 }
 
@@ -110,6 +111,7 @@ impl Candidate {
             shard: self.shard,
             previous: newest.unwrap_or(0),
             clock,
+            clock_was_set: false,
             since: Instant::now(),
         }))
     }
@@ -167,8 +169,15 @@ impl LeaderSession {
     pub async fn say_something(&mut self) -> Result<DateTime<Utc>> {
         let sent = Instant::now();
         let now: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut self.connection).await?;
-        self.clock = self.clock.or_better(DbClock::from_round_trip(sent, Instant::now(), now));
+        let measured = DbClock::from_round_trip(sent, Instant::now(), now);
+        self.clock_was_set |= self.clock.contradicts(&measured);
+        self.clock = self.clock.or_better(measured);
         Ok(now)
+    }
+
+    /// Whether the database's clock was set since this was asked last: what was reckoned by it is to be reckoned anew.
+    pub fn clock_was_set(&mut self) -> bool {
+        std::mem::take(&mut self.clock_was_set)
     }
 
     /// The database's clock.

@@ -45,6 +45,8 @@ const RETRIES_MAX: i64 = 1_000;
 const _: () = assert!(RETRIES_MAX as usize <= ROWS_OF_ANY_SIZE, "retries fit");
 /// What was refused by itself is tried again after this.
 const REFUSED_PAUSE: TimeDelta = TimeDelta::minutes(1);
+/// What could not be claimed for somebody else's lock, after this.
+const BUSY_PAUSE: TimeDelta = TimeDelta::seconds(1);
 
 impl Leader {
     /// Claims what is due. `None`: nothing was, or nothing of it may be published yet.
@@ -64,9 +66,12 @@ impl Leader {
         self.stumble(error);
         self.claim_max = (self.claim_max / 2).max(1);
         if let [refused] = self.taking[..] {
-            warn!(id = %refused, "a claim of this alone is refused, it is set aside for a minute");
+            // Somebody else in the way (a lock on a row of its, or on a whole table) is no fault of its own, and soon gone.
+            let is_in_the_way = matches!(error, carillon_store::Error::Busy(_) | carillon_store::Error::Conflict(_));
+            let pause = if is_in_the_way { BUSY_PAUSE } else { REFUSED_PAUSE };
+            warn!(id = %refused, "a claim of this alone is refused, it is set aside for {} s", pause.num_seconds());
             counter!("carillon_dispatcher_set_aside_total").increment(1);
-            self.left.insert(refused, self.session.clock().now() + REFUSED_PAUSE);
+            self.left.insert(refused, self.session.clock().now() + pause);
         }
     }
 

@@ -41,6 +41,8 @@ const GATHER: Duration = Duration::from_millis(20);
 const KEPT_MAX: usize = 20_000;
 /// Offers on their way.
 const OFFERED_MAX: usize = 10_000;
+/// Until an end is tried again that somebody's lock kept from being written.
+const LOCKED_PAUSE: Duration = Duration::from_millis(100);
 /// After a look that Postgres or Redis did not answer.
 const FAILED_PAUSE: Duration = Duration::from_millis(500);
 
@@ -82,6 +84,9 @@ pub struct Withdrawal {
     named: HashSet<Uuid>,
     /// Jobs of which something may have been withdrawn.
     jobs: HashSet<Uuid>,
+    /// Redis has deleted their entries for this process, so nobody starts them, but their end is not written yet: somebody has
+    /// locked what it touches. Whoever else asks hears that they are gone.
+    unread: HashMap<Uuid, Seen>,
     /// Nobody may hold them; since when that is known.
     waiting: HashMap<Uuid, (Instant, Seen)>,
     /// R15: since when Postgres has answered without a break.
@@ -105,6 +110,7 @@ impl Withdrawal {
             shutdown,
             named: HashSet::new(),
             jobs: HashSet::new(),
+            unread: HashMap::new(),
             waiting: HashMap::new(),
             contact_since: Instant::now(),
         })
@@ -150,6 +156,8 @@ impl Withdrawal {
             }
             if !self.named.is_empty() || !self.jobs.is_empty() {
                 look_due = look_due.or_else(|| Some(Instant::now() + GATHER));
+            } else if !self.unread.is_empty() {
+                look_due = look_due.or_else(|| Some(Instant::now() + LOCKED_PAUSE));
             }
         }
     }
@@ -185,14 +193,19 @@ impl Withdrawal {
         let mut asked: Vec<Uuid> = self.named.iter().copied().take(WITHDRAWN_MAX).collect();
         let over_w = self.waiting.iter().filter(|(_, (since, _))| since.elapsed() >= self.window);
         asked.extend(over_w.map(|(execution, _)| *execution).take(WITHDRAWN_MAX - asked.len()));
+        asked.extend(self.unread.keys().copied().take(WITHDRAWN_MAX - asked.len()));
         asked.sort_unstable();
         asked.dedup();
-        if !asked.is_empty() && self.end(&asked).await? {
-            // As long as there is something to end, there may be more of it in the set.
-            *set_due = Instant::now();
+        if asked.is_empty() {
+            return Ok(());
         }
+        let ended = self.end(&asked).await?;
         for execution in &asked {
             self.named.remove(execution);
+        }
+        // As long as there is something to end, there may be more of it in the set.
+        if ended {
+            *set_due = Instant::now();
         }
         Ok(())
     }
@@ -203,6 +216,7 @@ impl Withdrawal {
         let still: HashSet<Uuid> = candidates.iter().map(|candidate| candidate.held.execution).collect();
         for execution in asked.iter().filter(|execution| !still.contains(*execution)) {
             self.waiting.remove(execution);
+            self.unread.remove(execution);
         }
         let (mut free, mut by_line) = (Vec::new(), BTreeMap::<Line, Vec<Withdrawn>>::new());
         for candidate in candidates {
@@ -242,14 +256,23 @@ impl Withdrawal {
         let lost = self.lost_holders(&answers).await?;
         let mut free = Vec::new();
         for (candidate, answer) in candidates.into_iter().zip(answers) {
+            let seen = Seen { held: candidate.held, entry: candidate.place.entry };
             let is_free = match answer {
-                Answer::Unread => true,
+                Answer::Unread => {
+                    if self.unread.len() < KEPT_MAX {
+                        self.unread.insert(seen.held.execution, seen);
+                    }
+                    true
+                }
+                // By this process, of this very entry: what R19 publishes in its place is doubtful to whoever reads it.
+                Answer::Gone if self.unread.get(&seen.held.execution) == Some(&seen) => true,
                 Answer::Doubtful => self.has_waited(&candidate),
                 Answer::Pending { consumer, idle } if idle >= self.lease && lost.contains(&consumer) => {
                     self.has_waited(&candidate)
                 }
                 Answer::Pending { .. } | Answer::Gone | Answer::Uncertified => {
                     self.waiting.remove(&candidate.held.execution);
+                    self.unread.remove(&candidate.held.execution);
                     false
                 }
             };
@@ -302,6 +325,9 @@ impl Withdrawal {
         let ended = self.store.executions_end_unread(free, now).await?;
         for what in free {
             self.waiting.remove(&what.held.execution);
+        }
+        for (execution, _) in &ended {
+            self.unread.remove(execution);
         }
         if ended.is_empty() {
             return Ok(false);

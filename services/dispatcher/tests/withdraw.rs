@@ -283,3 +283,26 @@ async fn r17b_what_was_released_ends_whoever_holds_its_entry() -> Result<()> {
     assert_eq!(bench.status(executions[1]).await?, "QUEUED", "not released: somebody may be about to check it");
     bench.end(1).await
 }
+
+/// Its entry is deleted, and somebody holds what its end would touch: the end is written as soon as that one is gone, not once
+/// the leader has published it again.
+#[tokio::test]
+async fn r17b_an_end_that_a_lock_keeps_from_being_written_is_written_once_the_lock_is_gone() -> Result<()> {
+    let bench = Bench::start().await?;
+    let executions = bench.published(1).await?;
+    let mut stranger = bench.pool.begin().await?;
+    sqlx::query("SELECT FROM job_stats FOR UPDATE").execute(&mut *stranger).await?;
+    bench.cancel(&executions).await?;
+    wait_until("its entry to be deleted", LIMIT, || async {
+        let length = bench.redis.command(&["XLEN", STREAM])?.number();
+        ensure!(length == Some(0), "{length:?}");
+        anyhow::Ok(())
+    })
+    .await?;
+    let gone = Instant::now();
+    stranger.rollback().await?;
+    let ended = bench.until_ended(executions[0], "CANCELLED").await?;
+    // The leader's walk comes after ten seconds, and then a window is to be waited for.
+    assert!(ended - gone < Duration::from_secs(5), "{:?}", ended - gone);
+    bench.end(0).await
+}

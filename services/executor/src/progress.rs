@@ -22,8 +22,8 @@ impl Progress {
         self.lock().get_or_insert_with(Instant::now);
     }
 
-    /// Something was recorded, or what is left waits for others.
-    pub(crate) fn nothing_waits(&self) {
+    /// Something was recorded, or need not be.
+    pub(crate) fn recorded(&self) {
         *self.lock() = None;
     }
 
@@ -75,7 +75,7 @@ mod tests {
         assert!(!progress.is_stuck(later(9)));
         progress.something_waits();
         assert!(progress.is_stuck(later(11)), "what comes meanwhile does not begin the time anew");
-        progress.nothing_waits();
+        progress.recorded();
         assert!(!progress.is_stuck(later(100)));
     }
 }

@@ -210,10 +210,15 @@ impl Writer {
         let mut todo = vec![group];
         while let Some(mut group) = todo.pop() {
             let mut tries = 0;
+            // As it was, while it is tried without what Postgres may have refused it for.
+            let mut whole: Option<Group> = None;
             loop {
                 let unlocked = self.unlocked_until.is_some_and(|until| Instant::now() < until);
                 let error = match self.try_to_write(&group, unlocked).await {
                     Ok((worker, verdicts)) => {
+                        if whole.is_some() {
+                            group.tell_given_up();
+                        }
                         self.written(group, worker, verdicts);
                         break;
                     }
@@ -228,7 +233,10 @@ impl Writer {
                 match next {
                     Next::Again => {}
                     Next::Unlocked => self.unlocked_until = Some(Instant::now() + UNLOCKED_FOR),
-                    Next::Plain => group.make_plain(&error),
+                    Next::Plain => {
+                        whole = Some(group.clone());
+                        group.make_plain(&error);
+                    }
                     Next::Split => {
                         todo.extend(group.halves());
                         break;
@@ -238,9 +246,9 @@ impl Writer {
                         if at.items > 1 {
                             self.aside.too_many(at.items);
                         }
-                        self.progress.nothing_waits();
                         let now = Instant::now();
-                        group.into_items().for_each(|item| self.aside.put(item, now));
+                        // Refused without it too: it was not the cause, and is kept.
+                        whole.take().unwrap_or(group).into_items().for_each(|item| self.aside.put(item, now));
                         break;
                     }
                 }
@@ -248,8 +256,7 @@ impl Writer {
         }
     }
 
-    /// Once, as whoever this executor is now.
-    /// Answers as the store does, and as whom it was asked.
+    /// Once, as whoever this executor is now: answers as the store does, and as whom it was asked.
     async fn try_to_write(&mut self, group: &Group, unlocked: bool) -> Result<(Uuid, Vec<Verdict>), Error> {
         self.progress.something_waits();
         let contact = self.incarnation.unbroken().await;
@@ -311,8 +318,8 @@ impl Writer {
             self.unlocked_until = Some(now + UNLOCKED_FOR);
             debug!(locked, "somebody else has locked what is to be written: it is tried again by itself");
         }
-        // What waits for others is no failing of this process.
-        self.progress.nothing_waits();
+        // Postgres took what it could: a row that somebody else has locked is no failing of this process.
+        self.progress.recorded();
         self.slots.recorded(ends.len(), ends.iter().map(|(entry, _)| entry.bytes).sum());
         self.acknowledge(&ends);
         let finished = ends.iter().map(|(entry, verdict)| (entry.key, *verdict)).collect();

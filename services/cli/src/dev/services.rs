@@ -49,7 +49,8 @@ impl Service {
 
     /// What a dispatcher says of itself, if it leads.
     pub(super) fn role(&self) -> &'static str {
-        let leads = get(self.admin, "/metrics").is_ok_and(|metrics| metrics.contains("carillon_dispatcher_leader 1"));
+        let leads = get(self.admin, "/metrics")
+            .is_ok_and(|metrics| metrics.lines().any(|line| line == "carillon_dispatcher_leader 1"));
         match (self.name().starts_with("dispatcher"), leads) {
             (true, true) => "leads, ",
             (true, false) => "stands by, ",

@@ -18,7 +18,7 @@ const BYTES_MAX: usize = 4 << 20;
 const REASON_CHARS_MAX: usize = 1_000;
 
 /// A group, in columns as the store takes them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Group {
     /// Of `started`.
     pub keys: Vec<Key>,
@@ -82,8 +82,6 @@ impl Group {
     /// would most likely end in the same.
     pub(super) fn make_plain(&mut self, why: &str) {
         for (entry, end) in self.entries.iter_mut().zip(&mut self.finished) {
-            error!(execution.id = %end.held.execution, "postgres refuses what came of an execution, which fails: {why}");
-            counter!("carillon_executor_unwritable_total").increment(1);
             entry.plain = true;
             if matches!(end.status, Status::Success | Status::Retrying) {
                 end.status = Status::Failed;
@@ -95,6 +93,17 @@ impl Group {
             end.error_stack = None;
             end.reason = None;
             end.logs.clear();
+        }
+    }
+}
+
+impl Group {
+    /// That what came of it is given up: it was written without.
+    pub(super) fn tell_given_up(&self) {
+        for end in &self.finished {
+            let why = end.error.as_deref().unwrap_or_default();
+            error!(execution.id = %end.held.execution, "postgres refuses what came of an execution, which fails: {why}");
+            counter!("carillon_executor_unwritable_total").increment(1);
         }
     }
 }
