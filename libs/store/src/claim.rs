@@ -14,6 +14,7 @@ use carillon_core::line::Line;
 use carillon_core::trace::TraceContext;
 use chrono::{DateTime, Utc};
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::bounded::Transaction;
@@ -286,15 +287,9 @@ impl LeaderSession {
         let transaction = self.connection.begin().await?;
         let mut claim =
             Claim { transaction, shard, number, now, timers: Vec::new(), triggers: Vec::new(), retries: Vec::new() };
-        if let Some(rooms) = Rooms::of(rooms, Source::Timer) {
-            claim.take_timers(&rooms, due, excluded).await?;
-        }
-        if let Some(rooms) = Rooms::of(rooms, Source::Trigger) {
-            claim.take_triggers(&rooms, due, excluded).await?;
-        }
-        if let Some(rooms) = Rooms::of(rooms, Source::Retry) {
-            claim.take_retries(&rooms, due, excluded).await?;
-        }
+        claim.take_timers(rooms, due, excluded).await?;
+        claim.take_triggers(rooms, due, excluded).await?;
+        claim.take_retries(rooms, due, excluded).await?;
         Ok(claim)
     }
 }
@@ -407,17 +402,32 @@ impl Claim<'_> {
         rows.iter().map(read_open_entry).collect()
     }
 
-    async fn take_timers(&mut self, rooms: &Rooms, due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
-        let rows = sqlx::query(TIMERS_CLAIM_DUE)
+    /// What is due in the rooms of one source, by the statement that takes it; no room, no statement.
+    async fn due_rows(
+        &mut self,
+        statement: &'static str,
+        source: Source,
+        rooms: &[Room],
+        due: DateTime<Utc>,
+        excluded: &[Uuid],
+    ) -> Result<Vec<PgRow>> {
+        let rooms: Vec<&Room> = rooms.iter().filter(|room| room.source == source && room.room > 0).collect();
+        if rooms.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(sqlx::query(statement)
             .bind(self.shard)
-            .bind(&rooms.queues)
-            .bind(&rooms.priorities)
-            .bind(&rooms.rooms)
+            .bind(rooms.iter().map(|room| room.line.queue.clone()).collect::<Vec<_>>())
+            .bind(rooms.iter().map(|room| room.line.priority.rank()).collect::<Vec<_>>())
+            .bind(rooms.iter().map(|room| room.room).collect::<Vec<_>>())
             .bind(due)
             .bind(excluded)
             .fetch_all(&mut *self.transaction)
-            .await?;
-        for row in rows {
+            .await?)
+    }
+
+    async fn take_timers(&mut self, rooms: &[Room], due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
+        for row in self.due_rows(TIMERS_CLAIM_DUE, Source::Timer, rooms, due, excluded).await? {
             self.timers.push(DueTimer {
                 job: row.try_get("job_id")?,
                 fire_at: row.try_get("fire_at")?,
@@ -430,17 +440,8 @@ impl Claim<'_> {
         Ok(())
     }
 
-    async fn take_triggers(&mut self, rooms: &Rooms, due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
-        let rows = sqlx::query(TRIGGERS_CLAIM_DUE)
-            .bind(self.shard)
-            .bind(&rooms.queues)
-            .bind(&rooms.priorities)
-            .bind(&rooms.rooms)
-            .bind(due)
-            .bind(excluded)
-            .fetch_all(&mut *self.transaction)
-            .await?;
-        for row in rows {
+    async fn take_triggers(&mut self, rooms: &[Room], due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
+        for row in self.due_rows(TRIGGERS_CLAIM_DUE, Source::Trigger, rooms, due, excluded).await? {
             self.triggers.push(DueTrigger {
                 execution: row.try_get("execution_id")?,
                 job: row.try_get("job_id")?,
@@ -458,17 +459,8 @@ impl Claim<'_> {
         Ok(())
     }
 
-    async fn take_retries(&mut self, rooms: &Rooms, due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
-        let rows = sqlx::query(RETRIES_CLAIM_DUE)
-            .bind(self.shard)
-            .bind(&rooms.queues)
-            .bind(&rooms.priorities)
-            .bind(&rooms.rooms)
-            .bind(due)
-            .bind(excluded)
-            .fetch_all(&mut *self.transaction)
-            .await?;
-        for row in rows {
+    async fn take_retries(&mut self, rooms: &[Room], due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
+        for row in self.due_rows(RETRIES_CLAIM_DUE, Source::Retry, rooms, due, excluded).await? {
             self.retries.push(DueRetry {
                 execution: row.try_get("execution_id")?,
                 job: row.try_get("job_id")?,
@@ -476,26 +468,5 @@ impl Claim<'_> {
             });
         }
         Ok(())
-    }
-}
-
-/// The rooms of one source, column by column.
-struct Rooms {
-    queues: Vec<String>,
-    priorities: Vec<i16>,
-    rooms: Vec<i64>,
-}
-
-impl Rooms {
-    fn of(rooms: &[Room], source: Source) -> Option<Self> {
-        let chosen: Vec<&Room> = rooms.iter().filter(|room| room.source == source && room.room > 0).collect();
-        if chosen.is_empty() {
-            return None;
-        }
-        Some(Self {
-            queues: chosen.iter().map(|room| room.line.queue.clone()).collect(),
-            priorities: chosen.iter().map(|room| room.line.priority.rank()).collect(),
-            rooms: chosen.iter().map(|room| room.room).collect(),
-        })
     }
 }

@@ -8,10 +8,10 @@
 use std::time::Duration;
 
 use carillon_core::ids;
-use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
+use chrono::{Days, NaiveDate, NaiveTime};
 use uuid::Uuid;
 
-use crate::{Result, Store};
+use crate::{Result, Store, clock};
 
 /// Days made ahead of today.
 const DAYS_AHEAD: u64 = 7;
@@ -191,11 +191,7 @@ fn day_of(table: Table, name: &str) -> Option<NaiveDate> {
 
 /// By the database's clock.
 async fn today(store: &Store) -> Result<NaiveDate> {
-    Ok(now(store).await?.date_naive())
-}
-
-pub(crate) async fn now(store: &Store) -> Result<DateTime<Utc>> {
-    Ok(sqlx::query_scalar("SELECT now()").fetch_one(&store.pool).await?)
+    Ok(clock::now(store).await?.date_naive())
 }
 
 /// Whether what needs a lock may be tried: no process has within [`TRY_EVERY`].

@@ -60,7 +60,7 @@ pub struct Dropped {
 /// # Errors
 /// If Postgres is unavailable. That somebody holds a table is none: see [`Dropped::waiting`].
 pub async fn drop_days(store: &Store, retention: &Retention) -> Result<Dropped> {
-    let now = partitions::now(store).await?;
+    let now = crate::clock::now(store).await?;
     let mut dropped = Dropped::default();
     drop_gone(store).await?;
     // The attempts of a day go after its executions: those of the ones that are still open move along.

@@ -15,7 +15,7 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::recorder::{Finished, Held, Verdict};
-use crate::{Result, Store, days};
+use crate::{Result, Store, clock, days};
 
 /// Executions looked at or ended in one call, at most.
 pub const WITHDRAWN_MAX: usize = 1_000;
@@ -108,30 +108,27 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
-    /// What a change of `job`, heard of at `now`, has withdrawn: executions whose instants are to come, or have just passed.
+    /// What a change of `job`, heard of now, has withdrawn: executions whose instants are to come, or have just passed.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
-    pub async fn executions_withdrawn_of_job(&self, job: Uuid, now: DateTime<Utc>) -> Result<Vec<Uuid>> {
+    pub async fn executions_withdrawn_of_job(&self, job: Uuid) -> Result<Vec<Uuid>> {
         let query = sqlx::query_scalar(EXECUTIONS_WITHDRAWN_OF_JOB);
-        let first = ids::first_at(now - NOTICE_LATE_MAX);
+        let first = ids::first_at(clock::now(self).await? - NOTICE_LATE_MAX);
         Ok(query.bind(job).bind(first).bind(OF_JOB_MAX).fetch_all(&self.pool).await?)
     }
 
-    /// R17b: ends what is still as it was seen, CANCELLED or SKIPPED, at `ended_at` by the database's clock. Answers what it
+    /// R17b: ends what is still as it was seen, CANCELLED or SKIPPED. Answers what it
     /// ended and where the entries of that stand now, to be acknowledged (R12). What somebody has locked stays for the next
     /// pass.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`], [`crate::Error::Conflict`], [`crate::Error::Busy`]: run the same again.
-    pub async fn executions_end_unread(
-        &self,
-        withdrawn: &[Withdrawn],
-        ended_at: DateTime<Utc>,
-    ) -> Result<Vec<(Uuid, Option<Place>)>> {
+    pub async fn executions_end_unread(&self, withdrawn: &[Withdrawn]) -> Result<Vec<(Uuid, Option<Place>)>> {
         if withdrawn.is_empty() {
             return Ok(Vec::new());
         }
+        let ended_at = clock::now(self).await?;
         let ends: Vec<Finished> = withdrawn.iter().map(|what| what.end(ended_at)).collect();
         let mut jobs: Vec<Uuid> = withdrawn.iter().map(|what| what.job).collect();
         jobs.sort_unstable();

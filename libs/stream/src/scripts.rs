@@ -126,17 +126,25 @@ for k = 2, #KEYS do answer[#answer + 1] = redis.call('XLEN', KEYS[k]) end
 return answer",
 );
 
-/// R8. KEYS: ctl, cancelled. Answers whether certified, doubt, the certificate's age in ms, and the cancelled set, or
-/// its size where it has more than 64 members.
-pub(crate) static LOOK: Script = Script::new(
-    r"
+/// What both looks begin with: the certificate, and how old it is.
+macro_rules! look_head {
+    () => {
+        r"
 local c = redis.call('HMGET', KEYS[1], 'server', 'doubt', 'certified_at')
 local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 local t = redis.call('TIME')
 local age = t[1] * 1000 + math.floor(t[2] / 1000) - tonumber(c[3] or '0')
-local size = redis.call('SCARD', KEYS[2])
-return {c[1] == id and 1 or 0, c[2] or '0', string.format('%d', age), size > 64 and size or redis.call('SMEMBERS', KEYS[2])}",
-);
+"
+    };
+}
+
+/// R8. KEYS: ctl, cancelled. Answers whether certified, doubt, the certificate's age in ms, and the cancelled set, or
+/// its size where it has more than 64 members.
+pub(crate) static LOOK: Script = Script::new(concat!(
+    look_head!(),
+    r"local size = redis.call('SCARD', KEYS[2])
+return {c[1] == id and 1 or 0, c[2] or '0', string.format('%d', age), size > 64 and size or redis.call('SMEMBERS', KEYS[2])}"
+));
 
 /// KEYS: streams. Answers for each the last id that its group was handed: behind it stands what nobody has read.
 pub(crate) static HANDED: Script = Script::new(
@@ -157,16 +165,12 @@ return answer",
 
 /// R8a, the second question where the set is large. KEYS: ctl, cancelled. ARGV: ids. Answers as LOOK does, of the set those
 /// that were asked for: a "not cancelled" holds only as far as the certificate that came with it.
-pub(crate) static LOOK_FOR: Script = Script::new(
-    r"
-local c = redis.call('HMGET', KEYS[1], 'server', 'doubt', 'certified_at')
-local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
-local t = redis.call('TIME')
-local age = t[1] * 1000 + math.floor(t[2] / 1000) - tonumber(c[3] or '0')
-local members = {}
+pub(crate) static LOOK_FOR: Script = Script::new(concat!(
+    look_head!(),
+    r"local members = {}
 for a = 1, #ARGV do if redis.call('SISMEMBER', KEYS[2], ARGV[a]) == 1 then members[#members + 1] = ARGV[a] end end
-return {c[1] == id and 1 or 0, c[2] or '0', string.format('%d', age), members}",
-);
+return {c[1] == id and 1 or 0, c[2] or '0', string.format('%d', age), members}"
+));
 
 /// R6a. KEYS: ctl, stream. ARGV: newest form of an entry that is known here, ids. Answers UNCERTIFIED, or for each id UNREAD
 /// (it is deleted now), DOUBTFUL, {consumer, idle in ms}, or GONE. What the group has not been handed yet nobody has read, in

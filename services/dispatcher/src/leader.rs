@@ -270,7 +270,7 @@ impl Leader {
             warn!("the database's clock was set: what is due is reckoned anew");
             self.agenda = Agenda::default();
             self.left.clear();
-            self.next_refill = self.next_tick - TICK;
+            self.next_refill = Instant::now();
         }
         let lines = self.streams.some_lines();
         let redis = self.redis.clone();

@@ -68,6 +68,12 @@ struct Seen {
     entry: i64,
 }
 
+impl Seen {
+    const fn of(candidate: &Withdrawn) -> Self {
+        Self { held: candidate.held, entry: candidate.place.entry }
+    }
+}
+
 /// The loop.
 #[derive(Debug)]
 pub struct Withdrawal {
@@ -180,8 +186,7 @@ impl Withdrawal {
     /// One look at what is due: a page of what was named, of the set, and of what has waited for W.
     async fn look(&mut self, set_due: &mut Instant) -> anyhow::Result<()> {
         if let Some(job) = self.jobs.iter().next().copied() {
-            let now = self.store.measure_clock().await?.now();
-            let withdrawn = self.store.executions_withdrawn_of_job(job, now).await?;
+            let withdrawn = self.store.executions_withdrawn_of_job(job).await?;
             self.jobs.remove(&job);
             withdrawn.into_iter().for_each(|execution| self.name(execution));
         }
@@ -256,7 +261,7 @@ impl Withdrawal {
         let lost = self.lost_holders(&answers).await?;
         let mut free = Vec::new();
         for (candidate, answer) in candidates.into_iter().zip(answers) {
-            let seen = Seen { held: candidate.held, entry: candidate.place.entry };
+            let seen = Seen::of(&candidate);
             let is_free = match answer {
                 Answer::Unread => {
                     if self.unread.len() < KEPT_MAX {
@@ -266,9 +271,9 @@ impl Withdrawal {
                 }
                 // By this process, of this very entry: what R19 publishes in its place is doubtful to whoever reads it.
                 Answer::Gone if self.unread.get(&seen.held.execution) == Some(&seen) => true,
-                Answer::Doubtful => self.has_waited(&candidate),
+                Answer::Doubtful => self.has_waited(seen),
                 Answer::Pending { consumer, idle } if idle >= self.lease && lost.contains(&consumer) => {
-                    self.has_waited(&candidate)
+                    self.has_waited(seen)
                 }
                 Answer::Pending { .. } | Answer::Gone | Answer::Uncertified => {
                     self.waiting.remove(&candidate.held.execution);
@@ -302,9 +307,8 @@ impl Withdrawal {
     }
 
     /// Whether W has passed since Redis first said so of this very entry, and Postgres was in reach all the while.
-    fn has_waited(&mut self, candidate: &Withdrawn) -> bool {
+    fn has_waited(&mut self, seen: Seen) -> bool {
         let now = Instant::now();
-        let seen = Seen { held: candidate.held, entry: candidate.place.entry };
         match self.waiting.get(&seen.held.execution) {
             Some((since, known)) if *known == seen && *since >= self.contact_since => *since + self.window <= now,
             _ => {
@@ -321,8 +325,7 @@ impl Withdrawal {
         if free.is_empty() {
             return Ok(false);
         }
-        let now = self.store.measure_clock().await?.now();
-        let ended = self.store.executions_end_unread(free, now).await?;
+        let ended = self.store.executions_end_unread(free).await?;
         for what in free {
             self.waiting.remove(&what.held.execution);
         }

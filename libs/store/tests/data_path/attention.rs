@@ -200,8 +200,7 @@ async fn a_cancel_of_the_last_execution_completes_its_job() -> Result<()> {
 async fn r17_a_cancel_and_the_claim_of_the_next_attempt_wait_for_each_other() -> Result<()> {
     let bench = Bench::new().await?;
     let mut leader = bench.leader().await?;
-    let held = bench.open_one(&mut leader).await?;
-    bench.store.record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
+    let held = bench.open_retrying(&mut leader).await?;
     let claim = leader.claim(&[room(Source::Retry, &medium(), 10)], retry_at(), &[]).await?;
     let decisions = Decisions { retries: vec![(claim.retries[0], 1)], ..Decisions::default() };
     let store = bench.store.clone();

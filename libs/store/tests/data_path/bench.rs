@@ -186,6 +186,13 @@ impl Bench {
         Ok(self.open(leader, &[job]).await?[0])
     }
 
+    /// One whose first attempt has failed, and whose next one waits.
+    pub(crate) async fn open_retrying(&self, leader: &mut LeaderSession) -> Result<Held> {
+        let held = self.open_one(leader).await?;
+        self.store.record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
+        Ok(held)
+    }
+
     /// A row of the table `workers`. `seen_ago` beyond [`LEASE`] is one that is not live.
     pub(crate) async fn worker(&self, consumer: &str, seen_ago: TimeDelta, ended: bool) -> Result<Uuid> {
         let worker = incarnation(consumer);

@@ -357,8 +357,7 @@ async fn r16_a_retry_is_the_same_execution_under_a_new_claim_and_counts_nothing(
 async fn r16_a_retry_that_was_cancelled_meanwhile_starts_nothing() -> Result<()> {
     let bench = Bench::new().await?;
     let mut leader = bench.leader().await?;
-    let held = bench.open_one(&mut leader).await?;
-    bench.store.record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
+    let held = bench.open_retrying(&mut leader).await?;
     let claim = leader.claim(&[room(Source::Retry, &medium(), 10)], retry_at(), &[]).await?;
     let decisions = Decisions { retries: vec![(claim.retries[0], 1)], ..Decisions::default() };
     bench.change(held.execution, "status = 'CANCELLED', completed_at = now()").await?;
@@ -372,8 +371,7 @@ async fn r16_a_retry_that_was_cancelled_meanwhile_starts_nothing() -> Result<()>
 async fn r16_a_retry_of_an_older_claim_starts_nothing() -> Result<()> {
     let bench = Bench::new().await?;
     let mut leader = bench.leader().await?;
-    let held = bench.open_one(&mut leader).await?;
-    bench.store.record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
+    let held = bench.open_retrying(&mut leader).await?;
     bench.change(held.execution, "claim = claim + 1").await?;
     let claim = leader.claim(&[room(Source::Retry, &medium(), 10)], retry_at(), &[]).await?;
     let decisions = Decisions { retries: vec![(claim.retries[0], 1)], ..Decisions::default() };

@@ -95,9 +95,7 @@ impl Group {
             end.logs.clear();
         }
     }
-}
 
-impl Group {
     /// That what came of it is given up: it was written without.
     pub(super) fn tell_given_up(&self) {
         for end in &self.finished {
