@@ -33,6 +33,16 @@ pub(crate) fn describe() {
         Unit::Count,
         "Cancelled or withdrawn executions ended here, since no executor holds them"
     );
+    describe_gauge!(
+        "carillon_dispatcher_deletions",
+        Unit::Count,
+        "Deleted jobs of which this process still has to end what is open"
+    );
+    describe_counter!(
+        "carillon_dispatcher_deletions_failed_total",
+        Unit::Count,
+        "Times that ending what is open of a deleted job has failed; it is tried again, alone, up to a minute later"
+    );
     describe_counter!(
         "carillon_dispatcher_refused_total",
         Unit::Count,
@@ -54,6 +64,10 @@ pub(crate) fn describe() {
         Unit::Count,
         "Timers that are due and wait for such a search"
     );
+    describe_upkeep();
+}
+
+fn describe_upkeep() {
     describe_gauge!(
         "carillon_partitions_overdue",
         Unit::Count,
