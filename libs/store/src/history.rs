@@ -1,4 +1,4 @@
-//! A job's executions, newest first, a page at a time: for whoever looks for the few that are open among all that it ever had.
+//! A job's executions, from the newest day on, a page at a time: for whoever looks for the few that are open among all that it ever had.
 //!
 //! No index names the status (decision 0001), so what is open is found by looking at rows, and a job may have millions. A
 //! statement looks at [`LOOKED_AT_MAX`] of them at most, in the partition of one day; a walk goes on where the one before
@@ -54,7 +54,7 @@ ORDER BY p.place";
 #[derive(Debug)]
 pub(crate) struct Walk {
     job: Uuid,
-    /// Stretches of ids, each from the first and below the last, newest first: a page stays within one.
+    /// Stretches of ids, each from the first and below the second: a page stays within one.
     stretches: VecDeque<(Uuid, Uuid)>,
     looked_at_max: i32,
     with_final: bool,
@@ -118,22 +118,23 @@ impl Walk {
     }
 }
 
-/// All ids that there are, newest first: each day that has a partition, and what lies before, between and behind these, in
-/// the default one. A day that gets its partition, or loses it, meanwhile is found all the same.
+/// All ids that there are: each day that has a partition, newest first; then, since little lies there, what is after, between
+/// and before these, in the default one. A day that gets its partition, or loses it, meanwhile is found all the same.
 fn stretches(days: &[NaiveDate]) -> VecDeque<(Uuid, Uuid)> {
     let first = |day: NaiveDate| ids::first_at(day.and_time(NaiveTime::MIN).and_utc());
     let mut stretches = VecDeque::with_capacity(days.len() + 2);
+    let mut between = Vec::new();
     let mut from = Uuid::nil();
     for day in days {
-        let next = day.checked_add_days(Days::new(1)).unwrap_or(*day);
-        for (least, below) in [(from, first(*day)), (first(*day), first(next))] {
-            if least < below {
-                stretches.push_front((least, below));
-            }
+        let below = first(day.checked_add_days(Days::new(1)).unwrap_or(*day));
+        if from < first(*day) {
+            between.push((from, first(*day)));
         }
-        from = first(next);
+        stretches.push_front((first(*day), below));
+        from = below;
     }
-    stretches.push_front((from, Uuid::max()));
+    between.push((from, Uuid::max()));
+    stretches.extend(between.into_iter().rev());
     stretches
 }
 
@@ -171,16 +172,15 @@ mod tests {
     #[test]
     fn stretches_leave_out_no_id_and_name_one_day_each() {
         let day = |n: u64| NaiveDate::from_ymd_opt(2025, 3, 1).unwrap() + Days::new(n);
-        for days in [vec![], vec![day(0)], vec![day(0), day(1), day(5)]] {
+        for (days, default) in [(vec![], 1), (vec![day(0)], 2), (vec![day(0), day(1), day(5)], 3)] {
             let stretches = stretches(&days);
-            assert_eq!(stretches.front().unwrap().1, Uuid::max());
-            assert_eq!(stretches.back().unwrap().0, Uuid::nil());
-            for (newer, older) in stretches.iter().zip(stretches.iter().skip(1)) {
-                assert_eq!(newer.0, older.1);
-                assert!(older.0 < older.1);
-            }
-            let between = if days.len() == 3 { 1 } else { 0 };
-            assert_eq!(stretches.len(), 1 + days.len() + usize::from(!days.is_empty()) + between);
+            assert_eq!(stretches.len(), days.len() + default);
+            assert!(stretches.iter().take(days.len()).is_sorted_by(|newer, older| newer > older));
+            let mut ascending: Vec<(Uuid, Uuid)> = stretches.into_iter().collect();
+            ascending.sort_unstable();
+            assert_eq!((ascending[0].0, ascending[ascending.len() - 1].1), (Uuid::nil(), Uuid::max()));
+            assert!(ascending.iter().all(|(from, below)| from < below));
+            assert!(ascending.windows(2).all(|pair| pair[0].1 == pair[1].0));
         }
     }
 }
