@@ -51,8 +51,8 @@ pub(crate) fn describe() {
     describe_counter!(
         "carillon_dispatcher_set_aside_total",
         Unit::Count,
-        "Jobs and executions set aside: a claim of theirs alone was refused (tried again after a minute), or their timetable \
-         is dear to search (searched in a slow lane, fires may be late)"
+        "Jobs and executions set aside: a claim of theirs alone was refused or their definition cannot be read (tried again \
+         after a minute), or their timetable is dear to search (searched in a slow lane, fires may be late)"
     );
     describe_histogram!(
         "carillon_dispatcher_search_seconds",

@@ -14,7 +14,7 @@ use carillon_store::leader_session::LeaderSession;
 use carillon_store::recorder::{Held, Verdict};
 use carillon_store::takes::Release;
 use carillon_store::upcoming::UpcomingMax;
-use carillon_store::{cancels, executions};
+use carillon_store::{cancels, executions, jobs, revisions};
 use carillon_testkit::wait_until;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
@@ -418,15 +418,20 @@ async fn what_names_executions_locks_the_partitions_of_their_days_alone() -> Res
     Ok(())
 }
 
-/// What the gateway and the dispatchers ask, likewise: by ids, and by a job.
-#[tokio::test]
-async fn what_cancels_releases_and_withdraws_locks_the_partitions_of_their_days_alone() -> Result<()> {
+/// 400 days; the template has yesterday, today and two days to come of them.
+async fn with_days() -> Result<Bench> {
     let bench = Bench::new().await?;
-    // The template has yesterday, today and two days to come.
     make_days(&bench, "job_executions", 2..400).await?;
     for table in ["job_execution_logs", "execution_attempts"] {
         make_days(&bench, table, 200..201).await?;
     }
+    Ok(bench)
+}
+
+/// What the gateway and the dispatchers ask by ids, likewise.
+#[tokio::test]
+async fn what_cancels_releases_and_withdraws_locks_the_partitions_of_their_days_alone() -> Result<()> {
+    let bench = with_days().await?;
     let (now, then) = (bench.now().await?, midnight(&bench, 200).await?);
     let (today, both) = (beside(&bench, &[0]).await?, beside(&bench, &[0, 200]).await?);
     let mut leader = bench.leader().await?;
@@ -460,34 +465,6 @@ async fn what_cancels_releases_and_withdraws_locks_the_partitions_of_their_days_
     assert_eq!(withdrawn.len(), 2);
     assert_eq!(both.but_for_its_days("end unread", gateway.executions_end_unread(&withdrawn)).await?.len(), 2);
 
-    // By a job: what was claimed ahead lies today or tomorrow, and a notice of it may be a minute late.
-    let ahead = beside(&bench, &[0, -1]).await?;
-    let late = beside(&bench, &[1, 0, -1]).await?;
-    ahead.but_for_its_days("pause", carillon_store::jobs::pause(&gateway, jobs[2])).await?;
-    ahead.but_for_its_days("pause again", carillon_store::jobs::pause(&gateway, jobs[2])).await?;
-    late.but_for_its_days("withdrawn of job", gateway.executions_withdrawn_of_job(jobs[2])).await?;
-    ahead.but_for_its_days("resume", carillon_store::jobs::resume(&gateway, jobs[2])).await?;
-    // Of days to come it must look whether something is there.
-    let coming = beside(&bench, &[0, -1, -2]).await?;
-    sqlx::query(
-        "INSERT INTO job_revisions (job_id, revision, definition, superseded_at)
-         SELECT job_id, 0, definition, now() - interval '9 days' FROM job_revisions WHERE job_id = $1",
-    )
-    .bind(jobs[2])
-    .execute(&bench.pool)
-    .await?;
-    let age = Duration::from_secs(24 * 60 * 60);
-    let forgotten =
-        coming.but_for_its_days("forget revisions", carillon_store::revisions::forget(&gateway, age)).await?;
-    assert_eq!(forgotten, 1);
-    assert!(coming.but_for_its_days("delete", carillon_store::jobs::delete(&gateway, jobs[2])).await?);
-    let mut deleting = carillon_store::jobs::Deleting::of(&gateway, jobs[2]);
-    let mut asked = Vec::new();
-    while let Some(some) = coming.but_for_its_days("a step of a deletion", deleting.step()).await? {
-        asked.extend(some);
-    }
-    assert_eq!(asked, [born[2]]);
-
     // Born final: a fire that is skipped.
     sqlx::query("UPDATE job_timers SET fire_at = $2 WHERE job_id = $1")
         .bind(jobs[7])
@@ -502,5 +479,43 @@ async fn what_cancels_releases_and_withdraws_locks_the_partitions_of_their_days_
     }
     both.but_for_its_days("born final", claim.commit(1, &decisions, &[])).await?;
     assert_eq!(bench.count("job_executions WHERE status = 'SKIPPED'").await?, 1);
+    Ok(())
+}
+
+/// And by a job.
+#[tokio::test]
+async fn what_is_asked_of_a_job_locks_the_partitions_of_its_days_alone() -> Result<()> {
+    let bench = with_days().await?;
+    let now = bench.now().await?;
+    let mut leader = bench.leader().await?;
+    let job = bench.job().await?;
+    let held = born_at(&beside(&bench, &[0]).await?, &mut leader, &[job], now).await?;
+    let gateway = carillon_store::Store::connect_lazily(&bench.options("gateway"))?;
+    // What was claimed ahead lies today or tomorrow, and a notice of it may be a minute late.
+    let ahead = beside(&bench, &[0, -1]).await?;
+    let late = beside(&bench, &[1, 0, -1]).await?;
+    ahead.but_for_its_days("pause", jobs::pause(&gateway, job)).await?;
+    ahead.but_for_its_days("pause again", jobs::pause(&gateway, job)).await?;
+    late.but_for_its_days("withdrawn of job", gateway.executions_withdrawn_of_job(job)).await?;
+    ahead.but_for_its_days("resume", jobs::resume(&gateway, job)).await?;
+    // Of days to come it must look whether something is there.
+    let coming = beside(&bench, &[0, -1, -2]).await?;
+    sqlx::query(
+        "INSERT INTO job_revisions (job_id, revision, definition, superseded_at)
+         SELECT job_id, 0, definition, now() - interval '9 days' FROM job_revisions WHERE job_id = $1",
+    )
+    .bind(job)
+    .execute(&bench.pool)
+    .await?;
+    let age = Duration::from_secs(24 * 60 * 60);
+    let forgotten = coming.but_for_its_days("forget revisions", revisions::forget(&gateway, age)).await?;
+    assert_eq!(forgotten, 1);
+    assert!(coming.but_for_its_days("delete", jobs::delete(&gateway, job)).await?);
+    let mut deleting = jobs::Deleting::of(&gateway, job);
+    let mut asked = Vec::new();
+    while let Some(some) = coming.but_for_its_days("a step of a deletion", deleting.step()).await? {
+        asked.extend(some);
+    }
+    assert_eq!(asked, [held[0].execution]);
     Ok(())
 }
