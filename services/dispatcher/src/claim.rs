@@ -77,6 +77,8 @@ impl Leader {
 
     async fn claim_some(&mut self) -> Result<Option<Batch>, End> {
         self.is_busy = false;
+        // Between two claims of many: a trigger waits for one at most.
+        self.hear_all().await;
         let now = self.session.clock().now();
         let Due { slots, until: due } = self.agenda.take_due(now, self.lead());
         if slots.is_empty() {
