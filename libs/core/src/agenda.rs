@@ -96,8 +96,14 @@ impl Agenda {
     /// Takes out what is to be looked at now: nothing, as long as the next look is not due.
     pub fn take_due(&mut self, now: DateTime<Utc>, lead: Lead) -> Due {
         if self.next_look_ahead(lead).is_none_or(|look| look > now) {
-            // Of the same lines no further than the last look went: where a bounded claim left something, so far it is due.
-            return Due { slots: self.take_exact(now), until: self.looked_until.max(now).min(now + lead.max) };
+            let slots = self.take_exact(now);
+            let mut until = self.looked_until;
+            if !slots.is_empty() {
+                // As far as an ordinary look: the clock here may be a little behind the one that says what is due.
+                until = until.max(now + lead.reach());
+                self.looked_until = until.min(now + lead.max);
+            }
+            return Due { slots, until: until.min(now + lead.max) };
         }
         let overdue_for_a_look =
             self.looks(now + lead.max, lead).filter(|(_, look)| *look <= now).map(|(at, _)| at).max();
@@ -306,7 +312,7 @@ mod tests {
         agenda.note_exactly(trigger.clone(), at(9_820));
         assert_eq!(
             agenda.take_due(at(9_821), LEAD),
-            Due { slots: BTreeSet::from([trigger.clone()]), until: at(10_050) }
+            Due { slots: BTreeSet::from([trigger.clone()]), until: at(10_071) }
         );
         assert_eq!(agenda.next_look(LEAD), Some(look), "nor does it put off the others");
         agenda.note_exactly(trigger.clone(), look);
