@@ -56,6 +56,24 @@ CREATE TABLE job_executions (
 CREATE INDEX job_executions_by_job ON job_executions (job_id, id);
 CREATE TABLE job_executions_default PARTITION OF job_executions DEFAULT WITH (fillfactor = 70);
 
+-- A page of a job's executions from `from_id` to before `below_id`, newest first: it looks at `most` rows, whatever they hold.
+-- The way is not left to the planner, which may know nothing of a young partition, or believe that a job has few rows in it,
+-- and then reads all of them to sort them: written over both columns, and with every other way forbidden, it is a walk down
+-- the index. The bounds are constants in the statement's text, so that it locks the partitions between them alone.
+CREATE FUNCTION carillon_page_of_job(job uuid, from_id uuid, below_id uuid, most int)
+RETURNS TABLE (id uuid, status text, revision bigint, claim bigint, cancel_requested boolean)
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
+BEGIN
+    RETURN QUERY EXECUTE format(
+        'SELECT e.id, e.status, e.revision, e.claim, e.cancel_requested FROM job_executions e
+         WHERE (e.job_id, e.id) >= (%1$L::uuid, %2$L::uuid) AND (e.job_id, e.id) < (%1$L::uuid, %3$L::uuid)
+           AND e.id >= %2$L::uuid AND e.id < %3$L::uuid
+         ORDER BY e.job_id DESC, e.id DESC LIMIT %4$s',
+        job, from_id, below_id, most);
+END
+$$;
+
 CREATE TABLE job_execution_logs (
     execution_id uuid NOT NULL,
     attempt      smallint NOT NULL,

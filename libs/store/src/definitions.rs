@@ -5,7 +5,9 @@ use carillon_core::job::Priority;
 use carillon_core::limits::PAYLOAD_BYTES_IN_ENTRY;
 use carillon_core::line::Line;
 use carillon_core::schedule::TimetableSpec;
+use serde::de::DeserializeOwned;
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use uuid::Uuid;
 
@@ -44,7 +46,8 @@ pub struct Definition {
 /// Bytes of a timetable that is read with the rest of a definition. A thousand of the longest are 100 MB.
 const TIMETABLE_BYTES_KEPT: i32 = 4 * 1024;
 
-/// Each revision is unpacked once, whatever is read of it.
+/// Each revision is unpacked once, whatever is read of it. All as it stands there: a cast that one of them does not bear would
+/// fail for all.
 const DEFINITIONS_BY_REVISION: &str = "
 SELECT r.job_id, r.revision, d.queue, d.priority, d.platform_id, d.handler_name, d.max_retries, d.retry_delay_ms, d.timeout_ms,
        CASE WHEN pg_column_size(d.timetable) <= $4 THEN d.timetable END AS timetable,
@@ -52,9 +55,9 @@ SELECT r.job_id, r.revision, d.queue, d.priority, d.platform_id, d.handler_name,
        CASE WHEN octet_length(d.payload::text) <= $3 THEN d.payload::text END AS payload
 FROM UNNEST($1::uuid[], $2::bigint[]) AS w(job_id, revision)
 JOIN job_revisions r ON r.job_id = w.job_id AND r.revision = w.revision
-CROSS JOIN LATERAL jsonb_to_record(r.definition) AS d(
-    queue text, priority smallint, platform_id text, handler_name text, timetable jsonb, max_retries int, retry_delay_ms int,
-    timeout_ms int, concurrency int, allow_overlap boolean, max_executions bigint, payload jsonb)";
+CROSS JOIN LATERAL jsonb_to_record(CASE jsonb_typeof(r.definition) WHEN 'object' THEN r.definition ELSE '{}' END) AS d(
+    queue jsonb, priority jsonb, platform_id jsonb, handler_name jsonb, timetable jsonb, max_retries jsonb,
+    retry_delay_ms jsonb, timeout_ms jsonb, concurrency jsonb, allow_overlap jsonb, max_executions jsonb, payload jsonb)";
 
 /// Reads the definitions that `wanted` names by job and revision. One that does not exist, or that this version cannot read,
 /// is left out.
@@ -75,8 +78,8 @@ pub(crate) async fn definitions_by_revision_on_conn(
             Ok(definition) => definitions.push(definition),
             // One job that this version cannot read must not keep all others from firing.
             Err(Error::Unreadable { what, why }) => {
-                let job: Uuid = row.try_get("job_id")?;
-                tracing::error!(job.id = %job, "{what} cannot be read: {why}");
+                let (job, revision): (Uuid, i64) = (row.try_get("job_id")?, row.try_get("revision")?);
+                tracing::error!(job.id = %job, revision, "{what} cannot be read: {why}");
             }
             Err(other) => return Err(other),
         }
@@ -107,26 +110,43 @@ impl Store {
     }
 }
 
-fn read(row: &sqlx::postgres::PgRow) -> Result<Definition> {
-    let concurrency: i32 = row.try_get("concurrency")?;
-    let allow_overlap: bool = row.try_get("allow_overlap")?;
+/// What a definition says in a column of jsonb. Whatever stands there, the session is none the worse for it.
+///
+/// # Errors
+/// [`Error::Unreadable`] if it is not there, or something else.
+pub(crate) fn field<T: DeserializeOwned + 'static>(row: &PgRow, column: &'static str) -> Result<T> {
+    match optional(row, column)? {
+        Some(value) => Ok(value),
+        None => Err(Error::Unreadable { what: "definition of a job", why: format!("{column} is missing") }),
+    }
+}
+
+fn optional<T: DeserializeOwned + 'static>(row: &PgRow, column: &'static str) -> Result<Option<T>> {
+    let unreadable = |error: sqlx::Error| Error::Unreadable { what: "definition of a job", why: error.to_string() };
+    let value: Option<Json<Option<T>>> = row.try_get(column).map_err(unreadable)?;
+    Ok(value.and_then(|Json(value)| value))
+}
+
+fn read(row: &PgRow) -> Result<Definition> {
+    let concurrency: i32 = field(row, "concurrency")?;
+    let allow_overlap: bool = field(row, "allow_overlap")?;
     let timetable: Option<Json<TimetableSpec>> = row.try_get("timetable").map_err(unreadable_timetable)?;
     Ok(Definition {
         job: row.try_get("job_id")?,
         revision: row.try_get("revision")?,
-        line: Line::new(row.try_get::<String, _>("queue")?, Priority::from_rank(row.try_get("priority")?)),
-        platform_id: row.try_get("platform_id")?,
-        handler: row.try_get("handler_name")?,
+        line: Line::new(field::<String>(row, "queue")?, Priority::from_rank(field(row, "priority")?)),
+        platform_id: optional(row, "platform_id")?,
+        handler: field(row, "handler_name")?,
         payload: row.try_get("payload")?,
         timetable: timetable.map(|Json(timetable)| timetable),
-        max_retries: row.try_get("max_retries")?,
-        retry_delay_ms: row.try_get("retry_delay_ms")?,
-        timeout_ms: row.try_get("timeout_ms")?,
+        max_retries: field(row, "max_retries")?,
+        retry_delay_ms: field(row, "retry_delay_ms")?,
+        timeout_ms: field(row, "timeout_ms")?,
         open_max: match (allow_overlap, concurrency) {
             (false, _) => Some(1),
             (true, 0) => None,
             (true, bound) => Some(i64::from(bound)),
         },
-        max_executions: row.try_get("max_executions")?,
+        max_executions: optional(row, "max_executions")?,
     })
 }

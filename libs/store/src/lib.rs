@@ -19,6 +19,7 @@ mod document;
 pub mod ends;
 pub mod error;
 pub mod executions;
+mod history;
 pub mod idempotency;
 pub mod jobs;
 pub mod leader_session;

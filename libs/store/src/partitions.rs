@@ -171,12 +171,16 @@ async fn missing(store: &Store, table: Table, today: NaiveDate) -> Result<Vec<Na
 
 /// The days that have a partition, ascending.
 pub(crate) async fn days(store: &Store, table: Table) -> Result<Vec<NaiveDate>> {
+    days_on(&store.pool, table).await
+}
+
+pub(crate) async fn days_on(executor: impl sqlx::PgExecutor<'_>, table: Table) -> Result<Vec<NaiveDate>> {
     let names: Vec<String> = sqlx::query_scalar(
         "SELECT c.relname::text FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
          WHERE i.inhparent = $1::text::regclass",
     )
     .bind(table.name())
-    .fetch_all(&store.pool)
+    .fetch_all(executor)
     .await?;
     let mut days: Vec<NaiveDate> = names.iter().filter_map(|name| day_of(table, name)).collect();
     days.sort_unstable();

@@ -12,6 +12,7 @@ use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
 use sqlx::Row;
 use uuid::Uuid;
 
+use crate::history::Walk;
 use crate::partitions::{self, Step, Table};
 use crate::{Result, Store, days};
 
@@ -21,6 +22,8 @@ const OPEN_MAX: i64 = 1_000;
 const CROWDED_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 /// Rows in one step.
 const STEP: i64 = 1_000;
+/// Executions of a job that leave together, with all that is theirs.
+const STEP_OF_JOB: usize = 1_000;
 /// Jobs looked at together.
 const JOBS: i64 = 100;
 
@@ -272,7 +275,7 @@ pub async fn sweep_default(store: &Store, retention: &Retention) -> Result<u64> 
         let Some(last) = page.last() else { return Ok(gone) };
         after = *last;
         for day in days::by_day(page) {
-            gone += delete(store, DEFAULT_ATTEMPTS, &day).await?;
+            gone += delete(&store.pool, DEFAULT_ATTEMPTS, &day).await?;
         }
     }
 }
@@ -291,15 +294,14 @@ WHERE j.status = ANY ($1) AND j.id > $2
   AND NOT EXISTS (SELECT FROM job_triggers g WHERE g.job_id = j.id)
 ORDER BY j.id LIMIT $4";
 
-/// The job, and by its foreign keys timer, statistics and revisions; if all that [`JOBS_OVER`] saw is still so, and it has no
-/// execution left.
+/// The job, and by its foreign keys timer, statistics and revisions; if all that [`JOBS_OVER`] saw is still so. Its executions
+/// have gone before, and of a job that is over none is born.
 const JOB_DELETE: &str = "
 DELETE FROM jobs j USING job_timers t, job_stats s
 WHERE j.id = $1 AND t.job_id = j.id AND s.job_id = j.id AND j.status IN ('COMPLETED', 'CANCELLED')
   AND CASE j.status WHEN 'CANCELLED' THEN j.cancelled_at ELSE j.completed_at END < now() - $2::interval
   AND t.claimed_count = s.finished_count AND t.fire_at IS NULL
-  AND NOT EXISTS (SELECT FROM job_triggers g WHERE g.job_id = j.id)
-  AND NOT EXISTS (SELECT FROM job_executions e WHERE e.job_id = j.id)";
+  AND NOT EXISTS (SELECT FROM job_triggers g WHERE g.job_id = j.id)";
 
 /// Deletes jobs that were completed or deleted `kept` ago, first their executions with logs and attempts, a thousand a step,
 /// then the job with all else that is its own. Answers how many jobs.
@@ -320,35 +322,37 @@ pub async fn forget_jobs(store: &Store, kept: Duration) -> Result<u64> {
         let Some(last) = jobs.last() else { return Ok(forgotten) };
         after = *last;
         for job in jobs {
-            forget_executions(store, job).await?;
+            // What is left, because somebody else does the same or it is open, is for the next call.
+            if !forget_executions(store, job).await? {
+                continue;
+            }
             let gone = sqlx::query(JOB_DELETE).bind(job).bind(kept).execute(&store.pool).await?;
             forgotten += gone.rows_affected();
         }
     }
 }
 
-async fn forget_executions(store: &Store, job: Uuid) -> Result<()> {
-    let mut after = Uuid::nil();
-    loop {
-        let page: Vec<Uuid> =
-            sqlx::query_scalar("SELECT id FROM job_executions WHERE job_id = $1 AND id > $2 ORDER BY id LIMIT $3")
-                .bind(job)
-                .bind(after)
-                .bind(STEP)
-                .fetch_all(&store.pool)
-                .await?;
-        let Some(last) = page.last() else { return Ok(()) };
-        after = *last;
-        for day in days::by_day(page) {
-            // The execution last: by it the others are found again if this ends in between.
-            for statement in [LOGS_DELETE, ATTEMPTS_DELETE, EXECUTIONS_DELETE] {
-                delete(store, statement, &day).await?;
+/// Answers whether none is left.
+async fn forget_executions(store: &Store, job: Uuid) -> Result<bool> {
+    let mut connection = store.pool.acquire().await?;
+    let mut walk = Walk::over_all(&mut connection, job).await?;
+    let (mut met, mut gone) = (0, 0);
+    while let Some(page) = walk.page(&mut connection).await? {
+        met += page.len() as u64;
+        for day in days::by_day(page.iter().map(|seen| seen.id).collect()) {
+            for some in day.chunks(STEP_OF_JOB) {
+                // The execution last: by it the others are found again if this ends in between.
+                for statement in [LOGS_DELETE, ATTEMPTS_DELETE] {
+                    delete(&mut connection, statement, some).await?;
+                }
+                gone += delete(&mut connection, EXECUTIONS_DELETE, some).await?;
             }
         }
     }
+    Ok(met == gone)
 }
 
-async fn delete(store: &Store, statement: &'static str, ids: &[Uuid]) -> Result<u64> {
-    let deleted = sqlx::query(days::of(statement, ids.iter().copied())).bind(ids).execute(&store.pool).await?;
+async fn delete(executor: impl sqlx::PgExecutor<'_>, statement: &'static str, ids: &[Uuid]) -> Result<u64> {
+    let deleted = sqlx::query(days::of(statement, ids.iter().copied())).bind(ids).execute(executor).await?;
     Ok(deleted.rows_affected())
 }

@@ -5,12 +5,13 @@
 //! row, which tells a claim the current one, moves in it too. Superseded ones leave by [`forget`], a chore: it may die at
 //! any point and any number of it may run at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use crate::history::Walk;
 use crate::{Error, Result, Store};
 
 /// Superseded revisions of one job that are kept for as long as executions are; of more the oldest leave before, except
@@ -75,17 +76,15 @@ SELECT revision FROM job_revisions WHERE job_id = $1 AND superseded_at IS NOT NU
                   ORDER BY revision DESC OFFSET $2 - 1 LIMIT 1)
 ORDER BY revision LIMIT $3";
 
-/// What an open execution names stays. How many are open is exact in one snapshot (R20), and whatever names a superseded
-/// revision was born before that was superseded, so none that it does not see can come.
-const REVISIONS_FORGET: &str = "
-WITH named AS MATERIALIZED (
-    SELECT e.revision FROM job_executions e WHERE e.job_id = $1 AND e.status IN ('QUEUED', 'RUNNING', 'RETRYING')
-    ORDER BY e.id DESC
-    LIMIT (SELECT greatest(t.claimed_count - s.finished_count, 0)
-           FROM job_timers t JOIN job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1)
-)
-DELETE FROM job_revisions r
-WHERE r.job_id = $1 AND r.revision = ANY ($2) AND r.superseded_at IS NOT NULL AND r.revision NOT IN (SELECT revision FROM named)";
+const REVISIONS_FORGET: &str =
+    "DELETE FROM job_revisions WHERE job_id = $1 AND revision = ANY ($2) AND superseded_at IS NOT NULL";
+
+/// How many are open, and the newest batch: what was claimed by it or before is seen by whoever sees this, since one leader
+/// claims after the other, by ever greater numbers.
+const OPEN_AND_NEWEST: &str = "
+SELECT t.claimed_count - s.finished_count,
+       coalesce((SELECT max(b.number) FROM dispatch_batches b WHERE b.shard = t.shard), 0)
+FROM job_timers t JOIN job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1";
 
 /// Forgets the revisions that were superseded `older_than` ago, and of each job those beyond [`KEPT_MAX`], but for what an
 /// open execution names. Answers how many.
@@ -141,9 +140,37 @@ async fn forget_beyond(store: &Store, kept_max: i64) -> Result<u64> {
     }
 }
 
+/// What an open execution names stays. Whatever names a superseded revision was born before that was superseded, so none that
+/// this does not see can come.
 async fn forget_of_job(store: &Store, job: Uuid, revisions: &[i64]) -> Result<u64> {
     if revisions.is_empty() {
         return Ok(0);
     }
-    Ok(sqlx::query(REVISIONS_FORGET).bind(job).bind(revisions).execute(&store.pool).await?.rows_affected())
+    let named = named_by_open(store, job).await?;
+    let unnamed: Vec<i64> = revisions.iter().copied().filter(|revision| !named.contains(revision)).collect();
+    if unnamed.is_empty() {
+        return Ok(0);
+    }
+    Ok(sqlx::query(REVISIONS_FORGET).bind(job).bind(&unnamed).execute(&store.pool).await?.rows_affected())
+}
+
+/// The revisions that open executions of a job name. It looks no further than there are any that were open when it began:
+/// what was claimed since does not count, a retry neither, so that at worst it looks further than it must.
+async fn named_by_open(store: &Store, job: Uuid) -> Result<BTreeSet<i64>> {
+    let mut named = BTreeSet::new();
+    let mut connection = store.pool.acquire().await?;
+    let begun: Option<(i64, i64)> = sqlx::query_as(OPEN_AND_NEWEST).bind(job).fetch_optional(&mut connection).await?;
+    let Some((mut left, newest)) = begun else { return Ok(named) };
+    if left <= 0 {
+        return Ok(named);
+    }
+    let mut walk = Walk::over_open(&mut connection, job).await?;
+    while left > 0
+        && let Some(page) = walk.page(&mut connection).await?
+    {
+        let counted = page.iter().filter(|seen| seen.claim.is_some_and(|claim| claim <= newest)).count();
+        left -= i64::try_from(counted).unwrap_or(i64::MAX);
+        named.extend(page.iter().map(|seen| seen.revision));
+    }
+    Ok(named)
 }

@@ -13,8 +13,9 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
+use crate::definitions::field;
 use crate::recorder::{Held, read_status};
-use crate::{Result, Store, days};
+use crate::{Error, Result, Store, days};
 
 const EXECUTIONS_SEE: &str = "
 SELECT e.id, e.status, e.claim, e.entry, e.take, e.revision, e.lost, e.worker_id, e.cancel_requested, e.withdrawn, e.reason,
@@ -61,10 +62,10 @@ WHERE {days of e.id} AND e.cancel_requested AND e.status IN ('QUEUED', 'RUNNING'
 
 /// R23a: what an execution is to run with, by its row's revision. A trigger's payload is its own.
 const EXECUTIONS_ADOPT: &str = "
-SELECT e.id, e.revision, d.definition->>'handler_name' AS handler,
+SELECT e.id, e.job_id, e.revision, d.definition->'handler_name' AS handler,
        COALESCE(e.payload, d.definition->'payload')::text AS payload,
-       (d.definition->>'timeout_ms')::bigint AS timeout_ms, (d.definition->>'max_retries')::bigint AS max_retries,
-       (d.definition->>'retry_delay_ms')::bigint AS retry_delay_ms
+       d.definition->'timeout_ms' AS timeout_ms, d.definition->'max_retries' AS max_retries,
+       d.definition->'retry_delay_ms' AS retry_delay_ms
 FROM UNNEST($1::uuid[]) AS i(id)
 JOIN job_executions e ON e.id = i.id
 JOIN job_revisions d ON d.job_id = e.job_id AND d.revision = e.revision
@@ -217,7 +218,8 @@ impl Store {
         Ok(held.iter().filter(|held| requested.contains(&held.execution)).copied().collect())
     }
 
-    /// R8a, R23a: what `executions` are to run with by their rows' revisions. One whose definition is gone is left out.
+    /// R8a, R23a: what `executions` are to run with by their rows' revisions. One whose definition is gone, or cannot be read by
+    /// this version, is left out.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
@@ -230,16 +232,15 @@ impl Store {
             .fetch_all(&self.pool)
             .await?;
         let mut adopted = HashMap::with_capacity(rows.len());
-        for row in rows {
-            let what = Adopted {
-                revision: row.try_get("revision")?,
-                handler: row.try_get("handler")?,
-                payload: row.try_get("payload")?,
-                timeout_ms: row.try_get("timeout_ms")?,
-                max_retries: row.try_get("max_retries")?,
-                retry_delay_ms: row.try_get("retry_delay_ms")?,
-            };
-            adopted.insert(row.try_get("id")?, what);
+        for row in &rows {
+            match read_adopted(row) {
+                Ok(what) => drop(adopted.insert(row.try_get("id")?, what)),
+                Err(Error::Unreadable { what, why }) => {
+                    let job: Uuid = row.try_get("job_id")?;
+                    tracing::error!(job.id = %job, "{what} cannot be read: {why}");
+                }
+                Err(other) => return Err(other),
+            }
         }
         Ok(adopted)
     }
@@ -278,6 +279,19 @@ impl Store {
             result: row.try_get("result")?,
         }))
     }
+}
+
+fn read_adopted(row: &PgRow) -> Result<Adopted> {
+    let payload: Option<String> = row.try_get("payload")?;
+    let missing = || Error::Unreadable { what: "definition of a job", why: "payload is missing".into() };
+    Ok(Adopted {
+        revision: row.try_get("revision")?,
+        handler: field(row, "handler")?,
+        payload: payload.ok_or_else(missing)?,
+        timeout_ms: field(row, "timeout_ms")?,
+        max_retries: field(row, "max_retries")?,
+        retry_delay_ms: field(row, "retry_delay_ms")?,
+    })
 }
 
 /// The last success of a job.

@@ -6,7 +6,6 @@
 //! after an unknown outcome adds nothing.
 
 use carillon_core::execution::Status;
-use carillon_core::ids;
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
 use chrono::{DateTime, Utc};
@@ -14,14 +13,12 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
+use crate::history::Walk;
 use crate::recorder::{Finished, Held, Verdict};
 use crate::{Result, Store, clock, days};
 
 /// Executions looked at or ended in one call, at most.
 pub const WITHDRAWN_MAX: usize = 1_000;
-
-/// Of a job's withdrawn executions, looked for at once.
-const OF_JOB_MAX: i64 = 1_000;
 
 /// A notice may be this late: what was still to come when its job changed may be past.
 const NOTICE_LATE_MAX: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
@@ -34,12 +31,6 @@ JOIN job_executions e ON e.id = i.id
 WHERE {days of e.id} AND e.shard = $2 AND e.status = 'QUEUED' AND e.cancel_requested AND e.claim IS NOT NULL
   AND NOT EXISTS (SELECT FROM dispatch_batches b WHERE b.shard = e.shard AND b.number = e.entry AND b.settled_at IS NULL)
 ORDER BY e.id";
-
-/// The ids of what is to come are the greatest of a job's, so this reads the end of the index only.
-const EXECUTIONS_WITHDRAWN_OF_JOB: &str = "
-SELECT id FROM job_executions
-WHERE job_id = $1 AND id >= $2 AND status = 'QUEUED' AND cancel_requested AND claim IS NOT NULL
-ORDER BY id LIMIT $3";
 
 const EXECUTIONS_ENTRIES: &str = "
 SELECT e.id, e.entry, e.seq, e.queue, e.priority FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id
@@ -113,9 +104,12 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn executions_withdrawn_of_job(&self, job: Uuid) -> Result<Vec<Uuid>> {
-        let query = sqlx::query_scalar(EXECUTIONS_WITHDRAWN_OF_JOB);
-        let first = ids::first_at(clock::now(self).await? - NOTICE_LATE_MAX);
-        Ok(query.bind(job).bind(first).bind(OF_JOB_MAX).fetch_all(&self.pool).await?)
+        let mut walk = Walk::ahead(job, clock::now(self).await? - NOTICE_LATE_MAX);
+        let mut connection = self.pool.acquire().await?;
+        // A page is enough: whatever else is to come of the job is met by the set, and by the walk over the batches.
+        let page = walk.page(&mut connection).await?.unwrap_or_default();
+        let withdrawn = page.iter().filter(|seen| seen.is_queued() && seen.cancel_requested && seen.claim.is_some());
+        Ok(withdrawn.map(|seen| seen.id).take(WITHDRAWN_MAX).collect())
     }
 
     /// R17b: ends what is still as it was seen, CANCELLED or SKIPPED. Answers what it

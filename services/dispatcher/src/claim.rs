@@ -147,13 +147,18 @@ impl Leader {
                 self.left.remove(&answer.job);
                 self.agenda.note_exactly(answer.slot.clone(), now);
             }
-            Found::Unreadable => {
-                self.left.insert(answer.job, now + UNREADABLE_PAUSE);
-            }
+            Found::Unreadable => self.set_unreadable_aside(answer.job, now),
             // Another lane looks.
             Found::Dear(_) => {}
         }
         self.foresight.keep(answer);
+    }
+
+    /// What its newest definition says is not known, so nothing fires by an older one. Read again when the job is changed, or
+    /// after a while: the reader may be a newer version then.
+    fn set_unreadable_aside(&mut self, job: Uuid, now: DateTime<Utc>) {
+        counter!("carillon_dispatcher_set_aside_total").increment(1);
+        self.left.insert(job, now + UNREADABLE_PAUSE);
     }
 
     fn learn_from(&mut self, decided: Decided, claimed: usize, took: Duration, now: DateTime<Utc>) {
@@ -167,7 +172,7 @@ impl Leader {
             self.agenda.note_exactly((Source::Timer, line), at);
         }
         for job in decided.unreadable {
-            self.left.insert(job, now + UNREADABLE_PAUSE);
+            self.set_unreadable_aside(job, now);
         }
         let skipped = decided.decisions.executions.iter().filter(|new| new.skipped).count();
         counter!("carillon_dispatcher_skipped_total").increment(skipped as u64);

@@ -130,7 +130,7 @@ impl Election {
     }
 
     async fn lead(&self, session: LeaderSession) -> anyhow::Result<()> {
-        let notices = self.redis.subscribe(&[Topic::Wake, Topic::Ended])?;
+        let notices = self.redis.subscribe(&[Topic::Wake, Topic::Ended, Topic::JobChanged])?;
         gauge!("carillon_dispatcher_leader").set(1.0);
         counter!("carillon_dispatcher_terms_total").increment(1);
         let leader = Leader::new(

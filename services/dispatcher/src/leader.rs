@@ -431,6 +431,8 @@ impl Leader {
                 return self.agenda.note_exactly((Source::Trigger, line.clone()), self.session.clock().now());
             }
             Notice::Lost => self.passes.reported(),
+            // What kept it from being decided may be so no more: a definition that could not be read, say.
+            Notice::JobChanged(job) => drop(self.left.remove(job)),
             _ => {}
         }
         self.next_glance.get_or_insert_with(Instant::now);

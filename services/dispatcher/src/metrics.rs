@@ -33,6 +33,16 @@ pub(crate) fn describe() {
         Unit::Count,
         "Cancelled or withdrawn executions ended here, since no executor holds them"
     );
+    describe_gauge!(
+        "carillon_dispatcher_deletions",
+        Unit::Count,
+        "Deleted jobs of which this process still has to end what is open"
+    );
+    describe_counter!(
+        "carillon_dispatcher_deletions_failed_total",
+        Unit::Count,
+        "Times that ending what is open of a deleted job has failed; it is tried again, alone, up to a minute later"
+    );
     describe_counter!(
         "carillon_dispatcher_refused_total",
         Unit::Count,
@@ -41,8 +51,8 @@ pub(crate) fn describe() {
     describe_counter!(
         "carillon_dispatcher_set_aside_total",
         Unit::Count,
-        "Jobs and executions set aside: a claim of theirs alone was refused (tried again after a minute), or their timetable \
-         is dear to search (searched in a slow lane, fires may be late)"
+        "Jobs and executions set aside: a claim of theirs alone was refused or their definition cannot be read (tried again \
+         after a minute), or their timetable is dear to search (searched in a slow lane, fires may be late)"
     );
     describe_histogram!(
         "carillon_dispatcher_search_seconds",
@@ -54,6 +64,10 @@ pub(crate) fn describe() {
         Unit::Count,
         "Timers that are due and wait for such a search"
     );
+    describe_upkeep();
+}
+
+fn describe_upkeep() {
     describe_gauge!(
         "carillon_partitions_overdue",
         Unit::Count,

@@ -9,7 +9,7 @@ use carillon_dispatcher::config::{DispatcherConfig, RetentionConfig};
 use carillon_kit::Process;
 use carillon_kit::config::{PostgresConfig, ProtocolConfig, RedisConfig, SecretUrl};
 use carillon_store::triggers::{self, NewTrigger};
-use carillon_store::{Store, StoreOptions};
+use carillon_store::{Store, StoreOptions, revisions};
 use carillon_testkit::{Database, Proxy, Redis, wait_until};
 use chrono::{DateTime, Datelike as _, SubsecRound as _, TimeDelta, Timelike as _, Utc};
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -454,6 +454,68 @@ async fn what_is_set_aside_for_its_timetable_is_seen_and_fires() -> Result<()> {
             Ok(recorder.handle().render().contains("carillon_dispatcher_searches_waiting 0"))
         })
         .await?;
+    leader.end().await
+}
+
+impl Leader {
+    /// Writes a definition as a newer version might: `shape` is laid over what the job has, or is all there is. Tells of it.
+    async fn revise(&self, job: Uuid, shape: &str) -> Result<i64> {
+        let mut transaction = self.pool.begin().await?;
+        let revision = revisions::add_on(&mut *transaction, job, "").await?;
+        sqlx::query(
+            "UPDATE job_revisions SET definition = CASE jsonb_typeof($3::jsonb) WHEN 'object' THEN definition || $3::jsonb
+             ELSE $3::jsonb END WHERE job_id = $1 AND revision = $2",
+        )
+        .bind(job)
+        .bind(revision)
+        .bind(serde_json::from_str::<Value>(shape)?)
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        self.redis.command(&["PUBLISH", "{carillon:0}:jobs", &job.to_string()])?;
+        Ok(revision)
+    }
+}
+
+/// Item 12: nothing fires by a definition that was superseded, though the leader knows it well and cannot read the new one.
+#[tokio::test]
+async fn an_unreadable_new_revision_stops_the_old_one() -> Result<()> {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let leader = Leader::start(100, 20_000).await?;
+    let due = in_ms(300);
+    let often = TimetableSpec::every(Duration::from_millis(200), due);
+    let job = leader.insert_jobs(1, due, 0, "default", &often).await?;
+    leader.wake()?;
+    leader.until_count("job_executions WHERE revision = 1", |fired| fired >= 3).await?;
+    let term = leader.term()?;
+    let set_aside = || {
+        let text = recorder.handle().render();
+        let count = text.lines().find_map(|line| line.strip_prefix("carillon_dispatcher_set_aside_total "));
+        count.and_then(|count| count.parse::<u64>().ok()).unwrap_or(0)
+    };
+    for broken in [r#"{"timetable": {"specs": [{"moon": "full"}]}}"#, r#"{"handler_name": null}"#, "[]"] {
+        let before = set_aside();
+        leader.revise(job, broken).await?;
+        leader.until("it to be set aside", || Ok(set_aside() > before)).await?;
+        let fired = leader.count("job_executions WHERE queue = 'default'").await?;
+        let took = leader.beside("beside").await?;
+        assert!(took < BESIDE_MAX, "{took:?} beside a job that cannot be read");
+        leader.work_off("beside").await?;
+        // Five instants pass.
+        leader.until_count("job_timers WHERE fire_at < now() - interval '1 s'", |stands| stands == 1).await?;
+        assert_eq!(leader.count("job_executions WHERE queue = 'default'").await?, fired, "by {broken}");
+        // `jobs` has the good one still.
+        let revision = leader.revise(job, "{}").await?;
+        wait_until("it to fire again", LIMIT, || async {
+            let by = "SELECT count(*) FROM job_executions WHERE job_id = $1 AND revision = $2";
+            let by: i64 = sqlx::query_scalar(by).bind(job).bind(revision).fetch_one(&leader.pool).await?;
+            ensure!(by > 0, "it does not");
+            anyhow::Ok(())
+        })
+        .await?;
+    }
+    assert_eq!(leader.term()?, term, "it stayed in office");
     leader.end().await
 }
 

@@ -1,7 +1,8 @@
 //! What the author of a timetable wrote, as it is stored.
 //!
 //! These types are kept as JSON in Postgres and read by older and newer programs: a field once written keeps its name and
-//! meaning, an unknown field is passed over, a missing one has its default. Nothing here is checked; [`Timetable::parse`]
+//! meaning, an unknown field is passed over, a missing one has its default (but for `specs`: a job whose timetable says nothing
+//! has not ended). Nothing here is checked; [`Timetable::parse`]
 //! does that, and only what it accepts is ever stored.
 //!
 //! [`Timetable::parse`]: super::Timetable::parse
@@ -17,8 +18,7 @@ use super::error::{ScheduleError, quoted};
 /// A timetable: the union of its specs, minus the exclusions, between start and end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimetableSpec {
-    /// When it fires: the union of all. Empty: never by time.
-    #[serde(default)]
+    /// When it fires: the union of all. Empty: never by time, and where that is not said nothing is.
     pub specs: Vec<Spec>,
     /// IANA name of the zone in which cron lines and exclusions are read.
     #[serde(default = "utc")]

@@ -13,7 +13,7 @@
 use std::time::Duration;
 
 use crate::bounded::Connection;
-use carillon_core::ids;
+use crate::history::Walk;
 use carillon_core::job::JobStatus;
 use carillon_core::misfire;
 use carillon_core::schedule::{Timetable, TimetableSpec};
@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::rows::word;
 use super::{Job, get_on};
-use crate::{Error, Result, Store, attention};
+use crate::{Error, Result, Store, attention, days};
 
 /// Why an execution that was claimed ahead did not start.
 pub const REASON_PAUSED: &str = "job paused";
@@ -40,6 +40,20 @@ pub struct Paused {
     /// of each (R8a).
     pub withdrawn: Vec<Uuid>,
 }
+
+/// R23.
+const EXECUTIONS_WITHDRAW: &str = "
+UPDATE job_executions SET cancel_requested = true, withdrawn = true, reason = $3
+WHERE id = ANY ($1) AND {days of id} AND status = 'QUEUED' AND scheduled_at > $2 AND NOT cancel_requested
+RETURNING id";
+
+const EXECUTIONS_WITHDRAWN_AHEAD: &str = "
+SELECT id FROM job_executions
+WHERE id = ANY ($1) AND {days of id} AND status = 'QUEUED' AND scheduled_at > $2 AND withdrawn";
+
+const EXECUTIONS_RESTORE: &str = "
+UPDATE job_executions SET cancel_requested = false, withdrawn = false, reason = NULL
+WHERE id = ANY ($1) AND {days of id} AND status = 'QUEUED' AND scheduled_at > $2 AND cancel_requested AND reason = $3";
 
 /// The job's row, locked.
 pub(super) struct Locked {
@@ -82,18 +96,13 @@ async fn pause_once(store: &Store, id: Uuid) -> Result<Paused> {
         .bind(held_at)
         .execute(&mut *transaction)
         .await?;
-    // R23. The ids of what is to come are the greatest, so this reads the end of the index only.
-    let withdrawn = sqlx::query_scalar(
-        "UPDATE job_executions SET cancel_requested = true, withdrawn = true, reason = $4
-         WHERE job_id = $1 AND id >= $2 AND status = 'QUEUED' AND scheduled_at > $3 AND NOT cancel_requested
-         RETURNING id",
-    )
-    .bind(id)
-    .bind(ids::first_at(now))
-    .bind(now)
-    .bind(REASON_PAUSED)
-    .fetch_all(&mut *transaction)
-    .await?;
+    let ahead = queued_ahead_on(&mut transaction, id, now).await?;
+    let withdrawn = sqlx::query_scalar(days::of(EXECUTIONS_WITHDRAW, ahead.iter().copied()))
+        .bind(&ahead)
+        .bind(now)
+        .bind(REASON_PAUSED)
+        .fetch_all(&mut *transaction)
+        .await?;
     let job = get_on(&mut *transaction, id).await?;
     carillon_failpoint::reach("pause:commit").await;
     transaction.commit().await?;
@@ -103,10 +112,35 @@ async fn pause_once(store: &Store, id: Uuid) -> Result<Paused> {
 /// What an earlier pause withdrew and is still to come.
 async fn withdrawn_on(connection: &mut Connection, id: Uuid) -> Result<Vec<Uuid>> {
     let now = clock(connection).await?;
-    let withdrawn = sqlx::query_scalar(
-        "SELECT id FROM job_executions WHERE job_id = $1 AND id >= $2 AND status = 'QUEUED' AND scheduled_at > $3 AND withdrawn",
-    );
-    Ok(withdrawn.bind(id).bind(ids::first_at(now)).bind(now).fetch_all(connection).await?)
+    let ahead = queued_ahead_on(connection, id, now).await?;
+    let withdrawn = sqlx::query_scalar(days::of(EXECUTIONS_WITHDRAWN_AHEAD, ahead.iter().copied()));
+    Ok(withdrawn.bind(&ahead).bind(now).fetch_all(connection).await?)
+}
+
+/// What of the job is QUEUED and was claimed ahead, in the order of ids. The caller has locked the job, so that nothing more
+/// of it is claimed.
+async fn queued_ahead_on(connection: &mut Connection, id: Uuid, now: DateTime<Utc>) -> Result<Vec<Uuid>> {
+    let mut left = open_count_on(connection, id).await?;
+    let mut walk = Walk::ahead(id, now);
+    let mut ahead = Vec::new();
+    while left > 0
+        && let Some(page) = walk.page(connection).await?
+    {
+        left -= i64::try_from(page.len()).unwrap_or(i64::MAX);
+        ahead.extend(page.iter().filter(|seen| seen.is_queued()).map(|seen| seen.id));
+    }
+    ahead.sort_unstable();
+    Ok(ahead)
+}
+
+/// R20: exact, since both are read in one snapshot.
+const OPEN_COUNT: &str = "
+SELECT t.claimed_count - s.finished_count FROM job_timers t JOIN job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1";
+
+/// How many executions of a job are open.
+pub(super) async fn open_count_on(connection: &mut Connection, id: Uuid) -> Result<i64> {
+    let open: Option<i64> = sqlx::query_scalar(OPEN_COUNT).bind(id).fetch_optional(connection).await?;
+    Ok(open.unwrap_or(0))
 }
 
 /// Lets a PAUSED job fire again; an ACTIVE one stays as it is. If instants were missed meanwhile, it is due at the latest of
@@ -141,16 +175,13 @@ async fn resume_once(store: &Store, id: Uuid) -> Result<Job> {
         .execute(&mut *transaction)
         .await?;
     // What the pause withdrew, nobody has recorded as SKIPPED yet and is still to come, may run after all.
-    sqlx::query(
-        "UPDATE job_executions SET cancel_requested = false, withdrawn = false, reason = NULL
-         WHERE job_id = $1 AND id >= $2 AND status = 'QUEUED' AND scheduled_at > $3 AND cancel_requested AND reason = $4",
-    )
-    .bind(id)
-    .bind(ids::first_at(now))
-    .bind(now)
-    .bind(REASON_PAUSED)
-    .execute(&mut *transaction)
-    .await?;
+    let ahead = queued_ahead_on(&mut transaction, id, now).await?;
+    sqlx::query(days::of(EXECUTIONS_RESTORE, ahead.iter().copied()))
+        .bind(&ahead)
+        .bind(now)
+        .bind(REASON_PAUSED)
+        .execute(&mut *transaction)
+        .await?;
     let status = if has_ended(&mut transaction, id).await? { JobStatus::Completed } else { JobStatus::Active };
     sqlx::query(
         "UPDATE jobs SET status = $3, completed_at = CASE $3 WHEN 'COMPLETED' THEN $2 END, paused_at = NULL,

@@ -9,9 +9,10 @@ use carillon_core::job::JobStatus;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::changes::{lock, may_repeat, stop_timer};
+use super::changes::{lock, may_repeat, open_count_on, stop_timer};
 use crate::bounded::Connection;
 use crate::ends::end_waiting_on;
+use crate::history::Walk;
 use crate::recorder::read_status;
 use crate::{Result, Store, attention, days};
 
@@ -22,8 +23,6 @@ pub const REASON_DELETED: &str = "job deleted";
 const TRIGGERS_AT_ONCE: i64 = 100;
 /// Executions whose rows are locked together.
 const EXECUTIONS_AT_ONCE: usize = 500;
-/// Ids that are looked up together.
-const IDS_AT_ONCE: i64 = 10_000;
 
 /// Deletes a job: it never fires again. Answers whether it was this call that did it. What is left of it is ended by
 /// [`Deleting`], also if it was deleted before.
@@ -66,34 +65,31 @@ pub struct Deleting {
     job: Uuid,
     /// Triggers first: until none is left the leader may still open an execution.
     triggers_left: bool,
-    /// How many were open when the triggers had gone, less those that were looked up: at least as many as are to come.
-    open_left: Option<i64>,
-    /// The last that was looked up: they come newest first.
-    behind: Uuid,
+    /// Once the triggers have gone.
+    search: Option<Search>,
     found: Vec<Uuid>,
 }
 
-/// How many are open is exact in one snapshot (R20). No index names the status: the open ones are looked for newest first,
-/// and no further than there are any.
-const EXECUTIONS_OPEN: &str = "
-SELECT id FROM job_executions
-WHERE job_id = $1 AND id < $2 AND status IN ('QUEUED', 'RUNNING', 'RETRYING')
-ORDER BY id DESC LIMIT least($3, $4)";
-
-const OPEN_COUNT: &str = "
-SELECT t.claimed_count - s.finished_count FROM job_timers t JOIN job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1";
+/// Looks for what is open, newest first, and no further than there is any.
+#[derive(Debug)]
+struct Search {
+    walk: Walk,
+    /// At least as many as are to be found.
+    left: i64,
+}
 
 impl Deleting {
     /// Of `job`, which was deleted.
     pub fn of(store: &Store, job: Uuid) -> Self {
         let store = store.clone();
-        Self { store, job, triggers_left: true, open_left: None, behind: Uuid::max(), found: Vec::new() }
+        Self { store, job, triggers_left: true, search: None, found: Vec::new() }
     }
 
-    /// Does the next step. Answers which executions are asked to stop, for executors to hear of; `None`: nothing is left.
+    /// Does the next step, which looks at few rows and locks fewer, however much there is. Answers which executions are asked
+    /// to stop, for executors to hear of; `None`: nothing is left.
     ///
     /// # Errors
-    /// If Postgres is unavailable: the step may be done again.
+    /// If Postgres is unavailable or busy: the step may be done again.
     pub async fn step(&mut self) -> Result<Option<Vec<Uuid>>> {
         let mut attempt = 1;
         loop {
@@ -110,10 +106,7 @@ impl Deleting {
             return Ok(Some(Vec::new()));
         }
         if self.found.is_empty() {
-            self.find_open().await?;
-        }
-        if self.found.is_empty() {
-            return Ok(None);
+            return Ok(self.find_open().await?.then(Vec::new));
         }
         let some = &self.found[self.found.len().saturating_sub(EXECUTIONS_AT_ONCE)..];
         let asked = cancel_on(&self.store, some, REASON_DELETED).await?;
@@ -136,25 +129,24 @@ impl Deleting {
         Ok(true)
     }
 
-    async fn find_open(&mut self) -> Result<()> {
-        let left = match self.open_left {
-            Some(left) => left,
-            None => {
-                let open: Option<i64> =
-                    sqlx::query_scalar(OPEN_COUNT).bind(self.job).fetch_optional(&self.store.pool).await?;
-                open.unwrap_or(0)
-            }
+    /// Looks at one page. Answers whether there may be more to do.
+    async fn find_open(&mut self) -> Result<bool> {
+        let mut connection = self.store.pool.acquire().await?;
+        let open = open_count_on(&mut connection, self.job).await?;
+        let mut search = match self.search.take() {
+            Some(search) => search,
+            None => Search { walk: Walk::over_open(&mut connection, self.job).await?, left: open },
         };
-        self.found = sqlx::query_scalar(EXECUTIONS_OPEN)
-            .bind(self.job)
-            .bind(self.behind)
-            .bind(IDS_AT_ONCE)
-            .bind(left.max(0))
-            .fetch_all(&self.store.pool)
-            .await?;
-        self.behind = self.found.last().copied().unwrap_or(Uuid::nil());
-        self.open_left = Some(left - i64::try_from(self.found.len()).unwrap_or(i64::MAX));
-        Ok(())
+        // Nothing is opened any more: what has ended since needs no finding.
+        search.left = search.left.min(open);
+        let search = self.search.insert(search);
+        if search.left <= 0 {
+            return Ok(false);
+        }
+        let Some(page) = search.walk.page(&mut connection).await? else { return Ok(false) };
+        self.found.extend(page.iter().map(|seen| seen.id));
+        search.left -= i64::try_from(page.len()).unwrap_or(i64::MAX);
+        Ok(true)
     }
 }
 

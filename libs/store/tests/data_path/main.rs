@@ -8,6 +8,7 @@ mod bounds;
 mod claim;
 mod counters;
 mod finish;
+mod history;
 mod leadership;
 mod locks;
 mod open_entries;

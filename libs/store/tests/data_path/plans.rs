@@ -12,7 +12,9 @@ use carillon_core::ids;
 use carillon_store::claim::Decisions;
 use carillon_store::leader_session::LeaderSession;
 use carillon_store::recorder::{Held, Verdict};
+use carillon_store::takes::Release;
 use carillon_store::upcoming::UpcomingMax;
+use carillon_store::{cancels, executions, jobs, revisions};
 use carillon_testkit::wait_until;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
@@ -321,6 +323,15 @@ impl Taken<'_> {
     }
 }
 
+/// A place where only today and the days named beside it may be touched.
+async fn beside<'b>(bench: &'b Bench, back: &[i64]) -> Result<Taken<'b>> {
+    let mut days = Vec::new();
+    for back in back {
+        days.push(midnight(bench, *back).await?.format("%Y_%m_%d").to_string());
+    }
+    Ok(Taken { bench, days })
+}
+
 /// Opens one execution of each job at `at`.
 async fn born_at(place: &Taken<'_>, leader: &mut LeaderSession, jobs: &[Uuid], at: DateTime<Utc>) -> Result<Vec<Held>> {
     let now = place.bench.now().await?;
@@ -404,5 +415,107 @@ async fn what_names_executions_locks_the_partitions_of_their_days_alone() -> Res
     let decisions = Decisions { retries, ..Decisions::default() };
     let committed = both.but_for_its_days("retry", claim.commit(1, &decisions, &[])).await?;
     assert_eq!(committed.retried.len(), 2);
+    Ok(())
+}
+
+/// 400 days; the template has yesterday, today and two days to come of them.
+async fn with_days() -> Result<Bench> {
+    let bench = Bench::new().await?;
+    make_days(&bench, "job_executions", 2..400).await?;
+    for table in ["job_execution_logs", "execution_attempts"] {
+        make_days(&bench, table, 200..201).await?;
+    }
+    Ok(bench)
+}
+
+/// What the gateway and the dispatchers ask by ids, likewise.
+#[tokio::test]
+async fn what_cancels_releases_and_withdraws_locks_the_partitions_of_their_days_alone() -> Result<()> {
+    let bench = with_days().await?;
+    let (now, then) = (bench.now().await?, midnight(&bench, 200).await?);
+    let (today, both) = (beside(&bench, &[0]).await?, beside(&bench, &[0, 200]).await?);
+    let mut leader = bench.leader().await?;
+    let jobs = bench.jobs(8).await?;
+    let mut held = born_at(&today, &mut leader, &jobs[..4], now).await?;
+    held.extend(born_at(&both, &mut leader, &jobs[4..], then).await?);
+    both.but_for_its_days("settle", leader.settle(&[held[0].claim, held[4].claim])).await?;
+    let born: Vec<_> = held.iter().map(|held| held.execution).collect();
+    let store = &bench.store;
+    let gateway = carillon_store::Store::connect_lazily(&bench.options("gateway"))?;
+
+    // One of each day is RETRYING, one released, one merely QUEUED.
+    let ends = [finished(held[0], Status::Retrying), finished(held[4], Status::Retrying)];
+    both.but_for_its_days("retrying", store.record(Uuid::nil(), &[], &ends, &[])).await?;
+    let released = both.but_for_its_days("release", store.release(&[held[1], held[5]])).await?;
+    assert_eq!(released, [Release::Done; 2]);
+    assert_eq!(both.but_for_its_days("release again", store.release(&[held[1], held[5]])).await?, [Release::Done; 2]);
+    assert_eq!(both.but_for_its_days("adopt", store.adopt(&born)).await?.len(), 8);
+    for id in [born[0], born[4]] {
+        let attempts = both.but_for_its_days("attempts", executions::attempts(&gateway, id)).await?;
+        assert_eq!(attempts.len(), 1);
+    }
+    let trigger = bench.trigger(jobs[0], then).await?;
+    for (id, asked) in [(born[0], false), (born[4], false), (born[1], true), (born[5], true), (trigger, false)] {
+        let cancelled = both.but_for_its_days("cancel", cancels::cancel(&gateway, id, "")).await?;
+        assert_eq!(cancelled.asked, asked);
+    }
+    let taken = [1, 5].map(|at| Held { take: 1, ..held[at] });
+    assert_eq!(both.but_for_its_days("cancels requested", store.cancels_requested(&taken)).await?, taken);
+    let withdrawn = both.but_for_its_days("withdrawn", gateway.executions_withdrawn(0, &born)).await?;
+    assert_eq!(withdrawn.len(), 2);
+    assert_eq!(both.but_for_its_days("end unread", gateway.executions_end_unread(&withdrawn)).await?.len(), 2);
+
+    // Born final: a fire that is skipped.
+    sqlx::query("UPDATE job_timers SET fire_at = $2 WHERE job_id = $1")
+        .bind(jobs[7])
+        .bind(then)
+        .execute(&bench.pool)
+        .await?;
+    let rooms = [room(Source::Timer, &medium(), 100)];
+    let claim = both.but_for_its_days("claim", leader.claim(&rooms, now, &[])).await?;
+    let mut decisions = crate::bench::one_each(&claim.timers);
+    for new in &mut decisions.executions {
+        (new.skipped, new.seq, new.id) = (true, 0, ids::execution_for_trigger(new.job, "skipped", then));
+    }
+    both.but_for_its_days("born final", claim.commit(1, &decisions, &[])).await?;
+    assert_eq!(bench.count("job_executions WHERE status = 'SKIPPED'").await?, 1);
+    Ok(())
+}
+
+/// And by a job.
+#[tokio::test]
+async fn what_is_asked_of_a_job_locks_the_partitions_of_its_days_alone() -> Result<()> {
+    let bench = with_days().await?;
+    let now = bench.now().await?;
+    let mut leader = bench.leader().await?;
+    let job = bench.job().await?;
+    let held = born_at(&beside(&bench, &[0]).await?, &mut leader, &[job], now).await?;
+    let gateway = carillon_store::Store::connect_lazily(&bench.options("gateway"))?;
+    // What was claimed ahead lies today or tomorrow, and a notice of it may be a minute late.
+    let ahead = beside(&bench, &[0, -1]).await?;
+    let late = beside(&bench, &[1, 0, -1]).await?;
+    ahead.but_for_its_days("pause", jobs::pause(&gateway, job)).await?;
+    ahead.but_for_its_days("pause again", jobs::pause(&gateway, job)).await?;
+    late.but_for_its_days("withdrawn of job", gateway.executions_withdrawn_of_job(job)).await?;
+    ahead.but_for_its_days("resume", jobs::resume(&gateway, job)).await?;
+    // Of days to come it must look whether something is there.
+    let coming = beside(&bench, &[0, -1, -2]).await?;
+    sqlx::query(
+        "INSERT INTO job_revisions (job_id, revision, definition, superseded_at)
+         SELECT job_id, 0, definition, now() - interval '9 days' FROM job_revisions WHERE job_id = $1",
+    )
+    .bind(job)
+    .execute(&bench.pool)
+    .await?;
+    let age = Duration::from_secs(24 * 60 * 60);
+    let forgotten = coming.but_for_its_days("forget revisions", revisions::forget(&gateway, age)).await?;
+    assert_eq!(forgotten, 1);
+    assert!(coming.but_for_its_days("delete", jobs::delete(&gateway, job)).await?);
+    let mut deleting = jobs::Deleting::of(&gateway, job);
+    let mut asked = Vec::new();
+    while let Some(some) = coming.but_for_its_days("a step of a deletion", deleting.step()).await? {
+        asked.extend(some);
+    }
+    assert_eq!(asked, [held[0].execution]);
     Ok(())
 }

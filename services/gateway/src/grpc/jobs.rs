@@ -14,6 +14,7 @@ use chrono::DateTime;
 use prost::Message;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
+use tracing::info;
 use uuid::Uuid;
 
 use super::checks::Checks;
@@ -83,7 +84,8 @@ impl JobService for Jobs {
             if self.0.ask(jobs::delete(self.0.store(), id)).await? {
                 self.0.tell_job_changed(id).await;
             }
-            self.end_deleted(id).await
+            self.end_deleted(id).await;
+            Ok(())
         })
         .await
     }
@@ -94,16 +96,24 @@ impl JobService for Jobs {
 }
 
 impl Jobs {
-    /// R17, step by step, for as long as a request may take; a dispatcher ends what is still open then.
-    async fn end_deleted(&self, id: Uuid) -> Result<(), Status> {
+    /// R17, step by step, for as long as a request may take. The job is deleted whatever comes of it: a dispatcher ends what is
+    /// still open then, so nothing that fails here fails the request.
+    async fn end_deleted(&self, id: Uuid) {
         let until = Instant::now() + self.0.statement_timeout();
         let mut deleting = Deleting::of(self.0.store(), id);
-        while Instant::now() < until
-            && let Some(asked) = self.0.ask(deleting.step()).await?
-        {
-            self.0.tell_cancelled(&asked).await;
+        let ending = async {
+            while Instant::now() < until {
+                match deleting.step().await {
+                    Ok(Some(asked)) => self.0.tell_cancelled(&asked).await,
+                    Ok(None) => return Ok(()),
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        };
+        if let Ok(Err(error)) = tokio::time::timeout_at(until.into(), ending).await {
+            info!(job.id = %id, "a dispatcher ends what is still open of a deleted job: {}", anyhow::Error::from(error));
         }
-        Ok(())
     }
 
     /// The three ways to create a job differ only in how the request is read.
