@@ -298,13 +298,16 @@ impl LeaderSession {
         Ok(())
     }
 
-    /// Forgets batches of which nothing is open any more; the newest row is kept for ever (R3 compares it with Redis).
+    /// Forgets batches of which nothing is open any more; the newest row is kept for ever (R3 compares it with Redis), and one
+    /// that somebody has locked until the next time: it keeps no other waiting.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn forget_batches(&mut self, numbers: &[i64]) -> Result<()> {
         sqlx::query(
-            "DELETE FROM dispatch_batches WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NOT NULL \
+            "DELETE FROM dispatch_batches WHERE shard = $1 AND number = ANY (ARRAY( \
+                 SELECT number FROM dispatch_batches WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NOT NULL \
+                 FOR UPDATE SKIP LOCKED)) \
                  AND number < (SELECT max(number) FROM dispatch_batches WHERE shard = $1)",
         )
         .bind(self.shard)

@@ -44,6 +44,11 @@ pub(crate) fn describe() {
         "Times that ending what is open of a deleted job has failed; it is tried again, alone, up to a minute later"
     );
     describe_counter!(
+        "carillon_dispatcher_streams_refused_total",
+        Unit::Count,
+        "Times that Redis did not work on one stream whose cancelled executions were to end; asked again after ten seconds"
+    );
+    describe_counter!(
         "carillon_dispatcher_refused_total",
         Unit::Count,
         "Statements of a leader that Postgres refused and rolled back; each is tried again, smaller where it was a claim"

@@ -3,7 +3,8 @@
 //! Walks the settled batches and asks Redis for each very entry; a batch of which nothing is open any more is forgotten on the
 //! way. It goes a page at a time, between claims, so that it never matters to a fire how much there is to walk:
 //!
-//! - *asked for*: a batch that was passed over (R7), at once; one of which somebody had locked a row, some seconds later;
+//! - *asked for*: a batch that was passed over (R7), at once; one of which somebody had locked a row, some seconds later; and
+//!   so each of a page that the server has refused, by itself, so that the one which it is about keeps no other from its look;
 //! - the *whole* pass, at once after a certificate or an executor's report, newest first: what is lost is mostly what was
 //!   published last, and how old the installation is makes no difference then. Reports that come while it runs share the next;
 //! - otherwise the *young*: each batch once, as soon as it has had time to finish, so that forgetting keeps pace with claiming;
@@ -41,10 +42,19 @@ const ASKED_MAX: usize = 10_000;
 /// Batches asked for that are read at once.
 const ASKED_PAGE: usize = 16;
 
+/// A batch that is to be looked at.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    at: Instant,
+    number: i64,
+    /// By itself: a page with it was refused.
+    alone: bool,
+}
+
 /// Where the walks stand.
 #[derive(Debug)]
 pub(crate) struct Passes {
-    asked: VecDeque<(Instant, i64)>,
+    asked: VecDeque<Asked>,
     /// When a whole pass is to begin.
     whole_due: Option<Instant>,
     whole_began: Option<Instant>,
@@ -96,15 +106,27 @@ impl Passes {
     }
 
     fn ask_later(&mut self, number: i64, at: Instant) {
-        if self.asked.len() < ASKED_MAX && !self.asked.iter().any(|(_, asked)| *asked == number) {
-            self.asked.push_back((at, number));
+        self.ask(Asked { at, number, alone: false });
+    }
+
+    /// The server has refused a page with these batches: nothing is known of any of them.
+    fn refused(&mut self, numbers: impl IntoIterator<Item = i64>) {
+        let at = Instant::now() + LOCKED_PAUSE;
+        for number in numbers {
+            self.ask(Asked { at, number, alone: true });
+        }
+    }
+
+    fn ask(&mut self, what: Asked) {
+        if self.asked.len() < ASKED_MAX && !self.asked.iter().any(|asked| asked.number == what.number) {
+            self.asked.push_back(what);
         }
     }
 
     /// When a page is due.
     pub(crate) fn next_page(&self) -> Instant {
         let urgent = if self.below.is_some() { Some(Instant::now()) } else { self.whole_due };
-        let asked = self.asked.iter().map(|(at, _)| *at).min();
+        let asked = self.asked.iter().map(|asked| asked.at).min();
         urgent.into_iter().chain(asked).fold(self.next, Instant::min).max(self.not_before)
     }
 
@@ -120,16 +142,18 @@ impl Passes {
         is_due(&self.not_before)
             && (self.below.is_some()
                 || self.whole_due.as_ref().is_some_and(is_due)
-                || self.asked.iter().any(|(at, _)| is_due(at)))
+                || self.asked.iter().any(|asked| is_due(&asked.at)))
     }
 
     fn take_asked(&mut self) -> Vec<i64> {
         let now = Instant::now();
         let mut due = Vec::new();
-        self.asked.retain(|(at, number)| {
-            let take = *at <= now && due.len() < ASKED_PAGE;
+        let mut is_full = false;
+        self.asked.retain(|asked| {
+            let take = asked.at <= now && !is_full && (due.is_empty() || !asked.alone);
             if take {
-                due.push(*number);
+                due.push(asked.number);
+                is_full = asked.alone || due.len() == ASKED_PAGE;
             }
             !take
         });
@@ -146,10 +170,8 @@ impl Leader {
         let began = Instant::now();
         let asked = self.passes.take_asked();
         if !asked.is_empty() {
-            // R7: looked up once it is marked.
-            self.settle().await?;
-            let batches = self.session.batches_by_number(&asked).await?;
-            return self.reconcile(&batches).await;
+            let outcome = self.reconcile_asked(&asked).await;
+            return self.refused(asked, outcome);
         }
         if self.passes.below.is_none() && self.passes.whole_due.is_some_and(|at| at <= began) {
             self.settle().await?;
@@ -160,9 +182,25 @@ impl Leader {
             let page = self.session.batches_settled_down(below).await?;
             // Before anything of it can fail: no page holds up the others.
             self.passes.below = page.last().map(|last| last.number);
-            return self.reconcile(&page).await;
+            let outcome = self.reconcile(&page).await;
+            return self.refused(page.iter().map(|batch| batch.number), outcome);
         }
         self.reconcile_ordinarily(began).await
+    }
+
+    async fn reconcile_asked(&mut self, asked: &[i64]) -> Result<(), End> {
+        // R7: looked up once it is marked.
+        self.settle().await?;
+        let batches = self.session.batches_by_number(asked).await?;
+        self.reconcile(&batches).await
+    }
+
+    /// What the server has refused is looked at again, one by one.
+    fn refused(&mut self, numbers: impl IntoIterator<Item = i64>, outcome: Result<(), End>) -> Result<(), End> {
+        if matches!(outcome, Err(End::Refused(_))) {
+            self.passes.refused(numbers);
+        }
+        outcome
     }
 
     async fn reconcile_ordinarily(&mut self, began: Instant) -> Result<(), End> {
@@ -297,5 +335,22 @@ mod tests {
             passes.ask_for(number);
         }
         assert_eq!(passes.asked.len(), ASKED_MAX);
+    }
+
+    #[test]
+    fn what_a_refused_page_held_is_looked_at_later_one_by_one() {
+        let mut passes = Passes::default();
+        passes.refused([1, 2, 3]);
+        assert!(!passes.is_urgent() && passes.take_asked().is_empty(), "not at once");
+        for asked in &mut passes.asked {
+            asked.at = Instant::now();
+        }
+        passes.ask_for(4);
+        passes.ask_for(5);
+        assert_eq!([passes.take_asked(), passes.take_asked()], [vec![1], vec![2]]);
+        // Refused again, it comes behind the others.
+        passes.refused([1]);
+        assert_eq!([passes.take_asked(), passes.take_asked(), passes.take_asked()], [vec![3], vec![4, 5], vec![]]);
+        assert!(passes.asked.iter().all(|asked| asked.number == 1));
     }
 }

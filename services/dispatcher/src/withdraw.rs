@@ -11,7 +11,9 @@
 //!
 //! A released one (R18a) needs no answer of Redis: nobody starts it but by a take, which its end's guard refuses to overrule.
 //!
-//! Postgres or Redis away: what was named is kept, up to a bound, and tried again.
+//! Postgres or Redis away: what was named is kept, up to a bound, and tried again. One stream that Redis does not work on (its
+//! key holds something else, say) is let be for a while: what was named of it is let go of, and met again by the set or the
+//! walk, so that it keeps no other from its look.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -43,6 +45,8 @@ const KEPT_MAX: usize = 20_000;
 const OFFERED_MAX: usize = 10_000;
 /// Until an end is tried again that somebody's lock kept from being written.
 const LOCKED_PAUSE: Duration = Duration::from_millis(100);
+/// Until a stream is asked again that Redis does not work on.
+const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 /// After a look that Postgres or Redis did not answer.
 const FAILED_PAUSE: Duration = Duration::from_millis(500);
 
@@ -95,6 +99,8 @@ pub struct Withdrawal {
     unread: HashMap<Uuid, Seen>,
     /// Nobody may hold them; since when that is known.
     waiting: HashMap<Uuid, (Instant, Seen)>,
+    /// Streams that Redis does not work on, until they are asked again.
+    refused: HashMap<Line, Instant>,
     /// R15: since when Postgres has answered without a break.
     contact_since: Instant,
 }
@@ -118,6 +124,7 @@ impl Withdrawal {
             jobs: HashSet::new(),
             unread: HashMap::new(),
             waiting: HashMap::new(),
+            refused: HashMap::new(),
             contact_since: Instant::now(),
         })
     }
@@ -232,7 +239,13 @@ impl Withdrawal {
             }
         }
         let mut failure = None;
+        let now = Instant::now();
+        self.refused.retain(|_, until| *until > now);
         for (line, candidates) in by_line {
+            if self.refused.contains_key(&line) {
+                self.let_go(&candidates);
+                continue;
+            }
             match self.free_of(&line, candidates).await {
                 Ok(unread) => free.extend(unread),
                 // One stream that cannot be asked keeps nothing of the others from its end.
@@ -254,6 +267,11 @@ impl Withdrawal {
                     self.waiting.remove(&candidate.held.execution);
                 }
                 self.redis.tell_lost().await?;
+                return Ok(Vec::new());
+            }
+            Err(error) if is_of_one_stream(&error) => {
+                self.let_be(line, &error);
+                self.let_go(&candidates);
                 return Ok(Vec::new());
             }
             Err(error) => return Err(error.into()),
@@ -286,6 +304,20 @@ impl Withdrawal {
             }
         }
         Ok(free)
+    }
+
+    fn let_be(&mut self, line: &Line, error: &Error) {
+        warn!(%line, "redis does not work on this stream, what was cancelled of it waits: {error}");
+        counter!("carillon_dispatcher_streams_refused_total").increment(1);
+        self.refused.insert(line.clone(), Instant::now() + REFUSED_PAUSE);
+    }
+
+    /// Of these nothing is known any more.
+    fn let_go(&mut self, candidates: &[Withdrawn]) {
+        for candidate in candidates {
+            self.waiting.remove(&candidate.held.execution);
+            self.unread.remove(&candidate.held.execution);
+        }
     }
 
     /// R15: who neither Redis nor Postgres has heard of for a lease. Nobody is judged before this process's own contact was
@@ -344,11 +376,19 @@ impl Withdrawal {
         }
         // Redis away: whoever reads them finds them over, and the chores forget their cancels.
         for (line, entries) in by_line {
-            self.redis.acknowledge(&line, &entries).await?;
+            match self.redis.acknowledge(&line, &entries).await {
+                Err(error) if is_of_one_stream(&error) => self.let_be(&line, &error),
+                acknowledged => acknowledged?,
+            }
         }
         self.redis.forget_cancelled(&ids).await?;
         Ok(true)
     }
+}
+
+/// Redis answers, and has refused what was asked of this one stream.
+const fn is_of_one_stream(error: &Error) -> bool {
+    matches!(error, Error::Unexpected(_))
 }
 
 fn entry_id(candidate: &Withdrawn) -> EntryId {

@@ -319,6 +319,30 @@ async fn a_foreign_lock_holds_up_its_own_execution_only() -> Result<()> {
     leader.end().await
 }
 
+/// R19: a batch that is over stands, locked by somebody, on the page of three that Redis has lost. The page was refused whole.
+#[tokio::test]
+async fn a_locked_batch_keeps_no_other_of_its_page_from_being_published_again() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    leader.old_batches(1).await?;
+    let mut foreign = leader.pool.begin().await?;
+    let locked: Vec<i64> =
+        sqlx::query_scalar("SELECT number FROM dispatch_batches FOR UPDATE").fetch_all(&mut *foreign).await?;
+    ensure!(locked.len() == 1, "it is gone already");
+    leader.jobs(3, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("three entries", || Ok(leader.length()? == 3)).await?;
+    leader.redis.flush_all()?;
+    let server = || Ok(leader.redis.command(&["HGET", CTL, "server"])?.text().is_some());
+    let certified = leader.until("a certificate", server).await?;
+    let back = leader.until("the entries again", || Ok(leader.length()? == 3)).await?;
+    let took = back - certified;
+    // The ordinary walk comes to them ten seconds after they were claimed.
+    assert!(took < Duration::from_secs(4), "{took:?} after the certificate");
+    foreign.rollback().await?;
+    leader.until_count("dispatch_batches", |count| count == 1).await?;
+    leader.end().await
+}
+
 /// R7: a batch that was overtaken is looked up by itself, without a pass over all others.
 #[tokio::test]
 async fn what_was_passed_over_is_published_again_at_once() -> Result<()> {

@@ -11,6 +11,7 @@ use carillon_kit::Process;
 use carillon_kit::config::{PostgresConfig, ProtocolConfig, RedisConfig, SecretUrl};
 use carillon_testkit::{Database, Redis, wait_until};
 use chrono::{SubsecRound as _, Utc};
+use metrics_exporter_prometheus::PrometheusBuilder;
 use sqlx::PgPool;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -73,22 +74,27 @@ impl Bench {
 
     /// Executions that are published, in the order of their entries.
     async fn published(&self, count: i64) -> Result<Vec<Uuid>> {
+        self.published_in("default", count).await
+    }
+
+    async fn published_in(&self, queue: &str, count: i64) -> Result<Vec<Uuid>> {
         let at = Utc::now().trunc_subsecs(3);
         let jobs: Vec<Uuid> = (0..count).map(|_| Uuid::now_v7()).collect();
         sqlx::query(
             "WITH new AS (
-                 INSERT INTO jobs (id, name, type, status, timetable, handler_name)
-                 SELECT id, 'unread', 'ONE_TIME', 'ACTIVE', $2, 'test:echo' FROM UNNEST($1::uuid[]) AS n(id) RETURNING *
+                 INSERT INTO jobs (id, name, type, status, timetable, handler_name, queue)
+                 SELECT id, 'unread', 'ONE_TIME', 'ACTIVE', $2, 'test:echo', $4 FROM UNNEST($1::uuid[]) AS n(id) RETURNING *
              ), revision AS (
                  INSERT INTO job_revisions (job_id, revision, definition) SELECT id, revision, to_jsonb(new) FROM new
              ), stats AS (
                  INSERT INTO job_stats (job_id) SELECT id FROM new
              )
-             INSERT INTO job_timers (job_id, shard, fire_at, queue, priority) SELECT id, 0, $3, 'default', 1 FROM new",
+             INSERT INTO job_timers (job_id, shard, fire_at, queue, priority) SELECT id, 0, $3, $4, 1 FROM new",
         )
         .bind(&jobs)
         .bind(serde_json::to_value(TimetableSpec::once(at))?)
         .bind(at)
+        .bind(queue)
         .execute(&self.pool)
         .await?;
         wait_until("the executions to be published and their batches settled", LIMIT, || async {
@@ -304,5 +310,59 @@ async fn r17b_an_end_that_a_lock_keeps_from_being_written_is_written_once_the_lo
     let ended = bench.until_ended(executions[0], "CANCELLED").await?;
     // The leader's walk comes after ten seconds, and then a window is to be waited for.
     assert!(ended - gone < Duration::from_secs(5), "{:?}", ended - gone);
+    bench.end(0).await
+}
+
+/// A page of names of one stream that Redis refuses was asked about again and again, and nothing behind it was.
+#[tokio::test]
+async fn r17b_a_stream_that_cannot_be_asked_keeps_no_other_from_its_end() -> Result<()> {
+    const STUCK_EACH: i32 = 1_000;
+    const KEY: &str = "{carillon:0}:v1:stuck:MEDIUM";
+    // All tasks of this test are on this thread.
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let bench = Bench::start().await?;
+    let executions = bench.published(6).await?;
+    bench.redis.command(&["SET", KEY, "no stream"])?;
+    let jobs: Vec<Uuid> = sqlx::query_scalar(
+        "WITH opened AS (
+             INSERT INTO job_executions (shard, id, job_id, claim, entry, seq, queue, status, scheduled_at, cancel_requested)
+             SELECT 0, gen_random_uuid(), job_id, entry, entry, 1000 + n, 'stuck', 'QUEUED', now(), true
+             FROM job_executions, generate_series(1, $1) n RETURNING job_id
+         )
+         UPDATE job_timers SET claimed_count = claimed_count + $1 WHERE job_id IN (SELECT job_id FROM opened) RETURNING job_id",
+    )
+    .bind(STUCK_EACH)
+    .fetch_all(&bench.pool)
+    .await?;
+    // Ids of now, as those of fires are.
+    sqlx::query(
+        "UPDATE job_executions SET id = (lpad(to_hex($1), 12, '0') || substr(replace(id::text, '-', ''), 13))::uuid
+         WHERE queue = 'stuck'",
+    )
+    .bind(Utc::now().timestamp_millis())
+    .execute(&bench.pool)
+    .await?;
+    for job in &jobs {
+        bench.redis.command(&["PUBLISH", "{carillon:0}:jobs", &job.to_string()])?;
+    }
+    wait_until("all of it to be named, or the stream to be let be", LIMIT, || async {
+        let refused = recorder.handle().render().contains("carillon_dispatcher_streams_refused_total 1");
+        let errors = bench.redis.command(&["INFO", "errorstats"])?.text().unwrap_or_default().to_owned();
+        let errors = errors.split("errorstat_WRONGTYPE:count=").nth(1).and_then(|rest| rest.lines().next());
+        let errors: usize = errors.unwrap_or("0").trim().parse()?;
+        ensure!(refused || errors > jobs.len(), "{errors}");
+        anyhow::Ok(())
+    })
+    .await?;
+    bench.cancel(&executions).await?;
+    for execution in &executions {
+        bench.until_ended(*execution, "CANCELLED").await?;
+    }
+    let open: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM job_executions WHERE queue = 'stuck' AND status = 'QUEUED'")
+            .fetch_one(&bench.pool)
+            .await?;
+    assert_eq!(open, 6 * i64::from(STUCK_EACH));
     bench.end(0).await
 }
