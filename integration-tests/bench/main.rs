@@ -6,12 +6,19 @@
 
 #![expect(unreachable_pub, reason = "a program: each module is public to the others only")]
 
+mod asked;
 mod bounds;
+mod drain;
+mod fleet;
 mod floor;
+mod gaps;
 mod jobs;
 mod lateness;
+mod load;
 mod options;
+mod poison;
 mod product;
+mod quantiles;
 mod report;
 mod scale;
 mod servers;
@@ -55,6 +62,15 @@ async fn run(options: Options) -> anyhow::Result<()> {
     }
     if plan.has(Part::Bounds) {
         bounds::run(&servers, &binaries, &plan, &mut report).await?;
+    }
+    if plan.has(Part::Drain) {
+        drain::run(&servers, &binaries, &plan, &mut report).await?;
+    }
+    if plan.has(Part::Poison) {
+        poison::run(&servers, &binaries, &plan, &mut report).await?;
+    }
+    if plan.has(Part::Gaps) {
+        gaps::run(&binaries, &plan, &mut report).await?;
     }
     print!("{}", report.table());
     report.write(&options.json)?;
