@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use carillon_core::ids;
+use carillon_core::misfire;
 use carillon_core::schedule::{Exclusion, LOOKS_MAX, Spec, Timetable, TimetableSpec};
-use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
+use chrono::{DateTime, Datelike as _, SubsecRound as _, TimeDelta, Utc};
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::asked::{Asked, Figures};
 use crate::fleet::{Fleet, Role};
 use crate::jobs::{self, Job};
-use crate::load;
+use crate::load::{self, Start};
 use crate::options::Plan;
 use crate::product::Binaries;
 use crate::report::{Report, progress};
@@ -30,6 +31,8 @@ const PAYLOAD_BYTES: i32 = 256 * 1024;
 const HELD_BACK_FOR: TimeDelta = TimeDelta::milliseconds(1_500);
 /// How long the outage was before the timetables are due.
 const OUTAGE: TimeDelta = TimeDelta::hours(1);
+/// The dispatcher's default.
+const MISFIRE_THRESHOLD: TimeDelta = TimeDelta::seconds(30);
 /// From the beginning until all is written and the first ordinary fire is due.
 const PREPARE: TimeDelta = TimeDelta::seconds(25);
 const PREPARE_TRIGGERS: TimeDelta = TimeDelta::seconds(60);
@@ -49,17 +52,20 @@ enum Poison {
     Queues,
     HeldBack,
     Triggers,
+    /// The same, whose handlers return what they were given.
+    ReturnedTriggers,
     Timetables,
 }
 
 impl Poison {
-    const ALL: [Self; 4] = [Self::Queues, Self::HeldBack, Self::Triggers, Self::Timetables];
+    const ALL: [Self; 5] = [Self::Queues, Self::HeldBack, Self::Triggers, Self::ReturnedTriggers, Self::Timetables];
 
     fn name(self) -> String {
         match self {
             Self::Queues => format!("{QUEUES} due queues"),
             Self::HeldBack => format!("{HELD_BACK} held back by overlap"),
             Self::Triggers => format!("{TRIGGERS} triggers of 256 KiB"),
+            Self::ReturnedTriggers => format!("{TRIGGERS} of 256 KiB, and results"),
             Self::Timetables => format!("{TIMETABLES} of the dearest timetables"),
         }
     }
@@ -69,6 +75,7 @@ impl Poison {
             Self::Queues => "queues",
             Self::HeldBack => "held",
             Self::Triggers => "triggers",
+            Self::ReturnedTriggers => "results",
             Self::Timetables => "timetables",
         }
     }
@@ -78,7 +85,7 @@ impl Poison {
         let count = match self {
             Self::Queues => QUEUES,
             Self::HeldBack => HELD_BACK,
-            Self::Triggers => TRIGGERS,
+            Self::Triggers | Self::ReturnedTriggers => TRIGGERS,
             Self::Timetables => TIMETABLES,
         };
         let ids = jobs::new_ids(count, jobs::now(pool).await?);
@@ -86,7 +93,9 @@ impl Poison {
         let job = |(number, id): (usize, &Uuid)| match self {
             Self::Queues => Job::released_by_hand(*id).of_queue(format!("queue-{number}")),
             Self::HeldBack => Job::released_by_hand(*id).held_back(),
-            Self::Triggers => Job::released_by_hand(*id),
+            // Its trigger has the payload.
+            Self::Triggers => Job::released_by_hand(*id).sleeping(Duration::ZERO),
+            Self::ReturnedTriggers => Job::released_by_hand(*id),
             Self::Timetables => Job::timetabled(*id, dearest.clone()),
         };
         let written: Vec<Job> = ids.iter().enumerate().map(job).collect();
@@ -94,10 +103,14 @@ impl Poison {
         for some in written.chunks(if self == Self::Timetables { 100 } else { count }) {
             jobs::insert(pool, 0, some, |_| {}).await?;
         }
-        if self == Self::Triggers {
+        if self.is_triggers() {
             triggers(pool, &ids, at).await?;
         }
         Ok(())
+    }
+
+    const fn is_triggers(self) -> bool {
+        matches!(self, Self::Triggers | Self::ReturnedTriggers)
     }
 
     /// Lets it fall due.
@@ -108,7 +121,7 @@ impl Poison {
             Self::HeldBack => now + HELD_BACK_FOR,
             Self::Timetables => now - OUTAGE,
             // They are due by themselves.
-            Self::Triggers => return Ok(()),
+            Self::Triggers | Self::ReturnedTriggers => return Ok(()),
         };
         let release = sqlx::query("UPDATE job_timers SET fire_at = $1 WHERE job_id <> $2").bind(at).bind(ordinary);
         release.execute(pool).await?;
@@ -148,7 +161,7 @@ async fn measure(
 ) -> Result<()> {
     let pool = &database.pool;
     let leader = fleet.leader().await?;
-    let prepare = if poison == Poison::Triggers { PREPARE_TRIGGERS } else { PREPARE };
+    let prepare = if poison.is_triggers() { PREPARE_TRIGGERS } else { PREPARE };
     let first = (jobs::now(pool).await? + prepare).trunc_subsecs(3);
     poison.prepare(pool, first + BEFORE).await?;
     let ordinary = jobs::new_ids(1, first).first().copied().context("one")?;
@@ -159,35 +172,45 @@ async fn measure(
     poison.release(pool, ordinary).await?;
     fleet.redis.wake().await?;
     load::until(pool, last + START_MAX).await?;
-    let late = lateness(pool, ordinary, (first, seconds), last + START_MAX).await?;
+    let starts = load::starts(pool, &[ordinary]).await?;
+    let span = (first, seconds, last + START_MAX);
+    let late = latest(&starts, span, |start| start.started_at);
+    let claimed_late = latest(&starts, span, |start| DateTime::from_timestamp_millis(start.claim?));
     let (peak, _) = fleet.node(&leader)?.resident_mib();
     let leads = f64::from(u8::from(fleet.leader().await? == leader));
-    let done: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM job_executions WHERE job_id <> $1 AND completed_at IS NOT NULL")
+    let (met, ended): (i64, i64) =
+        sqlx::query_as("SELECT count(*), count(completed_at) FROM job_executions WHERE job_id <> $1")
             .bind(ordinary)
             .fetch_one(pool)
             .await?;
+    if late > 1.0 {
+        progress(&format!("poison: late by {late:.1} s:\n{}", fleet.logs()));
+    }
     let row = poison.name();
     let mut add = |what, value, asked| figures.add("poison", &row, what, value, asked);
     add("latest start of the ordinary job", (late, "s"), LATE_S);
+    add("its latest claim", (claimed_late, "s"), Asked::Nothing);
     add("the leader's peak", (peak, "MiB"), LEADER_MIB);
     add("terms begun", (fleet.terms(), ""), TERMS);
     add("the same leads", (leads, ""), Asked::AtLeast(1.0));
-    add("poisonous ones ended by then", (f64::from(u32::try_from(done)?), ""), Asked::Nothing);
+    add("poisonous fires claimed by then", (f64::from(u32::try_from(met)?), ""), Asked::Nothing);
+    add("poisonous fires ended by then", (f64::from(u32::try_from(ended)?), ""), Asked::Nothing);
     Ok(())
 }
 
-/// The latest start of the ordinary job, in seconds. An instant that has no start of its own was waited for until the next
-/// start, or until `end`.
-async fn lateness(pool: &PgPool, job: Uuid, (first, seconds): (DateTime<Utc>, u32), end: DateTime<Utc>) -> Result<f64> {
-    let starts = load::starts(pool, &[job]).await?;
+/// How late the ordinary job was at worst, in seconds. An instant of which nothing came was waited for until the next one of
+/// which something did, or until the end.
+fn latest(
+    starts: &[Start],
+    (first, seconds, end): (DateTime<Utc>, u32, DateTime<Utc>),
+    came: impl Fn(&Start) -> Option<DateTime<Utc>>,
+) -> f64 {
     let late = (0..i64::from(seconds)).map(|second| {
         let instant = first + TimeDelta::seconds(second);
-        let own =
-            starts.iter().filter(|start| start.scheduled_at >= instant).filter_map(|start| start.started_at).min();
-        (own.unwrap_or(end) - instant).as_seconds_f64()
+        let its = starts.iter().filter(|start| start.scheduled_at >= instant).filter_map(&came).min();
+        (its.unwrap_or(end) - instant).as_seconds_f64()
     });
-    Ok(late.fold(0.0, f64::max))
+    late.fold(0.0, f64::max)
 }
 
 /// A trigger for each of `jobs`, due at `at`, with the largest payload that is accepted, which no compression makes smaller.
@@ -198,7 +221,7 @@ async fn triggers(pool: &PgPool, jobs: &[Uuid], at: DateTime<Utc>) -> Result<()>
             SELECT left(string_agg(md5(random()::text || n), ''), $4 - 64) AS text FROM generate_series(1, $4 / 32) n
         )
         INSERT INTO job_triggers (execution_id, job_id, shard, fire_at, queue, priority, payload, created_by)
-        SELECT g.execution, g.job, 0, $3, 'default', 1, jsonb_build_object('n', g.job, 'noise', noise.text), 'carillon-bench'
+        SELECT g.execution, g.job, 0, $3, 'default', 1, jsonb_build_object('n', g.job, 'ms', 0, 'noise', noise.text), 'carillon-bench'
         FROM UNNEST($1::uuid[], $2::uuid[]) AS g(execution, job), noise";
     for some in jobs.chunks(AT_ONCE) {
         let executions: Vec<Uuid> = some.iter().map(|job| ids::execution_for_trigger(*job, "poison", at)).collect();
@@ -207,27 +230,26 @@ async fn triggers(pool: &PgPool, jobs: &[Uuid], at: DateTime<Utc>) -> Result<()>
     Ok(())
 }
 
-/// Of the timetables that are made to cost something (`libs/core/benches/schedule.rs` has more) the one that costs most to read
-/// and to search, among those that are accepted.
+/// Of the timetables that are made to cost something (`libs/core/benches/schedule.rs` has more) the one that costs most after
+/// the outage, to read and to search, among those that were accepted when they were made: in their one open month, which
+/// has just ended.
 fn dearest(now: DateTime<Utc>) -> Result<TimetableSpec> {
+    let open = (now.with_day(1).context("each month has one")? - TimeDelta::days(1)).month();
+    let closed: Vec<String> = (1..=12).filter(|month| *month != open).map(|month| month.to_string()).collect();
+    let made = now.with_day(1).context("each month has one")? - TimeDelta::days(10);
     let mut best = (Duration::ZERO, None);
-    for (name, mut spec) in dear_ones() {
-        for source in &mut spec.specs {
-            if let Spec::Every { anchor, .. } = source {
-                *anchor = now - OUTAGE;
-            }
-        }
-        let Ok(accepted) = Timetable::parse(&spec, Uuid::nil()) else { continue };
-        if accepted.check_fires_after(now).is_err() {
+    for (name, spec) in dear_ones(&closed.join(","), made) {
+        let accepted = Timetable::parse(&spec, Uuid::nil()).ok();
+        if accepted.is_none_or(|timetable| timetable.check_fires_after(made).is_err()) {
+            progress(&format!("poison: {name}: refused"));
             continue;
         }
         let began = Instant::now();
         if let Ok(timetable) = Timetable::parse_accepted(&spec, Uuid::nil(), LOOKS_MAX) {
-            let _ = timetable.last_at_or_before(now, now - OUTAGE);
-            let _ = timetable.next_after(now);
+            misfire::resolve(&timetable, now - OUTAGE, now, MISFIRE_THRESHOLD);
         }
         let took = began.elapsed();
-        progress(&format!("poison: {name} costs {took:.1?}"));
+        progress(&format!("poison: {name}: {took:.1?}"));
         if took > best.0 {
             best = (took, Some(spec));
         }
@@ -235,7 +257,8 @@ fn dearest(now: DateTime<Utc>) -> Result<TimetableSpec> {
     best.1.context("none of the dear timetables is accepted")
 }
 
-fn dear_ones() -> Vec<(&'static str, TimetableSpec)> {
+/// Open in no month that `closed` names.
+fn dear_ones(closed: &str, anchor: DateTime<Utc>) -> Vec<(&'static str, TimetableSpec)> {
     const ZONES: [&str; 6] = ["UTC", "Asia/Tokyo", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Africa/Cairo"];
     let minutes = |n: usize| if n.is_multiple_of(2) { "*/2" } else { "1-59/2" };
     // The closed minutes are dealt out over zones, so that no zone closes a day alone, and no leap is long.
@@ -244,7 +267,7 @@ fn dear_ones() -> Vec<(&'static str, TimetableSpec)> {
             let is_first = n < zones.len();
             let weekday = if is_first { "*".to_owned() } else { format!("{}#{}", n % 7, n % 5 + 1) };
             let days = if is_first { "*" } else { "*/2" };
-            Exclusion::cron(format!("{} * {days} 1-11 {weekday}", minutes(n % zones.len())))
+            Exclusion::cron(format!("{} * {days} {closed} {weekday}", minutes(n % zones.len())))
                 .in_timezone(zones[n % zones.len()])
         };
         (0..patterns).map(pattern).collect()
@@ -260,7 +283,7 @@ fn dear_ones() -> Vec<(&'static str, TimetableSpec)> {
     };
     let second = || vec![Spec::Cron("* * * * * *".to_owned())];
     let hundred = || (0..100).map(|n| Spec::Cron(format!("{} * * * * *", n % 60))).collect::<Vec<_>>();
-    let tenth = || vec![Spec::Every { interval_ms: 100, anchor: DateTime::UNIX_EPOCH }];
+    let tenth = || vec![Spec::Every { interval_ms: 100, anchor }];
     let spec = |specs: Vec<Spec>, exclusions| TimetableSpec { specs, exclusions, ..TimetableSpec::never() };
     vec![
         ("a comb of two for ten fires a second", spec(tenth(), comb(&ZONES[..2], 2))),
