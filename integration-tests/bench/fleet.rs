@@ -250,11 +250,6 @@ impl Node {
         usage::resident_mib(self.process.pid())
     }
 
-    /// Its process.
-    pub const fn pid(&self) -> i32 {
-        self.process.pid()
-    }
-
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.process.kill();
