@@ -13,19 +13,19 @@ use carillon_core::line::Line;
 use carillon_store::triggers::{self, NewTrigger};
 use carillon_store::{Store, StoreOptions};
 use carillon_stream::keys::Keys;
-use carillon_testkit::{RespClient, wait_until};
-use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
+use carillon_testkit::RespClient;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::asked::{Asked, Figures};
 use crate::jobs::{self, Job};
+use crate::load::{self, Start};
 use crate::options::Plan;
 use crate::product::{Binaries, Product};
-use crate::report::{Lateness, Report, progress};
+use crate::quantiles::Lateness;
+use crate::report::{Report, progress};
 use crate::servers::{Database, Servers};
 
-/// Spread fires a second.
-const RATES: [u32; 2] = [300, 3_000];
 /// Between two triggers beside them.
 const TRIGGER_EACH: Duration = Duration::from_millis(100);
 /// Fires a second beside a recovery.
@@ -36,9 +36,15 @@ const BEFORE: Duration = Duration::from_secs(3);
 const QUEUES: usize = 10;
 /// All must have come to an end within this.
 const END_MAX: Duration = Duration::from_secs(120);
-/// From writing the jobs to the first instant: so long, and a second for each so many jobs.
-const AHEAD: TimeDelta = TimeDelta::seconds(3);
-const WRITTEN_PER_S: u32 = 4_000;
+/// Fires that go on for longer than this, in seconds, are those of schedules.
+const ONE_TIME_MAX: u32 = 120;
+/// Settled batches of which nothing is open may be there for so long, in milliseconds.
+const FORGOTTEN_WITHIN_MS: i64 = 30_000;
+
+/// What was asked for.
+const CLAIMS_PER_S: Asked = Asked::AtMost(20.0);
+const TRIGGER_P99_MS: Asked = Asked::AtMost(20.0);
+const BACK_PER_S: Asked = Asked::AtLeast(10_000.0);
 
 /// What spread fires led to.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +55,10 @@ pub struct Spread {
     claims_per_s: f64,
     /// Rows in `dispatch_batches` once all had ended.
     rows_left: i64,
+    /// Batches claimed in the last 30 seconds of it, and those of which something is open.
+    rows_allowed: i64,
+    /// Fires that were skipped, since their predecessor still ran.
+    skipped: usize,
     fires: Lateness,
     triggers: Lateness,
 }
@@ -69,9 +79,21 @@ impl Spread {
         self.fires.early + self.triggers.early
     }
 
+    fn judge(&self, figures: &mut Figures) {
+        let row = format!("{} fires a second for {} s", self.per_s, self.seconds);
+        #[expect(clippy::cast_precision_loss, reason = "counts")]
+        let (left, allowed, skipped) = (self.rows_left as f64, self.rows_allowed as f64, self.skipped as f64);
+        figures.add("bounds", &row, "claims a second", (self.claims_per_s, "/s"), CLAIMS_PER_S);
+        figures.add("bounds", &row, "batches left", (left, ""), Asked::AtMost(allowed));
+        figures.add("bounds", &row, "a trigger's start, p99", (self.triggers.p99_ms, "ms"), TRIGGER_P99_MS);
+        figures.add("bounds", &row, "a fire's start, p99", (self.fires.p99_ms, "ms"), Asked::Nothing);
+        figures.add("bounds", &row, "fires skipped", (skipped, ""), Asked::Nothing);
+    }
+
     pub fn json(self) -> Value {
         json!({
             "per_s": self.per_s, "seconds": self.seconds, "claims_per_s": self.claims_per_s, "rows_left": self.rows_left,
+            "rows_allowed": self.rows_allowed, "skipped": self.skipped,
             "fires": self.fires.json(), "triggers": self.triggers.json(),
         })
     }
@@ -147,13 +169,18 @@ pub async fn run(servers: &Servers, binaries: &Binaries, plan: &Plan, report: &m
     let product = Product::start(servers, binaries, &database, "bounds", plan, None).await?;
     let store = Store::connect_lazily(&StoreOptions::new(database.url.as_str(), "carillon-bench"))?;
     let bench = Bench { database: &database, product: &product, store: &store };
-    for per_s in RATES {
-        progress(&format!("bounds: {per_s} spread fires a second for {} s", plan.spread_s));
-        report.spread.push(bench.spread(per_s, plan.spread_s).await?);
+    for (per_s, seconds) in &plan.spread {
+        progress(&format!("bounds: {per_s} spread fires a second for {seconds} s"));
+        let spread = bench.spread(*per_s, *seconds).await?;
+        spread.judge(&mut report.figures);
+        report.spread.push(spread);
     }
     progress(&format!("bounds: {} open executions, and Redis is emptied", plan.lost));
     let mut redis = servers.redis_client()?;
-    report.recovery = Some(bench.recovery(&mut redis, plan.lost).await?);
+    let recovery = bench.recovery(&mut redis, plan.lost).await?;
+    let row = format!("{} entries lost", plan.lost);
+    report.figures.add("bounds", &row, "back a second", (recovery.per_s(), "/s"), BACK_PER_S);
+    report.recovery = Some(recovery);
     product.stop().await?;
     if plan.statements {
         report.note_statements("bounds", database.costliest().await?);
@@ -170,24 +197,6 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// One-time jobs, `per_s` of them a second for `seconds`; the first instant.
-    async fn steady(&self, per_s: u32, seconds: u32) -> Result<(Vec<Uuid>, DateTime<Utc>)> {
-        let pool = &self.database.pool;
-        let count = per_s * seconds;
-        let first = jobs::now(pool).await? + AHEAD + TimeDelta::seconds(i64::from(count / WRITTEN_PER_S));
-        let first = first.trunc_subsecs(3);
-        let ids = jobs::new_ids(usize::try_from(count)?, first);
-        let at = |index: usize| {
-            let ms = i64::try_from(index).unwrap_or_default() * 1_000 / i64::from(per_s);
-            first + TimeDelta::milliseconds(ms)
-        };
-        let jobs: Vec<Job> = ids.iter().enumerate().map(|(index, id)| Job::once(*id, at(index))).collect();
-        jobs::insert(pool, 0, &jobs, |_| {}).await?;
-        self.product.redis.wake().await?;
-        ensure!(jobs::now(pool).await? < first, "writing the jobs took too long");
-        Ok((ids, first))
-    }
-
     async fn spread(&self, per_s: u32, seconds: u32) -> Result<Spread> {
         let pool = &self.database.pool;
         let triggers = seconds * 1_000 / u32::try_from(TRIGGER_EACH.as_millis())?;
@@ -196,8 +205,13 @@ impl Bench<'_> {
         let triggered = jobs::new_ids(usize::try_from(triggers)?, now);
         let by_hand: Vec<Job> = triggered.iter().map(|id| Job::released_by_hand(*id)).collect();
         jobs::insert(pool, 0, &by_hand, |_| {}).await?;
-        let (ids, first) = self.steady(per_s, seconds).await?;
-        tokio::time::sleep((first - jobs::now(pool).await?).to_std().unwrap_or_default()).await;
+        let redis = &self.product.redis;
+        let (ids, first) = if seconds > ONE_TIME_MAX {
+            load::schedules(pool, redis, per_s, seconds).await?
+        } else {
+            load::spread(pool, redis, per_s, seconds).await?
+        };
+        load::until(pool, first).await?;
         let mut each = tokio::time::interval(TRIGGER_EACH);
         for job in &triggered {
             each.tick().await;
@@ -205,8 +219,10 @@ impl Bench<'_> {
             let due = triggers::create(self.store, &trigger, None).await?.due.context("it is due")?;
             self.product.redis.wake_for(&due).await?;
         }
-        let fires = Lateness::of(&self.ended(&ids).await?);
-        let by_trigger = Lateness::of(&self.ended(&triggered).await?);
+        let count = usize::try_from(per_s * seconds)?;
+        let (fires, skipped) = self.late(&ids, count).await?;
+        let (by_trigger, _) = self.late(&triggered, triggered.len()).await?;
+        let (rows_left, rows_allowed) = self.batches().await?;
         let claims: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM (SELECT claim FROM job_executions WHERE job_id = ANY ($1) OR job_id = ANY ($2) \
              GROUP BY claim HAVING NOT bool_or(job_id = ANY ($2))) c",
@@ -215,9 +231,19 @@ impl Bench<'_> {
         .bind(&triggered)
         .fetch_one(pool)
         .await?;
-        let rows_left = sqlx::query_scalar("SELECT count(*) FROM dispatch_batches").fetch_one(pool).await?;
         let claims_per_s = f64::from(u32::try_from(claims)?) / f64::from(seconds);
-        Ok(Spread { per_s, seconds, claims_per_s, rows_left, fires, triggers: by_trigger })
+        let (fires, triggers) = (Lateness::of(&fires), Lateness::of(&by_trigger));
+        Ok(Spread { per_s, seconds, claims_per_s, rows_left, rows_allowed, skipped, fires, triggers })
+    }
+
+    /// How many batches there are, and how many there may be: those of the last 30 seconds, those of which something is open,
+    /// and the newest, which is kept for ever.
+    async fn batches(&self) -> Result<(i64, i64)> {
+        let statement = "SELECT (SELECT count(*) FROM dispatch_batches),
+                                1 + (SELECT count(DISTINCT claim) FROM job_executions
+                                     WHERE claim > extract(epoch FROM clock_timestamp()) * 1000 - $1
+                                        OR completed_at IS NULL AND entry IS NOT NULL)";
+        Ok(sqlx::query_as(statement).bind(FORGOTTEN_WITHIN_MS).fetch_one(&self.database.pool).await?)
     }
 
     async fn recovery(&self, redis: &mut RespClient, rows: usize) -> Result<Recovery> {
@@ -235,41 +261,28 @@ impl Bench<'_> {
         until_there(redis, &streams, rows).await?;
         // Long enough that fires go on until all are back.
         let seconds = 10 + u32::try_from(rows / 10_000)?;
-        let (beside, first) = self.steady(BESIDE_PER_S, seconds).await?;
-        let until = (first - jobs::now(pool).await?).to_std().unwrap_or_default() + BEFORE;
-        tokio::time::sleep(until).await;
+        let (beside, first) = load::spread(pool, &self.product.redis, BESIDE_PER_S, seconds).await?;
+        load::until(pool, first + BEFORE).await?;
         let wiped = Instant::now();
         redis.command(&["FLUSHALL"])?;
         until_there(redis, &streams, 1).await?;
         let first_ms = wiped.elapsed().as_secs_f64() * 1_000.0;
         until_there(redis, &streams, rows).await?;
         let all_ms = wiped.elapsed().as_secs_f64() * 1_000.0;
-        let beside = Lateness::of(&self.ended(&beside).await?);
+        let (beside, _) = self.late(&beside, beside.len()).await?;
+        let beside = Lateness::of(&beside);
         Ok(Recovery { rows, first_ms, all_ms, beside })
     }
 
-    /// Waits until each of `jobs` has had its execution; how late each started, in milliseconds.
-    async fn ended(&self, jobs: &[Uuid]) -> Result<Vec<f64>> {
+    /// Waits until `jobs` have had `count` executions; how late each started, in milliseconds, and how many were skipped.
+    async fn late(&self, jobs: &[Uuid], count: usize) -> Result<(Vec<f64>, usize)> {
         let pool = &self.database.pool;
-        let waited = wait_until("all executions to end", END_MAX, || async {
-            let statement = "SELECT count(*) FROM job_executions WHERE job_id = ANY ($1) AND completed_at IS NOT NULL";
-            let ended: i64 = sqlx::query_scalar(statement).bind(jobs).fetch_one(pool).await?;
-            if usize::try_from(ended)? != jobs.len() {
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-            ensure!(usize::try_from(ended)? == jobs.len(), "{ended} of {}", jobs.len());
-            anyhow::Ok(())
-        });
-        waited.await.map_err(|error| error.context(self.product.logs()))?;
-        let late: Vec<Option<f64>> = sqlx::query_scalar(
-            "SELECT CASE WHEN status = 'SUCCESS' THEN extract(epoch FROM started_at - scheduled_at)::float8 * 1000 END \
-             FROM job_executions WHERE job_id = ANY ($1)",
-        )
-        .bind(jobs)
-        .fetch_all(pool)
-        .await?;
-        ensure!(late.iter().all(Option::is_some), "an execution did not succeed\n{}", self.product.logs());
-        Ok(late.into_iter().flatten().collect())
+        load::ended(pool, jobs, count, END_MAX, || self.product.logs()).await?;
+        let starts = load::starts(pool, jobs).await?;
+        let skipped = starts.iter().filter(|start| start.status == "SKIPPED").count();
+        let succeeded = starts.iter().filter(|start| start.status == "SUCCESS").count();
+        ensure!(succeeded + skipped == starts.len(), "an execution did not succeed\n{}", self.product.logs());
+        Ok((starts.iter().filter_map(Start::late_ms).collect(), skipped))
     }
 }
 

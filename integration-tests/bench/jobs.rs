@@ -26,19 +26,23 @@ pub struct Job {
     timetable: TimetableSpec,
     fire_at: Option<DateTime<Utc>>,
     queue: Cow<'static, str>,
+    handler: &'static str,
+    payload: Cow<'static, str>,
+    timeout_ms: i32,
+    /// Executions open from the beginning, as far as its timer knows.
+    open: i64,
 }
 
 impl Job {
-    /// One that fires when [`release`] says so.
+    fn new(id: Uuid, kind: &'static str, timetable: TimetableSpec, fire_at: Option<DateTime<Utc>>) -> Self {
+        let (queue, handler, payload) = (DEFAULT, HANDLER, Cow::Borrowed(PAYLOAD));
+        Self { id, kind, timetable, fire_at, queue, handler, payload, timeout_ms: TIMEOUT_MS, open: 0 }
+    }
+
+    /// One that fires when its timer is set by hand.
     pub fn released_by_hand(id: Uuid) -> Self {
         let anchor = DateTime::UNIX_EPOCH + TimeDelta::days(365 * 55);
-        Self {
-            id,
-            kind: "RECURRING",
-            timetable: TimetableSpec::every(TEN_YEARS, anchor),
-            fire_at: None,
-            queue: DEFAULT,
-        }
+        Self::new(id, "RECURRING", TimetableSpec::every(TEN_YEARS, anchor), None)
     }
 
     /// One that fires far from now, to fill the timetable.
@@ -48,18 +52,38 @@ impl Job {
 
     /// One that fires at `at`.
     pub fn once(id: Uuid, at: DateTime<Utc>) -> Self {
-        Self { id, kind: "ONE_TIME", timetable: TimetableSpec::once(at), fire_at: Some(at), queue: DEFAULT }
+        Self::new(id, "ONE_TIME", TimetableSpec::once(at), Some(at))
     }
 
     /// One that fires each `interval` from `first` to `last`.
     pub fn every(id: Uuid, interval: Duration, first: DateTime<Utc>, last: DateTime<Utc>) -> Self {
         let timetable = TimetableSpec { end: Some(last), ..TimetableSpec::every(interval, first) };
-        Self { id, kind: "RECURRING", timetable, fire_at: Some(first), queue: DEFAULT }
+        Self::new(id, "RECURRING", timetable, Some(first))
+    }
+
+    /// One with such a timetable that fires when its timer is set by hand.
+    pub fn timetabled(id: Uuid, timetable: TimetableSpec) -> Self {
+        Self::new(id, "RECURRING", timetable, None)
     }
 
     /// The same of another queue.
     pub fn of_queue(self, queue: String) -> Self {
         Self { queue: Cow::Owned(queue), ..self }
+    }
+
+    /// The same whose handler sleeps.
+    pub fn sleeping(self, time: Duration) -> Self {
+        Self { handler: "test:sleep", payload: Cow::Owned(format!("{{\"ms\": {}}}", time.as_millis())), ..self }
+    }
+
+    /// The same with such a timeout.
+    pub fn timing_out_after(self, timeout: Duration) -> Self {
+        Self { timeout_ms: i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX), ..self }
+    }
+
+    /// The same whose timer counts an execution as open that never ends.
+    pub fn held_back(self) -> Self {
+        Self { open: 1, ..self }
     }
 }
 
@@ -78,23 +102,27 @@ pub fn new_ids(count: usize, now: DateTime<Utc>) -> Vec<Uuid> {
     ids
 }
 
-/// The payload of every job here: small, as most are; an entry and a result carry it.
+/// The payload of most jobs here: small, as most are; an entry and a result carry it.
 pub const PAYLOAD: &str = r#"{"tenant": "acme", "retention_days": 30}"#;
-/// The handler of every job here: it answers its payload.
+/// Their handler: it answers its payload.
 pub const HANDLER: &str = "test:echo";
+/// The timeout that jobs have which name none.
+const TIMEOUT_MS: i32 = 300_000;
 
 const INSERT: &str = "
 WITH given AS (
-    SELECT * FROM UNNEST($1::uuid[], $2::text[], $3::jsonb[], $4::timestamptz[], $8::text[])
-                      AS g(id, type, timetable, fire_at, queue)
+    SELECT * FROM UNNEST($1::uuid[], $2::text[], $3::jsonb[], $4::timestamptz[], $8::text[], $6::text[], $7::text[],
+                         $9::int[], $10::bigint[])
+                      AS g(id, type, timetable, fire_at, queue, handler, payload, timeout_ms, open)
 ), job AS (
-    INSERT INTO jobs (id, name, type, status, timetable, handler_name, payload, created_by, queue)
-    SELECT id, 'bench ' || id, type, 'ACTIVE', timetable, $6, $7::jsonb, 'carillon-bench', queue FROM given
+    INSERT INTO jobs (id, name, type, status, timetable, handler_name, payload, created_by, queue, timeout_ms)
+    SELECT id, 'bench ' || id, type, 'ACTIVE', timetable, handler, payload::jsonb, 'carillon-bench', queue, timeout_ms FROM given
     RETURNING *
 ), revision AS (
     INSERT INTO job_revisions (job_id, revision, definition) SELECT id, revision, to_jsonb(job) FROM job
 ), timer AS (
-    INSERT INTO job_timers (job_id, shard, fire_at, queue, priority) SELECT id, $5, fire_at, queue, 1 FROM given
+    INSERT INTO job_timers (job_id, shard, fire_at, queue, priority, claimed_count)
+    SELECT id, $5, fire_at, queue, 1, open FROM given
 )
 INSERT INTO job_stats (job_id) SELECT id FROM given";
 
@@ -114,9 +142,11 @@ pub async fn insert(pool: &PgPool, shard: i16, jobs: &[Job], mut written: impl F
             .bind(some.iter().map(|job| Json(&job.timetable)).collect::<Vec<_>>())
             .bind(some.iter().map(|job| job.fire_at).collect::<Vec<_>>())
             .bind(shard)
-            .bind(HANDLER)
-            .bind(PAYLOAD)
+            .bind(some.iter().map(|job| job.handler).collect::<Vec<_>>())
+            .bind(some.iter().map(|job| job.payload.as_ref()).collect::<Vec<_>>())
             .bind(some.iter().map(|job| job.queue.as_ref()).collect::<Vec<_>>())
+            .bind(some.iter().map(|job| job.timeout_ms).collect::<Vec<_>>())
+            .bind(some.iter().map(|job| job.open).collect::<Vec<_>>())
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;

@@ -19,7 +19,8 @@ use uuid::Uuid;
 use crate::jobs::{self, Job};
 use crate::options::Plan;
 use crate::product::{Binaries, Product};
-use crate::report::{Lateness, Report, progress};
+use crate::quantiles::Lateness;
+use crate::report::{Report, progress};
 use crate::servers::{Database, Servers};
 
 /// From writing the jobs to the first instant.

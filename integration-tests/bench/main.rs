@@ -1,17 +1,27 @@
 //! `carillon-bench`: what `make bench` runs. Measures the product through its real binaries against the floor, a loop of its
 //! own over the same schema and streams without any logic, in one run on one machine (docs/performance.md).
 //!
-//! Everything runs on private servers that end with this process. Parts: [`throughput`], [`lateness`], [`scale`], [`bounds`]; the rest
-//! is what they stand on: [`servers`], [`product`], [`floor`], [`jobs`], [`usage`], [`report`].
+//! Everything runs on private servers that end with this process. Parts: [`throughput`], [`lateness`], [`scale`], [`bounds`], and those
+//! that run only if they are named: [`gaps`], [`drain`], [`poison`], [`memory`], [`age`]. The rest is what they stand on:
+//! [`servers`], [`product`], [`fleet`], [`floor`], [`jobs`], [`load`], [`usage`], [`quantiles`], [`asked`], [`report`].
 
 #![expect(unreachable_pub, reason = "a program: each module is public to the others only")]
 
+mod age;
+mod asked;
 mod bounds;
+mod drain;
+mod fleet;
 mod floor;
+mod gaps;
 mod jobs;
 mod lateness;
+mod load;
+mod memory;
 mod options;
+mod poison;
 mod product;
+mod quantiles;
 mod report;
 mod scale;
 mod servers;
@@ -55,6 +65,21 @@ async fn run(options: Options) -> anyhow::Result<()> {
     }
     if plan.has(Part::Bounds) {
         bounds::run(&servers, &binaries, &plan, &mut report).await?;
+    }
+    if plan.has(Part::Drain) {
+        drain::run(&servers, &binaries, &plan, &mut report).await?;
+    }
+    if plan.has(Part::Poison) {
+        poison::run(&servers, &binaries, &plan, &mut report).await?;
+    }
+    if plan.has(Part::Memory) {
+        memory::run(&servers, &binaries, &plan, &mut report).await?;
+    }
+    if plan.has(Part::Age) {
+        age::run(&binaries, &plan, &mut report).await?;
+    }
+    if plan.has(Part::Gaps) {
+        gaps::run(&binaries, &plan, &mut report).await?;
     }
     print!("{}", report.table());
     report.write(&options.json)?;

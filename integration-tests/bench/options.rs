@@ -12,15 +12,19 @@ use clap::{Parser, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(name = "carillon-bench", version, max_term_width = 110)]
 pub struct Options {
-    /// A look of a minute and a half: fewer and shorter rounds, at most 100,000 timers. Too short to quote.
+    /// A look of a minute and a half: fewer and shorter rounds, at most 100,000 timers. Too short to quote. Parts that run only
+    /// if they are named are shorter and smaller too.
     #[arg(long, conflicts_with = "full")]
     quick: bool,
-    /// All of it, longer, with 10,000,000 rows of history: about ten minutes, 10 GB of disk.
+    /// All of it, longer, with 10,000,000 rows of history and ten minutes of spread fires: half an hour, 10 GB of disk.
     #[arg(long)]
     full: bool,
-    /// Only these parts, separated by commas.
+    /// Only these parts, separated by commas. Without it the first four.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
+    /// Of gaps and poison only the rows whose names contain this, such as "leader" or "triggers".
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    row: String,
     /// Measured rounds of throughput, each once the floor and once the product; one more of each goes before, unmeasured.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rounds: Option<u32>,
@@ -58,12 +62,23 @@ pub enum Part {
     Scale,
     /// Spread fires and triggers beside them, recovery from an emptied Redis.
     Bounds,
+    /// Only if named: how long no fire starts after one fault after another (four minutes).
+    Gaps,
+    /// Only if named: how soon others start what an executor held when it was told to stop.
+    Drain,
+    /// Only if named: an ordinary job beside 10,000 queues, held-back fires, large triggers, dear timetables.
+    Poison,
+    /// Only if named: how the resident sets of leader and executor grow under load (six minutes).
+    Memory,
+    /// Only if named: the first claim after a fault with 1,000,000 batches, 10,000,000 executions (10 GB of disk).
+    Age,
 }
 
 /// How much of each part.
 #[derive(Clone, Debug)]
 pub struct Plan {
     parts: Vec<Part>,
+    row: String,
     /// `default`, `quick` or `full`.
     pub size: &'static str,
     /// Measured rounds of throughput.
@@ -82,10 +97,18 @@ pub struct Plan {
     pub instant_rounds: u32,
     /// Seconds of 200 schedules that fire each second.
     pub every_s: u32,
-    /// Seconds of spread fires.
-    pub spread_s: u32,
+    /// Spread fires: how many a second, for how many seconds.
+    pub spread: Vec<(u32, u32)>,
     /// Open executions whose entries are lost.
     pub lost: usize,
+    /// Executors told to stop, one after another.
+    pub drains: u32,
+    /// Seconds of an ordinary job beside each poison.
+    pub poison_s: u32,
+    /// When the resident sets are looked at, in seconds of load.
+    pub memory_s: (u32, u32),
+    /// How old the installation is.
+    pub age: Age,
     /// Jobs in the timetable.
     pub timers: Vec<u64>,
     /// Rows of history.
@@ -94,12 +117,24 @@ pub struct Plan {
     pub statements: bool,
 }
 
+/// What an installation has gathered.
+#[derive(Clone, Copy, Debug)]
+pub struct Age {
+    /// Settled batches.
+    pub batches: u32,
+    /// Executions that have ended.
+    pub executions: u32,
+    /// Executions that have not.
+    pub open: u32,
+}
+
 impl Options {
     /// What is to be done.
     pub fn plan(&self) -> Plan {
-        let all = [Part::Throughput, Part::Lateness, Part::Scale, Part::Bounds];
+        let unnamed = [Part::Throughput, Part::Lateness, Part::Scale, Part::Bounds];
         let base = Plan {
-            parts: if self.only.is_empty() { all.to_vec() } else { self.only.clone() },
+            parts: if self.only.is_empty() { unnamed.to_vec() } else { self.only.clone() },
+            row: self.row.clone(),
             size: "default",
             rounds: 11,
             fires: 20_000,
@@ -109,7 +144,11 @@ impl Options {
             steady_s: 20,
             instant_rounds: 5,
             every_s: 15,
-            spread_s: 20,
+            spread: vec![(300, 20), (3_000, 20)],
+            drains: 5,
+            poison_s: 30,
+            memory_s: (60, 300),
+            age: Age { batches: 1_000_000, executions: 10_000_000, open: 100_000 },
             lost: 100_000,
             timers: vec![10_000, 100_000, 1_000_000],
             history: vec![0, 1_000_000],
@@ -122,7 +161,11 @@ impl Options {
                 steady_s: 5,
                 instant_rounds: 2,
                 every_s: 5,
-                spread_s: 8,
+                spread: vec![(300, 8), (3_000, 8)],
+                drains: 3,
+                poison_s: 15,
+                memory_s: (15, 60),
+                age: Age { batches: 100_000, executions: 300_000, open: 30_000 },
                 lost: 30_000,
                 timers: vec![10_000, 100_000],
                 history: vec![0, 100_000],
@@ -135,7 +178,9 @@ impl Options {
                 steady_s: 60,
                 instant_rounds: 10,
                 every_s: 60,
-                spread_s: 60,
+                spread: vec![(300, 60), (3_000, 60), (1_000, 600)],
+                drains: 10,
+                poison_s: 60,
                 history: vec![0, 1_000_000, 10_000_000],
                 ..base
             }
@@ -152,9 +197,14 @@ impl Plan {
         self.parts.contains(&part)
     }
 
+    /// Whether the row of that name is wanted, of a part that has many.
+    pub fn wants_row(&self, name: &str) -> bool {
+        name.contains(&self.row)
+    }
+
     /// Whether any part runs the product's processes.
     pub fn needs_product(&self) -> bool {
-        self.has(Part::Throughput) || self.has(Part::Lateness) || self.has(Part::Bounds)
+        self.parts.iter().any(|part| *part != Part::Scale)
     }
 }
 

@@ -34,7 +34,7 @@ impl Binaries {
     /// In `directory`, or else beside this program.
     ///
     /// # Errors
-    /// If one that is `needed` is missing.
+    /// If one is missing although they are `needed`.
     pub fn find(directory: Option<&Path>, needed: bool) -> Result<Self> {
         let own = std::env::current_exe().context("where am I?")?;
         let directory = directory.or_else(|| own.parent()).unwrap_or_else(|| Path::new("."));
@@ -47,6 +47,14 @@ impl Binaries {
             );
         }
         Ok(Self { directory: directory.to_owned() })
+    }
+
+    /// Starts `dispatcher` or `executor`, with its admin port; what it runs on is for the caller to say.
+    pub fn command(&self, program: &str, admin: u16) -> Command {
+        let mut command = Command::new(self.directory.join(format!("carillon-{program}")));
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("CARILLON_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
+        command
     }
 }
 
@@ -78,11 +86,9 @@ impl Product {
         let start = |program: &str, number: u32| {
             let admin = free_port()?;
             let name = format!("{program}-{namespace}-{number}");
-            let mut command = Command::new(binaries.directory.join(format!("carillon-{program}")));
-            command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+            let mut command = binaries.command(program, admin);
             command.env("CARILLON_POSTGRES_URL", &database.url).env("CARILLON_REDIS_URL", servers.redis_url());
             command.env("CARILLON_REDIS_NAMESPACE", namespace);
-            command.env("CARILLON_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
             match program {
                 "dispatcher" => command.env("CARILLON_DISPATCHER_BATCH_MAX", plan.batch.to_string()),
                 _ => command.env("CARILLON_EXECUTOR_FLUSH_MAX", plan.batch.to_string()),
@@ -185,7 +191,12 @@ impl Watch {
     /// # Errors
     /// If Redis does not answer.
     pub fn of(servers: &Servers, namespace: &str) -> Result<Self> {
-        Ok(Self { client: servers.redis_client()?, key: Keys::new(namespace, 0).stream(&line()) })
+        Ok(Self::through(servers.redis_client()?, namespace))
+    }
+
+    /// The same through a connection that is there.
+    pub fn through(client: RespClient, namespace: &str) -> Self {
+        Self { client, key: Keys::new(namespace, 0).stream(&line()) }
     }
 
     /// How many entries were ever added, and how many are there.
@@ -219,7 +230,11 @@ impl Watch {
     }
 }
 
-async fn ready(process: &mut Process, admin: u16) -> Result<()> {
+/// Waits until a process says that it is ready.
+///
+/// # Errors
+/// If it ends, or is not ready in time; the text holds the end of its log.
+pub async fn ready(process: &mut Process, admin: u16) -> Result<()> {
     let what = format!("{} to be ready", process.name());
     let waited = wait_until(&what, READY_MAX, || {
         let ended = process.ended();
@@ -233,7 +248,11 @@ async fn ready(process: &mut Process, admin: u16) -> Result<()> {
     waited.await.map_err(|error| anyhow::anyhow!("{error:#}\n{}", process.log_tail()))
 }
 
-fn get(port: u16, path: &str) -> Result<(u16, String)> {
+/// Status and body of a GET on an admin port.
+///
+/// # Errors
+/// If it does not answer.
+pub fn get(port: u16, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;

@@ -11,8 +11,10 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value, json};
 use sqlx::PgPool;
 
+use crate::asked::Figures;
 use crate::bounds::{self, Recovery, Spread};
 use crate::options::Plan;
+use crate::quantiles::{Lateness, quantile, round};
 use crate::servers::{POSTGRES_SETTINGS, Servers, file_system_of};
 use crate::usage::{Cpu, Machine, Memory};
 
@@ -81,33 +83,6 @@ impl Throughput {
     }
 }
 
-/// A distribution of lateness.
-#[derive(Clone, Copy, Debug)]
-pub struct Lateness {
-    pub p50_ms: f64,
-    pub p99_ms: f64,
-    pub max_ms: f64,
-    pub early: usize,
-    pub count: usize,
-}
-
-impl Lateness {
-    /// Of these, in milliseconds; below zero is early.
-    pub fn of(millis: &[f64]) -> Self {
-        Self {
-            p50_ms: quantile(millis, 0.5),
-            p99_ms: quantile(millis, 0.99),
-            max_ms: quantile(millis, 1.0),
-            early: millis.iter().filter(|late| **late < 0.0).count(),
-            count: millis.len(),
-        }
-    }
-
-    pub fn json(self) -> Value {
-        json!({ "p50_ms": round(self.p50_ms), "p99_ms": round(self.p99_ms), "max_ms": round(self.max_ms), "early": self.early })
-    }
-}
-
 /// What a batch costs at some size of the data.
 #[derive(Clone, Copy, Debug)]
 pub struct ScalePoint {
@@ -146,6 +121,7 @@ pub struct Report {
     pub scale: Vec<ScalePoint>,
     pub spread: Vec<Spread>,
     pub recovery: Option<Recovery>,
+    pub figures: Figures,
     statements: Vec<(&'static str, Vec<String>)>,
 }
 
@@ -169,6 +145,7 @@ impl Report {
             scale: Vec::new(),
             spread: Vec::new(),
             recovery: None,
+            figures: Figures::default(),
             statements: Vec::new(),
         })
     }
@@ -208,6 +185,7 @@ impl Report {
         self.lateness_table(&mut text);
         self.scale_table(&mut text);
         bounds::table(&mut text, &self.spread, self.recovery);
+        self.figures.table(&mut text);
         for (part, lines) in &self.statements {
             line(&mut text, format_args!("\nStatements: {part}\n  {}", lines.join("\n  ")));
         }
@@ -331,6 +309,9 @@ impl Report {
         if let Some(recovery) = self.recovery {
             all.insert("recovery".into(), recovery.json());
         }
+        if !self.figures.is_empty() {
+            all.insert("asked".into(), self.figures.json());
+        }
         Value::Object(all)
     }
 
@@ -348,16 +329,21 @@ impl Report {
         Ok(())
     }
 
-    /// Whether what must hold holds: no start is early. All else is for people to judge.
+    /// Whether what must hold holds: no start is early, no figure is beyond the bound that was asked for. All else is for
+    /// people to judge.
     ///
     /// # Errors
-    /// If one was.
+    /// If one was, each that was.
     pub fn judge(&self) -> Result<()> {
         let early: usize = self.lateness.iter().map(|(_, late)| late).chain(&self.witness).map(|late| late.early).sum();
         let early =
             early + self.spread.iter().map(Spread::early).sum::<usize>() + self.recovery.map_or(0, |r| r.early());
+        let mut broken = self.figures.broken();
         if early > 0 {
-            bail!("{early} starts were early");
+            broken.insert(0, format!("{early} starts were early"));
+        }
+        if !broken.is_empty() {
+            bail!("{}", broken.join("\n  "));
         }
         Ok(())
     }
@@ -477,41 +463,4 @@ fn line(text: &mut String, what: std::fmt::Arguments<'_>) {
 
 fn median_per_s(rounds: &[Round]) -> f64 {
     quantile(&rounds.iter().map(|round| round.per_s).collect::<Vec<_>>(), 0.5)
-}
-
-/// The smallest value that at least this share of all does not exceed.
-fn quantile(values: &[f64], share: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "an index"
-    )]
-    let index = ((sorted.len() as f64 * share).ceil() as usize).saturating_sub(1);
-    sorted.get(index).copied().unwrap_or(f64::NAN)
-}
-
-/// Four significant decimals are more than is known.
-fn round(value: f64) -> f64 {
-    (value * 10_000.0).round() / 10_000.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_quantile_is_a_value_that_was_seen() {
-        let values: Vec<f64> = (1..=100).map(f64::from).collect();
-        assert_eq!([0.0, 0.5, 0.99, 1.0].map(|share| quantile(&values, share)), [1.0, 50.0, 99.0, 100.0]);
-        assert_eq!(quantile(&[3.0], 0.99), 3.0);
-    }
-
-    #[test]
-    fn early_starts_are_counted() {
-        let late = Lateness::of(&[-0.5, 0.0, 1.0, 2.0]);
-        assert_eq!((late.early, late.max_ms, late.p50_ms), (1, 2.0, 0.0));
-    }
 }

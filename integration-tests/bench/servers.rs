@@ -17,7 +17,7 @@ pub const POSTGRES_SETTINGS: [(&str, &str); 6] = [
     ("full_page_writes", "on"),
     ("shared_buffers", "512MB"),
     ("max_wal_size", "4GB"),
-    ("max_connections", "60"),
+    ("max_connections", "120"),
 ];
 
 /// Both servers.
@@ -80,6 +80,31 @@ impl Servers {
             sqlx::raw_sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements").execute(&pool).await?;
         }
         Ok(Database { url, pool })
+    }
+
+    /// Where PostgreSQL listens.
+    pub const fn postgres_port(&self) -> u16 {
+        self.postgres.port()
+    }
+
+    /// Where Redis listens.
+    pub const fn redis_port(&self) -> u16 {
+        self.redis.port()
+    }
+
+    /// Ends Redis as a crash does.
+    pub fn kill_redis(&mut self) {
+        self.redis.kill();
+    }
+
+    /// Starts it again, waits until it answers.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start_redis(&mut self) -> Result<()> {
+        self.redis.start()?;
+        self.redis_pid = self.redis.process().context("Redis has ended")?.pid();
+        Ok(())
     }
 
     /// Where Redis is.

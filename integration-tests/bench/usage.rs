@@ -169,6 +169,11 @@ fn machine() -> f64 {
     busy.sum::<f64>() / TICKS_PER_SECOND
 }
 
+/// The most that the resident set of a process ever was, and what it is, in MiB; zero of one that is gone.
+pub fn resident_mib(pid: i32) -> (f64, f64) {
+    (field(pid, "status", "VmHWM:"), field(pid, "status", "VmRSS:"))
+}
+
 /// MiB of a line such as `VmHWM:   12345 kB`.
 fn field(pid: i32, file: &str, name: &str) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();

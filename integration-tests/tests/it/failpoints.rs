@@ -64,7 +64,14 @@ async fn killed_at(point: &str) {
     let triggering = world.load(HUNDREDS).await;
     world.until_finished(30).await;
     if point.starts_with("take") {
-        // Something must be there to be taken.
+        // Something must be there to be taken: the load alone may leave it with empty hands at that very moment.
+        // Spread, since what is due at one instant is read by one of them.
+        let (over, sleep) = (Duration::from_secs(4), json!({"ms": 3_000}));
+        let fires = one_time_jobs(&world.pool, 80, in_ms(300), over, "test:sleep", &sleep).await;
+        let long = fires.iter().map(|(job, at)| carillon_core::ids::execution_for_fire(*job, *at)).collect();
+        world.expected.extend(fires);
+        world.wake();
+        world.until_one_runs_at("executor-1", &long).await;
         world.kill("executor-1");
     }
     trap.arm();

@@ -323,9 +323,27 @@ impl World {
     pub(crate) async fn until_running_at(&mut self, name: &str, count: usize) {
         let pid = self.cluster.node(name).pid();
         soon(&format!("{count} handlers to run at {name}"), || async {
+            tokio::time::sleep(LOOK_EACH).await;
             let running = self.running_at(pid);
             ensure!(running >= count, "{running} run");
+            anyhow::Ok(())
+        })
+        .await;
+    }
+
+    /// Waits until a node runs one of `executions`.
+    pub(crate) async fn until_one_runs_at(&mut self, name: &str, executions: &HashSet<Uuid>) {
+        let pid = self.cluster.node(name).pid();
+        soon(&format!("{name} to run one of {}", executions.len()), || async {
             tokio::time::sleep(LOOK_EACH).await;
+            let mut running = HashSet::new();
+            for line in self.journal().iter().filter(|line| line.pid == pid && executions.contains(&line.execution)) {
+                match line.event {
+                    Event::Start => running.insert(line.execution),
+                    _ => running.remove(&line.execution),
+                };
+            }
+            ensure!(!running.is_empty(), "none runs");
             anyhow::Ok(())
         })
         .await;

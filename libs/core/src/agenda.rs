@@ -6,8 +6,9 @@
 //!
 //! Fires that are spread over time share a look: each takes what comes until `gather` further than its lead asks for, and the
 //! next one waits until `gather` is over, as far as the lead has room for that. So however many instants there are, there are
-//! no more looks a second than `gather` goes into one, and none of them is later for it. What is due already, or exactly at
-//! its instant, is looked at at once; whatever comes meanwhile goes with it.
+//! no more looks a second than `gather` goes into one, and none of them is later for it. What is due already is looked at at
+//! once, and whatever comes meanwhile goes with it. What is looked at exactly at its instant (a trigger) does not wait for what
+//! is spread, nor takes it along: its claim is small.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -78,22 +79,31 @@ impl Agenda {
 
     /// When to look next.
     pub fn next_look(&self, lead: Lead) -> Option<DateTime<Utc>> {
-        let ahead = self.ahead.keys().next().and_then(|first| {
-            // An instant further off than this is looked at after the first one, however many are expected at it.
-            self.looks(*first + (lead.max - lead.base), lead).map(|(_, look)| look).min()
-        });
-        let ahead = ahead.map(|look| look.max((self.looked_at + lead.gather).min(look + lead.slack())));
         let exact = self.exact.keys().next().copied();
-        match (ahead, exact) {
+        match (self.next_look_ahead(lead), exact) {
             (Some(a), Some(e)) => Some(a.min(e)),
             (a, e) => a.or(e),
         }
     }
 
+    fn next_look_ahead(&self, lead: Lead) -> Option<DateTime<Utc>> {
+        let first = self.ahead.keys().next()?;
+        // An instant further off than this is looked at after the first one, however many are expected at it.
+        let look = self.looks(*first + (lead.max - lead.base), lead).map(|(_, look)| look).min()?;
+        Some(look.max((self.looked_at + lead.gather).min(look + lead.slack())))
+    }
+
     /// Takes out what is to be looked at now: nothing, as long as the next look is not due.
     pub fn take_due(&mut self, now: DateTime<Utc>, lead: Lead) -> Due {
-        if self.next_look(lead).is_none_or(|look| look > now) {
-            return Due { slots: BTreeSet::new(), until: self.looked_until.min(now + lead.max) };
+        if self.next_look_ahead(lead).is_none_or(|look| look > now) {
+            let slots = self.take_exact(now);
+            let mut until = self.looked_until;
+            if !slots.is_empty() {
+                // As far as an ordinary look: the clock here may be a little behind the one that says what is due.
+                until = until.max(now + lead.reach());
+                self.looked_until = until.min(now + lead.max);
+            }
+            return Due { slots, until: until.min(now + lead.max) };
         }
         let overdue_for_a_look =
             self.looks(now + lead.max, lead).filter(|(_, look)| *look <= now).map(|(at, _)| at).max();
@@ -106,16 +116,22 @@ impl Agenda {
         {
             slots.extend(entry.remove().into_keys());
         }
-        while let Some(entry) = self.exact.first_entry()
-            && *entry.key() <= now
-        {
-            slots.extend(entry.remove());
-        }
+        slots.extend(self.take_exact(now));
         if !slots.is_empty() {
             self.looked_until = until;
             self.looked_at = now;
         }
         Due { slots, until }
+    }
+
+    fn take_exact(&mut self, now: DateTime<Utc>) -> BTreeSet<Slot> {
+        let mut slots = BTreeSet::new();
+        while let Some(entry) = self.exact.first_entry()
+            && *entry.key() <= now
+        {
+            slots.extend(entry.remove());
+        }
+        slots
     }
 
     /// The instants up to `until`, each with when to look at it: early enough for all that is expected by then.
@@ -281,6 +297,30 @@ mod tests {
         assert_eq!(due.slots, BTreeSet::from([slot("a"), slot("b"), slot("c")]), "and takes along what came meanwhile");
         agenda.note_exactly(slot("d"), at(9_841));
         assert_eq!(agenda.next_look(LEAD), Some(at(9_841)), "nor does what is decided at its instant");
+    }
+
+    /// Its claim is small, however much is spread around it.
+    #[test]
+    fn what_is_due_exactly_takes_nothing_along_that_can_wait() {
+        let trigger = (Source::Trigger, Line::new("a", Priority::Medium));
+        let mut agenda = Agenda::default();
+        for ms in 0..200 {
+            agenda.note(slot("a"), at(10_000 + ms));
+        }
+        agenda.take_due(at(9_800), LEAD);
+        let look = agenda.next_look(LEAD).unwrap();
+        agenda.note_exactly(trigger.clone(), at(9_820));
+        assert_eq!(
+            agenda.take_due(at(9_821), LEAD),
+            Due { slots: BTreeSet::from([trigger.clone()]), until: at(10_071) }
+        );
+        assert_eq!(agenda.next_look(LEAD), Some(look), "nor does it put off the others");
+        agenda.note_exactly(trigger.clone(), look);
+        assert_eq!(
+            agenda.take_due(look, LEAD).slots,
+            BTreeSet::from([trigger, slot("a")]),
+            "what is due together goes together"
+        );
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub struct DueTrigger {
     pub own_payload: bool,
     /// That payload as JSON text, where it is small enough to travel.
     pub payload: Option<String>,
+    /// Bytes that the payload has in the database, which the claim copies from the trigger to its execution.
+    pub payload_stored: u64,
     /// Trace of whoever asked for it.
     pub trace: Option<TraceContext>,
     /// Who asked for it.
@@ -195,7 +197,8 @@ JOIN job_stats s ON s.job_id = t.job_id";
 const TRIGGERS_CLAIM_DUE: &str = "
 SELECT d.execution_id, d.job_id, d.fire_at, d.queue, d.priority, d.platform_id, d.trace_id, d.parent_span_id, d.trace_flags,
        d.created_by, d.revision, d.claimed_count - s.finished_count AS open, d.payload IS NOT NULL AS own_payload,
-       CASE WHEN pg_column_size(d.payload) <= 4096 AND octet_length(d.payload::text) <= 4096 THEN d.payload::text END AS payload
+       CASE WHEN pg_column_size(d.payload) <= 4096 AND octet_length(d.payload::text) <= 4096 THEN d.payload::text END AS payload,
+       COALESCE(pg_column_size(d.payload), 0) AS payload_stored
 FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
 CROSS JOIN LATERAL (
     SELECT t.*, m.revision, m.claimed_count
@@ -452,6 +455,7 @@ impl Claim<'_> {
                 platform_id: row.try_get("platform_id")?,
                 own_payload: row.try_get("own_payload")?,
                 payload: row.try_get("payload")?,
+                payload_stored: row.try_get::<i32, _>("payload_stored")?.unsigned_abs().into(),
                 trace: read_trace(&row)?,
                 created_by: row.try_get("created_by")?,
             });

@@ -105,6 +105,8 @@ pub(crate) fn read_trace(row: &PgRow) -> Result<Option<TraceContext>> {
 const BATCHES_PAGE: i64 = 512;
 /// Bytes of ids in one page, about, and one batch more: 2,000 executions are looked at in some 10 ms.
 const BATCHES_PAGE_BYTES: i64 = 32 * 1024;
+/// So in a page of the ordinary walk, which nobody waits for: a trigger that comes meanwhile waits for 3 ms at most.
+const BATCHES_PAGE_BYTES_ORDINARY: i64 = 8 * 1024;
 
 /// A page of batches, ascending. How large the ids are is asked of the row's header, so none is read that is not answered.
 const BATCHES_UP: &str = "
@@ -176,7 +178,7 @@ impl LeaderSession {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn batches_unsettled(&mut self, after: i64) -> Result<Vec<Batch>> {
-        self.batches(BATCHES_UNSETTLED, after, i64::MAX).await
+        self.batches(BATCHES_UNSETTLED, after, i64::MAX, BATCHES_PAGE_BYTES).await
     }
 
     /// R19: a page of the settled batches between `after` and `below`, ascending, whose executions may still be open.
@@ -184,7 +186,7 @@ impl LeaderSession {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn batches_settled(&mut self, after: i64, below: i64) -> Result<Vec<Batch>> {
-        self.batches(BATCHES_UP, after, below).await
+        self.batches(BATCHES_UP, after, below, BATCHES_PAGE_BYTES_ORDINARY).await
     }
 
     /// As [`LeaderSession::batches_settled`], of all below `below`, the newest first.
@@ -192,7 +194,7 @@ impl LeaderSession {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn batches_settled_down(&mut self, below: i64) -> Result<Vec<Batch>> {
-        self.batches(BATCHES_DOWN, i64::MIN, below).await
+        self.batches(BATCHES_DOWN, i64::MIN, below, BATCHES_PAGE_BYTES).await
     }
 
     /// R19: these very batches, as far as they are there and settled.
@@ -211,13 +213,13 @@ impl LeaderSession {
         rows.iter().map(read_batch).collect()
     }
 
-    async fn batches(&mut self, statement: &'static str, after: i64, below: i64) -> Result<Vec<Batch>> {
+    async fn batches(&mut self, statement: &'static str, after: i64, below: i64, bytes: i64) -> Result<Vec<Batch>> {
         let rows = sqlx::query(statement)
             .bind(self.shard)
             .bind(after)
             .bind(below)
             .bind(BATCHES_PAGE)
-            .bind(BATCHES_PAGE_BYTES)
+            .bind(bytes)
             .fetch_all(&mut self.connection)
             .await?;
         rows.iter().map(read_batch).collect()

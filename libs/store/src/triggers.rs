@@ -1,5 +1,6 @@
 //! Fires asked for by hand. A trigger only leaves a due fire behind: what is published, the leader alone creates (R5).
 
+use carillon_core::execution::Status;
 use carillon_core::ids;
 use carillon_core::job::{JobStatus, Priority};
 use carillon_core::line::Line;
@@ -40,7 +41,7 @@ pub struct Triggered {
 /// the deletion looked for triggers, and would then fire a deleted job.
 const INSERT_TRIGGER: &str = "
     WITH job AS (
-        SELECT j.id, j.status, j.queue, j.priority, j.platform_id, t.shard
+        SELECT j.id, j.status, j.queue, j.priority, j.platform_id, j.max_retries, j.revision, t.shard
         FROM jobs j JOIN job_timers t ON t.job_id = j.id WHERE j.id = $1 FOR SHARE OF j
     ), key AS (
         INSERT INTO idempotency_keys (scope, key, fingerprint, resource_id)
@@ -53,7 +54,19 @@ const INSERT_TRIGGER: &str = "
         WHERE status <> 'CANCELLED' AND ($8::text IS NULL OR EXISTS (SELECT FROM key))
         RETURNING queue, priority
     )
-    SELECT (SELECT status FROM job), queue, priority FROM (SELECT) one LEFT JOIN trigger ON true";
+    SELECT j.status, j.max_retries, j.revision, t.queue, t.priority
+    FROM (SELECT) one LEFT JOIN job j ON true LEFT JOIN trigger t ON true";
+
+/// What [`INSERT_TRIGGER`] answers; nothing of an unknown job.
+#[derive(sqlx::FromRow)]
+struct InsertedRow {
+    status: Option<String>,
+    max_retries: Option<i32>,
+    revision: Option<i64>,
+    /// Only if the trigger was written.
+    queue: Option<String>,
+    priority: Option<i16>,
+}
 
 /// Leaves a due fire of the job.
 ///
@@ -67,21 +80,57 @@ pub async fn create(store: &Store, new: &NewTrigger, key: Option<&Key>) -> Resul
     }
     let seed = key.map_or_else(|| Uuid::new_v4().to_string(), |key| key.key.clone());
     let execution = ids::execution_for_trigger(new.job_id, &seed, beginning.now);
-    let (status, due) = insert(store, new, key, execution, beginning.now).await?;
-    let status: JobStatus = match status {
-        Some(status) => word("jobs.status", &status)?,
+    let row = insert(store, new, key, execution, beginning.now).await?;
+    let status: JobStatus = match &row.status {
+        Some(status) => word("jobs.status", status)?,
         None => return Err(Error::NotFound { what: "job", id: new.job_id }),
     };
     if status == JobStatus::Cancelled {
         let why = "a job that is CANCELLED cannot be triggered: it was deleted".to_owned();
         return Err(Error::FailedPrecondition { what: "job", why });
     }
-    if due.is_some() {
-        return Ok(Triggered { execution: executions::get(store, execution).await?, due });
+    if let (Some(queue), Some(priority)) = (row.queue, row.priority) {
+        // Not read again: what it waits for is that the leader hears of it.
+        let waiting = Execution {
+            max_retries: row.max_retries.unwrap_or_default(),
+            revision: row.revision.unwrap_or_default(),
+            queue: queue.clone(),
+            ..waiting(execution, new, beginning.now)
+        };
+        return Ok(Triggered { execution: waiting, due: Some(Line::new(queue, Priority::from_rank(priority))) });
     }
     // Somebody else took the key in between.
     let known = idempotency::begin(store, key).await?.known;
     Ok(Triggered { execution: executions::get(store, known.unwrap_or(execution)).await?, due: None })
+}
+
+/// As [`executions::get`] reads it until the leader takes it.
+fn waiting(id: Uuid, new: &NewTrigger, now: DateTime<Utc>) -> Execution {
+    Execution {
+        id,
+        job_id: new.job_id,
+        status: Status::Queued,
+        scheduled_at: now,
+        started_at: None,
+        completed_at: None,
+        duration_ms: None,
+        result: None,
+        error: None,
+        error_stack: None,
+        attempt: 1,
+        max_retries: 0,
+        next_retry_at: None,
+        worker_id: None,
+        reason: None,
+        cancel_requested: false,
+        metadata: None,
+        trace_id: new.trace.map(|trace| trace.trace_id().to_string()),
+        span_id: None,
+        parent_span_id: new.trace.map(|trace| trace.parent_span_id().to_string()),
+        created_by: new.created_by.clone(),
+        revision: 0,
+        queue: String::new(),
+    }
 }
 
 async fn insert(
@@ -90,8 +139,8 @@ async fn insert(
     key: Option<&Key>,
     execution: Uuid,
     now: DateTime<Utc>,
-) -> Result<(Option<String>, Option<Line>)> {
-    let (status, queue, priority): (_, Option<String>, Option<i16>) = sqlx::query_as(INSERT_TRIGGER)
+) -> Result<InsertedRow> {
+    let row = sqlx::query_as(INSERT_TRIGGER)
         .bind(new.job_id)
         .bind(execution)
         .bind(now)
@@ -105,6 +154,5 @@ async fn insert(
         .bind(new.trace.map_or(1, |trace| i16::from(trace.flags)))
         .fetch_one(&store.pool)
         .await?;
-    let due = queue.zip(priority).map(|(queue, priority)| Line::new(queue, Priority::from_rank(priority)));
-    Ok((status, due))
+    Ok(row)
 }

@@ -40,6 +40,9 @@ const BATCH_BYTES_MAX: usize = PUBLISH_BYTES_MAX / 8 * 7;
 const ENTRY_BYTES: usize = 1_024;
 /// Rows of one batch, at most, where how large their payloads are is known only afterwards: whatever they are, they fit.
 pub(crate) const ROWS_OF_ANY_SIZE: usize = BATCH_BYTES_MAX / (ENTRY_BYTES + PAYLOAD_BYTES_IN_ENTRY);
+/// Bytes of triggers' payloads that one claim copies to their executions, but for the first: some tens of milliseconds. Nothing
+/// else is claimed meanwhile, and what takes longer than a statement may is refused whole.
+const COPIED_BYTES_MAX: u64 = 2 << 20;
 /// So of retries.
 const RETRIES_MAX: i64 = 1_000;
 const _: () = assert!(RETRIES_MAX as usize <= ROWS_OF_ANY_SIZE, "retries fit");
@@ -77,6 +80,8 @@ impl Leader {
 
     async fn claim_some(&mut self) -> Result<Option<Batch>, End> {
         self.is_busy = false;
+        // Between two claims of many: a trigger waits for one at most.
+        self.hear_all().await;
         let now = self.session.clock().now();
         let Due { slots, until: due } = self.agenda.take_due(now, self.lead());
         if slots.is_empty() {
@@ -97,6 +102,7 @@ impl Leader {
         self.taking.extend(claim.taken());
         let limited = limited(&rooms, &claim);
         let mut left_out = learn(&mut self.definitions, &mut claim).await?;
+        left_out.extend(copy_few(&mut claim));
         left_out.extend(fit(&self.definitions, &mut claim));
         let threshold = delta(self.config.dispatcher.misfire_threshold);
         let foreseen = foresee(&mut self.foresight, &self.definitions, &mut self.left, &mut claim, threshold);
@@ -279,6 +285,22 @@ async fn learn(definitions: &mut Definitions, claim: &mut Claim<'_>) -> Result<H
     }
     let unread: HashSet<(Uuid, i64)> = unread.iter().copied().collect();
     Ok(leave_out(claim, |job, revision, _| unread.contains(&(job, revision))))
+}
+
+/// Leaves out of a claim the triggers whose payloads are more than one statement copies in good time. Answered is where to look
+/// again.
+fn copy_few(claim: &mut Claim<'_>) -> HashSet<Slot> {
+    let (mut slots, mut copied) = (HashSet::new(), 0);
+    claim.triggers.retain(|trigger| {
+        let fits = copied == 0 || copied + trigger.payload_stored <= COPIED_BYTES_MAX;
+        if fits {
+            copied += trigger.payload_stored;
+        } else {
+            slots.insert((Source::Trigger, trigger.line.clone()));
+        }
+        fits
+    });
+    slots
 }
 
 /// Leaves out of a claim what does not fit into a batch by its bytes. Answered is where to look again.

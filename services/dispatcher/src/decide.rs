@@ -266,6 +266,7 @@ mod tests {
             platform_id: Some("acme".into()),
             own_payload: false,
             payload: None,
+            payload_stored: 0,
             trace: "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01".parse().ok(),
             created_by: "alice".into(),
         }

@@ -412,11 +412,15 @@ impl Leader {
             answer = self.foresight.next() => self.look_again(answer),
             notice = self.notices.next() => {
                 self.hear(&notice);
-                // Many wakes are one: what is due is read from Postgres anyway.
-                while let Ok(notice) = tokio::time::timeout(Duration::ZERO, self.notices.next()).await {
-                    self.hear(&notice);
-                }
+                self.hear_all().await;
             }
+        }
+    }
+
+    /// What was said meanwhile. Many wakes are one: what is due is read from Postgres anyway.
+    pub(crate) async fn hear_all(&mut self) {
+        while let Ok(notice) = tokio::time::timeout(Duration::ZERO, self.notices.next()).await {
+            self.hear(&notice);
         }
     }
 

@@ -661,3 +661,35 @@ async fn batches_fit_into_a_publish_by_their_bytes() -> Result<()> {
     assert_eq!(leader.term()?, term, "it stayed in office");
     leader.end().await
 }
+
+/// Item 5: payloads of triggers are copied by the claim; one claim copies so many bytes, whatever falls due at once.
+#[tokio::test]
+async fn large_triggers_are_claimed_a_few_megabytes_at_a_time() -> Result<()> {
+    const TRIGGERS: i64 = 60;
+    let leader = Leader::start(1_000, 20_000).await?;
+    let later = leader.jobs(1, in_ms(1_000_000)).await?;
+    let store = Store::connect_lazily(&StoreOptions::new(leader.database.url(), "test"))?;
+    for _ in 0..TRIGGERS {
+        let trigger = NewTrigger { job_id: later, payload: Some(Value::Null), trace: None, created_by: String::new() };
+        triggers::create(&store, &trigger, None).await?;
+    }
+    // Far enough off that all of it is there by then; no compression makes it much smaller.
+    sqlx::query(
+        "WITH noise AS MATERIALIZED (SELECT string_agg(md5(n::text), '') AS text FROM generate_series(1, 8000) n)
+         UPDATE job_triggers SET fire_at = $1, payload = to_jsonb(noise.text) FROM noise",
+    )
+    .bind(in_ms(2_000))
+    .execute(&leader.pool)
+    .await?;
+    leader.wake()?;
+    leader.until_count("job_executions", |claimed| claimed == TRIGGERS).await?;
+    let (most, together): (i64, i64) = sqlx::query_as(
+        "SELECT max(bytes)::bigint, sum(bytes)::bigint
+         FROM (SELECT sum(pg_column_size(payload)) AS bytes FROM job_executions GROUP BY claim) claims",
+    )
+    .fetch_one(&leader.pool)
+    .await?;
+    assert!(together > 8 << 20, "{together} bytes together");
+    assert!(most <= 2 << 20, "{most} bytes by one claim");
+    leader.end().await
+}

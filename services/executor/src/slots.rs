@@ -74,6 +74,12 @@ impl Slots {
         self.inner.in_hand_bytes.load(Ordering::Acquire) < self.inner.bounds.in_hand_bytes_max
     }
 
+    /// Whether more payloads may be fetched. They leave half of the bytes to what is read, so that the largest payloads keep
+    /// nothing else from being read.
+    pub(crate) fn has_room_for_payloads(&self) -> bool {
+        self.inner.in_hand_bytes.load(Ordering::Acquire) < self.inner.bounds.in_hand_bytes_max / 2
+    }
+
     pub(crate) fn in_hand_bytes(&self) -> usize {
         self.inner.in_hand_bytes.load(Ordering::Acquire)
     }
@@ -171,8 +177,9 @@ mod tests {
         let slots =
             Slots::new(Bounds { slots: 10, unrecorded_max: 3, unrecorded_bytes_max: 1_000, in_hand_bytes_max: 100 });
         let small = slots.weigh(40);
+        assert!(slots.has_room_for_payloads());
         let mut large = slots.weigh(20);
-        assert_eq!(slots.free(), 10);
+        assert_eq!((slots.free(), slots.has_room_for_payloads()), (10, false), "what is read has room beside payloads");
         large.set(80);
         assert_eq!((slots.free(), slots.in_hand_bytes()), (0, 120));
         large.set(10);

@@ -45,6 +45,7 @@ async fn a_trigger_is_a_queued_execution_until_the_leader_takes_it() -> Result<(
     .fetch_one(&bench.pool)
     .await?;
     assert_eq!(row, ("slow".into(), 2, json!({"x": 1}), "p1/0".into(), "me".into()));
+    assert_eq!(executions::get(&bench.store, execution.id).await?, execution, "answered as it would be read");
 
     // As the claim does it.
     sqlx::query(

@@ -18,7 +18,7 @@ const AT_ONCE: usize = 16;
 impl Engine {
     /// Begins to fetch some that are lacking, if none are on their way.
     pub(super) fn fetch_payloads(&mut self) {
-        if self.is_fetching || self.lacking.is_empty() || !self.shared.slots.has_room() {
+        if self.is_fetching || self.lacking.is_empty() || !self.shared.slots.has_room_for_payloads() {
             return;
         }
         let mut asked = Vec::with_capacity(AT_ONCE);
