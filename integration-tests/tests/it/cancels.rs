@@ -181,7 +181,8 @@ async fn h113_what_a_pause_withdrew_stands_in_the_set_before_the_answer() {
     // Claimed ahead of its instant by a leader that is not there.
     let at = chrono::Utc::now() + chrono::TimeDelta::seconds(60);
     let coming = carillon_core::ids::execution_for_fire(paused, at);
-    let row = "INSERT INTO job_executions (id, job_id, shard, claim, entry, status, scheduled_at)
+    let row = "WITH counted AS (UPDATE job_timers SET claimed_count = claimed_count + 1 WHERE job_id = $2)
+               INSERT INTO job_executions (id, job_id, shard, claim, entry, status, scheduled_at)
                VALUES ($1, $2, 0, 1, 1, 'QUEUED', $3)";
     sqlx::query(row).bind(coming).bind(paused).bind(at).execute(&world.pool).await.expect("it is there");
     let set = format!("{{{}:0}}:cancelled", world.namespace);
