@@ -29,12 +29,13 @@ WITH noted AS MATERIALIZED (
     WHERE t.job_id IN (SELECT id FROM job WHERE status = 'ACTIVE')
     ORDER BY t.job_id FOR NO KEY UPDATE SKIP LOCKED
 ), stats AS MATERIALIZED (
-    SELECT s.job_id, s.finished_count FROM job_stats s WHERE s.job_id IN (SELECT job_id FROM timer WHERE has_ended)
-    ORDER BY s.job_id FOR NO KEY UPDATE SKIP LOCKED
+    SELECT s.job_id, t.claimed_count = s.finished_count AS is_over FROM timer t JOIN job_stats s ON s.job_id = t.job_id
+    WHERE t.has_ended
+    ORDER BY s.job_id FOR NO KEY UPDATE OF s SKIP LOCKED
 ), completed AS (
     UPDATE jobs j SET status = 'COMPLETED', completed_at = clock_timestamp(), updated_at = clock_timestamp()
-    FROM timer t JOIN stats s ON s.job_id = t.job_id
-    WHERE j.id = t.job_id AND t.claimed_count = s.finished_count
+    FROM stats s
+    WHERE j.id = s.job_id AND s.is_over
     RETURNING j.id
 ), decided AS MATERIALIZED (
     SELECT n.id FROM noted n
@@ -52,7 +53,7 @@ WITH noted AS MATERIALIZED (
     WHERE a.id IN (SELECT id FROM noted) AND a.id NOT IN (SELECT id FROM decided)
 )
 SELECT n.id, n.job_id, n.job_id IN (SELECT id FROM completed) AS completed,
-       COALESCE((SELECT status = 'CANCELLED' FROM job WHERE id = n.job_id), false) AS deleted
+       n.job_id IN (SELECT id FROM job WHERE status = 'CANCELLED') AS deleted
 FROM noted n";
 
 /// What a look has found.
