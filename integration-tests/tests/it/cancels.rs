@@ -101,6 +101,26 @@ async fn what_runs_or_was_not_claimed_is_cancelled_over_grpc() {
     assert_eq!(wrong.expect_err("it is refused").code(), Code::InvalidArgument);
 }
 
+/// Whose executions somebody has locked: it is deleted all the same, at once, and a dispatcher ends what is open.
+#[tokio::test]
+async fn a_job_whose_execution_is_locked_is_deleted_at_once() {
+    let mut world = World::start("delete_locked", one_of_each()).await;
+    let api = world.api();
+    let sleeper = job(&api, "test:sleep", json!({"ms": 600_000}), json!({})).await;
+    let running = fire(&mut world, &api, sleeper).await;
+    api.execution_in(running, &["RUNNING"]).await;
+    let mut somebody = world.pool.begin().await.expect("postgres answers");
+    sqlx::query("SELECT FROM job_executions WHERE id = $1 FOR UPDATE")
+        .bind(running)
+        .execute(&mut *somebody)
+        .await
+        .expect("it is locked");
+    assert_eq!(api.ask(Method::DELETE, &format!("/jobs/{sleeper}"), None).await.status, 204);
+    somebody.rollback().await.expect("postgres answers");
+    let history = world.judge(SOON).await;
+    assert_eq!(history.count(Status::Cancelled), 1);
+}
+
 /// However much a job has open: it is deleted, nothing of it goes on, and its record is whole.
 #[tokio::test]
 async fn a_job_with_much_open_is_deleted_and_all_of_it_ends() {
@@ -161,7 +181,8 @@ async fn h113_what_a_pause_withdrew_stands_in_the_set_before_the_answer() {
     // Claimed ahead of its instant by a leader that is not there.
     let at = chrono::Utc::now() + chrono::TimeDelta::seconds(60);
     let coming = carillon_core::ids::execution_for_fire(paused, at);
-    let row = "INSERT INTO job_executions (id, job_id, shard, claim, entry, status, scheduled_at)
+    let row = "WITH counted AS (UPDATE job_timers SET claimed_count = claimed_count + 1 WHERE job_id = $2)
+               INSERT INTO job_executions (id, job_id, shard, claim, entry, status, scheduled_at)
                VALUES ($1, $2, 0, 1, 1, 'QUEUED', $3)";
     sqlx::query(row).bind(coming).bind(paused).bind(at).execute(&world.pool).await.expect("it is there");
     let set = format!("{{{}:0}}:cancelled", world.namespace);

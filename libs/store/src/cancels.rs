@@ -65,7 +65,8 @@ async fn ask_to_stop_on(connection: &mut Connection, id: Uuid, reason: &str) -> 
             Ok(true)
         }
         ended @ (Status::Success | Status::Failed | Status::Timeout | Status::Skipped) => {
-            Err(Error::FailedPrecondition(format!("an execution that is {ended} cannot be cancelled: it has ended")))
+            let why = format!("an execution that is {ended} cannot be cancelled: it has ended");
+            Err(Error::FailedPrecondition { what: "execution", why })
         }
     }
 }

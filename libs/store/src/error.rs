@@ -32,8 +32,13 @@ pub enum Error {
         id: uuid::Uuid,
     },
     /// Right request, wrong state; the text is for the client.
-    #[error("{0}")]
-    FailedPrecondition(String),
+    #[error("{why}")]
+    FailedPrecondition {
+        /// Whose state: `job`, `execution`, or `shard`.
+        what: &'static str,
+        /// What stands against it.
+        why: String,
+    },
     /// The idempotency key was used for another request.
     #[error("the request_id \"{key}\" was used for a different request")]
     KeyReused {
@@ -109,7 +114,7 @@ impl Error {
             Self::Unavailable(_) | Self::Refused(_) | Self::Busy(_) => Kind::Unavailable,
             Self::Conflict(_) => Kind::Conflict,
             Self::NotFound { .. } => Kind::NotFound,
-            Self::FailedPrecondition(_) => Kind::FailedPrecondition,
+            Self::FailedPrecondition { .. } => Kind::FailedPrecondition,
             Self::KeyReused { .. } => Kind::AlreadyExists,
             Self::QueuesExhausted { .. } => Kind::Exhausted,
             Self::Data(_) | Self::Internal(_) | Self::Unreadable { .. } => Kind::Internal,
@@ -134,7 +139,7 @@ impl Error {
             // A row that was read and not understood.
             Self::Unreadable { .. } => true,
             Self::NotFound { .. }
-            | Self::FailedPrecondition(_)
+            | Self::FailedPrecondition { .. }
             | Self::KeyReused { .. }
             | Self::QueuesExhausted { .. } => false,
         }

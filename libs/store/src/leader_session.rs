@@ -134,11 +134,9 @@ impl Candidate {
                     .fetch_one(&mut self.connection).await?;
             let pid: i32 = row.try_get("pid")?;
             if !row.try_get::<bool, _>("kept")? || *first.get_or_insert(pid) != pid {
-                return Err(Error::FailedPrecondition(
-                    "the dispatcher must reach postgres directly: a pooler in transaction mode stands in between, on which \
-                     the leader's lock would not stay with its session"
-                        .into(),
-                ));
+                let why = "the dispatcher must reach postgres directly: a pooler in transaction mode stands in between, on \
+                           which the leader's lock would not stay with its session";
+                return Err(Error::FailedPrecondition { what: "shard", why: why.into() });
             }
         }
         Ok(())

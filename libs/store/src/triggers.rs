@@ -86,9 +86,8 @@ pub async fn create(store: &Store, new: &NewTrigger, key: Option<&Key>) -> Resul
         None => return Err(Error::NotFound { what: "job", id: new.job_id }),
     };
     if status == JobStatus::Cancelled {
-        return Err(Error::FailedPrecondition(
-            "a job that is CANCELLED cannot be triggered: it was deleted".to_owned(),
-        ));
+        let why = "a job that is CANCELLED cannot be triggered: it was deleted".to_owned();
+        return Err(Error::FailedPrecondition { what: "job", why });
     }
     if let (Some(queue), Some(priority)) = (row.queue, row.priority) {
         // Not read again: what it waits for is that the leader hears of it.

@@ -75,7 +75,7 @@ impl Election {
             };
             match outcome {
                 Ok(session) => self.lead(session).await?,
-                Err(error @ carillon_store::Error::FailedPrecondition(_)) => return Err(error.into()),
+                Err(error @ carillon_store::Error::FailedPrecondition { .. }) => return Err(error.into()),
                 Err(error) => {
                     warn!("cannot stand by, trying again: {:#}", anyhow::Error::from(error));
                     self.pause(CONNECT_AGAIN).await;

@@ -107,9 +107,9 @@ pub(crate) fn of_store(failure: &Error) -> Status {
             let details = ErrorDetails::with_resource_info(*what, id.to_string(), "", "");
             Status::with_error_details(code, failure.to_string(), details)
         }
-        Error::FailedPrecondition(why) => {
+        Error::FailedPrecondition { what, why } => {
             let mut details = ErrorDetails::new();
-            details.add_precondition_failure_violation("STATE", "job", why.as_str());
+            details.add_precondition_failure_violation("STATE", *what, why.as_str());
             Status::with_error_details(code, why.as_str(), details)
         }
         Error::QueuesExhausted { queue, queues_max } => {
@@ -148,6 +148,20 @@ mod tests {
         let fields: Vec<String> =
             status.get_details_bad_request().unwrap().field_violations.into_iter().map(|v| v.field).collect();
         assert_eq!(fields, ["name", "schedule"]);
+    }
+
+    /// A refused cancel of an execution named a job.
+    #[test]
+    fn whose_state_stands_against_it_is_named() {
+        for what in ["job", "execution"] {
+            let status = of_store(&Error::FailedPrecondition { what, why: "it has ended".to_owned() });
+            assert_eq!((status.code(), status.message()), (Code::FailedPrecondition, "it has ended"));
+            let violations = status.get_details_precondition_failure().unwrap().violations;
+            assert_eq!(violations.len(), 1);
+            assert_eq!((violations[0].subject.as_str(), violations[0].r#type.as_str()), (what, "STATE"));
+            let missing = of_store(&Error::NotFound { what, id: uuid::Uuid::nil() });
+            assert_eq!(missing.get_details_resource_info().unwrap().resource_type, what);
+        }
     }
 
     #[test]

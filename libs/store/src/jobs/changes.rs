@@ -257,7 +257,7 @@ fn refused(what: &str, status: JobStatus) -> Error {
         JobStatus::Cancelled => "it was deleted",
         JobStatus::Active | JobStatus::Paused => "of its state",
     };
-    Error::FailedPrecondition(format!("a job that is {status} cannot be {what}: {why}"))
+    Error::FailedPrecondition { what: "job", why: format!("a job that is {status} cannot be {what}: {why}") }
 }
 
 /// Whether to make the change again: it lost a deadlock, and not too often yet. Waits a little first, unevenly, so that the

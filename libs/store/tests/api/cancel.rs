@@ -85,7 +85,7 @@ async fn what_has_ended_otherwise_is_not_cancelled() -> Result<()> {
         let execution = bench.execution(job.id, now - TimeDelta::seconds(index), status).await?;
         let before = executions::get(&bench.store, execution).await?;
         match cancel(&bench.store, execution, "").await {
-            Err(Error::FailedPrecondition(why)) => assert!(why.contains(status), "{why}"),
+            Err(Error::FailedPrecondition { what: "execution", why }) => assert!(why.contains(status), "{why}"),
             other => panic!("{status}: {other:?}"),
         }
         assert_eq!(executions::get(&bench.store, execution).await?, before);

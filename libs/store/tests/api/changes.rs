@@ -176,8 +176,8 @@ async fn what_has_ended_is_neither_paused_nor_resumed() -> Result<()> {
         .execute(&bench.pool)
         .await?;
     for id in [deleted.id, completed.id] {
-        assert!(matches!(jobs::pause(&bench.store, id).await, Err(Error::FailedPrecondition(_))));
-        assert!(matches!(jobs::resume(&bench.store, id).await, Err(Error::FailedPrecondition(_))));
+        assert!(matches!(jobs::pause(&bench.store, id).await, Err(Error::FailedPrecondition { what: "job", .. })));
+        assert!(matches!(jobs::resume(&bench.store, id).await, Err(Error::FailedPrecondition { what: "job", .. })));
     }
     assert!(jobs::delete(&bench.store, completed.id).await?);
     let unknown = Uuid::from_u128(7);
@@ -267,7 +267,7 @@ async fn a_job_with_much_open_is_deleted_in_steps() -> Result<()> {
     let foreign = bench.execution(other.id, now, "RUNNING").await?;
     assert!(jobs::delete(&bench.store, job.id).await?);
     let refused = triggers::create(&bench.store, &crate::trigger::new(job.id), None).await;
-    assert!(matches!(refused, Err(Error::FailedPrecondition(_))));
+    assert!(matches!(refused, Err(Error::FailedPrecondition { what: "job", .. })));
     let mut deleting = jobs::Deleting::of(&bench.store, job.id);
     let mut asked = Vec::new();
     while let Some(some) = deleting.step().await? {

@@ -129,7 +129,7 @@ async fn a_deleted_or_unknown_job_is_not_fired_and_a_paused_or_completed_one_is(
     crate::changes::delete(&bench, job.id).await?;
     let key = Key { scope: "s".into(), key: "k".into(), fingerprint: vec![1] };
     let deleted = triggers::create(&bench.store, &new(job.id), Some(&key)).await;
-    assert!(matches!(deleted, Err(Error::FailedPrecondition(_))));
+    assert!(matches!(deleted, Err(Error::FailedPrecondition { what: "job", .. })));
     let unknown = triggers::create(&bench.store, &new(Uuid::from_u128(7)), Some(&key)).await;
     assert!(matches!(unknown, Err(Error::NotFound { what: "job", .. })));
     assert_eq!(bench.count("idempotency_keys").await?, 0, "a refused request does not use its key up");
