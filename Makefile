@@ -41,7 +41,7 @@ lint: ## Lints, as errors
 build: ## Build optimised programs into target/release
 	$(CARGO) build --release --workspace --bins
 
-bench: setup ## Measure throughput and lateness against the floor of this machine (minutes; ARGS=--quick, ARGS=--help)
+bench: setup ## Measure throughput and lateness against the floor of this machine (minutes; ARGS=--quick, ARGS="--only gaps", ARGS=--help)
 	$(CARGO) build --release -p carillon-dispatcher -p carillon-executor -p carillon-integration-tests --bins
 	@exec target/release/carillon-bench $(ARGS)
 

@@ -45,6 +45,9 @@ const END_MAX: Duration = Duration::from_secs(60);
 const LOCK_SPACE: i64 = 0x0CA_2111;
 const LOOK_EACH: Duration = Duration::from_millis(1);
 
+/// Starts later than this are explained.
+const VERY_LATE_S: f64 = 3.0;
+
 /// What was asked for, in milliseconds.
 const PUBLISHED: Asked = Asked::AtMost(500.0);
 
@@ -203,6 +206,7 @@ impl Old {
         load::ended(&pool, &jobs, jobs.len(), END_MAX, || self.fleet.logs()).await?;
         let starts = load::starts(&pool, &jobs).await?;
         let late = starts.iter().filter_map(load::Start::late_ms).fold(f64::NAN, f64::max);
+        explain(&pool, &jobs).await?;
         if fault == Fault::Killed {
             self.fleet.start_again(&leader)?;
         }
@@ -256,6 +260,25 @@ impl Old {
         }
         Ok(tokio::task::block_in_place(|| next_published(client, -1)))
     }
+}
+
+/// Where the time went of what started very late.
+async fn explain(pool: &PgPool, jobs: &[Uuid]) -> Result<()> {
+    let statement = "SELECT scheduled_at, (extract(epoch FROM started_at - scheduled_at) * 1000)::bigint,
+                            claim - (extract(epoch FROM scheduled_at) * 1000)::bigint,
+                            entry - (extract(epoch FROM scheduled_at) * 1000)::bigint, take
+                     FROM job_executions WHERE job_id = ANY ($1) AND started_at - scheduled_at > $2 * interval '1 second'
+                     ORDER BY started_at - scheduled_at DESC";
+    let late: Vec<(DateTime<Utc>, i64, i64, i64, i32)> =
+        sqlx::query_as(statement).bind(jobs).bind(VERY_LATE_S).fetch_all(pool).await?;
+    for (scheduled_at, started, claim, entry, take) in late.iter().take(3) {
+        progress(&format!(
+            "age: one of {} that were very late: due {scheduled_at}, started {started} ms after that, claimed {claim} ms, \
+             entry of {entry} ms, take {take}",
+            late.len()
+        ));
+    }
+    Ok(())
 }
 
 /// The session that holds the leader's lock.

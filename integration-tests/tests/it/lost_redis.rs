@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
+use carillon_testkit::journal::Event;
 use carillon_testkit::{Proxy, Role};
+use chrono::TimeDelta;
 use serde_json::json;
 
 use crate::load::{Load, Triggering, in_ms, one_time_jobs};
@@ -78,6 +80,33 @@ async fn redis_wiped_again_and_again_loses_and_doubles_nothing() {
         world.redis.flush_all().expect("redis answers");
     })
     .await;
+}
+
+/// What is published again comes to the very executor that still holds it: the copy takes over as soon as the entry in hand is
+/// found superseded, and does not wait for the next listing of what is pending, here half a minute away.
+#[tokio::test]
+async fn what_was_held_when_redis_was_wiped_starts_soon_after() {
+    const FIRES: usize = 300;
+    let plan = Plan { dispatchers: 1, executors: 1, ..Plan::default() }
+        .protocol(Duration::from_secs(2), Duration::from_secs(120))
+        .set("CARILLON_DISPATCHER_LEAD", "500ms");
+    let mut world = World::start("wiped_while_held", plan).await;
+    let over = Duration::from_secs(6);
+    let jobs = one_time_jobs(&world.pool, FIRES, in_ms(900), over, "test:echo", &json!({})).await;
+    world.expected.extend(jobs);
+    world.wake();
+    for fires in [FIRES / 6, FIRES / 3, FIRES / 2] {
+        world.until_finished(fires).await;
+        world.redis.flush_all().expect("redis answers");
+    }
+    let history = world.judge(LOAD_MAX).await;
+    let starts = history.journal.iter().filter(|line| line.event == Event::Start);
+    let late = starts.filter_map(|line| {
+        let row = history.executions.iter().find(|row| row.id == line.execution)?;
+        Some(line.at - row.scheduled_at)
+    });
+    let latest = late.max().expect("they started");
+    assert!(latest < TimeDelta::seconds(15), "the last one started {latest} late");
 }
 
 async fn crash(world: &World) {

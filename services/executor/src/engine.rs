@@ -34,7 +34,7 @@ use uuid::Uuid;
 
 use self::deadlines::Deadlines;
 use crate::boottime;
-use crate::in_hand::{Item, Key, Origin, State, Stop, weight_of};
+use crate::in_hand::{Item, Key, Newer, Origin, State, Stop, weight_of};
 use crate::message::{Arrival, Message};
 use crate::recorder::ToRecord;
 use crate::runner::Ended;
@@ -227,8 +227,8 @@ impl Engine {
         for received in arrival.entries {
             let Received { line, id, entry } = received;
             let key = Key { execution: entry.execution, claim: entry.claim };
-            if self.items.contains_key(&key) {
-                // In hand already: it stays pending.
+            if let Some(item) = self.items.get_mut(&key) {
+                item.note_newer(Newer { line, id, came: now });
                 self.shared.slots.release(1);
                 continue;
             }
@@ -248,7 +248,8 @@ impl Engine {
             }
             let weight = self.shared.slots.weigh(weight_of(&entry));
             let waits_for_word = !is_offered;
-            let mut item = Item { line, id, entry, take: 0, named, waits_for_word, state: State::Held, weight };
+            let mut item =
+                Item { line, id, entry, take: 0, named, waits_for_word, state: State::Held, weight, newer: None };
             if !is_offered {
                 self.find_offer(key, &item);
             }

@@ -51,6 +51,16 @@ pub(crate) struct Item {
     pub state: State,
     /// What it counts for in `Slots`.
     pub weight: Weight,
+    /// The newest entry of the same claim that came meanwhile.
+    pub newer: Option<Newer>,
+}
+
+/// An entry of what is in hand already: published again (R19).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Newer {
+    pub line: usize,
+    pub id: EntryId,
+    pub came: Instant,
 }
 
 /// Where an entry in hand stands.
@@ -134,6 +144,23 @@ impl Item {
             State::Running(running) => running.beginning.take_back(),
             State::Doubtful { .. } | State::GivenUp | State::Ended { .. } => false,
         }
+    }
+
+    /// Another entry of it has come. It stays pending; the newest takes over if what is in hand is found superseded.
+    pub(crate) fn note_newer(&mut self, newer: Newer) {
+        let known = self.newer.map_or(self.id.number, |known| known.id.number.max(self.id.number));
+        if newer.id.number > known {
+            self.newer = Some(newer);
+        }
+    }
+
+    /// R13a: this entry is superseded. Says whether the newer one that has come took its place, to be checked in turn: left to the
+    /// next listing of what is pending it would start up to a quarter of the lease later.
+    pub(crate) fn gives_way(&mut self) -> bool {
+        let Some(newer) = self.newer.take() else { return false };
+        (self.line, self.id) = (newer.line, newer.id);
+        self.doubt(newer.came);
+        true
     }
 
     /// R13: to be checked before it starts, counted from `since`.

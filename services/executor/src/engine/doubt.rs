@@ -97,7 +97,9 @@ impl Engine {
                 Checked::Leave => self.let_go(key),
                 Checked::Over => {
                     checks::acknowledge(&self.shared, item.line, item.id);
-                    self.let_go(key);
+                    if !item.gives_way() {
+                        self.let_go(key);
+                    }
                 }
                 Checked::Taken { take, revision, then } => {
                     item.take = take;
