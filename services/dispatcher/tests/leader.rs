@@ -642,7 +642,7 @@ async fn batches_fit_into_a_publish_by_their_bytes() -> Result<()> {
     let leader = Leader::start(5_000, 20_000).await?;
     let term = leader.term()?;
     // Far enough off that all of it is there, and large, by then; 16 MB together, of which a publish takes 8.
-    let due = in_ms(4_000);
+    let due = in_ms(12_000);
     leader.jobs(JOBS, due).await?;
     sqlx::query(
         "UPDATE job_revisions SET definition = jsonb_set(definition, '{payload}', jsonb_build_object('of', repeat('x', 4000)))",
