@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use carillon_core::ids;
 use carillon_core::schedule::{Exclusion, TimetableSpec};
 use carillon_dispatcher::Config;
 use carillon_dispatcher::config::{DispatcherConfig, RetentionConfig};
@@ -19,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Short, and longer than any test leaves a stream empty that is to stay.
 const STREAM_UNUSED: Duration = Duration::from_secs(5);
@@ -654,7 +655,8 @@ async fn batches_fit_into_a_publish_by_their_bytes() -> Result<()> {
     assert_eq!(leader.count("job_executions WHERE entry <> claim").await?, 0, "each was sent with its batch");
     let largest: i32 =
         sqlx::query_scalar("SELECT max(cardinality(ids)) FROM dispatch_batches").fetch_one(&leader.pool).await?;
-    assert!((1_000..2_000).contains(&largest), "{largest} in one batch");
+    // Fewer where a claim took too long and was halved.
+    assert!((100..2_000).contains(&largest), "{largest} in one batch");
     // What is published again fits too.
     leader.redis.flush_all()?;
     leader.until("all entries again", || Ok(leader.length()? == i64::try_from(JOBS)?)).await?;
@@ -668,17 +670,17 @@ async fn large_triggers_are_claimed_a_few_megabytes_at_a_time() -> Result<()> {
     const TRIGGERS: i64 = 60;
     let leader = Leader::start(1_000, 20_000).await?;
     let later = leader.jobs(1, in_ms(1_000_000)).await?;
-    let store = Store::connect_lazily(&StoreOptions::new(leader.database.url(), "test"))?;
-    for _ in 0..TRIGGERS {
-        let trigger = NewTrigger { job_id: later, payload: Some(Value::Null), trace: None, created_by: String::new() };
-        triggers::create(&store, &trigger, None).await?;
-    }
-    // Far enough off that all of it is there by then; no compression makes it much smaller.
+    // At once, as none may be claimed before all are there; no compression makes it much smaller.
+    let now = Utc::now();
+    let triggers = (0..TRIGGERS).map(|n| ids::execution_for_trigger(later, &n.to_string(), now));
     sqlx::query(
         "WITH noise AS MATERIALIZED (SELECT string_agg(md5(n::text), '') AS text FROM generate_series(1, 8000) n)
-         UPDATE job_triggers SET fire_at = $1, payload = to_jsonb(noise.text) FROM noise",
+         INSERT INTO job_triggers (execution_id, job_id, shard, fire_at, queue, priority, payload)
+         SELECT e.id, t.job_id, t.shard, now(), t.queue, t.priority, to_jsonb(noise.text)
+         FROM noise, job_timers t, UNNEST($2::uuid[]) AS e(id) WHERE t.job_id = $1",
     )
-    .bind(in_ms(2_000))
+    .bind(later)
+    .bind(triggers.collect::<Vec<_>>())
     .execute(&leader.pool)
     .await?;
     leader.wake()?;
