@@ -54,15 +54,14 @@ const INSERT_TRIGGER: &str = "
         WHERE status <> 'CANCELLED' AND ($8::text IS NULL OR EXISTS (SELECT FROM key))
         RETURNING queue, priority
     )
-    SELECT j.status, j.max_retries, j.revision, t.queue, t.priority
-    FROM (SELECT) one LEFT JOIN job j ON true LEFT JOIN trigger t ON true";
+    SELECT j.status, j.max_retries, j.revision, t.queue, t.priority FROM job j LEFT JOIN trigger t ON true";
 
-/// What [`INSERT_TRIGGER`] answers; nothing of an unknown job.
+/// What [`INSERT_TRIGGER`] answers.
 #[derive(sqlx::FromRow)]
 struct InsertedRow {
-    status: Option<String>,
-    max_retries: Option<i32>,
-    revision: Option<i64>,
+    status: String,
+    max_retries: i32,
+    revision: i64,
     /// Only if the trigger was written.
     queue: Option<String>,
     priority: Option<i16>,
@@ -80,24 +79,17 @@ pub async fn create(store: &Store, new: &NewTrigger, key: Option<&Key>) -> Resul
     }
     let seed = key.map_or_else(|| Uuid::new_v4().to_string(), |key| key.key.clone());
     let execution = ids::execution_for_trigger(new.job_id, &seed, beginning.now);
-    let row = insert(store, new, key, execution, beginning.now).await?;
-    let status: JobStatus = match &row.status {
-        Some(status) => word("jobs.status", status)?,
-        None => return Err(Error::NotFound { what: "job", id: new.job_id }),
+    let Some(row) = insert(store, new, key, execution, beginning.now).await? else {
+        return Err(Error::NotFound { what: "job", id: new.job_id });
     };
-    if status == JobStatus::Cancelled {
+    if word::<JobStatus>("jobs.status", &row.status)? == JobStatus::Cancelled {
         let why = "a job that is CANCELLED cannot be triggered: it was deleted".to_owned();
         return Err(Error::FailedPrecondition { what: "job", why });
     }
-    if let (Some(queue), Some(priority)) = (row.queue, row.priority) {
+    if let (Some(queue), Some(priority)) = (&row.queue, row.priority) {
+        let due = Line::new(queue.as_str(), Priority::from_rank(priority));
         // Not read again: what it waits for is that the leader hears of it.
-        let waiting = Execution {
-            max_retries: row.max_retries.unwrap_or_default(),
-            revision: row.revision.unwrap_or_default(),
-            queue: queue.clone(),
-            ..waiting(execution, new, beginning.now)
-        };
-        return Ok(Triggered { execution: waiting, due: Some(Line::new(queue, Priority::from_rank(priority))) });
+        return Ok(Triggered { execution: waiting(execution, new, beginning.now, &row, &due), due: Some(due) });
     }
     // Somebody else took the key in between.
     let known = idempotency::begin(store, key).await?.known;
@@ -105,7 +97,7 @@ pub async fn create(store: &Store, new: &NewTrigger, key: Option<&Key>) -> Resul
 }
 
 /// As [`executions::get`] reads it until the leader takes it.
-fn waiting(id: Uuid, new: &NewTrigger, now: DateTime<Utc>) -> Execution {
+fn waiting(id: Uuid, new: &NewTrigger, now: DateTime<Utc>, job: &InsertedRow, due: &Line) -> Execution {
     Execution {
         id,
         job_id: new.job_id,
@@ -118,7 +110,7 @@ fn waiting(id: Uuid, new: &NewTrigger, now: DateTime<Utc>) -> Execution {
         error: None,
         error_stack: None,
         attempt: 1,
-        max_retries: 0,
+        max_retries: job.max_retries,
         next_retry_at: None,
         worker_id: None,
         reason: None,
@@ -128,8 +120,8 @@ fn waiting(id: Uuid, new: &NewTrigger, now: DateTime<Utc>) -> Execution {
         span_id: None,
         parent_span_id: new.trace.map(|trace| trace.parent_span_id().to_string()),
         created_by: new.created_by.clone(),
-        revision: 0,
-        queue: String::new(),
+        revision: job.revision,
+        queue: due.queue.clone(),
     }
 }
 
@@ -139,7 +131,7 @@ async fn insert(
     key: Option<&Key>,
     execution: Uuid,
     now: DateTime<Utc>,
-) -> Result<InsertedRow> {
+) -> Result<Option<InsertedRow>> {
     let row = sqlx::query_as(INSERT_TRIGGER)
         .bind(new.job_id)
         .bind(execution)
@@ -152,7 +144,7 @@ async fn insert(
         .bind(key.map(|key| &key.fingerprint))
         .bind(new.trace.map(|trace| trace.parent_span_id()))
         .bind(new.trace.map_or(1, |trace| i16::from(trace.flags)))
-        .fetch_one(&store.pool)
+        .fetch_optional(&store.pool)
         .await?;
     Ok(row)
 }

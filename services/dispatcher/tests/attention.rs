@@ -1,14 +1,14 @@
 //! Deleted jobs whose executions somebody must end: each by itself. A dispatcher in this process, on a Postgres and a Redis of
 //! its own; whoever deleted the jobs has gone behind its first step.
 
+mod common;
+
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use carillon_core::schedule::TimetableSpec;
-use carillon_dispatcher::Config;
-use carillon_dispatcher::config::{DispatcherConfig, RetentionConfig};
 use carillon_kit::Process;
-use carillon_kit::config::{PostgresConfig, ProtocolConfig, RedisConfig, SecretUrl};
+use carillon_kit::config::ProtocolConfig;
 use carillon_store::{Store, StoreOptions, jobs};
 use carillon_testkit::{Database, Redis, wait_until};
 use chrono::{TimeDelta, Utc};
@@ -19,29 +19,6 @@ use uuid::Uuid;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Jobs that cannot be ended, twice.
 const LOCKED: usize = 8;
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-fn config(database: &Database, redis: &Redis) -> Config {
-    Config {
-        postgres: PostgresConfig {
-            url: SecretUrl::new(database.url()),
-            connections_max: 4,
-            acquire_timeout: Duration::from_secs(5),
-        },
-        redis: RedisConfig { url: SecretUrl::new(redis.url()), namespace: "carillon".into() },
-        dispatcher: DispatcherConfig {
-            shard: 0,
-            lead: Duration::from_millis(200),
-            batch_max: 100,
-            stream_entries_max: 1_000,
-            poll: Duration::from_millis(200),
-            stream_unused: DAY,
-            misfire_threshold: Duration::from_secs(600),
-        },
-        protocol: ProtocolConfig { window: Duration::from_millis(800), lease: Duration::from_secs(2) },
-        retention: RetentionConfig { executions: DAY * 90, logs: DAY * 14, jobs: None },
-    }
-}
 
 /// A job with one execution that runs, and its id.
 async fn running(pool: &PgPool) -> Result<(Uuid, Uuid)> {
@@ -88,7 +65,9 @@ async fn a_deleted_job_that_cannot_be_ended_keeps_no_other_from_it() -> Result<(
     sqlx::query("UPDATE job_attention SET look_at = noted_at").execute(&pool).await?;
     let stop = CancellationToken::new();
     let process = Process::detached("carillon-dispatcher", stop.clone());
-    let dispatcher = tokio::spawn(carillon_dispatcher::run(config(&database, &redis), process));
+    let protocol = ProtocolConfig { window: Duration::from_millis(800), lease: Duration::from_secs(2) };
+    let config = common::config(&database, &redis.url(), protocol);
+    let dispatcher = tokio::spawn(carillon_dispatcher::run(config, process));
     let asked = async |some: &[(Uuid, Uuid)]| {
         let executions: Vec<Uuid> = some.iter().map(|(_, execution)| *execution).collect();
         wait_until("they are asked to stop, and their notes gone", LIMIT, || async {

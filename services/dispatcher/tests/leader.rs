@@ -1,14 +1,15 @@
 //! A leader in this process, on a Postgres and a Redis of its own and without executors: what it publishes, and when.
 
+mod common;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use carillon_core::ids;
 use carillon_core::schedule::{Exclusion, TimetableSpec};
-use carillon_dispatcher::Config;
-use carillon_dispatcher::config::{DispatcherConfig, RetentionConfig};
+use carillon_dispatcher::config::DispatcherConfig;
 use carillon_kit::Process;
-use carillon_kit::config::{PostgresConfig, ProtocolConfig, RedisConfig, SecretUrl};
+use carillon_kit::config::ProtocolConfig;
 use carillon_store::triggers::{self, NewTrigger};
 use carillon_store::{Store, StoreOptions, revisions};
 use carillon_testkit::{Database, Proxy, Redis, wait_until};
@@ -46,33 +47,34 @@ impl Leader {
     /// One that reaches its Redis by `redis_url`.
     async fn start_with(redis: Redis, redis_url: &str, batch_max: u32, stream_entries_max: u32) -> Result<Self> {
         let database = Database::new().await?;
-        let config = Config {
-            postgres: PostgresConfig {
-                url: SecretUrl::new(database.url()),
-                connections_max: 4,
-                acquire_timeout: Duration::from_secs(5),
-            },
-            redis: RedisConfig { url: SecretUrl::new(redis_url), namespace: "carillon".into() },
-            dispatcher: DispatcherConfig {
-                shard: 0,
-                lead: Duration::from_millis(200),
-                batch_max,
-                stream_entries_max,
-                // What these tests look at must not be done by the safety net.
-                poll: Duration::from_secs(60),
-                stream_unused: STREAM_UNUSED,
-                misfire_threshold: Duration::from_secs(600),
-            },
-            protocol: ProtocolConfig { window: Duration::from_secs(2), lease: Duration::from_secs(20) },
-            retention: RetentionConfig { executions: DAY * 90, logs: DAY * 14, jobs: None },
+        let protocol = ProtocolConfig { window: Duration::from_secs(2), lease: Duration::from_secs(20) };
+        let mut config = common::config(&database, redis_url, protocol);
+        config.dispatcher = DispatcherConfig {
+            batch_max,
+            stream_entries_max,
+            // What these tests look at must not be done by the safety net.
+            poll: Duration::from_secs(60),
+            stream_unused: STREAM_UNUSED,
+            ..config.dispatcher
         };
         let stop = CancellationToken::new();
         let process = Process::detached("carillon-dispatcher", stop.clone());
         let running = tokio::spawn(carillon_dispatcher::run(config, process));
         let pool = database.pool().await?;
         let leader = Self { database, pool, redis, stop, running };
-        leader.until("a certificate", || Ok(leader.redis.command(&["HGET", CTL, "server"])?.text().is_some())).await?;
+        leader.until_certified().await?;
         Ok(leader)
+    }
+
+    async fn until_certified(&self) -> Result<Instant> {
+        self.until("a certificate", || Ok(self.redis.command(&["HGET", CTL, "server"])?.text().is_some())).await
+    }
+
+    /// From the certificate of an emptied Redis until it holds `count` entries again.
+    async fn back_after(&self, count: i64) -> Result<Duration> {
+        let certified = self.until_certified().await?;
+        let back = self.until("the entries again", || Ok(self.length()? == count)).await?;
+        Ok(back - certified)
     }
 
     /// One-time jobs that may overlap themselves; the first one's id.
@@ -197,10 +199,7 @@ async fn what_an_emptied_redis_has_lost_is_published_again_at_once() -> Result<(
     leader.wake()?;
     leader.until("three entries", || Ok(leader.length()? == 3)).await?;
     leader.redis.flush_all()?;
-    let server = || Ok(leader.redis.command(&["HGET", CTL, "server"])?.text().is_some());
-    let certified = leader.until("a certificate", server).await?;
-    let back = leader.until("the entries again", || Ok(leader.length()? == 3)).await?;
-    let took = back - certified;
+    let took = leader.back_after(3).await?;
     assert!(took < Duration::from_millis(500), "{took:?} after the certificate");
     leader.end().await
 }
@@ -291,10 +290,7 @@ async fn r19_claims_go_on_between_the_pages_of_a_pass() -> Result<()> {
     leader.jobs(1, due).await?;
     leader.wake()?;
     leader.redis.flush_all()?;
-    let server = || Ok(leader.redis.command(&["HGET", CTL, "server"])?.text().is_some());
-    let certified = leader.until("a certificate", server).await?;
-    let back = leader.until("all entries", || Ok(leader.length()? == 4)).await?;
-    let took = back - certified;
+    let took = leader.back_after(4).await?;
     assert!(took < Duration::from_secs(2), "{took:?} after the certificate");
     leader.end().await
 }
@@ -333,10 +329,7 @@ async fn a_locked_batch_keeps_no_other_of_its_page_from_being_published_again() 
     leader.wake()?;
     leader.until("three entries", || Ok(leader.length()? == 3)).await?;
     leader.redis.flush_all()?;
-    let server = || Ok(leader.redis.command(&["HGET", CTL, "server"])?.text().is_some());
-    let certified = leader.until("a certificate", server).await?;
-    let back = leader.until("the entries again", || Ok(leader.length()? == 3)).await?;
-    let took = back - certified;
+    let took = leader.back_after(3).await?;
     // The ordinary walk comes to them ten seconds after they were claimed.
     assert!(took < Duration::from_secs(4), "{took:?} after the certificate");
     foreign.rollback().await?;

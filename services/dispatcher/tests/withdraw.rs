@@ -1,14 +1,14 @@
 //! R17b: what was cancelled and nobody reads ends, and nothing else does. A dispatcher in this process; the executors are the
 //! test's own commands and rows, so that each hole of the weaker versions is stood on at its very step.
 
+mod common;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use carillon_core::schedule::TimetableSpec;
-use carillon_dispatcher::Config;
-use carillon_dispatcher::config::{DispatcherConfig, RetentionConfig};
 use carillon_kit::Process;
-use carillon_kit::config::{PostgresConfig, ProtocolConfig, RedisConfig, SecretUrl};
+use carillon_kit::config::ProtocolConfig;
 use carillon_testkit::{Database, Redis, wait_until};
 use chrono::{SubsecRound as _, Utc};
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -20,7 +20,6 @@ use uuid::Uuid;
 const LIMIT: Duration = Duration::from_secs(30);
 const STREAM: &str = "{carillon:0}:v1:default:MEDIUM";
 const CTL: &str = "{carillon:0}:ctl";
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const WINDOW: Duration = Duration::from_millis(800);
 const LEASE: Duration = Duration::from_secs(2);
 
@@ -35,25 +34,8 @@ struct Bench {
 impl Bench {
     async fn start() -> Result<Self> {
         let (database, redis) = (Database::new().await?, Redis::start().await?);
-        let config = Config {
-            postgres: PostgresConfig {
-                url: SecretUrl::new(database.url()),
-                connections_max: 4,
-                acquire_timeout: Duration::from_secs(5),
-            },
-            redis: RedisConfig { url: SecretUrl::new(redis.url()), namespace: "carillon".into() },
-            dispatcher: DispatcherConfig {
-                shard: 0,
-                lead: Duration::from_millis(200),
-                batch_max: 100,
-                stream_entries_max: 1_000,
-                poll: Duration::from_millis(200),
-                stream_unused: DAY,
-                misfire_threshold: Duration::from_secs(600),
-            },
-            protocol: ProtocolConfig { window: WINDOW, lease: LEASE },
-            retention: RetentionConfig { executions: DAY * 90, logs: DAY * 14, jobs: None },
-        };
+        let protocol = ProtocolConfig { window: WINDOW, lease: LEASE };
+        let config = common::config(&database, &redis.url(), protocol);
         let stop = CancellationToken::new();
         let process = Process::detached("carillon-dispatcher", stop.clone());
         let running = tokio::spawn(carillon_dispatcher::run(config, process));
