@@ -1,6 +1,6 @@
 //! Whether what is bounded stays bounded under load, through the real binaries.
 //!
-//! `spread`: fires spread evenly over time share batches, so claims a second do not grow with them, settled batches are
+//! `spread`: fires spread evenly over time, of schedules or of one-time jobs, share batches, so claims a second do not grow with them, settled batches are
 //! forgotten as they come, and a trigger beside them starts at once. `recovery`: Redis is emptied while many open executions
 //! wait in queues that nobody serves; counted is how fast their entries are back, beside fires that go on.
 
@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::asked::{Asked, Figures};
 use crate::jobs::{self, Job};
-use crate::load::{self, Start};
+use crate::load::{self, Fires, Start};
 use crate::options::Plan;
 use crate::product::{Binaries, Product};
 use crate::quantiles::Lateness;
@@ -36,8 +36,6 @@ const BEFORE: Duration = Duration::from_secs(3);
 const QUEUES: usize = 10;
 /// All must have come to an end within this.
 const END_MAX: Duration = Duration::from_secs(120);
-/// Fires that go on for longer than this, in seconds, are those of schedules.
-const ONE_TIME_MAX: u32 = 120;
 /// Settled batches of which nothing is open may be there for so long, in milliseconds.
 const FORGOTTEN_WITHIN_MS: i64 = 30_000;
 
@@ -49,8 +47,7 @@ const BACK_PER_S: Asked = Asked::AtLeast(10_000.0);
 /// What spread fires led to.
 #[derive(Clone, Copy, Debug)]
 pub struct Spread {
-    per_s: u32,
-    seconds: u32,
+    of: Fires,
     /// Claims that no trigger asked for.
     claims_per_s: f64,
     /// Rows in `dispatch_batches` once all had ended.
@@ -80,7 +77,7 @@ impl Spread {
     }
 
     fn judge(&self, figures: &mut Figures) {
-        let row = format!("{} fires a second for {} s", self.per_s, self.seconds);
+        let row = self.of.to_string();
         #[expect(clippy::cast_precision_loss, reason = "counts")]
         let (left, allowed, skipped) = (self.rows_left as f64, self.rows_allowed as f64, self.skipped as f64);
         figures.add("bounds", &row, "claims a second", (self.claims_per_s, "/s"), CLAIMS_PER_S);
@@ -92,7 +89,7 @@ impl Spread {
 
     pub fn json(self) -> Value {
         json!({
-            "per_s": self.per_s, "seconds": self.seconds, "claims_per_s": self.claims_per_s, "rows_left": self.rows_left,
+            "fires_of": self.of.to_string(), "claims_per_s": self.claims_per_s, "rows_left": self.rows_left,
             "rows_allowed": self.rows_allowed, "skipped": self.skipped,
             "fires": self.fires.json(), "triggers": self.triggers.json(),
         })
@@ -122,28 +119,27 @@ impl Recovery {
 
 /// For people.
 pub fn table(text: &mut String, spread: &[Spread], recovery: Option<Recovery>) {
-    if spread.is_empty() {
-        return;
-    }
     // Writing to a String cannot fail.
-    let _ = writeln!(
-        text,
-        "\n{:<28} {:>9} {:>10} {:>9} {:>9} {:>12} {:>12}",
-        "Spread fires a second", "claims/s", "rows left", "p50 ms", "p99 ms", "trigger p50", "trigger p99"
-    );
-    for point in spread {
-        let (fires, triggers) = (point.fires, point.triggers);
+    if !spread.is_empty() {
         let _ = writeln!(
             text,
-            "{:<28} {:>9.1} {:>10} {:>9.2} {:>9.2} {:>12.2} {:>12.2}",
-            format!("{} for {} s", point.per_s, point.seconds),
-            point.claims_per_s,
-            point.rows_left,
-            fires.p50_ms,
-            fires.p99_ms,
-            triggers.p50_ms,
-            triggers.p99_ms
+            "\n{:<40} {:>9} {:>10} {:>9} {:>9} {:>12} {:>12}",
+            "Spread fires", "claims/s", "rows left", "p50 ms", "p99 ms", "trigger p50", "trigger p99"
         );
+        for point in spread {
+            let (fires, triggers) = (point.fires, point.triggers);
+            let _ = writeln!(
+                text,
+                "{:<40} {:>9.1} {:>10} {:>9.2} {:>9.2} {:>12.2} {:>12.2}",
+                point.of,
+                point.claims_per_s,
+                point.rows_left,
+                fires.p50_ms,
+                fires.p99_ms,
+                triggers.p50_ms,
+                triggers.p99_ms
+            );
+        }
     }
     if let Some(recovery) = recovery {
         let _ = writeln!(
@@ -169,18 +165,20 @@ pub async fn run(servers: &Servers, binaries: &Binaries, plan: &Plan, report: &m
     let product = Product::start(servers, binaries, &database, "bounds", plan, None).await?;
     let store = Store::connect_lazily(&StoreOptions::new(database.url.as_str(), "carillon-bench"))?;
     let bench = Bench { database: &database, product: &product, store: &store };
-    for (per_s, seconds) in &plan.spread {
-        progress(&format!("bounds: {per_s} spread fires a second for {seconds} s"));
-        let spread = bench.spread(*per_s, *seconds).await?;
+    for fires in plan.spread.iter().filter(|fires| plan.wants_row(&fires.to_string())) {
+        progress(&format!("bounds: {fires}"));
+        let spread = bench.spread(*fires).await?;
         spread.judge(&mut report.figures);
         report.spread.push(spread);
     }
-    progress(&format!("bounds: {} open executions, and Redis is emptied", plan.lost));
-    let mut redis = servers.redis_client()?;
-    let recovery = bench.recovery(&mut redis, plan.lost).await?;
     let row = format!("{} entries lost", plan.lost);
-    report.figures.add("bounds", &row, "back a second", (recovery.per_s(), "/s"), BACK_PER_S);
-    report.recovery = Some(recovery);
+    if plan.wants_row(&row) {
+        progress(&format!("bounds: {} open executions, and Redis is emptied", plan.lost));
+        let mut redis = servers.redis_client()?;
+        let recovery = bench.recovery(&mut redis, plan.lost).await?;
+        report.figures.add("bounds", &row, "back a second", (recovery.per_s(), "/s"), BACK_PER_S);
+        report.recovery = Some(recovery);
+    }
     product.stop().await?;
     if plan.statements {
         report.note_statements("bounds", database.costliest().await?);
@@ -197,8 +195,9 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    async fn spread(&self, per_s: u32, seconds: u32) -> Result<Spread> {
+    async fn spread(&self, of: Fires) -> Result<Spread> {
         let pool = &self.database.pool;
+        let Fires { per_s, seconds, .. } = of;
         let triggers = seconds * 1_000 / u32::try_from(TRIGGER_EACH.as_millis())?;
         let now = jobs::now(pool).await?;
         // Each triggered once, so that none overlaps.
@@ -206,11 +205,7 @@ impl Bench<'_> {
         let by_hand: Vec<Job> = triggered.iter().map(|id| Job::released_by_hand(*id)).collect();
         jobs::insert(pool, 0, &by_hand, |_| {}).await?;
         let redis = &self.product.redis;
-        let (ids, first) = if seconds > ONE_TIME_MAX {
-            load::schedules(pool, redis, per_s, seconds).await?
-        } else {
-            load::spread(pool, redis, per_s, seconds).await?
-        };
+        let (ids, first) = load::fires(pool, redis, of).await?;
         load::until(pool, first).await?;
         let mut each = tokio::time::interval(TRIGGER_EACH);
         for job in &triggered {
@@ -233,7 +228,7 @@ impl Bench<'_> {
         .await?;
         let claims_per_s = f64::from(u32::try_from(claims)?) / f64::from(seconds);
         let (fires, triggers) = (Lateness::of(&fires), Lateness::of(&by_trigger));
-        Ok(Spread { per_s, seconds, claims_per_s, rows_left, rows_allowed, skipped, fires, triggers })
+        Ok(Spread { of, claims_per_s, rows_left, rows_allowed, skipped, fires, triggers })
     }
 
     /// How many batches there are, and how many there may be: those of the last 30 seconds, those of which something is open,

@@ -1,5 +1,6 @@
 //! What several parts do with jobs: spread them over time, wait for their ends, read how they started.
 
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -14,6 +15,33 @@ use crate::jobs::{self, Job};
 /// From writing the jobs to the first instant: so long, and a second for each so many jobs.
 const AHEAD: TimeDelta = TimeDelta::seconds(3);
 const WRITTEN_PER_S: usize = 4_000;
+
+/// What brings about spread fires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Schedules that fire each second.
+    Schedules,
+    /// Jobs that fire once, each of which is completed then.
+    Jobs,
+}
+
+/// Fires at even distances.
+#[derive(Clone, Copy, Debug)]
+pub struct Fires {
+    pub of: By,
+    pub per_s: u32,
+    pub seconds: u32,
+}
+
+impl fmt::Display for Fires {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = match self.of {
+            By::Schedules => "schedules",
+            By::Jobs => "one-time jobs",
+        };
+        write!(f, "{} a second by {of}, {} s", self.per_s, self.seconds)
+    }
+}
 
 /// One execution: its instant, its claim (whose number is the millisecond of it), its start.
 #[derive(Clone, Debug, FromRow)]
@@ -42,6 +70,17 @@ pub async fn first_instant(pool: &PgPool, count: usize) -> Result<DateTime<Utc>>
     Ok((jobs::now(pool).await? + ahead).trunc_subsecs(3))
 }
 
+/// Writes what brings about `fires`; answers the jobs, and the first instant.
+///
+/// # Errors
+/// As [`spread`].
+pub async fn fires(pool: &PgPool, redis: &Redis, fires: Fires) -> Result<(Vec<Uuid>, DateTime<Utc>)> {
+    match fires.of {
+        By::Schedules => schedules(pool, redis, fires.per_s, fires.seconds).await,
+        By::Jobs => spread(pool, redis, fires.per_s, fires.seconds).await,
+    }
+}
+
 /// Writes one-time jobs, `per_s` of them a second for `seconds`, at even distances; answers them in order, and the first
 /// instant.
 ///
@@ -60,11 +99,7 @@ pub async fn spread(pool: &PgPool, redis: &Redis, per_s: u32, seconds: u32) -> R
     Ok((ids, first))
 }
 
-/// The same by `per_s` schedules that fire each second.
-///
-/// # Errors
-/// As [`spread`].
-pub async fn schedules(pool: &PgPool, redis: &Redis, per_s: u32, seconds: u32) -> Result<(Vec<Uuid>, DateTime<Utc>)> {
+async fn schedules(pool: &PgPool, redis: &Redis, per_s: u32, seconds: u32) -> Result<(Vec<Uuid>, DateTime<Utc>)> {
     let count = usize::try_from(per_s)?;
     let first = first_instant(pool, count).await?;
     let ids = jobs::new_ids(count, first);

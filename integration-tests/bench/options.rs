@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
+use crate::load::{By, Fires};
+
 /// Measures Carillon against the floor: throughput, lateness, how claim and completion grow with the data, and bounds.
 ///
 /// Starts a private PostgreSQL (fsync on) and a private Redis (append-only, everysec), runs the floor and the product in
@@ -22,7 +24,7 @@ pub struct Options {
     /// Only these parts, separated by commas. Without it the first four.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
-    /// Of gaps and poison only the rows whose names contain this, such as "leader" or "triggers".
+    /// Of bounds, gaps and poison only the rows whose names contain this, such as "leader" or "triggers".
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     row: String,
     /// Measured rounds of throughput, each once the floor and once the product; one more of each goes before, unmeasured.
@@ -97,8 +99,8 @@ pub struct Plan {
     pub instant_rounds: u32,
     /// Seconds of 200 schedules that fire each second.
     pub every_s: u32,
-    /// Spread fires: how many a second, for how many seconds.
-    pub spread: Vec<(u32, u32)>,
+    /// Spread fires.
+    pub spread: Vec<Fires>,
     /// Open executions whose entries are lost.
     pub lost: usize,
     /// Executors told to stop, one after another.
@@ -144,7 +146,7 @@ impl Options {
             steady_s: 20,
             instant_rounds: 5,
             every_s: 15,
-            spread: vec![(300, 20), (3_000, 20)],
+            spread: spread(20),
             drains: 5,
             poison_s: 30,
             memory_s: (60, 300),
@@ -161,7 +163,7 @@ impl Options {
                 steady_s: 5,
                 instant_rounds: 2,
                 every_s: 5,
-                spread: vec![(300, 8), (3_000, 8)],
+                spread: spread(8),
                 drains: 3,
                 poison_s: 15,
                 memory_s: (15, 60),
@@ -178,7 +180,7 @@ impl Options {
                 steady_s: 60,
                 instant_rounds: 10,
                 every_s: 60,
-                spread: vec![(300, 60), (3_000, 60), (1_000, 600)],
+                spread: [spread(60), vec![Fires { of: By::Schedules, per_s: 1_000, seconds: 600 }]].concat(),
                 drains: 10,
                 poison_s: 60,
                 history: vec![0, 1_000_000, 10_000_000],
@@ -206,6 +208,12 @@ impl Plan {
     pub fn needs_product(&self) -> bool {
         self.parts.iter().any(|part| *part != Part::Scale)
     }
+}
+
+/// Both rates, of schedules and of one-time jobs.
+fn spread(seconds: u32) -> Vec<Fires> {
+    let kinds = [By::Schedules, By::Jobs];
+    kinds.into_iter().flat_map(|of| [300, 3_000].map(|per_s| Fires { of, per_s, seconds })).collect()
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

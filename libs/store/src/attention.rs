@@ -43,7 +43,8 @@ WITH noted AS MATERIALIZED (
        OR n.job_id IN (SELECT job_id FROM timer WHERE NOT has_ended)
        -- Resuming a job asks by itself, and leaves a note.
        OR n.job_id IN (SELECT id FROM job WHERE status IN ('PAUSED', 'COMPLETED'))
-       OR NOT EXISTS (SELECT FROM jobs j WHERE j.id = n.job_id)
+       -- Not as a NOT EXISTS: that may become a reading of all jobs.
+       OR n.job_id NOT IN (SELECT j.id FROM jobs j WHERE j.id IN (SELECT job_id FROM noted))
 ), gone AS (
     DELETE FROM job_attention WHERE id IN (SELECT id FROM decided)
 ), later AS (

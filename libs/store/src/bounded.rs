@@ -17,11 +17,12 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use futures_util::future::{BoxFuture, TryFutureExt};
 use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Connection as _, Either, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr};
+use sqlx::{Connection as _, Either, Execute, Executor, PgConnection, PgPool, Postgres, Row as _, SqlStr};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
@@ -165,6 +166,15 @@ impl Connection {
     /// Begins a transaction.
     pub(crate) async fn begin(&mut self) -> sqlx::Result<Transaction<'_>> {
         Transaction::begin(MaybeOwned::Borrowed(self)).await
+    }
+
+    /// Begins a transaction and reads the clock, in one round trip.
+    pub(crate) async fn begin_by_the_clock(&mut self) -> sqlx::Result<(Transaction<'_>, DateTime<Utc>)> {
+        // Dropped or failed in between, it may have begun.
+        let mut transaction = Transaction { connection: MaybeOwned::Borrowed(self), open: true };
+        let row = sqlx::raw_sql("BEGIN; SELECT clock_timestamp()").fetch_one(&mut *transaction).await?;
+        let now = row.try_get(0)?;
+        Ok((transaction, now))
     }
 
     /// Says goodbye. Of a pooled one that is the way back to its pool.

@@ -285,9 +285,10 @@ impl LeaderSession {
     pub async fn claim(&mut self, rooms: &[Room], due: DateTime<Utc>, excluded: &[Uuid]) -> Result<Claim<'_>> {
         let shard = self.shard;
         let sent = Instant::now();
-        let now = self.say_something().await?;
-        let number = self.number_at(DbClock::from_round_trip(sent, Instant::now(), now).now());
-        let transaction = self.connection.begin().await?;
+        let (transaction, now) = self.connection.begin_by_the_clock().await?;
+        let clock = DbClock::from_round_trip(sent, Instant::now(), now);
+        self.numbers.measured(clock);
+        let number = self.numbers.next_at(clock.now());
         let mut claim =
             Claim { transaction, shard, number, now, timers: Vec::new(), triggers: Vec::new(), retries: Vec::new() };
         claim.take_timers(rooms, due, excluded).await?;

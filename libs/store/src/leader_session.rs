@@ -51,10 +51,28 @@ pub struct Candidate {
 pub struct LeaderSession {
     pub(crate) connection: Connection,
     pub(crate) shard: i16,
+    pub(crate) numbers: Numbers,
+    since: Instant,
+}
+
+/// R1: what numbers are drawn from: the one before, and the database's clock.
+#[derive(Debug)]
+pub(crate) struct Numbers {
     previous: i64,
     clock: DbClock,
     clock_was_set: bool,
-    since: Instant,
+}
+
+impl Numbers {
+    pub(crate) fn measured(&mut self, clock: DbClock) {
+        self.clock_was_set |= self.clock.contradicts(&clock);
+        self.clock = self.clock.or_better(clock);
+    }
+
+    pub(crate) fn next_at(&mut self, now: DateTime<Utc>) -> i64 {
+        self.previous = (self.previous + 1).max(now.timestamp_millis());
+        self.previous
+    }
 }
 
 impl Candidate {
@@ -109,9 +127,7 @@ impl Candidate {
         Ok(Ok(LeaderSession {
             connection: self.connection,
             shard: self.shard,
-            previous: newest.unwrap_or(0),
-            clock,
-            clock_was_set: false,
+            numbers: Numbers { previous: newest.unwrap_or(0), clock, clock_was_set: false },
             since: Instant::now(),
         }))
     }
@@ -147,7 +163,7 @@ impl LeaderSession {
     /// R1: counts on from `other` too (what Redis remembers), so that no number is used twice even after Postgres lost
     /// commits.
     pub fn count_on_from(&mut self, other: i64) {
-        self.previous = self.previous.max(other);
+        self.numbers.previous = self.numbers.previous.max(other);
     }
 
     /// R1: draws the next number, `greatest(previous + 1, ms of the database clock)`, on this session: if the lock is lost,
@@ -157,7 +173,7 @@ impl LeaderSession {
     /// [`Error::Unavailable`]: the session is lost.
     pub async fn draw_number(&mut self) -> Result<i64> {
         let now = self.say_something().await?;
-        Ok(self.number_at(now))
+        Ok(self.numbers.next_at(now))
     }
 
     /// R2: each second. Also measures the database's clock.
@@ -167,20 +183,18 @@ impl LeaderSession {
     pub async fn say_something(&mut self) -> Result<DateTime<Utc>> {
         let sent = Instant::now();
         let now: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut self.connection).await?;
-        let measured = DbClock::from_round_trip(sent, Instant::now(), now);
-        self.clock_was_set |= self.clock.contradicts(&measured);
-        self.clock = self.clock.or_better(measured);
+        self.numbers.measured(DbClock::from_round_trip(sent, Instant::now(), now));
         Ok(now)
     }
 
     /// Whether the database's clock was set since this was asked last: what was reckoned by it is to be reckoned anew.
     pub fn clock_was_set(&mut self) -> bool {
-        std::mem::take(&mut self.clock_was_set)
+        std::mem::take(&mut self.numbers.clock_was_set)
     }
 
     /// The database's clock.
     pub const fn clock(&self) -> DbClock {
-        self.clock
+        self.numbers.clock
     }
 
     /// The shard that is led.
@@ -197,10 +211,5 @@ impl LeaderSession {
     pub async fn resign(self) {
         // If the goodbye fails the server ends the session by itself.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.connection.close()).await;
-    }
-
-    pub(crate) fn number_at(&mut self, now: DateTime<Utc>) -> i64 {
-        self.previous = (self.previous + 1).max(now.timestamp_millis());
-        self.previous
     }
 }

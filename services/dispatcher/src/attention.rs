@@ -28,7 +28,10 @@ const EVERY: Duration = Duration::from_millis(500);
 /// Between two looks while Postgres does not answer.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Notes looked at together: so many jobs are locked at once, for one statement.
-const PAGE: i64 = 200;
+const PAGE: i64 = 100;
+/// Between two of them while there are more: as long as the last one took, at least. It is a chore, and has no more than half
+/// of one of Postgres' cores, however many jobs end; what waits for a claim does not wait for it.
+const PAGE_PAUSE: Duration = Duration::from_millis(5);
 /// Longer than any of it takes in good order: a look, or a step, that does not come back holds up nobody.
 const LOOK_MAX: Duration = Duration::from_secs(20);
 /// Deleted jobs in hand, at most.
@@ -58,8 +61,7 @@ pub(crate) async fn run(store: Store, redis: Redis, shutdown: CancellationToken)
 async fn look_on(store: &Store, deleted: &mpsc::Sender<(i64, Uuid)>) {
     let mut complained = false;
     loop {
-        let outcome = timeout(LOOK_MAX, look_at_all(store, deleted)).await;
-        let pause = match outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("it does not come back"))) {
+        let pause = match look_at_all(store, deleted).await {
             Ok(()) => {
                 complained = false;
                 EVERY
@@ -77,10 +79,12 @@ async fn look_on(store: &Store, deleted: &mpsc::Sender<(i64, Uuid)>) {
 
 async fn look_at_all(store: &Store, deleted: &mpsc::Sender<(i64, Uuid)>) -> anyhow::Result<()> {
     loop {
-        let looked = match attention::look(store, PAGE).await {
+        let began = Instant::now();
+        let looked = match timeout(LOOK_MAX, attention::look(store, PAGE)).await {
             // Nothing was done; the notes are there for the next round.
-            Err(carillon_store::Error::Conflict(_) | carillon_store::Error::Busy(_)) => return Ok(()),
-            looked => looked?,
+            Ok(Err(carillon_store::Error::Conflict(_) | carillon_store::Error::Busy(_))) => return Ok(()),
+            Ok(looked) => looked?,
+            Err(_) => anyhow::bail!("it does not come back"),
         };
         counter!("carillon_dispatcher_completed_total").increment(looked.completed.len() as u64);
         for found in looked.deleted {
@@ -90,6 +94,7 @@ async fn look_at_all(store: &Store, deleted: &mpsc::Sender<(i64, Uuid)>) -> anyh
         if looked.notes < usize::try_from(PAGE).unwrap_or(usize::MAX) {
             return Ok(());
         }
+        tokio::time::sleep(began.elapsed().max(PAGE_PAUSE)).await;
     }
 }
 

@@ -182,11 +182,7 @@ impl Leader {
         counter!("carillon_dispatcher_skipped_total").increment(skipped as u64);
         counter!("carillon_dispatcher_claimed_total").increment(claimed as u64);
         histogram!("carillon_dispatcher_claim_seconds").record(took.as_secs_f64());
-        if claimed > 0 {
-            #[expect(clippy::cast_precision_loss, reason = "a rate")]
-            let rate = claimed as f64 / took.as_secs_f64().max(1e-6);
-            self.rate = 0.8 * self.rate + 0.2 * rate;
-        }
+        self.rate.learn(claimed, took);
     }
 
     /// How much of each slot may be claimed. What has no room, or no turn, is looked at again later.

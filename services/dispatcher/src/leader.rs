@@ -34,6 +34,7 @@ use uuid::Uuid;
 use crate::definitions::Definitions;
 use crate::foresight::Foresight;
 use crate::outgoing::Batch;
+use crate::rate::Rate;
 use crate::reconcile::Passes;
 use crate::streams::Streams;
 use crate::{Config, TICK, withdraw};
@@ -52,8 +53,6 @@ const READING_PAUSE: u32 = 2;
 const GATHER: TimeDelta = TimeDelta::milliseconds(50);
 /// After a statement that the server refused.
 const STUMBLE_PAUSE: Duration = Duration::from_millis(50);
-/// Fires that a leader is thought to handle in a second, until it has seen: few, so that its first herd gets a long lead.
-const RATE_ASSUMED: f64 = 5_000.0;
 
 /// Why a term ended.
 #[derive(Debug)]
@@ -121,8 +120,8 @@ pub struct Leader {
     pub(crate) taking: Vec<Uuid>,
     /// Until when the agenda is complete.
     pub(crate) horizon: DateTime<Utc>,
-    /// Fires a second, while busy.
-    pub(crate) rate: f64,
+    /// How fast herds are claimed.
+    pub(crate) rate: Rate,
 }
 
 impl Leader {
@@ -163,7 +162,7 @@ impl Leader {
             is_busy: false,
             last_slot: None,
             taking: Vec::new(),
-            rate: RATE_ASSUMED,
+            rate: Rate::default(),
         }
     }
 
@@ -462,7 +461,7 @@ impl Leader {
 
     pub(crate) fn lead(&self) -> Lead {
         let base = delta(self.config.dispatcher.lead);
-        Lead { base, max: self.lead_max(), gather: GATHER, per_second: self.rate }
+        Lead { base, max: self.lead_max(), gather: GATHER, per_second: self.rate.per_second() }
     }
 
     pub(crate) fn lead_max(&self) -> TimeDelta {

@@ -1,8 +1,8 @@
 //! R10 to R12: writes what became of attempts, a group at a time, and acknowledges.
 //!
-//! Adaptive by itself: what has ended while one transaction is on its way makes up the next one. Idle, an end is written at
-//! once; under load a transaction carries hundreds, and never waits to be filled. It is bounded by items and by bytes, and of
-//! one day (`group.rs`).
+//! Adaptive by itself: what has ended while one transaction is on its way makes up the next one, and between the beginnings of
+//! two lies a moment ([`GATHER`]). Idle, an end is written at once; under load a transaction carries hundreds, and never waits
+//! to be filled. It is bounded by items and by bytes, and of one day (`group.rs`).
 //!
 //! Postgres away: the same group is run again until it is answered, under whatever incarnation this executor is by then
 //! (R21); ends queue up meanwhile, up to the bounds at which the reader stops (`Slots`). Redis away: what could not be
@@ -40,6 +40,9 @@ use crate::progress::Progress;
 use crate::shared::Shared;
 use crate::slots::Slots;
 
+/// From the beginning of one flush to that of the next, unless as much waits as one may take. A transaction each millisecond, of
+/// three rows each, costs Postgres more than it does for the rows, and its commits stand in the way of the leader's.
+const GATHER: Duration = Duration::from_millis(10);
 /// After a deadlock or serialization failure; doubled with each further one of the same group.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(2);
 /// So many in a row are no chance any more.
@@ -137,12 +140,15 @@ impl Recorder {
     /// Runs until everybody who could hand something in is gone, and all of it is written.
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
         let mut incoming = Vec::with_capacity(self.flush_max);
+        let mut next_flush = Instant::now();
         loop {
             let due = self.writer.aside.next_due();
             tokio::select! {
                 count = self.incoming.recv_many(&mut incoming, self.flush_max) => if count == 0 { break },
                 () = sleep_until(due) => {}
             }
+            gather(&mut self.incoming, &mut incoming, self.flush_max, next_flush).await;
+            next_flush = Instant::now() + GATHER;
             self.writer.flush(std::mem::take(&mut incoming)).await;
             self.writer.try_aside().await;
         }
@@ -152,6 +158,22 @@ impl Recorder {
             self.writer.try_aside().await;
         }
         Ok(())
+    }
+}
+
+/// What comes until then, as far as there is room in a flush.
+async fn gather(
+    incoming: &mut mpsc::UnboundedReceiver<ToRecord>,
+    gathered: &mut Vec<ToRecord>,
+    max: usize,
+    until: Instant,
+) {
+    while gathered.len() < max && Instant::now() < until {
+        let room = max - gathered.len();
+        tokio::select! {
+            count = incoming.recv_many(gathered, room) => if count == 0 { return },
+            () = sleep_until(Some(until)) => {}
+        }
     }
 }
 
@@ -497,6 +519,32 @@ mod tests {
             logs: Vec::new(),
         };
         ToRecord::Finished(Box::new(FinishedEntry { entry, finished }))
+    }
+
+    #[tokio::test]
+    async fn a_flush_waits_for_more_only_until_its_time_and_never_when_it_is_full_or_nothing_can_come() {
+        let (send, mut incoming) = mpsc::unbounded_channel();
+        let hand_in = |count: u128| {
+            for n in 0..count {
+                send.send(ended(Uuid::from_u128(n))).expect("it is read");
+            }
+        };
+        let long = Duration::from_secs(3_600);
+        hand_in(7);
+        let mut gathered = vec![ended(Uuid::nil())];
+        gather(&mut incoming, &mut gathered, 5, Instant::now() + long).await;
+        assert_eq!((gathered.len(), incoming.len()), (5, 3), "full");
+        gathered.clear();
+        gather(&mut incoming, &mut gathered, 5, Instant::now()).await;
+        assert_eq!((gathered.len(), incoming.len()), (0, 3), "its time has come");
+        let until = Instant::now() + Duration::from_millis(20);
+        gather(&mut incoming, &mut gathered, 5, until).await;
+        assert!(Instant::now() >= until && gathered.len() == 3, "more could have come");
+        hand_in(1);
+        drop(send);
+        gathered.clear();
+        gather(&mut incoming, &mut gathered, 5, Instant::now() + long).await;
+        assert_eq!(gathered.len(), 1, "the process stops");
     }
 
     #[test]
