@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::asked::{Asked, Figures};
 use crate::jobs::{self, Job};
-use crate::load::{self, Fires, Start};
+use crate::load::{self, By, Fires, Start};
 use crate::options::Plan;
 use crate::product::{Binaries, Product};
 use crate::quantiles::Lateness;
@@ -28,6 +28,8 @@ use crate::servers::{Database, Servers};
 
 /// Between two triggers beside them.
 const TRIGGER_EACH: Duration = Duration::from_millis(100);
+/// Before anything is measured.
+const WARM_UP: Fires = Fires { of: By::Jobs, per_s: 1_000, seconds: 3 };
 /// Fires a second beside a recovery.
 const BESIDE_PER_S: u32 = 1_000;
 /// How long these go on before Redis is emptied.
@@ -165,6 +167,8 @@ pub async fn run(servers: &Servers, binaries: &Binaries, plan: &Plan, report: &m
     let product = Product::start(servers, binaries, &database, "bounds", plan, None).await?;
     let store = Store::connect_lazily(&StoreOptions::new(database.url.as_str(), "carillon-bench"))?;
     let bench = Bench { database: &database, product: &product, store: &store };
+    // What is planned and connected once, on first use, is no part of it.
+    bench.spread(WARM_UP).await?;
     for fires in plan.spread.iter().filter(|fires| plan.wants_row(&fires.to_string())) {
         progress(&format!("bounds: {fires}"));
         let spread = bench.spread(*fires).await?;

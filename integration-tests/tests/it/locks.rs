@@ -109,6 +109,35 @@ async fn a_locked_job_keeps_nothing_from_being_recorded() {
     world.judge(LOAD_MAX).await;
 }
 
+/// R7: the next claim would mark it settled. It goes on, and marks the others.
+#[tokio::test]
+async fn a_locked_batch_keeps_nothing_from_being_claimed() {
+    let mut world = World::start("locked_batch", plan()).await;
+    let triggering = world.load(HUNDREDS).await;
+    let mut foreign = world.pool.begin().await.expect("postgres answers");
+    let since = Instant::now();
+    loop {
+        let unsettled = "SELECT FROM dispatch_batches WHERE settled_at IS NULL LIMIT 1 FOR UPDATE SKIP LOCKED";
+        let locked = sqlx::query(unsettled).fetch_all(&mut *foreign).await.expect("postgres answers").len();
+        if locked > 0 {
+            break;
+        }
+        assert!(since.elapsed() < LOAD_MAX, "no batch was seen that is not settled yet");
+    }
+    world.finish(triggering).await;
+    assert_the_others_go_on(&world, 0).await;
+    foreign.rollback().await.expect("postgres answers");
+    world.judge(LOAD_MAX).await;
+    soon("it to be settled too", || async {
+        let open: i64 = sqlx::query_scalar("SELECT count(*) FROM dispatch_batches WHERE settled_at IS NULL")
+            .fetch_one(&world.pool)
+            .await?;
+        ensure!(open == 0, "{open} are not");
+        anyhow::Ok(())
+    })
+    .await;
+}
+
 /// Whatever Postgres refuses about one result: it is found, fails with the reason, and its neighbours keep theirs.
 #[tokio::test]
 async fn a_result_that_postgres_refuses_fails_alone_with_the_reason() {

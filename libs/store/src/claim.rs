@@ -232,7 +232,9 @@ WITH batch AS (
     INSERT INTO dispatch_batches (shard, number, term, ids)
     SELECT $16, $17, $18, $19::uuid[] WHERE cardinality($19::uuid[]) > 0
 ), settled AS (
-    UPDATE dispatch_batches SET settled_at = now() WHERE shard = $16 AND number = ANY ($20::bigint[]) AND settled_at IS NULL
+    UPDATE dispatch_batches SET settled_at = now() WHERE shard = $16 AND number IN (
+        SELECT number FROM dispatch_batches WHERE shard = $16 AND number = ANY ($20::bigint[]) AND settled_at IS NULL
+        FOR NO KEY UPDATE SKIP LOCKED)
 ), triggered AS (
     DELETE FROM job_triggers WHERE execution_id = ANY ($21::uuid[])
 )
@@ -319,7 +321,8 @@ impl Claim<'_> {
         definitions_by_revision_on_conn(&mut self.transaction, wanted).await
     }
 
-    /// Writes what was decided, notes the batch under `term`, and marks the batches `settled` (R7).
+    /// Writes what was decided, notes the batch under `term`, and marks the batches `settled` (R7), except those that somebody
+    /// has locked: [`LeaderSession::settle`] tells which.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: it may or may not have been committed; the session is lost, stand by, and the next

@@ -135,6 +135,16 @@ SELECT number, ids FROM (
 ) sized
 WHERE before < $5 ORDER BY number";
 
+const BATCHES_SETTLE: &str = "
+WITH free AS MATERIALIZED (
+    SELECT number FROM dispatch_batches WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NULL
+    FOR NO KEY UPDATE SKIP LOCKED
+), settled AS (
+    UPDATE dispatch_batches SET settled_at = now() WHERE shard = $1 AND number IN (SELECT number FROM free)
+)
+SELECT number FROM dispatch_batches
+WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NULL AND number NOT IN (SELECT number FROM free)";
+
 /// Those of some batches that are still open under them: one probe of the primary key for each id, in the partitions of their
 /// days only. A live worker's RUNNING is left out where `$3` asks for it: nobody is called not live before this
 /// session's contact with Postgres was unbroken for a lease.
@@ -286,16 +296,13 @@ impl LeaderSession {
         Ok(republished)
     }
 
-    /// R7: notes that these batches are in Redis, or never will be.
+    /// R7: notes that these batches are in Redis, or never will be. Answers those that are not noted yet, since somebody has
+    /// locked them: they keep no other waiting, nor a claim.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
-    pub async fn settle(&mut self, numbers: &[i64]) -> Result<()> {
-        sqlx::query("UPDATE dispatch_batches SET settled_at = now() WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NULL")
-                .bind(self.shard)
-                .bind(numbers)
-                .execute(&mut self.connection).await?;
-        Ok(())
+    pub async fn settle(&mut self, numbers: &[i64]) -> Result<Vec<i64>> {
+        Ok(sqlx::query_scalar(BATCHES_SETTLE).bind(self.shard).bind(numbers).fetch_all(&mut self.connection).await?)
     }
 
     /// Forgets batches of which nothing is open any more; the newest row is kept for ever (R3 compares it with Redis), and one

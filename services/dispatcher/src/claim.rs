@@ -111,7 +111,7 @@ impl Leader {
         let number = claim.number;
         let committed = claim.commit(self.term, &decided.decisions, &self.unsettled).await?;
         failpoint::reach("claim:committed").await;
-        self.unsettled.clear();
+        self.marked.append(&mut self.unsettled);
         self.is_busy = !limited.is_empty();
         for slot in limited.into_iter().chain(left_out) {
             self.agenda.note_exactly(slot, now);

@@ -99,8 +99,10 @@ pub struct Leader {
     pub(crate) left: HashMap<Uuid, DateTime<Utc>>,
     pub(crate) streams: Streams,
     pub(crate) foresight: Foresight,
-    /// In Redis, not yet marked so.
+    /// In Redis, not yet marked so,
     pub(crate) unsettled: Vec<i64>,
+    /// and marked by a claim, unless somebody had locked them: the next tick tells.
+    pub(crate) marked: Vec<i64>,
     next_tick: Instant,
     next_refill: Instant,
     /// A wake was heard: what is near is read then.
@@ -153,6 +155,7 @@ impl Leader {
             agenda: Agenda::default(),
             left: HashMap::new(),
             unsettled: Vec::new(),
+            marked: Vec::new(),
             next_tick: now,
             next_refill: now,
             next_glance: None,
@@ -448,13 +451,13 @@ impl Leader {
         Ok(())
     }
 
-    /// R7: marks what is in Redis, where no claim did it on its way.
+    /// R7: marks what is in Redis, where no claim did it on its way. What somebody has locked is tried again.
     pub(crate) async fn settle(&mut self) -> Result<(), End> {
+        self.unsettled.append(&mut self.marked);
         if !self.unsettled.is_empty() {
             failpoint::reach("settle:write").await;
-            self.session.settle(&self.unsettled).await?;
+            self.unsettled = self.session.settle(&self.unsettled).await?;
             failpoint::reach("settle:written").await;
-            self.unsettled.clear();
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use carillon_core::execution::Status;
+use carillon_store::claim::Decisions;
 use carillon_store::recorder::{Started, Verdict};
 use uuid::Uuid;
 
@@ -88,5 +89,25 @@ async fn an_execution_of_a_job_that_is_gone_is_recorded() -> Result<()> {
     sqlx::query("DELETE FROM jobs WHERE id = $1").bind(job).execute(&bench.pool).await?;
     let (_, verdicts) = bench.store.record_unlocked(worker, &[], &[finished(held[0], Status::Success)], &[job]).await?;
     assert_eq!(verdicts, [SUCCESS]);
+    Ok(())
+}
+
+/// R7: a claim waits for no batch's row, nor does the tick; what could not be marked is told.
+#[tokio::test]
+async fn a_locked_batch_keeps_no_claim_and_no_other_batch_from_being_settled() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut leader = bench.leader().await?;
+    let jobs = bench.jobs(2).await?;
+    let [locked, free] =
+        [bench.open(&mut leader, &jobs[..1]).await?[0].claim, bench.open(&mut leader, &jobs[1..]).await?[0].claim];
+    let mut other = bench.pool.begin().await?;
+    let lock = sqlx::query("SELECT FROM dispatch_batches WHERE number = $1 FOR UPDATE").bind(locked);
+    lock.execute(&mut *other).await?;
+    let claim = leader.claim(&[], bench.now().await?, &[]).await?;
+    claim.commit(1, &Decisions::default(), &[locked, free]).await?;
+    assert_eq!(leader.settle(&[locked, free]).await?, [locked]);
+    other.rollback().await?;
+    assert!(leader.settle(&[locked]).await?.is_empty());
+    assert!(leader.batches_unsettled(0).await?.iter().all(|batch| batch.number > free));
     Ok(())
 }
