@@ -182,7 +182,7 @@ impl Leader {
         counter!("carillon_dispatcher_skipped_total").increment(skipped as u64);
         counter!("carillon_dispatcher_claimed_total").increment(claimed as u64);
         histogram!("carillon_dispatcher_claim_seconds").record(took.as_secs_f64());
-        self.rate.learn(claimed, took);
+        self.rate.learn(claimed, self.config.dispatcher.batch_max, took);
     }
 
     /// How much of each slot may be claimed. What has no room, or no turn, is looked at again later.

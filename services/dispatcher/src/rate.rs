@@ -26,9 +26,9 @@ impl Rate {
         self.0
     }
 
-    /// A claim of so many took so long.
-    pub(crate) fn learn(&mut self, claimed: usize, took: Duration) {
-        if claimed < CLAIMED_MIN {
+    /// A claim of so many, of `batch_max` at most, took so long.
+    pub(crate) fn learn(&mut self, claimed: usize, batch_max: u32, took: Duration) {
+        if claimed < CLAIMED_MIN.min(usize::try_from(batch_max).unwrap_or(usize::MAX)) {
             return;
         }
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
@@ -45,12 +45,20 @@ mod tests {
     fn triggers_beside_fires_make_no_leader_slow() {
         let mut rate = Rate::default();
         for _ in 0..1_000 {
-            rate.learn(180, Duration::from_millis(20));
-            rate.learn(1, Duration::from_millis(4));
-            rate.learn(17, Duration::from_millis(12));
+            rate.learn(180, 1_000, Duration::from_millis(20));
+            rate.learn(1, 1_000, Duration::from_millis(4));
+            rate.learn(17, 1_000, Duration::from_millis(12));
         }
         assert!((8_900.0..=9_000.0).contains(&rate.per_second()), "{rate:?}");
-        rate.learn(0, Duration::ZERO);
-        assert!(rate.per_second() <= 9_000.0);
+    }
+
+    #[test]
+    fn full_claims_count_however_small_they_must_be() {
+        let mut rate = Rate::default();
+        for _ in 0..100 {
+            rate.learn(20, 20, Duration::from_millis(20));
+            rate.learn(0, 20, Duration::ZERO);
+        }
+        assert!((1_000.0..=1_001.0).contains(&rate.per_second()), "{rate:?}");
     }
 }
