@@ -1,8 +1,9 @@
 //! Whether what is bounded stays bounded under load, through the real binaries.
 //!
-//! `spread`: fires spread evenly over time, of schedules or of one-time jobs, share batches, so claims a second do not grow with them, settled batches are
-//! forgotten as they come, and a trigger beside them starts at once. `recovery`: Redis is emptied while many open executions
-//! wait in queues that nobody serves; counted is how fast their entries are back, beside fires that go on.
+//! `spread`: fires spread evenly over time, of schedules or of one-time jobs, share batches, so claims a second do not grow
+//! with them, settled batches are forgotten as they come, and a trigger beside them starts at once. `recovery`: Redis is
+//! emptied while many open executions wait in queues that nobody serves; counted is how fast their entries are back, beside
+//! fires that go on.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};

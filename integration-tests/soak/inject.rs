@@ -114,9 +114,13 @@ fn kill(world: &World, node: &str) {
     block_in_place(|| world.cluster().node(node).kill());
 }
 
-/// SIGTERM, then a start.
+/// SIGTERM, then a start. Whoever was started a moment ago does not hear signals yet: it would end by this one.
 async fn stop(step: &Step<'_>, node: &str) -> Result<()> {
     let world = step.world;
+    let listens = wait_until("it to listen", STOP_MAX, || {
+        std::future::ready(world.cluster().node(node).get("/healthz").map(|_| ()))
+    });
+    listens.await?;
     world.stands(node, Stands::Down);
     world.is_lost(node);
     world.cluster().node(node).ask_to_stop();

@@ -97,13 +97,14 @@ impl Agenda {
     pub fn take_due(&mut self, now: DateTime<Utc>, lead: Lead) -> Due {
         if self.next_look_ahead(lead).is_none_or(|look| look > now) {
             let slots = self.take_exact(now);
+            let expected = slots.len() as u64;
             let mut until = self.looked_until;
             if !slots.is_empty() {
                 // As far as an ordinary look: the clock here may be a little behind the one that says what is due.
                 until = until.max(now + lead.reach());
                 self.looked_until = until.min(now + lead.max);
             }
-            return Due { slots, until: until.min(now + lead.max) };
+            return Due { slots, until: until.min(now + lead.max), expected };
         }
         let overdue_for_a_look =
             self.looks(now + lead.max, lead).filter(|(_, look)| *look <= now).map(|(at, _)| at).max();
@@ -111,17 +112,23 @@ impl Agenda {
         let until =
             overdue_for_a_look.unwrap_or_default().max(now + lead.reach()).max(self.looked_until).min(now + lead.max);
         let mut slots = BTreeSet::new();
+        let mut expected = 0;
         while let Some(entry) = self.ahead.first_entry()
             && *entry.key() <= until
         {
-            slots.extend(entry.remove().into_keys());
+            for (slot, count) in entry.remove() {
+                expected += u64::from(count);
+                slots.insert(slot);
+            }
         }
-        slots.extend(self.take_exact(now));
+        let exact = self.take_exact(now);
+        expected += exact.len() as u64;
+        slots.extend(exact);
         if !slots.is_empty() {
             self.looked_until = until;
             self.looked_at = now;
         }
-        Due { slots, until }
+        Due { slots, until, expected }
     }
 
     fn take_exact(&mut self, now: DateTime<Utc>) -> BTreeSet<Slot> {
@@ -151,6 +158,8 @@ pub struct Due {
     pub slots: BTreeSet<Slot>,
     /// What is due until then is claimed.
     pub until: DateTime<Utc>,
+    /// So much should be found. If less is, some of it may be locked by somebody else.
+    pub expected: u64,
 }
 
 /// R23: how long before its instant a fire is claimed.
@@ -214,7 +223,7 @@ mod tests {
         assert_eq!(agenda.next_look(LEAD), Some(at(2_800)));
         assert_eq!(agenda.take_due(at(2_799), LEAD).slots, BTreeSet::new());
         let due = agenda.take_due(at(2_800), LEAD);
-        assert_eq!(due, Due { slots: BTreeSet::from([slot("b")]), until: at(3_050) });
+        assert_eq!(due, Due { slots: BTreeSet::from([slot("b")]), until: at(3_050), expected: 1 });
         assert_eq!(agenda.next_look(LEAD), Some(at(4_800)));
     }
 
@@ -259,7 +268,7 @@ mod tests {
         agenda.note_many(slot("b"), at(10_100), 2_999);
         assert_eq!(agenda.next_look(LEAD), Some(at(9_600)));
         let due = agenda.take_due(at(9_600), LEAD);
-        assert_eq!(due, Due { slots: BTreeSet::from([slot("a"), slot("b")]), until: at(10_100) });
+        assert_eq!(due, Due { slots: BTreeSet::from([slot("a"), slot("b")]), until: at(10_100), expected: 3_000 });
     }
 
     /// A herd of which one claim took only a part, with a lead that only the whole herd justified.
@@ -269,10 +278,10 @@ mod tests {
         agenda.note_many(slot("a"), at(10_000), 2_000);
         agenda.note(slot("a"), at(10_090));
         let due = agenda.take_due(at(9_700), LEAD);
-        assert_eq!(due, Due { slots: BTreeSet::from([slot("a")]), until: at(10_090) });
+        assert_eq!(due, Due { slots: BTreeSet::from([slot("a")]), until: at(10_090), expected: 2_001 });
         agenda.note_exactly(slot("a"), at(9_700));
         assert_eq!(agenda.next_look(LEAD), Some(at(9_700)), "at once");
-        assert_eq!(agenda.take_due(at(9_710), LEAD), due, "and as far ahead as before");
+        assert_eq!(agenda.take_due(at(9_710), LEAD), Due { expected: 1, ..due }, "and as far ahead as before");
         assert_eq!(agenda.next_look(LEAD), None);
     }
 
@@ -312,7 +321,7 @@ mod tests {
         agenda.note_exactly(trigger.clone(), at(9_820));
         assert_eq!(
             agenda.take_due(at(9_821), LEAD),
-            Due { slots: BTreeSet::from([trigger.clone()]), until: at(10_071) }
+            Due { slots: BTreeSet::from([trigger.clone()]), until: at(10_071), expected: 1 }
         );
         assert_eq!(agenda.next_look(LEAD), Some(look), "nor does it put off the others");
         agenda.note_exactly(trigger.clone(), look);

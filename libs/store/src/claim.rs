@@ -108,6 +108,8 @@ pub struct Claim<'a> {
     pub triggers: Vec<DueTrigger>,
     /// Retries due.
     pub retries: Vec<DueRetry>,
+    /// A retry was put off, since somebody else has locked its execution: that is to be committed.
+    passed_over: bool,
 }
 
 /// One fire to be written.
@@ -211,18 +213,30 @@ JOIN job_stats s ON s.job_id = d.job_id
 ORDER BY d.fire_at, d.execution_id";
 
 const RETRIES_CLAIM_DUE: &str = "
-WITH due AS (
-    SELECT d.execution_id
-    FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
-    CROSS JOIN LATERAL (
-        SELECT r.execution_id FROM execution_retries r
-        WHERE r.shard = $1 AND r.queue = l.queue AND r.priority = l.priority AND r.due_at <= $5
-          AND r.execution_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
-        ORDER BY r.due_at LIMIT l.room FOR UPDATE SKIP LOCKED
-    ) d
+SELECT d.execution_id, d.job_id, d.claim
+FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
+CROSS JOIN LATERAL (
+    SELECT r.* FROM execution_retries r
+    WHERE r.shard = $1 AND r.queue = l.queue AND r.priority = l.priority AND r.due_at <= $5
+      AND r.execution_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
+    ORDER BY r.due_at LIMIT l.room FOR UPDATE SKIP LOCKED
+) d";
+
+/// Locks the executions too. One that somebody else has locked is tried again soon, alone; the notes of the others are taken
+/// out. Answers the locked ones.
+const RETRIES_TAKE: &str = "
+WITH free AS MATERIALIZED (
+    SELECT e.id FROM job_executions e WHERE e.id = ANY ($1) AND {days of e.id} FOR NO KEY UPDATE SKIP LOCKED
+), locked AS MATERIALIZED (
+    SELECT e.id FROM job_executions e
+    WHERE e.id = ANY ($1) AND {days of e.id} AND e.status = 'RETRYING' AND e.id NOT IN (SELECT id FROM free)
+), later AS (
+    UPDATE execution_retries SET due_at = clock_timestamp() + interval '400 milliseconds'
+    WHERE execution_id IN (SELECT id FROM locked)
+), taken AS (
+    DELETE FROM execution_retries WHERE execution_id = ANY ($1) AND execution_id NOT IN (SELECT id FROM locked)
 )
-DELETE FROM execution_retries r USING due WHERE r.execution_id = due.execution_id
-RETURNING r.execution_id, r.job_id, r.claim";
+SELECT id FROM locked";
 
 /// The batch row, what is settled (R7), and what is opened, in one statement. A trigger that is claimed leaves its table here
 /// (what stood in it is still seen by this statement), and takes its payload along.
@@ -291,8 +305,16 @@ impl LeaderSession {
         let clock = DbClock::from_round_trip(sent, Instant::now(), now);
         self.numbers.measured(clock);
         let number = self.numbers.next_at(clock.now());
-        let mut claim =
-            Claim { transaction, shard, number, now, timers: Vec::new(), triggers: Vec::new(), retries: Vec::new() };
+        let mut claim = Claim {
+            transaction,
+            shard,
+            number,
+            now,
+            timers: Vec::new(),
+            triggers: Vec::new(),
+            retries: Vec::new(),
+            passed_over: false,
+        };
         claim.take_timers(rooms, due, excluded).await?;
         claim.take_triggers(rooms, due, excluded).await?;
         claim.take_retries(rooms, due, excluded).await?;
@@ -303,7 +325,7 @@ impl LeaderSession {
 impl Claim<'_> {
     /// Whether nothing was due.
     pub const fn is_empty(&self) -> bool {
-        self.timers.is_empty() && self.triggers.is_empty() && self.retries.is_empty()
+        self.timers.is_empty() && self.triggers.is_empty() && self.retries.is_empty() && !self.passed_over
     }
 
     /// What was taken: the jobs of timers, the executions of triggers and retries.
@@ -475,6 +497,16 @@ impl Claim<'_> {
                 claim: row.try_get("claim")?,
             });
         }
+        if self.retries.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<Uuid> = self.retries.iter().map(|retry| retry.execution).collect();
+        let locked: Vec<Uuid> = sqlx::query_scalar(days::of(RETRIES_TAKE, ids.iter().copied()))
+            .bind(ids)
+            .fetch_all(&mut *self.transaction)
+            .await?;
+        self.retries.retain(|retry| !locked.contains(&retry.execution));
+        self.passed_over = !locked.is_empty();
         Ok(())
     }
 }

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::decide::{Decided, decide};
 use crate::definitions::Definitions;
 use crate::foresight::{Answer, Foresight, Found, Question};
-use crate::leader::{End, Leader, delta};
+use crate::leader::{End, Leader, delta, glance_at};
 use crate::outgoing::Batch;
 
 /// Between two looks at a line whose stream is full.
@@ -83,7 +83,7 @@ impl Leader {
         // Between two claims of many: a trigger waits for one at most.
         self.hear_all().await;
         let now = self.session.clock().now();
-        let Due { slots, until: due } = self.agenda.take_due(now, self.lead());
+        let Due { slots, until: due, expected } = self.agenda.take_due(now, self.lead());
         if slots.is_empty() {
             return Ok(None);
         }
@@ -96,11 +96,16 @@ impl Leader {
         let began = Instant::now();
         failpoint::reach("claim:begin").await;
         let mut claim = self.session.claim(&rooms, due, &excluded).await?;
+        self.taking.extend(claim.taken());
+        let limited = limited(&rooms, &claim);
+        let is_short = limited.is_empty() && (self.taking.len() as u64) < expected;
+        self.passed_over.count(is_short);
+        if let Some(pause) = self.passed_over.pause() {
+            glance_at(&mut self.next_glance, began + pause);
+        }
         if claim.is_empty() {
             return Ok(None);
         }
-        self.taking.extend(claim.taken());
-        let limited = limited(&rooms, &claim);
         let mut left_out = learn(&mut self.definitions, &mut claim).await?;
         left_out.extend(copy_few(&mut claim));
         left_out.extend(fit(&self.definitions, &mut claim));

@@ -54,6 +54,33 @@ const GATHER: TimeDelta = TimeDelta::milliseconds(50);
 /// After a statement that the server refused.
 const STUMBLE_PAUSE: Duration = Duration::from_millis(50);
 
+/// After a claim that found less than was expected: somebody else has locked the rest for a moment (a pause, an end), or it is
+/// gone. Twice as long with each further one,
+const PASSED_OVER_PAUSE: Duration = Duration::from_millis(50);
+/// up to this.
+const PASSED_OVER_PAUSE_MAX: Duration = Duration::from_millis(800);
+
+/// Claims in a row that found less than was expected.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PassedOver(u32);
+
+impl PassedOver {
+    pub(crate) const fn count(&mut self, is_short: bool) {
+        self.0 = if is_short { self.0.saturating_add(1) } else { 0 };
+    }
+
+    /// Until what is near is read again; none if nothing was passed over.
+    pub(crate) fn pause(self) -> Option<Duration> {
+        let doubled = PASSED_OVER_PAUSE * (1 << self.0.checked_sub(1)?.min(8));
+        Some(doubled.min(PASSED_OVER_PAUSE_MAX))
+    }
+}
+
+/// At `at`, or sooner.
+pub(crate) fn glance_at(next_glance: &mut Option<Instant>, at: Instant) {
+    *next_glance = Some(next_glance.map_or(at, |glance| glance.min(at)));
+}
+
 /// Why a term ended.
 #[derive(Debug)]
 pub enum End {
@@ -105,8 +132,9 @@ pub struct Leader {
     pub(crate) marked: Vec<i64>,
     next_tick: Instant,
     next_refill: Instant,
-    /// A wake was heard: what is near is read then.
-    next_glance: Option<Instant>,
+    /// A wake was heard, or something was passed over: what is near is read then.
+    pub(crate) next_glance: Option<Instant>,
+    pub(crate) passed_over: PassedOver,
     /// When the agenda was read last, and when it may be read again.
     last_refill: Instant,
     readable: Instant,
@@ -159,6 +187,7 @@ impl Leader {
             next_tick: now,
             next_refill: now,
             next_glance: None,
+            passed_over: PassedOver::default(),
             last_refill: now,
             readable: now,
             answered: now,
@@ -437,7 +466,7 @@ impl Leader {
             Notice::JobChanged(job) => drop(self.left.remove(job)),
             _ => {}
         }
-        self.next_glance.get_or_insert_with(Instant::now);
+        glance_at(&mut self.next_glance, Instant::now());
         self.next_refill = self.next_refill.min(self.last_refill + REFILL_PAUSE);
     }
 

@@ -1,7 +1,8 @@
 //! The dispatcher: one replica leads its shard and makes stream entries of what is due, the others stand by.
 //!
 //! - [`election`] stands by until the shard's lock is free, then leads until its session is lost.
-//! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim ([`claim`]), publish and settle.
+//! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim ([`claim`]), publish and settle;
+//!   `rate` is how fast it claims.
 //! - `foresight` searches timetables that are dear, beside the claims.
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
 //!   what room there is for them.
@@ -23,8 +24,8 @@ pub mod leader;
 mod metrics;
 pub mod outgoing;
 mod patience;
-pub mod rate;
-mod reconcile;
+mod rate;
+pub mod reconcile;
 pub mod retention;
 mod streams;
 pub mod withdraw;

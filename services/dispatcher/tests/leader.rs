@@ -316,6 +316,24 @@ async fn a_foreign_lock_holds_up_its_own_execution_only() -> Result<()> {
     leader.end().await
 }
 
+/// Whoever pauses or ends a job locks its timer for a moment. A claim passes over it, and looks again; the safety net of this
+/// leader is a minute away.
+#[tokio::test]
+async fn what_was_locked_for_a_moment_is_claimed_a_moment_later() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    let job = leader.jobs(2, in_ms(1_000)).await?;
+    leader.wake()?;
+    let mut foreign = leader.pool.begin().await?;
+    sqlx::query("SELECT FROM job_timers WHERE job_id = $1 FOR UPDATE").bind(job).execute(&mut *foreign).await?;
+    leader.until("the other one", || Ok(leader.length()? == 1)).await?;
+    foreign.rollback().await?;
+    let released = Instant::now();
+    let there = leader.until("both", || Ok(leader.length()? == 2)).await?;
+    let took = there.saturating_duration_since(released);
+    assert!(took < Duration::from_secs(2), "{took:?} after it was let go of");
+    leader.end().await
+}
+
 /// R19: a batch that is over stands, locked by somebody, on the page of three that Redis has lost. The page was refused whole.
 #[tokio::test]
 async fn a_locked_batch_keeps_no_other_of_its_page_from_being_published_again() -> Result<()> {

@@ -358,12 +358,38 @@ async fn r16_a_retry_that_was_cancelled_meanwhile_starts_nothing() -> Result<()>
     let bench = Bench::new().await?;
     let mut leader = bench.leader().await?;
     let held = bench.open_retrying(&mut leader).await?;
+    bench.change(held.execution, "status = 'CANCELLED', completed_at = now()").await?;
     let claim = leader.claim(&[room(Source::Retry, &medium(), 10)], retry_at(), &[]).await?;
     let decisions = Decisions { retries: vec![(claim.retries[0], 1)], ..Decisions::default() };
-    bench.change(held.execution, "status = 'CANCELLED', completed_at = now()").await?;
     let committed = claim.commit(1, &decisions, &[]).await?;
     assert!(committed.retried.is_empty());
     assert_eq!(bench.row(held.execution).await?.status, "CANCELLED");
+    Ok(())
+}
+
+/// Somebody has locked one of two executions (a cancel that does not end): the claim waits for nobody, takes the other, and this
+/// one a moment after it is let go of.
+#[tokio::test]
+async fn r16_a_locked_execution_keeps_no_other_from_being_retried() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut leader = bench.leader().await?;
+    let [locked, free] = [bench.open_retrying(&mut leader).await?, bench.open_retrying(&mut leader).await?];
+    let mut other = bench.pool.begin().await?;
+    let lock = sqlx::query("SELECT FROM job_executions WHERE id = $1 FOR UPDATE").bind(locked.execution);
+    lock.execute(&mut *other).await?;
+    let rooms = [room(Source::Retry, &medium(), 10)];
+    let claim = leader.claim(&rooms, retry_at(), &[]).await?;
+    assert_eq!(claim.retries.iter().map(|retry| retry.execution).collect::<Vec<_>>(), [free.execution]);
+    let decisions = Decisions { retries: vec![(claim.retries[0], 1)], ..Decisions::default() };
+    assert_eq!(claim.commit(1, &decisions, &[]).await?.retried.len(), 1);
+    // Alone it is put off too, which must be committed.
+    let soon = bench.now().await? + seconds(1);
+    let claim = leader.claim(&rooms, soon, &[]).await?;
+    assert!(claim.retries.is_empty() && !claim.is_empty());
+    claim.commit(1, &Decisions::default(), &[]).await?;
+    other.rollback().await?;
+    let claim = leader.claim(&rooms, soon, &[]).await?;
+    assert_eq!(claim.retries.iter().map(|retry| retry.execution).collect::<Vec<_>>(), [locked.execution]);
     Ok(())
 }
 
