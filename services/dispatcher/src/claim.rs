@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::decide::{Decided, decide};
 use crate::definitions::Definitions;
 use crate::foresight::{Answer, Foresight, Found, Question};
-use crate::leader::{End, Leader, delta, glance_at};
+use crate::leader::{End, Leader, delta};
 use crate::outgoing::Batch;
 
 /// Between two looks at a line whose stream is full.
@@ -99,10 +99,7 @@ impl Leader {
         self.taking.extend(claim.taken());
         let limited = limited(&rooms, &claim);
         let is_short = limited.is_empty() && (self.taking.len() as u64) < expected;
-        self.passed_over.count(is_short);
-        if let Some(pause) = self.passed_over.pause() {
-            glance_at(&mut self.next_glance, began + pause);
-        }
+        self.glance.claimed(began, is_short);
         if claim.is_empty() {
             return Ok(None);
         }

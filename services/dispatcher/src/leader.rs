@@ -33,6 +33,7 @@ use uuid::Uuid;
 
 use crate::definitions::Definitions;
 use crate::foresight::Foresight;
+use crate::glance::Glance;
 use crate::outgoing::Batch;
 use crate::rate::Rate;
 use crate::reconcile::Passes;
@@ -53,33 +54,6 @@ const READING_PAUSE: u32 = 2;
 const GATHER: TimeDelta = TimeDelta::milliseconds(50);
 /// After a statement that the server refused.
 const STUMBLE_PAUSE: Duration = Duration::from_millis(50);
-
-/// After a claim that found less than was expected: somebody else has locked the rest for a moment (a pause, an end), or it is
-/// gone. Twice as long with each further one,
-const PASSED_OVER_PAUSE: Duration = Duration::from_millis(50);
-/// up to this.
-const PASSED_OVER_PAUSE_MAX: Duration = Duration::from_millis(800);
-
-/// Claims in a row that found less than was expected.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct PassedOver(u32);
-
-impl PassedOver {
-    pub(crate) const fn count(&mut self, is_short: bool) {
-        self.0 = if is_short { self.0.saturating_add(1) } else { 0 };
-    }
-
-    /// Until what is near is read again; none if nothing was passed over.
-    pub(crate) fn pause(self) -> Option<Duration> {
-        let doubled = PASSED_OVER_PAUSE * (1 << self.0.checked_sub(1)?.min(8));
-        Some(doubled.min(PASSED_OVER_PAUSE_MAX))
-    }
-}
-
-/// At `at`, or sooner.
-pub(crate) fn glance_at(next_glance: &mut Option<Instant>, at: Instant) {
-    *next_glance = Some(next_glance.map_or(at, |glance| glance.min(at)));
-}
 
 /// Why a term ended.
 #[derive(Debug)]
@@ -132,9 +106,8 @@ pub struct Leader {
     pub(crate) marked: Vec<i64>,
     next_tick: Instant,
     next_refill: Instant,
-    /// A wake was heard, or something was passed over: what is near is read then.
-    pub(crate) next_glance: Option<Instant>,
-    pub(crate) passed_over: PassedOver,
+    /// What is near is read then.
+    pub(crate) glance: Glance,
     /// When the agenda was read last, and when it may be read again.
     last_refill: Instant,
     readable: Instant,
@@ -186,8 +159,7 @@ impl Leader {
             marked: Vec::new(),
             next_tick: now,
             next_refill: now,
-            next_glance: None,
-            passed_over: PassedOver::default(),
+            glance: Glance::default(),
             last_refill: now,
             readable: now,
             answered: now,
@@ -330,14 +302,14 @@ impl Leader {
         }
         if began >= self.next_refill {
             self.refill().await?;
-        } else if self.next_glance.is_some_and(|at| began >= at) {
+        } else if self.glance.at().is_some_and(|at| began >= at) {
             let until = self.session.clock().now() + self.lead_max().max(GLANCE);
             let upcoming = self.session.upcoming(until, UPCOMING_MAX).await?;
             self.agenda.refill_until(upcoming.complete_until.unwrap_or(until), upcoming.instants);
         } else {
             return Ok(());
         }
-        self.next_glance = None;
+        self.glance.is_done();
         self.readable = Instant::now() + (began.elapsed() * READING_PAUSE).max(GLANCE_PAUSE);
         Ok(())
     }
@@ -432,7 +404,7 @@ impl Leader {
 
     /// Sleeps until there is something to do.
     async fn wait(&mut self) {
-        let reading = self.next_glance.map_or(self.next_refill, |glance| glance.min(self.next_refill));
+        let reading = self.glance.at().map_or(self.next_refill, |glance| glance.min(self.next_refill));
         let mut until = self.next_tick.min(reading.max(self.readable)).min(self.passes.next_page());
         if let Some(look) = self.agenda.next_look(self.lead()) {
             until = until.min(self.session.clock().surely_reached(look));
@@ -466,7 +438,7 @@ impl Leader {
             Notice::JobChanged(job) => drop(self.left.remove(job)),
             _ => {}
         }
-        glance_at(&mut self.next_glance, Instant::now());
+        self.glance.by(Instant::now());
         self.next_refill = self.next_refill.min(self.last_refill + REFILL_PAUSE);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! - [`election`] stands by until the shard's lock is free, then leads until its session is lost.
 //! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim ([`claim`]), publish and settle;
-//!   `rate` is how fast it claims.
+//!   `rate` is how fast it claims, `glance` when it reads again what is near.
 //! - `foresight` searches timetables that are dear, beside the claims.
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
 //!   what room there is for them.
@@ -20,6 +20,7 @@ pub mod decide;
 pub mod definitions;
 pub mod election;
 mod foresight;
+mod glance;
 pub mod leader;
 mod metrics;
 pub mod outgoing;

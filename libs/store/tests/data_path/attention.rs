@@ -209,6 +209,11 @@ async fn r17_a_cancel_and_the_claim_of_the_next_attempt_wait_for_each_other() ->
     let (retried, cancelled) = (committed?.retried, cancelled?);
     assert_eq!(retried.len(), 1, "whoever has the row goes first");
     assert_eq!((cancelled.asked, cancelled.execution.status), (true, Status::Queued));
+
+    let held = bench.open_retrying(&mut leader).await?;
+    let cancelled = cancels::cancel(&store, held.execution, "enough").await?;
+    assert_eq!((cancelled.asked, cancelled.execution.status), (false, Status::Cancelled));
+    assert!(leader.claim(&[room(Source::Retry, &medium(), 10)], retry_at(), &[]).await?.is_empty());
     assert_eq!(bench.count("execution_retries").await?, 0);
     bench.assert_counters().await
 }
