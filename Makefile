@@ -49,8 +49,8 @@ soak: setup ## Random faults of every kind under load, judged: make soak MINUTES
 	$(CARGO) build -p carillon-gateway -p carillon-dispatcher -p carillon-executor -p carillon-integration-tests --bins
 	@exec target/debug/carillon-soak --minutes $(MINUTES) --seed $(SEED) $(ARGS)
 
-setup: ## Install PostgreSQL, Redis, faketime and a C compiler by the package manager, if they are missing
-	@sh deploy/setup.sh servers compiler clocks
+setup: ## Install PostgreSQL, Redis, PgBouncer, faketime and a C compiler by the package manager, if they are missing
+	@sh deploy/setup.sh servers compiler pooler clocks
 
 clean-data: ## Forget what make run has kept (.carillon)
 	@# Refused while it runs: the lock is held.

@@ -5,7 +5,7 @@
 # exits 69. It starts nothing: `carillon dev` and the tests run private servers of their own. The one place that installs.
 #
 # Arguments: `servers`, or `servers-unless-given` (not those that CARILLON_POSTGRES_URL and CARILLON_REDIS_URL name);
-# `compiler` besides; `clocks`: Debian's faketime, by which the soak gives each process a wall clock of its own. Without it
+# `compiler` besides; `pooler`: PgBouncer, which tests put before Postgres; `clocks`: Debian's faketime, by which the soak gives each process a wall clock of its own. Without it
 # the soak runs all the same and says so: it alone never ends in an error.
 set -eu
 
@@ -30,9 +30,17 @@ have_redis() {
     return 1
 }
 
+have_pooler() {
+    for directory in /usr/sbin /usr/bin /opt/homebrew/bin /usr/local/bin $(echo "$PATH" | tr ':' ' '); do
+        [ -x "$directory/pgbouncer" ] && return 0
+    done
+    return 1
+}
+
 postgres_given=""
 redis_given=""
 compiler=""
+pooler=""
 clocks=""
 for argument in "$@"; do
     case "$argument" in
@@ -42,6 +50,7 @@ for argument in "$@"; do
         redis_given="${CARILLON_REDIS_URL:-}"
         ;;
     compiler) compiler=yes ;;
+    pooler) pooler=yes ;;
     clocks) clocks=yes ;;
     *)
         echo "setup.sh: unknown argument $argument" >&2
@@ -69,6 +78,10 @@ if [ -z "$redis_given" ] && ! have_redis; then
     missing_apt="$missing_apt redis-server"
     missing_brew="$missing_brew redis"
     instead="$instead CARILLON_REDIS_URL"
+fi
+if [ -n "$pooler" ] && ! have_pooler; then
+    missing_apt="$missing_apt pgbouncer"
+    missing_brew="$missing_brew pgbouncer"
 fi
 faketime=""
 if [ -n "$clocks" ] && ! ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1; then

@@ -47,6 +47,17 @@ impl Seen {
     }
 }
 
+/// Workers that must have died running an attempt until it is suspected of being what they died of: one may die of anything.
+const SUSPECT_LOST: i16 = 2;
+
+/// Whether an attempt that is to start, and whose workers died `lost` times, may be what they died of: then it is not started
+/// beside another such one, which would be lost with it time and again. Of those that are taken together the one that was lost
+/// most often was so `worst` times: where that is often, each that was lost at all may be the cause, since one that kills before
+/// its RUNNING is written is counted once less than what dies with it.
+pub const fn is_suspect(lost: i16, worst: i16) -> bool {
+    lost >= SUSPECT_LOST || lost > 0 && worst >= SUSPECT_LOST
+}
+
 /// What the decider knows of itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Decider {
@@ -75,6 +86,8 @@ pub enum Verdict {
         count_lost: bool,
         /// What follows.
         then: Then,
+        /// How often workers have died running it, this time counted ([`is_suspect`]).
+        lost: i16,
     },
 }
 
@@ -124,7 +137,7 @@ pub fn decide(row: Option<&Seen>, claim: i64, number: i64, decider: Decider) -> 
     } else {
         Then::Start
     };
-    Verdict::Take { count_lost, then }
+    Verdict::Take { count_lost, then, lost }
 }
 
 /// R8a: what becomes of an unstarted entry that the cancelled set or a notice named.
@@ -188,7 +201,7 @@ mod tests {
         Seen { status: Status::Running, worker: Some(worker), worker_live, ..queued() }
     }
 
-    const START: Verdict = Verdict::Take { count_lost: false, then: Then::Start };
+    const START: Verdict = Verdict::Take { count_lost: false, then: Then::Start, lost: 0 };
 
     #[test]
     fn what_is_recorded_or_unknown_is_over() {
@@ -210,7 +223,7 @@ mod tests {
     fn a_running_one_is_left_to_its_live_worker_and_taken_from_a_dead_one() {
         assert_eq!(decide(Some(&running(OTHER, true)), 7, 7, DECIDER), Verdict::Leave);
         let dead = running(OTHER, false);
-        assert_eq!(decide(Some(&dead), 7, 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Start });
+        assert_eq!(decide(Some(&dead), 7, 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Start, lost: 1 });
         assert_eq!(decide(Some(&dead), 7, 7, Decider { may_judge: false, ..DECIDER }), Verdict::Wait);
     }
 
@@ -226,19 +239,35 @@ mod tests {
     }
 
     #[test]
+    fn what_several_workers_died_with_is_suspected_and_all_that_was_lost_with_it() {
+        assert!(!is_suspect(1, 1), "one loss says nothing");
+        assert!(is_suspect(2, 2) && is_suspect(1, 2));
+        assert!(!is_suspect(0, 9), "what was never lost is none");
+    }
+
+    #[test]
     fn poison_fails_at_last() {
         let row = Seen { lost: 4, ..running(OTHER, false) };
-        assert_eq!(decide(Some(&row), 7, 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Fail });
+        assert_eq!(decide(Some(&row), 7, 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Fail, lost: 5 });
     }
 
     #[test]
     fn a_cancel_beats_a_start_and_what_was_withdrawn_in_time_is_skipped() {
         let cancelled = Seen { cancel_requested: true, ..queued() };
-        assert_eq!(decide(Some(&cancelled), 7, 7, DECIDER), Verdict::Take { count_lost: false, then: Then::Cancel });
+        assert_eq!(
+            decide(Some(&cancelled), 7, 7, DECIDER),
+            Verdict::Take { count_lost: false, then: Then::Cancel, lost: 0 }
+        );
         let withdrawn = Seen { withdrawn: true, ..cancelled.clone() };
-        assert_eq!(decide(Some(&withdrawn), 7, 7, DECIDER), Verdict::Take { count_lost: false, then: Then::Skip });
+        assert_eq!(
+            decide(Some(&withdrawn), 7, 7, DECIDER),
+            Verdict::Take { count_lost: false, then: Then::Skip, lost: 0 }
+        );
         let started = Seen { withdrawn: true, cancel_requested: true, ..running(OTHER, false) };
-        assert_eq!(decide(Some(&started), 7, 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Cancel });
+        assert_eq!(
+            decide(Some(&started), 7, 7, DECIDER),
+            Verdict::Take { count_lost: true, then: Then::Cancel, lost: 1 }
+        );
     }
 
     /// H119: a copy that came back must not start what stands in another entry by now.
@@ -268,7 +297,10 @@ mod tests {
         assert!(released.is_released() && !queued().is_released() && !running(OTHER, true).is_released());
         assert_eq!(decide(Some(&released), 7, 7, hasty), START);
         let cancelled = Seen { cancel_requested: true, ..released.clone() };
-        assert_eq!(decide(Some(&cancelled), 7, 7, hasty), Verdict::Take { count_lost: false, then: Then::Cancel });
+        assert_eq!(
+            decide(Some(&cancelled), 7, 7, hasty),
+            Verdict::Take { count_lost: false, then: Then::Cancel, lost: 0 }
+        );
         assert_eq!(decide(Some(&queued()), 7, 7, hasty), Verdict::Wait, "not released");
     }
 

@@ -21,5 +21,5 @@ pub use owner::Owner;
 pub use ports::free_port;
 pub use postgres::{PostgresServer, StopMode};
 pub use process::Process;
-pub use programs::{PostgresPrograms, find_postgres, find_redis};
+pub use programs::{PostgresPrograms, find_pgbouncer, find_postgres, find_redis};
 pub use redis::RedisServer;

@@ -84,6 +84,20 @@ pub fn find_redis() -> Result<PathBuf> {
     bail!("Redis is not installed: {}", install_hint("redis-server"))
 }
 
+/// PgBouncer, which tests put before Postgres: Debian keeps it where only root's path leads.
+///
+/// # Errors
+/// If there is none; the text says what to install.
+pub fn find_pgbouncer() -> Result<PathBuf> {
+    let mut directories = path_directories();
+    directories.extend(["/usr/sbin", "/usr/bin", "/opt/homebrew/bin", "/usr/local/bin"].map(PathBuf::from));
+    let found = directories.into_iter().map(|directory| directory.join("pgbouncer")).find(|program| program.is_file());
+    match found {
+        Some(program) => Ok(program),
+        None => bail!("PgBouncer is not installed: {}", install_hint("pgbouncer")),
+    }
+}
+
 fn path_directories() -> Vec<PathBuf> {
     std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
 }
@@ -99,7 +113,11 @@ fn major_version(program: &Path, marker: &str) -> Option<u32> {
 
 fn install_hint(package: &str) -> String {
     if cfg!(target_os = "macos") {
-        let formula = if package == "postgresql" { "postgresql@17" } else { "redis" };
+        let formula = match package {
+            "postgresql" => "postgresql@17",
+            "redis-server" => "redis",
+            other => other,
+        };
         return format!("brew install {formula}");
     }
     format!("apt-get install {package} (or `make setup`)")

@@ -154,10 +154,14 @@ mod tests {
         for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             if entry.is_dir() {
                 sources(&entry, found);
-            } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            } else if entry.extension().is_some_and(|extension| extension == "rs" || extension == "sql") {
                 found.push(entry);
             }
         }
+    }
+
+    fn is_sql(file: &Path) -> bool {
+        file.extension().is_some_and(|extension| extension == "sql")
     }
 
     /// What follows `UPDATE job_executions` or `INSERT INTO job_executions` up to its RETURNING or the statement's end, each
@@ -183,6 +187,38 @@ mod tests {
         found
     }
 
+    /// The same of a file of SQL: whatever writes, whichever table it names (a function may be told its name), in any case; and
+    /// what a trigger does to the row in its hands. Each with the last function, trigger or rule that was begun before it.
+    fn writes_of_sql(source: &str) -> Vec<(String, String)> {
+        let lines = source.lines().map(|line| line.split("--").next().unwrap_or_default());
+        let words: Vec<&str> = lines.flat_map(str::split_whitespace).collect();
+        let code = words.join(" ");
+        // Of ASCII alone, so that places in one are places in the other.
+        let upper = code.to_ascii_uppercase();
+        let mut found = Vec::new();
+        for verb in ["UPDATE ", "INSERT INTO ", "MERGE INTO ", "NEW.STATUS", "NEW.COMPLETED_AT"] {
+            for (at, _) in upper.match_indices(verb) {
+                let rest = &upper[at..];
+                // A copy of whole rows writes what was written before; what follows says which.
+                let ends = [";", "RETURNING", "SELECT * FROM"].into_iter().filter_map(|end| rest.find(end));
+                let end = ends.min().unwrap_or(rest.len());
+                let begun = ["FUNCTION ", "PROCEDURE ", "TRIGGER ", "RULE "]
+                    .into_iter()
+                    .flat_map(|kind| [format!("CREATE {kind}"), format!("CREATE OR REPLACE {kind}")]);
+                let begun = begun.filter_map(|begins| Some(upper[..at].rfind(&begins)? + begins.len())).max();
+                let named =
+                    begun.and_then(|begun| code[begun..].split(|c: char| !c.is_alphanumeric() && c != '_').next());
+                found.push((named.unwrap_or_default().to_owned(), code[at..at + end].to_owned()));
+            }
+        }
+        found
+    }
+
+    fn writes_an_end_in_sql(statement: &str) -> bool {
+        let statement = statement.to_ascii_lowercase();
+        statement.starts_with("new.") || writes_an_end(&statement) || writes_an_end(&statement.to_ascii_uppercase())
+    }
+
     fn writes_an_end(statement: &str) -> bool {
         // Read, as in a WHERE, it is harmless; asked for all the same, so that nothing slips through by its form.
         statement.contains("completed_at")
@@ -193,17 +229,17 @@ mod tests {
 
     #[test]
     fn r17a_no_other_statement_writes_a_final_state() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let mut files = Vec::new();
-        for folder in ["../../libs", "../../services"] {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-            for package in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path().join("src")) {
+        for folder in ["libs", "services"] {
+            for package in fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path().join("src")) {
                 sources(&package, &mut files);
             }
         }
         assert!(files.len() > 50, "the sources are where they are looked for");
         let (mut ends, mut others) = (Vec::new(), 0);
-        for file in files {
-            for (name, statement) in writes(&fs::read_to_string(&file).unwrap()) {
+        for file in files.iter().filter(|file| !is_sql(file)) {
+            for (name, statement) in writes(&fs::read_to_string(file).unwrap()) {
                 if writes_an_end(&statement) {
                     assert!(
                         ENDS.contains(&name.as_str()),
@@ -220,6 +256,45 @@ mod tests {
         ends.dedup();
         assert_eq!(ends, ENDS);
         assert!(others > 3, "others are seen too: {others}");
+
+        sources(&root.join("migrations"), &mut files);
+        let mut others = 0;
+        for file in files.iter().filter(|file| is_sql(file)) {
+            for (name, statement) in writes_of_sql(&fs::read_to_string(file).unwrap()) {
+                let shown = file.display();
+                assert!(!writes_an_end_in_sql(&statement), "{shown}: {name} writes a final state: {statement}");
+                others += 1;
+            }
+        }
+        assert!(others > 3, "what the migrations write is seen: {others}");
+    }
+
+    #[test]
+    fn the_reader_of_sql_files_sees_what_functions_triggers_and_rules_write() {
+        let body =
+            |body: &str| format!("CREATE TABLE a (b int);\nCREATE FUNCTION sly() RETURNS trigger AS $$\n{body}\n$$;\n");
+        for hidden in [
+            "UPDATE job_executions SET status = 'FAILED', completed_at = now() WHERE id = OLD.id;",
+            "update only job_executions\n  set completed_at = now();",
+            "EXECUTE format('UPDATE %I SET status = %L, completed_at = now()', child, 'FAILED');",
+            "INSERT INTO job_executions -- only this once\n (id, status) VALUES (gen_random_uuid(), 'SKIPPED');",
+            "MERGE INTO job_executions e USING x ON x.id = e.id WHEN MATCHED THEN UPDATE SET status = 'TIMEOUT';",
+            "BEGIN NEW.status := 'CANCELLED'; RETURN NEW; END",
+            "BEGIN new.completed_at = now(); RETURN NEW; END",
+        ] {
+            let found = writes_of_sql(&body(hidden));
+            let ends: Vec<_> = found.iter().filter(|(_, statement)| writes_an_end_in_sql(statement)).collect();
+            assert!(!ends.is_empty() && ends.iter().all(|(name, _)| name == "sly"), "{hidden}: {found:?}");
+        }
+        for harmless in [
+            "-- UPDATE job_executions SET completed_at = now();",
+            "UPDATE job_executions SET entry = 1 WHERE id = OLD.id RETURNING completed_at INTO at;",
+            "EXECUTE format('INSERT INTO %I SELECT * FROM %I WHERE completed_at IS NULL', fallback, child);",
+            "PERFORM FROM job_executions WHERE completed_at IS NULL;",
+        ] {
+            let found = writes_of_sql(&body(harmless));
+            assert!(!found.iter().any(|(_, statement)| writes_an_end_in_sql(statement)), "{harmless}: {found:?}");
+        }
     }
 
     #[test]

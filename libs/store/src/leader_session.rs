@@ -36,6 +36,9 @@ const CLIENT_CHECK_EVERY: Duration = Duration::from_secs(1);
 /// that this means a server or a line that is silent.
 const STATEMENT_MAX: Duration = Duration::from_secs(4);
 
+/// How often two sessions are compared: other clients of a pooler may be in the way of one comparison.
+const COMPARISONS: u32 = 3;
+
 /// First half of the advisory lock's key; the second is the shard.
 const LOCK_SPACE: i32 = 0x0CA_2111;
 
@@ -75,6 +78,40 @@ impl Numbers {
     }
 }
 
+/// Refuses a pooler in transaction mode: it hands each transaction to whatever session of the server is free, so a lock would
+/// not stay with whoever took it. Found out by two connections at once: what one was just served by serves the other, or is
+/// missing to the first while the other is in a transaction. Asked without prepared statements, of which such a pooler makes
+/// errors that tell nobody why.
+///
+/// # Errors
+/// [`Error::FailedPrecondition`] if there is one; [`Error::Unavailable`].
+pub async fn refuse_pooler(options: &StoreOptions) -> Result<()> {
+    let connect_options = options.connect_options()?;
+    let mut one = Connection::connect(&connect_options, STATEMENT_MAX).await?;
+    let mut other = Connection::connect(&connect_options, STATEMENT_MAX).await?;
+    for _ in 0..COMPARISONS {
+        let before = backend_of(&mut one).await?;
+        sqlx::raw_sql("BEGIN").execute(&mut other).await?;
+        // Asked in this order: a pooler with a single session would have none for the first one now.
+        if backend_of(&mut other).await? == before || backend_of(&mut one).await? != before {
+            return Err(behind_a_pooler());
+        }
+        sqlx::raw_sql("ROLLBACK").execute(&mut other).await?;
+    }
+    one.close().await?;
+    Ok(other.close().await?)
+}
+
+async fn backend_of(connection: &mut Connection) -> Result<i32> {
+    Ok(sqlx::raw_sql("SELECT pg_backend_pid()").fetch_one(connection).await?.try_get(0)?)
+}
+
+fn behind_a_pooler() -> Error {
+    let why = "the dispatcher must reach postgres directly: a pooler in transaction mode stands in between, on which the \
+               leader's lock would not stay with its session";
+    Error::FailedPrecondition { what: "shard", why: why.into() }
+}
+
 impl Candidate {
     /// Connects and sets the session's timers.
     ///
@@ -101,7 +138,7 @@ impl Candidate {
             set.execute(&mut connection).await?;
         }
         let mut candidate = Self { connection, shard };
-        candidate.refuse_pooler(&silence).await?;
+        candidate.refuse_lost_settings(&silence).await?;
         Ok(candidate)
     }
 
@@ -141,8 +178,8 @@ impl Candidate {
         Ok(())
     }
 
-    /// A transaction pooler hands each statement to whatever server session is free: settings do not stay.
-    async fn refuse_pooler(&mut self, silence: &str) -> Result<()> {
+    /// A pooler that came in between after [`refuse_pooler`] was asked: settings do not stay.
+    async fn refuse_lost_settings(&mut self, silence: &str) -> Result<()> {
         let mut first = None;
         for _ in 0..3 {
             let row = sqlx::query("SELECT pg_backend_pid() AS pid, current_setting('idle_session_timeout')::interval = $1::text::interval AS kept")
@@ -150,9 +187,7 @@ impl Candidate {
                     .fetch_one(&mut self.connection).await?;
             let pid: i32 = row.try_get("pid")?;
             if !row.try_get::<bool, _>("kept")? || *first.get_or_insert(pid) != pid {
-                let why = "the dispatcher must reach postgres directly: a pooler in transaction mode stands in between, on \
-                           which the leader's lock would not stay with its session";
-                return Err(Error::FailedPrecondition { what: "shard", why: why.into() });
+                return Err(behind_a_pooler());
             }
         }
         Ok(())

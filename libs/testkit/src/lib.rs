@@ -1,6 +1,7 @@
 //! What tests need beside the code under test, without any service that is assumed to run:
 //! - [`Database`]: a migrated database for one test, on one Postgres per test process;
 //! - [`Postgres`]: a server of one's own, to stop, restart and mistreat; [`Redis`]: one's own anyway, it starts in 20 ms;
+//! - [`Pooler`]: a PgBouncer before Postgres;
 //! - [`Proxy`]: a line that can be cut, silenced, slowed and healed;
 //! - [`Cluster`]: the real binaries as processes, to kill, freeze, thaw and stop;
 //! - [`wall_clock`]: clocks of their own for processes;
@@ -16,6 +17,7 @@
 mod cluster;
 pub mod history;
 pub mod journal;
+mod pooler;
 mod postgres;
 mod proxy;
 mod redis;
@@ -25,6 +27,7 @@ pub mod wall_clock;
 
 pub use carillon_servers::{Home, StopMode, free_port};
 pub use cluster::{Cluster, ClusterOptions, Node, Role};
+pub use pooler::{PoolMode, Pooler};
 pub use postgres::{Database, Postgres};
 pub use proxy::{Proxy, Towards};
 pub use redis::Redis;

@@ -36,7 +36,8 @@ pub use config::Config;
 use std::time::Duration;
 
 use carillon_kit::Process;
-use carillon_store::{Store, StoreOptions};
+use carillon_store::leader_session::refuse_pooler;
+use carillon_store::{Error, Store, StoreOptions};
 use carillon_stream::{Redis, RedisOptions};
 use tracing::info;
 
@@ -67,6 +68,16 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     // Leading or standing by, it is ready while it reaches both.
     process.keep_ready("postgres", store.clone(), |store| async move { store.ping().await });
     process.keep_ready("redis", redis.clone(), |redis| async move { redis.ping().await });
+    // First of all: anything else that is asked through such a pooler fails now and then, and does not say why.
+    let refused = process.wait_for("postgres", || async {
+        match refuse_pooler(&options).await {
+            Err(error @ Error::FailedPrecondition { .. }) => Ok(Some(error)),
+            outcome => outcome.map(|()| None),
+        }
+    });
+    if let Some(error) = refused.await? {
+        return Err(error.into());
+    }
     process.wait_for("postgres with the current schema (`carillon migrate`)", || migrated(&store)).await?;
     schema.up();
 

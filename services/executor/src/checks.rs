@@ -82,14 +82,29 @@ async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) 
     let mut checked = Vec::with_capacity(asked.len());
     let mut wanted: Vec<(Uuid, Seen, bool)> = Vec::new();
     let mut thens: Vec<(Key, Then)> = Vec::new();
-    for Asked { key, number, waited } in asked {
-        let decider = Decider { me, waited: *waited, may_judge, lost_max: shared.lost_max };
-        let row = seen.get(&key.execution);
-        match take::decide(row, key.claim, *number, decider) {
+    let verdicts: Vec<(&Key, Verdict)> = asked
+        .iter()
+        .map(|Asked { key, number, waited }| {
+            let decider = Decider { me, waited: *waited, may_judge, lost_max: shared.lost_max };
+            (key, take::decide(seen.get(&key.execution), key.claim, *number, decider))
+        })
+        .collect();
+    let lost = verdicts.iter().filter_map(|(_, verdict)| match verdict {
+        Verdict::Take { then: Then::Start, lost, .. } => Some(*lost),
+        _ => None,
+    });
+    let worst = lost.max().unwrap_or(0);
+    for (key, verdict) in verdicts {
+        match verdict {
             Verdict::Over => checked.push((*key, Checked::Over)),
             Verdict::Leave => checked.push((*key, Checked::Leave)),
             Verdict::Wait => checked.push((*key, Checked::Wait)),
-            Verdict::Take { count_lost, then } => {
+            Verdict::Take { then: Then::Start, lost, .. }
+                if take::is_suspect(lost, worst) && !shared.trial.begin(*key, shared.lease) =>
+            {
+                checked.push((*key, Checked::Wait));
+            }
+            Verdict::Take { count_lost, then, .. } => {
                 if let Some(row) = seen.remove(&key.execution) {
                     wanted.push((key.execution, row, count_lost));
                     thens.push((*key, then));

@@ -15,6 +15,8 @@ mod leave;
 mod named;
 mod payloads;
 mod start;
+#[cfg(test)]
+mod stop_tests;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
@@ -357,6 +359,7 @@ impl Engine {
 
     fn hand_to_recorder(&mut self, key: Key, ended: Ended) {
         self.deadlines.forget(key);
+        self.shared.trial.end(key);
         let Some(item) = self.items.get_mut(&key) else { return };
         item.state = State::Ended { started_at: ended.started_at };
         item.set_payload(None);

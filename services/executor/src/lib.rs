@@ -32,6 +32,7 @@ mod shared;
 mod slots;
 mod takeover;
 mod threads;
+mod trial;
 
 pub use config::Config;
 pub use handler::{Context, Failure, Handler, Registry};
@@ -60,6 +61,7 @@ use crate::shared::Shared;
 use crate::slots::Slots;
 use crate::takeover::Takeover;
 use crate::threads::HandlerThreads;
+use crate::trial::Trial;
 
 /// R18: what a stop waits for the last flush, once all that ran has ended.
 pub(crate) const LAST_FLUSH_MAX: Duration = Duration::from_secs(2);
@@ -104,6 +106,7 @@ pub async fn run(config: Config, process: Process, register: impl FnOnce(Registr
         lease: config.protocol.lease,
         grace: process.grace(),
         lost_max: config.executor.lost_max,
+        trial: Trial::default(),
         handed_on: Notify::new(),
         registry,
         consumer,

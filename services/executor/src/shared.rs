@@ -21,6 +21,7 @@ use crate::recorder::{Acknowledgement, FinishedEntry, weight};
 use crate::runner::Ended;
 use crate::slots::Slots;
 use crate::threads::HandlerThreads;
+use crate::trial::Trial;
 
 /// See the module.
 pub(crate) struct Shared {
@@ -39,6 +40,7 @@ pub(crate) struct Shared {
     pub lease: Duration,
     pub grace: Duration,
     pub lost_max: i16,
+    pub trial: Trial,
     /// R18a: something was handed on to this executor.
     pub handed_on: Notify,
 }

@@ -25,7 +25,7 @@ async fn take(bench: &Bench, decider: Decider, held: Held, number: i64) -> Resul
     Ok((verdict, taken.first().map(|taken| taken.held)))
 }
 
-const START: Verdict = Verdict::Take { count_lost: false, then: Then::Start };
+const START: Verdict = Verdict::Take { count_lost: false, then: Then::Start, lost: 0 };
 
 #[tokio::test]
 async fn r18a_what_is_released_is_queued_under_the_next_take_and_taken_without_a_wait() -> Result<()> {
@@ -148,7 +148,7 @@ async fn r13a_a_released_one_that_was_cancelled_or_withdrawn_is_ended_by_its_tak
     bench.change(held[1].execution, "cancel_requested = true, withdrawn = true").await?;
     for (held, then) in held.iter().zip([Then::Cancel, Then::Skip]) {
         let (verdict, taken) = take(&bench, hasty(me), *held, held.claim).await?;
-        assert_eq!(verdict, Verdict::Take { count_lost: false, then });
+        assert_eq!(verdict, Verdict::Take { count_lost: false, then, lost: 0 });
         assert!(taken.is_some());
     }
     Ok(())

@@ -20,6 +20,7 @@ impl Engine {
     pub(super) fn let_go(&mut self, key: Key) {
         if self.items.remove(&key).is_some() {
             self.deadlines.forget(key);
+            self.shared.trial.end(key);
             self.shared.slots.release(1);
         }
     }

@@ -10,7 +10,7 @@ use crate::handler::Registry;
 
 /// The built-in handlers.
 pub fn built_in(store: &Store, redis: &Redis, queues: &[String]) -> Registry {
-    Registry::new()
+    let registry = Registry::new()
         .with("health:check", health::Check::new(store.clone(), redis.clone(), queues))
         .with("test:echo", test::Echo)
         .with("test:sleep", test::Sleep { cancellable: true })
@@ -18,5 +18,9 @@ pub fn built_in(store: &Store, redis: &Redis, queues: &[String]) -> Registry {
         .with("test:fail", test::Fail)
         .with("test:panic", test::Panic)
         .with("test:nest", test::Nest)
-        .with("test:block", test::Block)
+        .with("test:block", test::Block);
+    // Not where anybody may name it.
+    #[cfg(debug_assertions)]
+    let registry = registry.with("test:kill", test::Kill);
+    registry
 }

@@ -1,4 +1,5 @@
-//! Handlers for samples and tests: one that echoes, some that sleep, fail, panic and block.
+//! Handlers for samples and tests: one that echoes, some that sleep, fail, panic and block, and in debug
+//! builds one that is the death of its executor.
 
 use std::time::Duration;
 
@@ -113,5 +114,20 @@ impl Handler for Block {
         let For { ms } = context.payload()?;
         std::thread::sleep(Duration::from_millis(ms));
         Ok(json!({ "blocked_ms": ms }))
+    }
+}
+
+/// `test:kill {"ms"}` kills its process after so long, as one does that takes all the memory.
+#[cfg(debug_assertions)]
+pub(super) struct Kill;
+
+#[cfg(debug_assertions)]
+#[async_trait]
+impl Handler for Kill {
+    async fn run(&self, context: &Context) -> Result<Value, Failure> {
+        let For { ms } = context.payload()?;
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).map_err(|error| Failure::new(error.to_string()))?;
+        std::future::pending().await
     }
 }
