@@ -34,3 +34,4 @@ mod stops;
 mod swallowed;
 mod values;
 mod withdrawn;
+mod zones;

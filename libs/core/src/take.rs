@@ -51,8 +51,8 @@ impl Seen {
 const SUSPECT_LOST: i16 = 2;
 
 /// Whether an attempt that is to start, and whose workers died `lost` times, may be what they died of: then it is not started
-/// beside another such one, which would be lost with it time and again. Of those that are taken together the one that was lost
-/// most often was so `worst` times: where that is often, each that was lost at all may be the cause, since one that kills before
+/// beside another such one, which would be lost with it time and again. Of those that are taken together, or on trial, the one that was
+/// lost most often was so `worst` times: where that is often, each that was lost at all may be the cause, since one that kills before
 /// its RUNNING is written is counted once less than what dies with it.
 pub const fn is_suspect(lost: i16, worst: i16) -> bool {
     lost >= SUSPECT_LOST || lost > 0 && worst >= SUSPECT_LOST

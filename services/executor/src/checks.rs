@@ -93,7 +93,7 @@ async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) 
         Verdict::Take { then: Then::Start, lost, .. } => Some(*lost),
         _ => None,
     });
-    let worst = lost.max().unwrap_or(0);
+    let worst = if shared.trial.is_on(shared.lease) { i16::MAX } else { lost.max().unwrap_or(0) };
     for (key, verdict) in verdicts {
         match verdict {
             Verdict::Over => checked.push((*key, Checked::Over)),

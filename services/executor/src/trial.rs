@@ -23,6 +23,11 @@ impl Trial {
         true
     }
 
+    /// Whether one is on trial: then what was lost at all does not start beside it.
+    pub(crate) fn is_on(&self, longest: Duration) -> bool {
+        self.lock().is_some_and(|(_, since)| since.elapsed() < longest)
+    }
+
     /// It has ended, or was let go of.
     pub(crate) fn end(&self, key: Key) {
         let mut tried = self.lock();
@@ -46,7 +51,9 @@ mod tests {
     fn one_is_tried_at_a_time_until_it_ends_or_has_lived_long_enough() {
         let key = |n| Key { execution: Uuid::from_u128(n), claim: 1 };
         let (trial, long) = (Trial::default(), Duration::from_secs(3_600));
+        assert!(!trial.is_on(long));
         assert!(trial.begin(key(1), long) && !trial.begin(key(2), long));
+        assert!(trial.is_on(long) && !trial.is_on(Duration::ZERO));
         assert!(trial.begin(key(1), long), "asked again, as after a check that failed");
         trial.end(key(2));
         assert!(!trial.begin(key(2), long), "the end of another is none of its");
