@@ -5,12 +5,10 @@
 //! something is repeated to find it again, and what it found stays as a test at a fail point (`docs/reliability.md`).
 //!
 //! - [`faults`] is what can be done, [`inject`] does it, [`servers`] holds what is done to Postgres and Redis;
-//! - [`world`] is the cluster, its lines and its supervisor; [`load`] the clients; [`verdict`] the judge; [`disk`] a disk small
-//!   enough to be filled.
+//! - [`world`] is the cluster, its lines and its supervisor; [`load`] the clients; [`verdict`] the judge.
 //!
 //! Exit code 0: every promise was kept. 1: one was broken; logs, journal and rows are in `target/soak/<seed>`.
 
-mod disk;
 mod faults;
 mod inject;
 mod load;

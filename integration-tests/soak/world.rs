@@ -13,12 +13,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use carillon_testkit::history::LostWorker;
-use carillon_testkit::{Cluster, ClusterOptions, Home, Postgres, Proxy, Redis, Role, wall_clock};
+use carillon_testkit::{Cluster, ClusterOptions, Disk, Home, Postgres, Proxy, Redis, Role, wall_clock};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
-use crate::disk::Disk;
 use crate::faults::{To, Who};
 use crate::random::Random;
 
@@ -31,6 +30,8 @@ pub(crate) const WINDOW: TimeDelta = TimeDelta::seconds(2);
 pub(crate) const LEASE: TimeDelta = TimeDelta::seconds(20);
 /// How far a wall clock is off at most.
 const CLOCK_OFF_MAX_S: u64 = 24 * 60 * 60;
+/// Room for ten minutes of executions and for the log of Postgres, and soon filled.
+const DISK_MEGABYTES: u32 = 768;
 /// Few enough to be used up in a moment.
 const POSTGRES_SETTINGS: [(&str, &str); 4] =
     [("max_connections", "160"), ("max_wal_size", "96MB"), ("min_wal_size", "32MB"), ("shared_buffers", "32MB")];
@@ -106,7 +107,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) async fn start(seed: u64) -> Result<Self> {
         let directory = directory(seed)?;
-        let disk = Disk::make()?;
+        let disk = Disk::of_megabytes(DISK_MEGABYTES)?;
         if !disk.can_be_filled() {
             println!("soak: mounting is not permitted here: \"disk full\" is passed over");
         }

@@ -1,8 +1,11 @@
 //! Fires to work on while something breaks: one-time jobs, recurring ones and triggers, about a thousand within seconds.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use carillon_core::schedule::TimetableSpec;
+use carillon_testkit::history::History;
+use carillon_testkit::journal::Event;
 use carillon_testkit::wait_until;
 use chrono::{DateTime, SecondsFormat, SubsecRound as _, TimeDelta, Utc};
 use reqwest::Method;
@@ -176,6 +179,28 @@ async fn trigger_surely(api: &Api, job: Uuid, key: &str) -> Uuid {
         }
     });
     answered.await.unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// How late each handler started that was due after `from`, in order of the instants: an instant, and by how much.
+pub(crate) fn lateness(history: &History, from: DateTime<Utc>) -> Vec<(DateTime<Utc>, TimeDelta)> {
+    let due: HashMap<Uuid, DateTime<Utc>> = history.executions.iter().map(|row| (row.id, row.scheduled_at)).collect();
+    let starts = history.journal.iter().filter(|line| line.event == Event::Start);
+    let started = starts.filter_map(|line| due.get(&line.execution).map(|due| (*due, line.at - *due)));
+    let mut late: Vec<(DateTime<Utc>, TimeDelta)> = started.filter(|(due, _)| *due > from).collect();
+    late.sort_unstable();
+    late
+}
+
+/// How long after `from` the first handler started of those that fell due after it.
+pub(crate) fn next_fire(history: &History, from: DateTime<Utc>) -> TimeDelta {
+    let starts = lateness(history, from).into_iter().map(|(due, late)| due + late - from);
+    starts.min().expect("something fell due")
+}
+
+/// How long the last handler to start did so after it could have: after its instant, or after `from` where that is later.
+pub(crate) fn longest_wait(history: &History, from: DateTime<Utc>) -> TimeDelta {
+    let starts = lateness(history, DateTime::UNIX_EPOCH).into_iter();
+    starts.map(|(due, late)| due + late - due.max(from)).max().expect("something started")
 }
 
 /// So long from now, to the millisecond, as instants of jobs are.

@@ -37,11 +37,7 @@ async fn restarted(name: &str, mode: StopMode) {
     }
     world.finish(triggering).await;
     world.judge(LOAD_MAX).await;
-    for role in [Role::Gateway, Role::Dispatcher, Role::Executor] {
-        for node in world.cluster.nodes_of(role) {
-            assert!(node.lives(), "{} has ended", node.name);
-        }
-    }
+    world.assert_all_live();
 }
 
 #[tokio::test]

@@ -1,14 +1,14 @@
-//! Redis forgets: all of it, by a crash, or by hand. No loss of Redis alone may start anything twice, so no worker is excused
+//! Redis forgets: all of it, by a crash, by a failover, or by hand. No loss of Redis alone may start anything twice, so no worker is excused
 //! here. W is longer than elsewhere: it must hold against two slow cores.
 
 use std::time::Duration;
 
 use carillon_testkit::journal::Event;
-use carillon_testkit::{Proxy, Role};
-use chrono::TimeDelta;
+use carillon_testkit::{Proxy, Redis, Role};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 
-use crate::load::{Load, Triggering, in_ms, one_time_jobs};
+use crate::load::{Load, Triggering, in_ms, longest_wait, next_fire, one_time_jobs};
 use crate::world::{LOAD_MAX, Plan, World, soon};
 
 /// Fires whose handlers outlive the loss.
@@ -17,6 +17,9 @@ const LONG: usize = 6;
 const BURST: usize = 300;
 /// What waits there when the fault comes.
 const BACKLOG: i64 = 80;
+/// From a failover to the last start of what it delayed. What is published again waits for W in the slot that it is read into, so
+/// a burst of ten times the slots waits ten times; the rest is the slowness of a machine that is busy with other tests.
+const CAUGHT_UP_WITHIN: TimeDelta = TimeDelta::seconds(15);
 /// What goes on beside them.
 const LOAD: Load = Load { one_time: 400, recurring: 8, triggers: 200, over: Duration::from_secs(5) };
 
@@ -145,6 +148,82 @@ async fn streams_deleted_by_hand_lose_and_double_nothing() {
         assert_eq!(answer.number(), Some(1), "there was a stream");
     })
     .await;
+}
+
+/// Row 15, H4, H5: the replica had stopped following. It brings back what is long over, and has never heard of what waits; so
+/// does the old master when it takes over again, with what it held as it died. Seen from the services an address moves.
+#[tokio::test]
+async fn a_stale_replica_that_takes_over_and_the_old_master_after_it_lose_and_double_nothing() {
+    let plan = Plan { append_only: true, gateways: 0, dispatchers: 0, executors: 0, ..plan() };
+    let mut world = World::start("redis_failover", plan).await;
+    let other = Redis::start_append_only().await.expect("it starts");
+    let (line, replication) = (Proxy::to(world.redis.port()), Proxy::to(world.redis.port()));
+    let (line, replication) = (line.expect("a proxy"), replication.expect("a proxy"));
+    other.follow(replication.port()).await.expect("it follows");
+    let url = world.redis.url_through(line.port());
+    let roles = [Role::Dispatcher, Role::Dispatcher, Role::Executor, Role::Executor, Role::Gateway];
+    world.add_each(&roles, &[("CARILLON_REDIS_URL", url.as_str())]).await;
+    let triggering = begin(&mut world).await;
+
+    backlog(&mut world).await;
+    let stream = world.stream("default", "MEDIUM");
+    soon("the backlog to stand in the replica too", || {
+        let length = other.command(&["XLEN", &stream]).map(|reply| reply.number().unwrap_or_default());
+        std::future::ready(match length {
+            Ok(length) if length >= BACKLOG / 2 => Ok(()),
+            seen => Err(format!("{seen:?}")),
+        })
+    })
+    .await;
+    replication.silence();
+    mended(&world).await;
+    let mut moments = vec![fail_over(&mut world, &line, &other).await];
+    mended(&world).await;
+
+    let old = std::mem::replace(&mut world.redis, other);
+    old.start_again().expect("it starts again");
+    moments.push(fail_over(&mut world, &line, &old).await);
+    world.redis = old;
+    mended(&world).await;
+    world.finish(triggering).await;
+    let history = world.judge(LOAD_MAX).await;
+    for moment in &moments {
+        let next = next_fire(&history, *moment);
+        eprintln!("the next fire came {next} after a failover of Redis");
+        assert!(next < CAUGHT_UP_WITHIN, "the next fire came {next} after a failover of Redis");
+    }
+    let waited = longest_wait(&history, moments[1]);
+    eprintln!("the last of what was lost or revived started {waited} after it");
+    assert!(waited < CAUGHT_UP_WITHIN, "the last of what was lost or revived started {waited} after it");
+}
+
+/// Kills the master while a burst waits in it, and lets `heir` take over, which knows nothing of that burst and holds entries
+/// that are over. Answers when the line stood again.
+async fn fail_over(world: &mut World, line: &Proxy, heir: &Redis) -> DateTime<Utc> {
+    let (first, over) = (in_ms(600), Duration::from_secs(6));
+    let across = one_time_jobs(&world.pool, 60, first, over, "test:echo", &json!({})).await;
+    world.expected.extend(across);
+    backlog(world).await;
+    world.redis.kill();
+    let stream = world.stream("default", "MEDIUM");
+    let entries = heir.command(&["XRANGE", &stream, "-", "+"]).expect("it answers");
+    let ids = entries.list().iter().filter_map(|entry| entry.list().first()?.text()?.split_once('-'));
+    let (numbers, seqs): (Vec<i64>, Vec<i32>) =
+        ids.filter_map(|(number, seq)| Some((number.parse::<i64>().ok()?, seq.parse::<i32>().ok()?))).unzip();
+    let over: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM job_executions e JOIN UNNEST($1::bigint[], $2::int[]) AS held(number, seq)
+             ON (e.entry, e.seq) = (held.number, held.seq)
+         WHERE completed_at IS NOT NULL",
+    )
+    .bind(numbers)
+    .bind(seqs)
+    .fetch_one(&world.pool)
+    .await
+    .expect("postgres answers");
+    assert!(over > 0, "nothing that it brings back is over");
+    heir.promote().expect("it is promoted");
+    line.lay_to(heir.port());
+    Utc::now()
 }
 
 /// Every line to Redis is cut again and again: commands whose answer is lost are sent twice, or never arrive.

@@ -22,14 +22,6 @@ fn plan() -> Plan {
 /// One of each kind, and a standby.
 const ALL: [Role; 4] = [Role::Dispatcher, Role::Dispatcher, Role::Executor, Role::Gateway];
 
-/// Processes on the given ways to their neighbours.
-async fn add_all(world: &mut World, environment: &[(&str, &str)]) {
-    for role in ALL {
-        world.add(role, environment).await;
-    }
-    world.leader().await;
-}
-
 /// Stops every process, one after the other.
 fn assert_all_stop_at_once(world: &mut World) {
     for node in world.cluster.nodes() {
@@ -57,7 +49,7 @@ async fn until_readyz(world: &mut World, name: &str, wanted: &str) {
 #[tokio::test]
 async fn without_redis_all_stop_at_once() {
     let mut world = World::start("stop_redis_gone", plan()).await;
-    add_all(&mut world, &[]).await;
+    world.add_each(&ALL, &[]).await;
     world.redis.kill();
     for name in ["dispatcher-1", "dispatcher-2", "executor-1"] {
         until_readyz(&mut world, name, "redis: ").await;
@@ -70,7 +62,7 @@ async fn with_a_silent_redis_all_stop_at_once() {
     let mut world = World::start("stop_redis_silent", plan()).await;
     let proxy = Proxy::to(world.redis.port()).expect("a proxy");
     let url = world.redis.url_through(proxy.port());
-    add_all(&mut world, &[("CARILLON_REDIS_URL", url.as_str())]).await;
+    world.add_each(&ALL, &[("CARILLON_REDIS_URL", url.as_str())]).await;
     proxy.silence();
     assert_all_stop_at_once(&mut world);
 }
@@ -78,7 +70,7 @@ async fn with_a_silent_redis_all_stop_at_once() {
 #[tokio::test]
 async fn without_postgres_all_stop_at_once() {
     let mut world = World::start("stop_postgres_gone", Plan { own_postgres: true, ..plan() }).await;
-    add_all(&mut world, &[]).await;
+    world.add_each(&ALL, &[]).await;
     world.postgres.as_ref().expect("its own").stop(StopMode::Immediate);
     for name in ["dispatcher-1", "dispatcher-2", "executor-1", "gateway-1"] {
         until_readyz(&mut world, name, "postgres: ").await;
@@ -91,7 +83,7 @@ async fn with_a_silent_postgres_all_stop_at_once() {
     let mut world = World::start("stop_postgres_silent", plan()).await;
     let proxy = Proxy::to(world.database.port().expect("a port")).expect("a proxy");
     let url = world.database.url_through(proxy.port());
-    add_all(&mut world, &[("CARILLON_POSTGRES_URL", url.as_str())]).await;
+    world.add_each(&ALL, &[("CARILLON_POSTGRES_URL", url.as_str())]).await;
     proxy.silence();
     assert_all_stop_at_once(&mut world);
 }

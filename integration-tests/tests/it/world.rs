@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use carillon_testkit::history::{History, LostWorker};
 use carillon_testkit::journal::{self, Event, Line};
 use carillon_testkit::wall_clock::WallClock;
-use carillon_testkit::{Cluster, ClusterOptions, Database, Home, Postgres, Redis, Role, wait_until};
+use carillon_testkit::{Cluster, ClusterOptions, Database, Disk, Home, Postgres, Redis, Role, wait_until};
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -47,6 +47,10 @@ pub(crate) struct Plan {
     pub(crate) lease: Duration,
     /// A Postgres of its own, to be stopped.
     pub(crate) own_postgres: bool,
+    /// The settings of that Postgres.
+    pub(crate) postgres_settings: &'static [(&'static str, &'static str)],
+    /// That Postgres on a disk of its own, of so many megabytes.
+    pub(crate) disk_megabytes: Option<u32>,
     /// That Postgres on a host whose clock the test sets.
     pub(crate) own_clock: bool,
     /// A Redis that keeps its data over a restart.
@@ -64,6 +68,8 @@ impl Default for Plan {
             window: Duration::from_millis(400),
             lease: Duration::from_secs(4),
             own_postgres: false,
+            postgres_settings: &[],
+            disk_megabytes: None,
             own_clock: false,
             append_only: false,
             settings: Vec::new(),
@@ -116,6 +122,8 @@ pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) redis: Redis,
     pub(crate) postgres: Option<Postgres>,
+    /// Of its own Postgres.
+    pub(crate) disk: Option<Disk>,
     /// Of the host of Postgres, with the directory that it is kept in.
     pub(crate) clock: Option<(WallClock, Home)>,
     pub(crate) database: Database,
@@ -146,10 +154,12 @@ impl World {
         } else {
             None
         };
-        let postgres = match &clock {
-            Some((clock, _)) => Some(Postgres::start_by(clock).await?),
-            None if plan.own_postgres => Some(Postgres::start(&[]).await?),
-            None => None,
+        let disk = plan.disk_megabytes.map(Disk::of_megabytes).transpose()?;
+        let postgres = match (&clock, &disk) {
+            (Some((clock, _)), _) => Some(Postgres::start_by(clock).await?),
+            (None, Some(disk)) => Some(Postgres::start_in(Home::at(disk.path())?, plan.postgres_settings).await?),
+            (None, None) if plan.own_postgres => Some(Postgres::start(plan.postgres_settings).await?),
+            (None, None) => None,
         };
         let database = match &postgres {
             Some(postgres) => postgres.database().clone(),
@@ -161,6 +171,7 @@ impl World {
             cluster,
             redis,
             postgres,
+            disk,
             clock,
             pool: database.pool().await?,
             database,
@@ -199,6 +210,21 @@ impl World {
         let node = self.cluster.node(&name);
         soon(&format!("{name} to be ready"), || std::future::ready(node.is_ready())).await;
         name
+    }
+
+    /// Starts one more process of each of `roles`; waits until they are ready and one leads.
+    pub(crate) async fn add_each(&mut self, roles: &[Role], environment: &[(&str, &str)]) {
+        for role in roles {
+            self.add(*role, environment).await;
+        }
+        self.leader().await;
+    }
+
+    /// Nothing of ours has ended, so nothing had to be started again.
+    pub(crate) fn assert_all_live(&mut self) {
+        for node in self.cluster.nodes() {
+            assert!(node.lives(), "{} has ended", node.name);
+        }
     }
 
     /// The dispatcher that leads, of those that answer.

@@ -2,7 +2,8 @@
 //! - [`Database`]: a migrated database for one test, on one Postgres per test process;
 //! - [`Postgres`]: a server of one's own, to stop, restart and mistreat; [`Redis`]: one's own anyway, it starts in 20 ms;
 //! - [`Pooler`]: a PgBouncer before Postgres;
-//! - [`Proxy`]: a line that can be cut, silenced, slowed and healed;
+//! - [`Disk`]: one that can be filled;
+//! - [`Proxy`]: a line that can be cut, silenced, slowed, healed and laid to another server;
 //! - [`Cluster`]: the real binaries as processes, to kill, freeze, thaw and stop;
 //! - [`wall_clock`]: clocks of their own for processes;
 //! - [`wait_until`]: instead of a sleep; says what it saw last when it gives up;
@@ -15,6 +16,7 @@
 #![warn(missing_docs)]
 
 mod cluster;
+mod disk;
 pub mod history;
 pub mod journal;
 mod pooler;
@@ -27,6 +29,7 @@ pub mod wall_clock;
 
 pub use carillon_servers::{Home, StopMode, free_port};
 pub use cluster::{Cluster, ClusterOptions, Node, Role};
+pub use disk::Disk;
 pub use pooler::{PoolMode, Pooler};
 pub use postgres::{Database, Postgres};
 pub use proxy::{Proxy, Towards};

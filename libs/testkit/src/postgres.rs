@@ -1,23 +1,32 @@
 //! Postgres for tests: one server per test process, one database per test, copied from a migrated template. A database
 //! rather than a schema, since advisory locks are per database: two tests must not share a leader.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use carillon_servers::{Home, PostgresServer, StopMode, free_port};
+use anyhow::{Context, Result, ensure};
+use carillon_servers::{Home, Owner, PostgresServer, StopMode, find_postgres, free_port};
 use chrono::{Days, NaiveTime, Utc};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::sync::OnceCell;
 
+use crate::wait_until;
 use crate::wall_clock::WallClock;
 
 /// Generous: tests run side by side, each with several pools and whole clusters.
 const CONNECTIONS_MAX: &str = "400";
 /// How long a test's own statement waits for a server that is not there.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// The name of a server's directory in its home.
+const NAME: &str = "postgres";
+/// How long a standby may take to get what its primary has.
+const FOLLOW_MAX: Duration = Duration::from_secs(30);
 /// What a database is copied from.
 const TEMPLATE: &str = "carillon_template";
 /// Nothing here must survive a power cut; the commits still reach the log in order, so a kill -9 loses nothing.
@@ -169,6 +178,54 @@ impl Postgres {
         Ok(Self { server: Mutex::new(server), database })
     }
 
+    /// Starts an asynchronous standby of this one, which it follows through `port`, such as that of a [`crate::Proxy`].
+    ///
+    /// # Errors
+    /// If the base backup cannot be taken, or the standby does not start.
+    pub async fn standby(&self, port: u16) -> Result<Self> {
+        let home = Home::temporary()?;
+        let started = tokio::task::spawn_blocking(move || {
+            take_base_backup(port, &home.path().join(NAME))?;
+            let mut server = PostgresServer::new(&home, NAME, free_port()?, &FAST)?;
+            server.start()?;
+            anyhow::Ok(server)
+        });
+        let server = started.await??;
+        let Database { url, admin_url, name } = &self.database;
+        let [url, admin_url] = [url, admin_url].map(|url| with_port(url, server.port()));
+        Ok(Self { server: Mutex::new(server), database: Database { url, admin_url, name: name.clone() } })
+    }
+
+    /// Waits until `standby` has all that is committed here now.
+    ///
+    /// # Errors
+    /// If it does not get there, or one of them does not answer.
+    pub async fn await_standby(&self, standby: &Self) -> Result<()> {
+        let mut primary = PgConnection::connect(&self.database.admin_url).await?;
+        let written: String = sqlx::query_scalar("SELECT pg_current_wal_lsn()::text").fetch_one(&mut primary).await?;
+        let pool = standby.database.pool().await?;
+        let arrived = wait_until("the standby to follow", FOLLOW_MAX, || async {
+            let statement = "SELECT coalesce(pg_last_wal_replay_lsn() >= $1::pg_lsn, false)";
+            let has_it: bool = sqlx::query_scalar(statement).bind(&written).fetch_one(&pool).await?;
+            ensure!(has_it, "it has not got to {written}");
+            Ok(())
+        });
+        arrived.await?;
+        pool.close().await;
+        Ok(primary.close().await?)
+    }
+
+    /// Makes a primary of a standby, with what it has; waits until it may be written to.
+    ///
+    /// # Errors
+    /// If it is none, or does not become one.
+    pub async fn promote(&self) -> Result<()> {
+        let mut admin = PgConnection::connect(&self.database.admin_url).await?;
+        let promoted: bool = sqlx::query_scalar("SELECT pg_promote()").fetch_one(&mut admin).await?;
+        ensure!(promoted, "it was not promoted");
+        Ok(admin.close().await?)
+    }
+
     /// Its database.
     pub const fn database(&self) -> &Database {
         &self.database
@@ -224,11 +281,25 @@ async fn start_server(home: Home, settings: Vec<(&str, &str)>) -> Result<Postgre
     let started = tokio::task::spawn_blocking(move || {
         let mut settings = FAST.to_vec();
         settings.extend(own.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-        let mut server = PostgresServer::new(&home, "postgres", free_port()?, &settings)?;
+        let mut server = PostgresServer::new(&home, NAME, free_port()?, &settings)?;
         server.start()?;
         Ok(server)
     });
     started.await?
+}
+
+/// Copies the server at `port` to `data`, ready to follow it.
+fn take_base_backup(port: u16, data: &Path) -> Result<()> {
+    let owner = Owner::for_servers()?;
+    std::fs::create_dir(data).with_context(|| format!("cannot make {}", data.display()))?;
+    std::fs::set_permissions(data, Permissions::from_mode(0o700))?;
+    owner.give(data)?;
+    let mut command = Command::new(find_postgres()?.initdb.with_file_name("pg_basebackup"));
+    command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--username", "carillon"]);
+    command.args(["--write-recovery-conf", "--checkpoint", "fast", "--no-sync", "--pgdata"]).arg(data);
+    let output = owner.apply(command.current_dir(data)).output().context("cannot start pg_basebackup")?;
+    ensure!(output.status.success(), "pg_basebackup failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 /// As `carillon migrate` does it, from the same files: schema, then the partitions of the days around today.

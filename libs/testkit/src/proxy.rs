@@ -1,7 +1,8 @@
-//! A TCP line that a test can spoil: cut with a reset, silence (packets vanish, nobody is told), slow down, heal.
+//! A TCP line that a test can spoil: cut with a reset, silence (packets vanish, nobody is told), slow down, heal; and that can be
+//! laid to another server, as an address is that fails over.
 //!
-//! Silence is made by no longer reading: bytes wait in the kernel's buffers and flow on when the line heals, as they would
-//! be sent again after a real partition. It runs on a thread of its own, so that a test may block its runtime.
+//! Silence is made by no longer writing, and soon no longer reading: bytes wait here and in the kernel's buffers and flow on when
+//! the line heals, as they would be sent again after a real partition. It runs on a thread of its own, so that a test may block its runtime.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,10 +15,16 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Chunks that are read and not written yet.
+const UNDER_WAY_MAX: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Line {
     state: State,
+    /// The port of the server.
+    target: u16,
     /// Added to each chunk, in each direction.
     delay: Duration,
     /// Connections of an older generation are reset.
@@ -57,7 +64,7 @@ impl State {
     }
 }
 
-/// A line from a port of its own to `target`.
+/// A line from a port of its own to a server.
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
@@ -73,7 +80,7 @@ impl Proxy {
     /// If no port is free.
     pub fn to(target: u16) -> Result<Self> {
         let port = free_port()?;
-        let open = Line { state: State::Open, delay: Duration::ZERO, generation: 0, silent_before: 0 };
+        let open = Line { state: State::Open, target, delay: Duration::ZERO, generation: 0, silent_before: 0 };
         let (line, seen) = watch::channel(open);
         let (ready, is_ready) = mpsc::channel();
         let made = Arc::new(AtomicU64::new(0));
@@ -83,7 +90,7 @@ impl Proxy {
             runtime.block_on(async move {
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
                 let _ = ready.send(());
-                accept(listener, target, seen, &counts).await;
+                accept(listener, seen, &counts).await;
                 Ok(())
             })
         };
@@ -116,6 +123,14 @@ impl Proxy {
     /// Resets every connection; new ones are welcome.
     pub fn reset_connections(&self) {
         self.change(|line| line.generation += 1);
+    }
+
+    /// Leads to another port of this machine from now on; what stands is reset.
+    pub fn lay_to(&self, target: u16) {
+        self.change(|line| {
+            line.target = target;
+            line.generation += 1;
+        });
     }
 
     /// Nothing gets through any more in either direction, and nobody is told.
@@ -162,7 +177,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, target: u16, mut line: watch::Receiver<Line>, made: &AtomicU64) {
+async fn accept(listener: TcpListener, mut line: watch::Receiver<Line>, made: &AtomicU64) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -173,13 +188,13 @@ async fn accept(listener: TcpListener, target: u16, mut line: watch::Receiver<Li
         };
         if let Ok((client, _)) = accepted {
             let number = made.fetch_add(1, Ordering::AcqRel);
-            tokio::spawn(carry(client, target, line.clone(), number));
+            tokio::spawn(carry(client, line.clone(), number));
         }
     }
 }
 
-async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Line>, number: u64) {
-    let generation = line.borrow().generation;
+async fn carry(mut client: TcpStream, mut line: watch::Receiver<Line>, number: u64) {
+    let Line { generation, target, .. } = *line.borrow();
     // In silence the other side is not even reached.
     if line.wait_for(|line| !line.state.swallows(Towards::Server)).await.is_err()
         || line.borrow().state == State::Refusing
@@ -213,7 +228,7 @@ async fn carry(mut client: TcpStream, target: u16, mut line: watch::Receiver<Lin
     }
 }
 
-/// Carries one direction to its end.
+/// Carries one direction to its end. What is read is under way for as long as the delay says, whatever follows it.
 async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
@@ -221,23 +236,36 @@ async fn pump(
     mut line: watch::Receiver<Line>,
     number: u64,
 ) {
-    let mut bytes = vec![0; 64 * 1024];
-    loop {
-        let Ok(count) = from.read(&mut bytes).await else { return };
-        let delay = line.borrow().delay;
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
+    let (sent, mut under_way) = tokio::sync::mpsc::channel::<(Instant, Vec<u8>)>(UNDER_WAY_MAX);
+    let seen = line.clone();
+    let read = async move {
+        let mut bytes = vec![0; 64 * 1024];
+        while let Ok(count) = from.read(&mut bytes).await {
+            let arrives = Instant::now() + seen.borrow().delay;
+            if sent.send((arrives, bytes[..count].to_vec())).await.is_err() || count == 0 {
+                return;
+            }
         }
-        if line.wait_for(|line| !line.state.swallows(way) && number >= line.silent_before).await.is_err() {
-            return;
+    };
+    let write = async move {
+        while let Some((arrives, bytes)) = under_way.recv().await {
+            tokio::time::sleep_until(arrives).await;
+            if line.wait_for(|line| !line.state.swallows(way) && number >= line.silent_before).await.is_err() {
+                return;
+            }
+            if bytes.is_empty() {
+                let _ = to.shutdown().await;
+                return;
+            }
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
         }
-        if count == 0 {
-            let _ = to.shutdown().await;
-            return;
-        }
-        if to.write_all(&bytes[..count]).await.is_err() {
-            return;
-        }
+    };
+    tokio::pin!(write);
+    tokio::select! {
+        () = read => write.await,
+        () = &mut write => {}
     }
 }
 
@@ -288,5 +316,18 @@ mod tests {
         assert!(RespClient::connect(proxy.port()).and_then(|mut client| client.command(&["PING"])).is_err());
         proxy.heal();
         RespClient::connect(proxy.port()).unwrap().command(&["PING"]).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_line_can_be_laid_to_another_server() {
+        let servers = [Redis::start().await.unwrap(), Redis::start().await.unwrap()];
+        servers[1].command(&["SET", "name", "second"]).unwrap();
+        let proxy = Proxy::to(servers[0].port()).unwrap();
+        let mut client = RespClient::connect(proxy.port()).unwrap();
+        client.command(&["PING"]).unwrap();
+        proxy.lay_to(servers[1].port());
+        assert!(client.command(&["PING"]).is_err(), "what stood is reset");
+        let mut client = RespClient::connect(proxy.port()).unwrap();
+        assert_eq!(client.command(&["GET", "name"]).unwrap().text(), Some("second"));
     }
 }

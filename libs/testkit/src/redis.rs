@@ -1,11 +1,16 @@
 //! Redis for tests: a server for each test that asks, so that it may wipe, stop and kill it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use carillon_servers::{Home, RedisServer, free_port};
 
 use crate::resp::{Reply, RespClient};
+use crate::wait_until;
+
+/// A master waits five seconds for further replicas before it sends its data.
+const FOLLOW_MAX: Duration = Duration::from_secs(30);
 
 /// A Redis of one test.
 #[derive(Debug)]
@@ -39,6 +44,31 @@ impl Redis {
         });
         let server = started.await??;
         Ok(Self { port: server.port(), server: Mutex::new(server) })
+    }
+
+    /// Follows a master, reached by `port`, until [`Redis::promote`]; waits until it has all that the master holds now.
+    ///
+    /// # Errors
+    /// If it does not run, or gets nothing of the master.
+    pub async fn follow(&self, port: u16) -> Result<()> {
+        self.command(&["REPLICAOF", "127.0.0.1", &port.to_string()])?;
+        wait_until("a replica to follow", FOLLOW_MAX, || {
+            let info = self.command(&["INFO", "replication"]);
+            std::future::ready(info.and_then(|info| {
+                let text = info.text().unwrap_or_default();
+                ensure!(text.contains("master_link_status:up"), "{text}");
+                Ok(())
+            }))
+        })
+        .await
+    }
+
+    /// Makes a master of a replica, with what it has.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn promote(&self) -> Result<()> {
+        self.command(&["REPLICAOF", "NO", "ONE"]).map(|_| ())
     }
 
     /// Its URL.

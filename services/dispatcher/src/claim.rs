@@ -48,7 +48,7 @@ const RETRIES_MAX: i64 = 1_000;
 const _: () = assert!(RETRIES_MAX as usize <= ROWS_OF_ANY_SIZE, "retries fit");
 /// What was refused by itself is tried again after this.
 const REFUSED_PAUSE: TimeDelta = TimeDelta::minutes(1);
-/// What could not be claimed for somebody else's lock, after this.
+/// What could not be claimed for somebody else's lock, or for the server's own trouble, after this.
 const BUSY_PAUSE: TimeDelta = TimeDelta::seconds(1);
 
 impl Leader {
@@ -69,9 +69,10 @@ impl Leader {
         self.stumble(error);
         self.claim_max = (self.claim_max / 2).max(1);
         if let [refused] = self.taking[..] {
-            // Somebody else in the way (a lock on a row of its, or on a whole table) is no fault of its own, and soon gone.
+            // Somebody else in the way (a lock on a row of its, or on a whole table) is no fault of its own, and soon gone; so is a
+            // server that has no room or may not write, which refuses every claim alike.
             let is_in_the_way = matches!(error, carillon_store::Error::Busy(_) | carillon_store::Error::Conflict(_));
-            let pause = if is_in_the_way { BUSY_PAUSE } else { REFUSED_PAUSE };
+            let pause = if is_in_the_way || error.is_unavailable() { BUSY_PAUSE } else { REFUSED_PAUSE };
             warn!(id = %refused, "a claim of this alone is refused, it is set aside for {} s", pause.num_seconds());
             counter!("carillon_dispatcher_set_aside_total").increment(1);
             self.left.insert(refused, self.session.clock().now() + pause);

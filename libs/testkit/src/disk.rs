@@ -1,7 +1,7 @@
-//! A disk of its own for Postgres, small enough to be filled: a tmpfs. Mounting needs root; where that is not granted Postgres
-//! lives on the ordinary disk, and the fault "disk full" is passed over with a note.
+//! A disk of its own for a server, small enough to be filled: a tmpfs. Mounting needs root; where that is not granted it is a
+//! directory of the ordinary disk: ask [`Disk::can_be_filled`] and say so.
 //!
-//! It is unmounted when dropped; what a killed soak left mounted is unmounted by the next one.
+//! It is unmounted when dropped; what a killed owner left mounted is unmounted by the next one.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -9,18 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
-use carillon_testkit::Home;
+use carillon_servers::Home;
 
-/// Room for ten minutes of executions and for the log of Postgres, and soon filled.
-const SIZE: &str = "768m";
 /// The mount's source is this and the process id.
-const SOURCE: &str = "carillon-soak-";
+const SOURCE: &str = "carillon-disk-";
 /// What fills it.
 const FILLER: &str = "filler";
 
-/// Where Postgres lives.
+/// Where a server lives.
 #[derive(Debug)]
-pub(crate) struct Disk {
+pub struct Disk {
     path: PathBuf,
     mounted: bool,
     /// The directory of the mount goes with it.
@@ -28,27 +26,36 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    pub(crate) fn make() -> Result<Self> {
+    /// One of so many megabytes.
+    ///
+    /// # Errors
+    /// If its directory cannot be made.
+    pub fn of_megabytes(megabytes: u32) -> Result<Self> {
         unmount_stale();
         let above = Home::temporary()?;
         let path = above.path().join("disk");
         std::fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let source = format!("{SOURCE}{}", std::process::id());
-        let size = format!("size={SIZE}");
+        let size = format!("size={megabytes}m");
         let mounted = quietly(Command::new("mount").args(["-t", "tmpfs", "-o", &size, &source]).arg(&path));
         Ok(Self { path, mounted, _above: above })
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(crate) const fn can_be_filled(&self) -> bool {
+    /// Whether it was mounted.
+    pub const fn can_be_filled(&self) -> bool {
         self.mounted
     }
 
     /// Fills it to the last byte.
-    pub(crate) fn fill(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// If nothing can be written there at all.
+    pub fn fill(&self) -> Result<()> {
         let mut filler = File::create(self.path.join(FILLER))?;
         for size in [1 << 20, 1 << 12] {
             let bytes = vec![7; size];
@@ -57,7 +64,8 @@ impl Disk {
         Ok(())
     }
 
-    pub(crate) fn empty(&self) {
+    /// Gives the room back.
+    pub fn empty(&self) {
         let _ = std::fs::remove_file(self.path.join(FILLER));
     }
 }
