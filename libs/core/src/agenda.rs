@@ -8,7 +8,8 @@
 //! next one waits until `gather` is over, as far as the lead has room for that. So however many instants there are, there are
 //! no more looks a second than `gather` goes into one, and none of them is later for it. What is due already is looked at at
 //! once, and whatever comes meanwhile goes with it. What is looked at exactly at its instant (a trigger) does not wait for what
-//! is spread, nor takes it along: its claim is small.
+//! is spread, nor takes it along: its claim is small. Where both are due a trigger goes before what is spread, which has its lead
+//! to spare; but not twice in a row, so that no stream of triggers keeps that waiting.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,8 +41,10 @@ pub struct Agenda {
     /// Until when the last look went. No later look goes less far: what a raised lead has taken out of the agenda and a
     /// bounded claim did not bring, an ordinary lead would not reach.
     looked_until: DateTime<Utc>,
-    /// When the last look was.
+    /// When the last look ahead was.
     looked_at: DateTime<Utc>,
+    /// A look ahead was due at the last one, and triggers went before it.
+    gave_way: bool,
 }
 
 impl Agenda {
@@ -95,17 +98,34 @@ impl Agenda {
 
     /// Takes out what is to be looked at now: nothing, as long as the next look is not due.
     pub fn take_due(&mut self, now: DateTime<Utc>, lead: Lead) -> Due {
-        if self.next_look_ahead(lead).is_none_or(|look| look > now) {
-            let slots = self.take_exact(now);
-            let expected = slots.len() as u64;
-            let mut until = self.looked_until;
-            if !slots.is_empty() {
-                // As far as an ordinary look: the clock here may be a little behind the one that says what is due.
-                until = until.max(now + lead.reach());
-                self.looked_until = until.min(now + lead.max);
-            }
-            return Due { slots, until: until.min(now + lead.max), expected };
+        let looks_ahead = self.next_look_ahead(lead).is_some_and(|look| look <= now);
+        let gave_way = std::mem::take(&mut self.gave_way);
+        if !looks_ahead {
+            let slots = self.take_exact(now, |_| true);
+            return self.due_exactly(slots, now, lead);
         }
+        if !gave_way {
+            let triggers = self.take_exact(now, |(source, _)| *source == Source::Trigger);
+            if !triggers.is_empty() {
+                self.gave_way = true;
+                return self.due_exactly(triggers, now, lead);
+            }
+        }
+        self.take_due_ahead(now, lead)
+    }
+
+    fn due_exactly(&mut self, slots: BTreeSet<Slot>, now: DateTime<Utc>, lead: Lead) -> Due {
+        let expected = slots.len() as u64;
+        let mut until = self.looked_until;
+        if !slots.is_empty() {
+            // As far as an ordinary look: the clock here may be a little behind the one that says what is due.
+            until = until.max(now + lead.reach());
+            self.looked_until = until.min(now + lead.max);
+        }
+        Due { slots, until: until.min(now + lead.max), expected }
+    }
+
+    fn take_due_ahead(&mut self, now: DateTime<Utc>, lead: Lead) -> Due {
         let overdue_for_a_look =
             self.looks(now + lead.max, lead).filter(|(_, look)| *look <= now).map(|(at, _)| at).max();
         // Never further than the longest lead, whatever was looked at before the clock was set.
@@ -121,7 +141,7 @@ impl Agenda {
                 slots.insert(slot);
             }
         }
-        let exact = self.take_exact(now);
+        let exact = self.take_exact(now, |_| true);
         expected += exact.len() as u64;
         slots.extend(exact);
         if !slots.is_empty() {
@@ -131,14 +151,19 @@ impl Agenda {
         Due { slots, until, expected }
     }
 
-    fn take_exact(&mut self, now: DateTime<Utc>) -> BTreeSet<Slot> {
-        let mut slots = BTreeSet::new();
+    /// Takes out those of the exact looks due at `now` that are `wanted`.
+    fn take_exact(&mut self, now: DateTime<Utc>, wanted: impl Fn(&Slot) -> bool) -> BTreeSet<Slot> {
+        let (mut taken, mut others) = (BTreeSet::new(), Vec::new());
         while let Some(entry) = self.exact.first_entry()
             && *entry.key() <= now
         {
-            slots.extend(entry.remove());
+            let (at, slots) = entry.remove_entry();
+            let (some, rest): (_, BTreeSet<Slot>) = slots.into_iter().partition(&wanted);
+            taken.extend::<BTreeSet<Slot>>(some);
+            others.push((at, rest));
         }
-        slots
+        self.exact.extend(others.into_iter().filter(|(_, rest)| !rest.is_empty()));
+        taken
     }
 
     /// The instants up to `until`, each with when to look at it: early enough for all that is expected by then.
@@ -324,10 +349,14 @@ mod tests {
             Due { slots: BTreeSet::from([trigger.clone()]), until: at(10_071), expected: 1 }
         );
         assert_eq!(agenda.next_look(LEAD), Some(look), "nor does it put off the others");
+        // Both are due: it goes first, but only once.
         agenda.note_exactly(trigger.clone(), look);
+        assert_eq!(agenda.take_due(look, LEAD).slots, BTreeSet::from([trigger.clone()]));
+        agenda.note_exactly(trigger.clone(), look);
+        agenda.note_exactly(slot("b"), look);
         assert_eq!(
             agenda.take_due(look, LEAD).slots,
-            BTreeSet::from([trigger, slot("a")]),
+            BTreeSet::from([trigger, slot("a"), slot("b")]),
             "what is due together goes together"
         );
     }
