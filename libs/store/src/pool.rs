@@ -82,6 +82,8 @@ impl StoreOptions {
                 ("enable_hashjoin", "off"),
                 ("enable_mergejoin", "off"),
                 ("enable_seqscan", "off"),
+                // Reads all that its condition names, and sorts it, where an index gives the first in their order.
+                ("enable_bitmapscan", "off"),
                 // Their texts name the days of their executions (`days`), so one plan serves a day.
                 ("plan_cache_mode", "force_generic_plan"),
                 ("jit", "off"),

@@ -190,6 +190,42 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
     Ok(())
 }
 
+/// However many there are, and though few were counted last: a leader reads hundreds of pages after Redis has lost its data.
+#[tokio::test]
+async fn a_page_of_batches_reads_no_other_batches() -> Result<()> {
+    const BATCHES: i64 = 100_000;
+    const PAGES: i64 = 10;
+    /// Batches of one page.
+    const PAGE: i64 = 512;
+    const WRITE: &str = "
+        INSERT INTO dispatch_batches (shard, number, term, ids, settled_at)
+        SELECT 0, n, 1, array_fill(gen_random_uuid(), ARRAY[10]), CASE WHEN n % 2 = 0 THEN now() END
+        FROM generate_series($1::bigint, $2) n";
+    let bench = Bench::new().await?;
+    sqlx::query(WRITE).bind(1_i64).bind(100_i64).execute(&bench.pool).await?;
+    let mut writing = bench.pool.begin().await?;
+    sqlx::query(WRITE).bind(101_i64).bind(BATCHES).execute(&mut *writing).await?;
+    // In its eyes there are a hundred.
+    sqlx::query("ANALYZE dispatch_batches").execute(&bench.pool).await?;
+    writing.commit().await?;
+    sqlx::query("SELECT pg_stat_force_next_flush()").execute(&bench.pool).await?;
+    let before = scans(&bench).await?["dispatch_batches"];
+    let mut leader = bench.leader().await?;
+    let (mut up, mut down, mut unsettled) = (0, i64::MAX, 0);
+    for _ in 0..PAGES {
+        up = leader.batches_settled(up, i64::MAX).await?.last().context("a page")?.number;
+        down = leader.batches_settled_down(down).await?.last().context("a page")?.number;
+        unsettled = leader.batches_unsettled(unsettled).await?.last().context("a page")?.number;
+    }
+    leader.resign().await;
+    sessions_end(&bench).await?;
+    let after = scans(&bench).await?["dispatch_batches"];
+    // Every second one is passed over; two more statements look for the newest.
+    let read = after.idx_tup_fetch - before.idx_tup_fetch;
+    assert!((PAGES..=PAGES * 5 * PAGE + 10).contains(&read), "{read} rows were read");
+    Ok(())
+}
+
 #[tokio::test]
 async fn what_is_recorded_is_looked_for_in_the_partition_of_its_day_alone() -> Result<()> {
     let bench = Bench::new().await?;
