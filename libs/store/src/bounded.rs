@@ -170,11 +170,10 @@ impl Connection {
 
     /// Begins a transaction and reads the clock, in one round trip.
     pub(crate) async fn begin_by_the_clock(&mut self) -> sqlx::Result<(Transaction<'_>, DateTime<Utc>)> {
-        // Dropped or failed in between, it may have begun.
-        let mut transaction = Transaction { connection: MaybeOwned::Borrowed(self), open: true };
-        let row = sqlx::raw_sql("BEGIN; SELECT clock_timestamp()").fetch_one(&mut *transaction).await?;
+        let mut begun = Transaction::perhaps_begun(MaybeOwned::Borrowed(self));
+        let row = sqlx::raw_sql("BEGIN; SELECT clock_timestamp()").fetch_one(&mut *begun).await?;
         let now = row.try_get(0)?;
-        Ok((transaction, now))
+        Ok((begun, now))
     }
 
     /// Says goodbye. Of a pooled one that is the way back to its pool.
@@ -229,10 +228,12 @@ impl Drop for Connection {
         }
         let Some(Inner::Pooled(mut pooled, suspect)) = self.inner.take() else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let limit = self.limit;
+        let (limit, rollback_due) = (self.limit, self.rollback_due);
         runtime.spawn(async move {
-            // Without a transaction that does nothing, and is answered behind what was left unanswered.
-            if within(limit, pooled.execute("ROLLBACK")).await.is_err() {
+            // Either is answered behind what was left unanswered. The server warns of a ROLLBACK without a transaction.
+            let answer =
+                async { if rollback_due { pooled.execute("ROLLBACK").await.map(drop) } else { pooled.ping().await } };
+            if within(limit, answer).await.is_err() {
                 Inner::Pooled(pooled, suspect).abandon();
             }
         });
@@ -367,9 +368,15 @@ enum MaybeOwned<'c> {
 }
 
 impl<'c> Transaction<'c> {
-    async fn begin(mut connection: MaybeOwned<'c>) -> sqlx::Result<Self> {
-        (&mut *connection).execute("BEGIN").await?;
-        Ok(Self { connection, open: true })
+    async fn begin(connection: MaybeOwned<'c>) -> sqlx::Result<Self> {
+        let mut begun = Self::perhaps_begun(connection);
+        begun.execute("BEGIN").await?;
+        Ok(begun)
+    }
+
+    /// Dropped or failed while it begins, it may have begun.
+    const fn perhaps_begun(connection: MaybeOwned<'c>) -> Self {
+        Self { connection, open: true }
     }
 
     /// Commits. On an error of the line it is not known whether it was.

@@ -1,13 +1,17 @@
 //! Every statement has an end, at both ends: locks that others hold, hosts that vanish, lines that swallow all bytes.
 
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use carillon_core::agenda::Source;
 use carillon_store::{Error, Store, StoreOptions};
 use carillon_testkit::{Proxy, wait_until};
 use uuid::Uuid;
 
-use crate::bench::Bench;
+use crate::bench::{Bench, medium, room};
 
 /// How long a lock that nobody answers for any more may stay.
 const FREED_WITHIN: Duration = Duration::from_secs(5);
@@ -144,6 +148,76 @@ async fn a_refused_change_leaves_no_open_transaction_behind() -> Result<()> {
         Ok::<_, anyhow::Error>(())
     })
     .await?;
+    Ok(())
+}
+
+/// Whoever gives up on a single statement has no transaction to roll back, of which the server would warn.
+#[tokio::test]
+async fn a_statement_that_is_given_up_is_waited_for_and_not_rolled_back() -> Result<()> {
+    let bench = Bench::new().await?;
+    let store = Store::connect_lazily(&StoreOptions::new(bench.database.url(), "gave-up"))?;
+    let last_words = async || -> Result<(String, String)> {
+        let statement = "SELECT state, query FROM pg_stat_activity WHERE application_name = 'gave-up'";
+        Ok(sqlx::query_as(statement).fetch_one(&bench.pool).await?)
+    };
+    let mut foreign = bench.pool.begin().await?;
+    sqlx::query("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *foreign).await?;
+    let reading = tokio::spawn(async move {
+        let reading = carillon_store::jobs::get(&store, Uuid::now_v7());
+        assert!(tokio::time::timeout(Duration::from_millis(300), reading).await.is_err(), "it waits for the table");
+        store
+    });
+    let store = reading.await?;
+    foreign.rollback().await?;
+    wait_until("the statement has ended", Duration::from_secs(10), async || {
+        let (state, query) = last_words().await?;
+        anyhow::ensure!(state == "idle", "{state}: {query}");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+    let query = last_words().await?.1;
+    assert!(query.contains("FROM jobs"), "{query}");
+    store.ping().await?;
+    Ok(())
+}
+
+/// Given up at any moment, also while it begins: the lock's session is not left in a transaction, and the next claim finds all.
+#[tokio::test]
+async fn a_claim_that_is_given_up_at_any_moment_leaves_its_session_usable() -> Result<()> {
+    let bench = Bench::new().await?;
+    let due = bench.now().await?;
+    let job = bench.job_at(&medium(), Some(due)).await?;
+    let mut session = bench.leader().await?;
+    let rooms = [room(Source::Timer, &medium(), 10)];
+    let mut whole = 0;
+    for waits in 0.. {
+        // Whoever waits for the server once more than that gives up.
+        let mut left = waits;
+        let mut claiming = pin!(session.claim(&rooms, due, &[]));
+        let claimed = poll_fn(|context| match claiming.as_mut().poll(context) {
+            Poll::Ready(claimed) => Poll::Ready(Some(claimed)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => {
+                left -= 1;
+                Poll::Pending
+            }
+        });
+        if let Some(claim) = claimed.await {
+            assert_eq!(claim?.timers.iter().map(|timer| timer.job).collect::<Vec<_>>(), [job]);
+            whole += 1;
+            if whole == 5 {
+                assert!(waits > 5, "it waits for its begin at least, and for what is due");
+                break;
+            }
+        }
+    }
+    session.say_something().await?;
+    let open: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'",
+    )
+    .fetch_one(&bench.pool)
+    .await?;
+    assert_eq!(open, 0);
     Ok(())
 }
 
