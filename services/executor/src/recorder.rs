@@ -14,6 +14,7 @@
 
 mod aside;
 mod group;
+mod refused;
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ use uuid::Uuid;
 use self::aside::Aside;
 pub(crate) use self::group::weight;
 use self::group::{Group, groups};
+use self::refused::{At, Next, Why, after};
 use crate::in_hand::Key;
 use crate::incarnation::Incarnation;
 use crate::journal;
@@ -43,10 +45,6 @@ use crate::slots::Slots;
 /// From the beginning of one flush to that of the next, unless as much waits as one may take. A transaction each millisecond, of
 /// three rows each, costs Postgres more than it does for the rows, and its commits stand in the way of the leader's.
 const GATHER: Duration = Duration::from_millis(10);
-/// After a deadlock or serialization failure; doubled with each further one of the same group.
-const CONFLICT_PAUSE: Duration = Duration::from_millis(2);
-/// So many in a row are no chance any more.
-const CONFLICTS_MAX: u32 = 6;
 /// After a flush that Postgres did not answer; doubled with each further one.
 const AWAY_PAUSE: Duration = Duration::from_millis(50);
 const AWAY_PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -393,74 +391,6 @@ impl Writer {
     }
 }
 
-/// Where a group stands that was not written.
-#[derive(Clone, Copy, Debug)]
-struct At {
-    items: usize,
-    /// Nothing is left in it that Postgres could refuse.
-    plain: bool,
-    /// Locked rows were left out.
-    unlocked: bool,
-    /// How often it failed before.
-    tries: u32,
-}
-
-/// What follows for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
-    /// The same.
-    Again,
-    /// The same, without what is locked.
-    Unlocked,
-    /// In two halves: it is too large, or one of them spoils it.
-    Split,
-    /// Without what Postgres refuses.
-    Plain,
-    /// Later, by itself.
-    Aside,
-}
-
-/// Why it was not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Why {
-    /// Postgres did not answer, or could not.
-    Away,
-    /// Somebody else was in the way, and is gone by now.
-    Conflict,
-    /// Somebody else is in the way, or it took too long.
-    Busy,
-    /// Postgres does not take it.
-    Refused,
-}
-
-impl From<&Error> for Why {
-    fn from(error: &Error) -> Self {
-        match error {
-            error if error.is_unavailable() => Self::Away,
-            Error::Conflict(_) => Self::Conflict,
-            Error::Busy(_) => Self::Busy,
-            _ => Self::Refused,
-        }
-    }
-}
-
-/// Decides, and after which pause.
-fn after(why: Why, at: At) -> (Next, Duration) {
-    let next = match (why, at) {
-        (Why::Conflict, At { tries: ..CONFLICTS_MAX, .. }) => {
-            return (Next::Again, CONFLICT_PAUSE * (1 << at.tries));
-        }
-        // The first time it is an outage. What fails again and again may be what Postgres fails of.
-        (Why::Away, At { tries: 0, .. } | At { items: 1, tries: ..=3, .. }) => Next::Again,
-        // Whoever leaves out what is locked waits for nobody: then it is a whole table, or there is too much of it.
-        (Why::Conflict | Why::Busy, At { unlocked: false, .. }) => Next::Unlocked,
-        (Why::Away | Why::Refused, At { items: 2.., .. }) => Next::Split,
-        (Why::Refused, At { plain: false, .. }) => Next::Plain,
-        _ => Next::Aside,
-    };
-    (next, Duration::ZERO)
-}
-
 fn count(verdict: Verdict) {
     match verdict {
         Verdict::Recorded(status) => {
@@ -545,36 +475,5 @@ mod tests {
         gathered.clear();
         gather(&mut incoming, &mut gathered, 5, Instant::now() + long).await;
         assert_eq!(gathered.len(), 1, "the process stops");
-    }
-
-    #[test]
-    fn whatever_fails_is_set_aside_alone_in_the_end() {
-        for why in [Why::Away, Why::Conflict, Why::Busy, Why::Refused] {
-            let (mut at, mut steps) = (At { items: 1_000, plain: false, unlocked: false, tries: 0 }, 0);
-            loop {
-                let (next, pause) = after(why, at);
-                assert!(pause < Duration::from_secs(1));
-                at.tries += 1;
-                steps += 1;
-                match next {
-                    Next::Again => {}
-                    Next::Unlocked => at.unlocked = true,
-                    Next::Split => at = At { items: at.items / 2, tries: 0, ..at },
-                    Next::Plain => at.plain = true,
-                    Next::Aside => break,
-                }
-                assert!(steps < 100, "{why:?} never ends");
-            }
-            assert_eq!(at.plain, why == Why::Refused, "a result is given up for nothing but its own sake");
-        }
-    }
-
-    #[test]
-    fn a_lock_is_neither_an_outage_nor_a_conflict() {
-        let at = At { items: 7, plain: false, unlocked: false, tries: 0 };
-        assert_eq!(after(Why::Busy, at), (Next::Unlocked, Duration::ZERO));
-        assert_eq!(after(Why::Busy, At { unlocked: true, ..at }), (Next::Aside, Duration::ZERO));
-        assert_eq!(after(Why::Conflict, at), (Next::Again, CONFLICT_PAUSE));
-        assert_eq!(after(Why::Away, at), (Next::Again, Duration::ZERO));
     }
 }
