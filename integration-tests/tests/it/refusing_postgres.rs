@@ -96,7 +96,7 @@ async fn a_read_only_database_refuses_calls_that_write_and_all_goes_on_when_it_i
 }
 
 #[tokio::test]
-async fn a_database_that_turns_read_only_beneath_its_sessions_sets_no_job_aside() {
+async fn a_database_that_turns_read_only_beneath_its_sessions_is_recovered_from_too() {
     read_only("read_only_beneath", Sessions::Stand).await;
 }
 

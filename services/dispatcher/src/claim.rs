@@ -70,7 +70,7 @@ impl Leader {
         self.claim_max = (self.claim_max / 2).max(1);
         if let [refused] = self.taking[..] {
             // Somebody else in the way (a lock on a row of its, or on a whole table) is no fault of its own, and soon gone; so is a
-            // server that has no room or may not write, which refuses every claim alike.
+            // server that has no room, which refuses every claim alike.
             let is_in_the_way = matches!(error, carillon_store::Error::Busy(_) | carillon_store::Error::Conflict(_));
             let pause = if is_in_the_way || error.is_unavailable() { BUSY_PAUSE } else { REFUSED_PAUSE };
             warn!(id = %refused, "a claim of this alone is refused, it is set aside for {} s", pause.num_seconds());

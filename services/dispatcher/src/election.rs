@@ -26,8 +26,10 @@ use crate::withdraw;
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// R2: an answer of Redis counts for so long.
 const ANSWER_FRESH: Duration = Duration::from_secs(1);
-/// How long a standby waits for one; it asks again at half the time that one counts for.
-const ANSWER_MAX: Duration = Duration::from_millis(400);
+/// How long a standby waits for one: nearly as long as it would count for, so that a slow Redis is led too. It asks again at
+/// half that time.
+const ANSWER_MAX: Duration = Duration::from_millis(900);
+const _: () = assert!(ANSWER_MAX.as_millis() < ANSWER_FRESH.as_millis(), "there is time left to ask for the lock");
 /// How long a stop waits for a term to end: after it the session is let go of as if this process had been killed, which the
 /// next leader mends all the same.
 const STOP_MAX: Duration = Duration::from_millis(1_500);

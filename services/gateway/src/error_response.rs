@@ -92,7 +92,7 @@ pub(crate) fn of_store(failure: &Error) -> Status {
         Error::Unavailable(cause) | Error::Refused(cause) => {
             // The health loop logs the outage itself; this one is for a single odd failure.
             tracing::debug!("a request found Postgres unavailable: {cause}");
-            unavailable("Postgres cannot be reached at the moment: try again")
+            unavailable("Postgres is away, or refuses to serve at the moment: try again")
         }
         Error::Busy(cause) => {
             warn!("a request waited for somebody else's lock, or its statement took too long: {cause}");
