@@ -47,15 +47,19 @@ impl Seen {
     }
 }
 
-/// Workers that must have died running an attempt until it is suspected of being what they died of: one may die of anything.
-const SUSPECT_LOST: i16 = 2;
+/// An attempt that may be lost so many times more before it is given up is suspected of being what its workers died of;
+const SUSPECT_BEFORE: i16 = 2;
+/// not after a single loss, though: one may die of anything.
+const SUSPECT_LOST_MIN: i16 = 2;
 
 /// Whether an attempt that is to start, and whose workers died `lost` times, may be what they died of: then it is not started
-/// beside another such one, which would be lost with it time and again. Of those that are taken together, or on trial, the one that was
-/// lost most often was so `worst` times: where that is often, each that was lost at all may be the cause, since one that kills before
-/// its RUNNING is written is counted once less than what dies with it.
-pub const fn is_suspect(lost: i16, worst: i16) -> bool {
-    lost >= SUSPECT_LOST || lost > 0 && worst >= SUSPECT_LOST
+/// beside another such one, which would be lost with it time and again. Of those that are taken together, or on trial, the one
+/// that was lost most often was so `worst` times: where that is often, each that was lost at all may be the cause, since one that
+/// kills before its RUNNING is written is counted once less than what dies with it. Often is seen from the end, `lost_max`:
+/// executors that are lost one after the other for another reason are to cost no more than a lease each.
+pub fn is_suspect(lost: i16, worst: i16, lost_max: i16) -> bool {
+    let often = SUSPECT_LOST_MIN.max(lost_max.saturating_sub(SUSPECT_BEFORE));
+    lost >= often || lost > 0 && worst >= often
 }
 
 /// What the decider knows of itself.
@@ -240,9 +244,13 @@ mod tests {
 
     #[test]
     fn what_several_workers_died_with_is_suspected_and_all_that_was_lost_with_it() {
-        assert!(!is_suspect(1, 1), "one loss says nothing");
-        assert!(is_suspect(2, 2) && is_suspect(1, 2));
-        assert!(!is_suspect(0, 9), "what was never lost is none");
+        for lost_max in [1, 2, 3, 4] {
+            assert!(!is_suspect(1, 1, lost_max), "one loss says nothing");
+            assert!(is_suspect(2, 2, lost_max) && is_suspect(1, 2, lost_max));
+            assert!(!is_suspect(0, 9, lost_max), "what was never lost is none");
+        }
+        assert!(!is_suspect(2, 2, 5), "two executors were lost one after the other");
+        assert!(is_suspect(3, 3, 5) && is_suspect(1, 3, 5), "two starts are left to tell it from its neighbours");
     }
 
     #[test]

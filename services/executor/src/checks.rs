@@ -13,6 +13,7 @@ use carillon_store::Error;
 use carillon_store::recorder::Held;
 use carillon_store::takes::{Adopted, Taken};
 use carillon_stream::EntryId;
+use metrics::counter;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, warn};
 use uuid::Uuid;
@@ -79,6 +80,9 @@ async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) 
     let executions: Vec<Uuid> = asked.iter().map(|asked| asked.key.execution).collect();
     let mut seen = shared.store.see(&executions, shared.lease).await?;
     failpoint::reach("take:seen").await;
+    // Postgres has lost its last commits, or the execution is older than what it keeps.
+    let unknown = asked.iter().filter(|asked| !seen.contains_key(&asked.key.execution)).count();
+    counter!("carillon_executor_unknown_total").increment(unknown as u64);
     let mut checked = Vec::with_capacity(asked.len());
     let mut wanted: Vec<(Uuid, Seen, bool)> = Vec::new();
     let mut thens: Vec<(Key, Then)> = Vec::new();
@@ -100,7 +104,7 @@ async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) 
             Verdict::Leave => checked.push((*key, Checked::Leave)),
             Verdict::Wait => checked.push((*key, Checked::Wait)),
             Verdict::Take { then: Then::Start, lost, .. }
-                if take::is_suspect(lost, worst) && !shared.trial.begin(*key, shared.lease) =>
+                if take::is_suspect(lost, worst, shared.lost_max) && !shared.trial.begin(*key, shared.lease) =>
             {
                 checked.push((*key, Checked::Wait));
             }

@@ -39,6 +39,7 @@ fn counters() {
         ("carillon_executor_refused_total", "Results that were not recorded: over already, unknown, or late"),
         ("carillon_executor_unwritable_total", "Results that Postgres refused to hold: their executions are FAILED"),
         ("carillon_executor_doubtful_total", "Entries that were looked up in Postgres before their start"),
+        ("carillon_executor_unknown_total", "Entries of executions that Postgres does not know: dropped"),
         ("carillon_executor_taken_total", "Executions taken after a look at Postgres"),
         ("carillon_executor_taken_over_total", "Entries taken over from executors that ended or were lost"),
         ("carillon_executor_released_total", "Entries released unstarted, for others to start"),
