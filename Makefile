@@ -8,9 +8,11 @@ ARGS ?=
 # How long `make soak` does harm, and what harm in which order.
 MINUTES ?= 10
 SEED ?= 7
+# Which row of docs/reliability.md `make fault` shows.
+ROW ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test ci fmt fmt-check lint build bench soak setup clean-data
+.PHONY: help run dev test ci fmt fmt-check lint build bench soak fault setup clean-data
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*## "} {printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,6 +50,9 @@ bench: setup ## Measure throughput and lateness against the floor of this machin
 soak: setup ## Random faults of every kind under load, judged: make soak MINUTES=10 SEED=7 (ARGS=--list names the faults)
 	$(CARGO) build -p carillon-gateway -p carillon-dispatcher -p carillon-executor -p carillon-integration-tests --bins
 	@exec target/debug/carillon-soak --minutes $(MINUTES) --seed $(SEED) $(ARGS)
+
+fault: setup ## Show a row of docs/reliability.md by its tests, and a minute of its faults at random: make fault ROW=17
+	@CARGO=$(CARGO) sh integration-tests/fault.sh $(ROW)
 
 setup: ## Install PostgreSQL, Redis, PgBouncer, faketime and a C compiler by the package manager, if they are missing
 	@sh deploy/setup.sh servers compiler pooler clocks

@@ -40,6 +40,11 @@ fn the_page_about_reliability_names_what_there_is() {
         for kind in soak.split('`').skip(1).step_by(2).filter(|_| is_of_the_matrix) {
             assert!(kinds.contains(kind), "there is no fault {kind}");
         }
+        if let Some(number) = row.split('|').nth(1).filter(|_| is_of_the_matrix) {
+            let script = root.join("integration-tests/fault.sh");
+            let shown = Command::new("sh").arg(script).args(["--print", number.trim()]).output().expect("it starts");
+            assert!(shown.status.success() && !shown.stdout.is_empty(), "{shown:?}");
+        }
     }
     for point in carillon_failpoint::POINTS {
         assert!(page.contains(&format!("| `{point}` |")), "{point} has no row");
