@@ -50,6 +50,8 @@ const VERY_LATE_S: f64 = 3.0;
 
 /// What was asked for, in milliseconds.
 const PUBLISHED: Asked = Asked::AtMost(500.0);
+/// Entries a second that are back after Redis was emptied.
+const BACK_PER_S: f64 = 10_000.0;
 
 /// The id of the `n`th ended execution, of `$1` + `$2` milliseconds each. One function for the rows and for the batches that
 /// name them.
@@ -220,7 +222,10 @@ impl Old {
         #[expect(clippy::cast_precision_loss, reason = "a count")]
         figures.add("age", row, "batches then", (batches as f64, ""), Asked::Nothing);
         figures.add("age", row, "latest start beside", (late / 1_000.0, "s"), Asked::Nothing);
-        figures.add("age", row, "all open ones are there after", (back, "s"), Asked::Nothing);
+        // In the other faults Redis has lost nothing.
+        let back_max =
+            if fault == Fault::Wipe { Asked::AtMost(f64::from(self.age.open) / BACK_PER_S) } else { Asked::Nothing };
+        figures.add("age", row, "all open ones are there after", (back, "s"), back_max);
         Ok(())
     }
 
