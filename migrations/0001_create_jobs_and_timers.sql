@@ -49,14 +49,6 @@ CREATE INDEX jobs_by_type ON jobs (type, id);
 -- Whether a name of a queue is still in use.
 CREATE INDEX jobs_by_queue ON jobs (queue, cancelled_at);
 
--- The time zones that timetables name, and by which rules of theirs the instants of timers were reckoned
--- (carillon_core::schedule::zone_rules); 0: by differing ones, since processes with other zone data wrote them. A leader whose
--- own data says otherwise reckons anew what is to come.
-CREATE TABLE time_zones (
-    name  text PRIMARY KEY,
-    rules bigint NOT NULL
-);
-
 -- Each revision of a definition, whole, with who made it and when. An execution names the one that it runs with, and keeps
 -- it through all its attempts; a superseded one stays while an open execution names it, and for as long as an execution
 -- can be retried by hand (R23a).

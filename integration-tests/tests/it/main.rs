@@ -37,4 +37,3 @@ mod stops;
 mod swallowed;
 mod values;
 mod withdrawn;
-mod zones;

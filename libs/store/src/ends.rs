@@ -167,9 +167,15 @@ mod tests {
     /// What follows `UPDATE job_executions` or `INSERT INTO job_executions` up to its RETURNING or the statement's end, each
     /// with the last constant or function that was begun before it.
     fn writes(source: &str) -> Vec<(String, String)> {
-        let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+        // Tests stand in a module at the end; one in a file of its own is named at the top.
+        let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
         let mut found = Vec::new();
-        for verb in ["UPDATE job_executions", "INSERT INTO job_executions"] {
+        for verb in [
+            "UPDATE job_executions",
+            "UPDATE ONLY job_executions",
+            "INSERT INTO job_executions",
+            "MERGE INTO job_executions",
+        ] {
             for (at, _) in code.match_indices(verb) {
                 let rest = &code[at..];
                 if rest[verb.len()..].starts_with('_') {

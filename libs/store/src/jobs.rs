@@ -9,7 +9,6 @@ pub(crate) mod deletion;
 pub(crate) mod rows;
 
 use carillon_core::job::{JobStatus, JobType};
-use carillon_core::schedule::zone_rules;
 use carillon_core::shard::shard_of;
 use sqlx::QueryBuilder;
 use sqlx::types::Json;
@@ -58,12 +57,6 @@ const INSERT_JOB: &str = concat!(
         INSERT INTO job_attention (job_id) SELECT job_id FROM timer WHERE exhausted
     ), stats AS (
         INSERT INTO job_stats (job_id) SELECT id FROM job
-    ), zones AS (
-        INSERT INTO time_zones AS z (name, rules)
-        SELECT n.name, n.rules FROM UNNEST($31::text[], $32::bigint[]) AS n(name, rules)
-        WHERE EXISTS (SELECT FROM job)
-          AND NOT EXISTS (SELECT FROM time_zones k WHERE k.name = n.name AND k.rules IN (n.rules, 0))
-        ON CONFLICT (name) DO UPDATE SET rules = 0 WHERE z.rules <> EXCLUDED.rules
     )
     SELECT EXISTS (SELECT FROM queue) AS queue_is_known, EXISTS (SELECT FROM job) AS created"
 );
@@ -101,8 +94,6 @@ async fn insert_with_queue(store: &Store, new: &NewJob, key: Option<&Key>) -> Re
 /// Whether the name of the queue is known, and whether the job was written.
 async fn insert(executor: impl sqlx::PgExecutor<'_>, new: &NewJob, key: Option<&Key>) -> Result<(bool, bool)> {
     let job = &new.definition;
-    let (zones, rules): (Vec<&str>, Vec<i64>) =
-        new.timetable.zones().into_iter().filter_map(|zone| Some((zone, zone_rules(zone)?))).unzip();
     let outcome = sqlx::query_as(INSERT_JOB)
         .bind(new.id)
         .bind(&job.name)
@@ -134,8 +125,6 @@ async fn insert(executor: impl sqlx::PgExecutor<'_>, new: &NewJob, key: Option<&
         .bind(key.map(|key| &key.fingerprint))
         .bind(new.fire_at)
         .bind(shard_of(new.id))
-        .bind(zones)
-        .bind(rules)
         .fetch_one(executor)
         .await?;
     Ok(outcome)

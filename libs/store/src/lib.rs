@@ -2,7 +2,7 @@
 //!
 //! The API's side: [`jobs`] and their [`revisions`], [`executions`], [`triggers`], [`cancels`]. The data path's side:
 //! [`leader_session`] (the advisory lock and all that may only be written under it), [`recorder`] (finishing executions),
-//! [`ends`] (all other ends), [`takes`], [`withdrawals`], [`workers`], [`zones`] (instants by other rules). Upkeep: [`migrate`], [`partitions`], [`queues`],
+//! [`ends`] (all other ends), [`takes`], [`withdrawals`], [`workers`]. Upkeep: [`migrate`], [`partitions`], [`queues`],
 //! [`retention`], [`attention`].
 //!
 //! It knows the words of `carillon-core` and nothing of Redis, of the wire or of how a process is run. There is no trait
@@ -38,7 +38,6 @@ pub mod triggers;
 pub mod upcoming;
 pub mod withdrawals;
 pub mod workers;
-pub mod zones;
 
 pub use error::{Error, Result};
 pub use pool::{Store, StoreOptions};

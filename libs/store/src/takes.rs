@@ -26,12 +26,20 @@ JOIN job_executions e ON e.id = i.id
 LEFT JOIN workers w ON w.id = e.worker_id
 WHERE e.claim IS NOT NULL AND {days of e.id}";
 
+/// What somebody else has locked is left as it is, and keeps no other waiting.
 const EXECUTIONS_TAKE: &str = "
+WITH free AS MATERIALIZED (
+    SELECT e.id, t.lost
+    FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::text[], $6::uuid[], $7::smallint[]) AS t(id, claim, take, status, worker_id, lost)
+    JOIN job_executions e ON e.id = t.id
+    WHERE {days of e.id} AND e.claim = t.claim AND e.take = t.take AND e.status = t.status
+      AND e.worker_id IS NOT DISTINCT FROM t.worker_id
+    FOR NO KEY UPDATE OF e SKIP LOCKED
+)
 UPDATE job_executions e
-SET status = 'RUNNING', worker_id = $1, take = e.take + 1, lost = e.lost + t.lost
-FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::text[], $6::uuid[], $7::smallint[]) AS t(id, claim, take, status, worker_id, lost)
-WHERE e.id = t.id AND {days of e.id} AND e.claim = t.claim AND e.take = t.take AND e.status = t.status
-  AND e.worker_id IS NOT DISTINCT FROM t.worker_id
+SET status = 'RUNNING', worker_id = $1, take = e.take + 1, lost = e.lost + free.lost
+FROM free
+WHERE e.id = free.id AND {days of e.id}
 RETURNING e.id, e.claim, e.take, e.revision, e.cancel_requested, e.withdrawn";
 
 /// R13: a take that won.
@@ -47,11 +55,19 @@ pub struct Taken {
     pub withdrawn: bool,
 }
 
-/// R18a. Of an ordinary entry whose holder has taken it out of what may start: raised once, whoever says it again.
+/// R18a. Of an ordinary entry whose holder has taken it out of what may start: raised once, whoever says it again. What somebody
+/// else has locked keeps no other from being released.
 const EXECUTIONS_RELEASE: &str = "
+WITH free AS MATERIALIZED (
+    SELECT e.id
+    FROM UNNEST($1::uuid[], $2::bigint[], $3::int[]) AS r(id, claim, take)
+    JOIN job_executions e ON e.id = r.id
+    WHERE {days of e.id} AND e.claim = r.claim AND e.take = r.take AND e.status = 'QUEUED'
+    FOR NO KEY UPDATE OF e SKIP LOCKED
+)
 UPDATE job_executions e SET take = e.take + 1
-FROM UNNEST($1::uuid[], $2::bigint[], $3::int[]) AS r(id, claim, take)
-WHERE e.id = r.id AND {days of e.id} AND e.claim = r.claim AND e.take = r.take AND e.status = 'QUEUED'
+FROM free
+WHERE e.id = free.id AND {days of e.id}
 RETURNING e.id";
 
 /// R17.
@@ -78,7 +94,7 @@ pub enum Release {
     Done,
     /// The attempt is recorded, claimed anew, or unknown: acknowledge (R12).
     Over,
-    /// Somebody else has it: leave it pending, forget it.
+    /// Somebody else has it, or has locked its row: leave it pending, forget it.
     Lost,
 }
 
@@ -130,7 +146,8 @@ impl Store {
         Ok(seen)
     }
 
-    /// Takes each execution as it was seen, with 1 where the loss of its holder counts. Answers the takes that won.
+    /// Takes each execution as it was seen, with 1 where the loss of its holder counts. Answers the takes that won; the others have
+    /// moved on, or somebody has locked them.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: a take may have won; the row then says RUNNING at oneself, not in hand, and is taken

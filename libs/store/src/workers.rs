@@ -32,12 +32,40 @@ const WORKER_INSERT: &str = "INSERT INTO workers (id, consumer, queues, handlers
 
 /// R21: what the incarnation `$2` had started becomes the new one's; each guarded. Also what an incarnation of the same
 /// process did whose beginning was committed and never answered: consumer = pod and boot, so it is this very process.
-const EXECUTIONS_REASSERT: &str = "
-UPDATE job_executions e SET worker_id = $1, status = 'RUNNING', started_at = h.started_at, revision = h.revision
-FROM UNNEST($3::uuid[], $4::bigint[], $5::int[], $6::timestamptz[], $8::bigint[]) AS h(id, claim, take, started_at, revision)
-WHERE e.id = h.id AND {days of e.id} AND e.claim = h.claim AND e.take = h.take
-  AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND (e.worker_id = $2 OR e.worker_id IN (SELECT id FROM workers WHERE consumer = $7)))
-RETURNING e.id";
+macro_rules! executions_reassert {
+    ($locked:literal) => {
+        concat!(
+            "
+WITH free AS MATERIALIZED (
+    SELECT e.id, h.started_at, h.revision
+    FROM UNNEST($3::uuid[], $4::bigint[], $5::int[], $6::timestamptz[], $8::bigint[]) AS h(id, claim, take, started_at, revision)
+    JOIN job_executions e ON e.id = h.id
+    WHERE {days of e.id} AND e.claim = h.claim AND e.take = h.take
+      AND (e.status = 'QUEUED'
+           OR e.status = 'RUNNING' AND (e.worker_id = $2 OR e.worker_id IN (SELECT id FROM workers WHERE consumer = $7)))
+    FOR NO KEY UPDATE OF e ",
+            $locked,
+            "
+)
+UPDATE job_executions e SET worker_id = $1, status = 'RUNNING', started_at = free.started_at, revision = free.revision
+FROM free
+WHERE e.id = free.id AND {days of e.id}
+RETURNING e.id"
+        )
+    };
+}
+
+const EXECUTIONS_REASSERT: &str = executions_reassert!("");
+const EXECUTIONS_REASSERT_FREE: &str = executions_reassert!("SKIP LOCKED");
+
+/// What becomes of started executions that somebody else has locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locked {
+    /// They are waited for.
+    WaitedFor,
+    /// They are left out: nobody's any more, for whoever takes them next.
+    LeftOut,
+}
 
 impl Store {
     /// Begins an incarnation.
@@ -77,8 +105,19 @@ impl Store {
     /// executions that are its own now; the handlers of the others are to be stopped.
     ///
     /// # Errors
-    /// [`crate::Error::Unavailable`]: try again with another new incarnation.
-    pub async fn worker_succeed(&self, old: Uuid, new: &Worker, started: &[Started]) -> Result<Vec<Uuid>> {
+    /// [`crate::Error::Unavailable`]: try again with another new incarnation. [`crate::Error::Busy`]: somebody has locked one that
+    /// was to be waited for.
+    pub async fn worker_succeed(
+        &self,
+        old: Uuid,
+        new: &Worker,
+        started: &[Started],
+        locked: Locked,
+    ) -> Result<Vec<Uuid>> {
+        let reassert = match locked {
+            Locked::WaitedFor => EXECUTIONS_REASSERT,
+            Locked::LeftOut => EXECUTIONS_REASSERT_FREE,
+        };
         let mut connection = self.pool.acquire().await?;
         let mut transaction = connection.begin().await?;
         sqlx::query(WORKER_INSERT)
@@ -90,7 +129,7 @@ impl Store {
             .execute(&mut *transaction)
             .await?;
         let ids: Vec<Uuid> = started.iter().map(|started| started.held.execution).collect();
-        let kept: Vec<Uuid> = sqlx::query_scalar(days::of(EXECUTIONS_REASSERT, ids.iter().copied()))
+        let kept: Vec<Uuid> = sqlx::query_scalar(days::of(reassert, ids.iter().copied()))
             .bind(new.id)
             .bind(old)
             .bind(ids)

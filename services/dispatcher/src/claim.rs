@@ -107,8 +107,6 @@ impl Leader {
         let mut left_out = learn(&mut self.definitions, &mut claim).await?;
         left_out.extend(copy_few(&mut claim));
         left_out.extend(fit(&self.definitions, &mut claim));
-        let (held, until) = self.zones.hold_back(&self.definitions, &mut self.left, &mut claim);
-        held.into_iter().for_each(|slot| self.agenda.note_exactly(slot, until));
         let threshold = delta(self.config.dispatcher.misfire_threshold);
         let foreseen = foresee(&mut self.foresight, &self.definitions, &mut self.left, &mut claim, threshold);
         let decided =

@@ -33,8 +33,12 @@ const _: () = assert!(ANSWER_MAX.as_millis() < ANSWER_FRESH.as_millis(), "there 
 /// How long a stop waits for a term to end: after it the session is let go of as if this process had been killed, which the
 /// next leader mends all the same.
 const STOP_MAX: Duration = Duration::from_millis(1_500);
-/// Between connections that failed.
+/// Between connections that failed; doubled with each further one in a row,
 const CONNECT_AGAIN: Duration = Duration::from_millis(500);
+/// up to this. So are terms that end soon, but for the first of them.
+const CONNECT_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// A term that lasted so long was none that ends at once, again and again.
+const LASTING_TERM: Duration = Duration::from_secs(5);
 
 /// The loop that stands by and leads.
 #[derive(Debug)]
@@ -69,6 +73,7 @@ impl Election {
         if carillon_kit::wait_for("redis", &self.shutdown, || self.redis.reach()).await.is_err() {
             return Ok(());
         }
+        let mut failures = 0;
         while !self.shutdown.is_cancelled() {
             let outcome = tokio::select! {
                 // A Postgres that does not answer must not hold up a stop: a lock that was just given ends with its session.
@@ -76,11 +81,19 @@ impl Election {
                 outcome = self.stand_by() => outcome,
             };
             match outcome {
-                Ok(session) => self.lead(session).await?,
+                Ok(session) => {
+                    let began = Instant::now();
+                    self.lead(session).await?;
+                    failures = if began.elapsed() < LASTING_TERM { failures + 1 } else { 0 };
+                    if failures > 1 {
+                        self.pause(pause_after(failures - 1)).await;
+                    }
+                }
                 Err(error @ carillon_store::Error::FailedPrecondition { .. }) => return Err(error.into()),
                 Err(error) => {
                     warn!("cannot stand by, trying again: {:#}", anyhow::Error::from(error));
-                    self.pause(CONNECT_AGAIN).await;
+                    failures += 1;
+                    self.pause(pause_after(failures)).await;
                 }
             }
         }
@@ -183,5 +196,22 @@ impl Election {
             () = self.shutdown.cancelled() => {}
             () = tokio::time::sleep(duration) => {}
         }
+    }
+}
+
+/// After so many failures in a row.
+fn pause_after(failures: u32) -> Duration {
+    (CONNECT_AGAIN * (1 << failures.saturating_sub(1).min(8))).min(CONNECT_AGAIN_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_doubles_up_to_its_bound() {
+        let pauses: Vec<u128> = (1..=5).map(|failures| pause_after(failures).as_millis()).collect();
+        assert_eq!(pauses, [500, 1_000, 2_000, 2_000, 2_000]);
+        assert_eq!(pause_after(u32::MAX), CONNECT_AGAIN_MAX);
     }
 }

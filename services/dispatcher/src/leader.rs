@@ -38,7 +38,6 @@ use crate::outgoing::Batch;
 use crate::rate::Rate;
 use crate::reconcile::Passes;
 use crate::streams::Streams;
-use crate::zones::Zones;
 use crate::{Config, TICK, withdraw};
 
 /// Instants that the agenda reads at once: with 10,000 lines that is some 5 MB.
@@ -101,7 +100,6 @@ pub struct Leader {
     pub(crate) left: HashMap<Uuid, DateTime<Utc>>,
     pub(crate) streams: Streams,
     pub(crate) foresight: Foresight,
-    pub(crate) zones: Zones,
     /// In Redis, not yet marked so,
     pub(crate) unsettled: Vec<i64>,
     /// and marked by a claim, unless somebody had locked them: the next tick tells.
@@ -152,7 +150,6 @@ impl Leader {
             definitions: Definitions::default(),
             passes: Passes::default(),
             foresight: Foresight::new(store),
-            zones: Zones::default(),
             notices,
             unread,
             shutdown,
@@ -207,9 +204,6 @@ impl Leader {
     async fn turn(&mut self) -> Result<(), End> {
         if Instant::now() >= self.next_tick {
             self.tick().await?;
-        }
-        if Instant::now() >= self.zones.next() {
-            self.follow_zones().await?;
         }
         self.read_agenda().await?;
         while let Some(answer) = self.foresight.try_next() {
@@ -320,11 +314,6 @@ impl Leader {
         Ok(())
     }
 
-    /// Timers have moved: the agenda is read anew at the next turn that may.
-    pub(crate) const fn read_soon(&mut self) {
-        self.next_refill = self.last_refill;
-    }
-
     /// The safety net, and what a wake asks for beyond a glance.
     async fn refill(&mut self) -> Result<(), End> {
         let now = self.session.clock().now();
@@ -417,7 +406,6 @@ impl Leader {
     async fn wait(&mut self) {
         let reading = self.glance.at().map_or(self.next_refill, |glance| glance.min(self.next_refill));
         let mut until = self.next_tick.min(reading.max(self.readable)).min(self.passes.next_page());
-        until = until.min(self.zones.next());
         if let Some(look) = self.agenda.next_look(self.lead()) {
             until = until.min(self.session.clock().surely_reached(look));
         }

@@ -6,7 +6,6 @@
 //! - `foresight` searches timetables that are dear, beside the claims.
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
 //!   what room there is for them.
-//! - `zones` reckons anew what is to come where time zones have other rules than before.
 //! - [`reconcile`] publishes again what Redis has lost; [`withdraw`] ends what was cancelled and nobody reads; `attention`
 //!   completes jobs; [`chores`] keep the house, [`retention`] keeps the days.
 //!
@@ -31,7 +30,6 @@ pub mod reconcile;
 pub mod retention;
 mod streams;
 pub mod withdraw;
-mod zones;
 
 pub use config::Config;
 

@@ -120,7 +120,8 @@ async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) 
     failpoint::reach("take:taken").await;
     let won: HashMap<Uuid, Taken> = won.into_iter().map(|taken| (taken.held.execution, taken)).collect();
     for (key, then) in thens {
-        checked.push((key, won.get(&key.execution).map_or(Checked::Leave, |taken| taken_as(*taken, then))));
+        // Not won: it has moved on, or somebody has locked it. The next look tells.
+        checked.push((key, won.get(&key.execution).map_or(Checked::Wait, |taken| taken_as(*taken, then))));
     }
     Ok(checked)
 }

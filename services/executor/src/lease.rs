@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use carillon_store::workers::Worker;
+use carillon_store::workers::{Locked, Worker};
 use carillon_store::{Error, Store};
 use metrics::{counter, histogram};
 use tokio::sync::{mpsc, oneshot};
@@ -109,6 +109,7 @@ impl Lease {
     async fn succeed(&self, mut pause: Duration) {
         let old = self.shared.incarnation.contact().worker;
         counter!("carillon_executor_incarnations_total").increment(1);
+        let mut locked = Locked::WaitedFor;
         loop {
             let (answer, started) = oneshot::channel();
             // Without the engine the process ends, and there is nothing to keep.
@@ -117,7 +118,7 @@ impl Lease {
             }
             let Ok(started) = started.await else { return self.done.cancelled().await };
             let new = self.worker(Uuid::now_v7());
-            let trying = self.store.worker_succeed(old, &new, &started);
+            let trying = self.store.worker_succeed(old, &new, &started, locked);
             match tokio::time::timeout(self.shared.lease / 4, trying).await {
                 Ok(Ok(kept)) => {
                     info!(
@@ -129,6 +130,14 @@ impl Lease {
                     let _ = self.engine.send(Message::Reasserted(kept.into_iter().collect(), held));
                     self.shared.incarnation.succeed(new.id);
                     return;
+                }
+                Ok(Err(error @ Error::Busy(_))) => {
+                    // For one row's sake all the others would be lost too. That one is stopped, and taken by whoever is first.
+                    locked = Locked::LeftOut;
+                    warn!(
+                        "what somebody has locked is left out of the new incarnation: {:#}",
+                        anyhow::Error::from(error)
+                    );
                 }
                 Ok(Err(error)) => debug!("no new incarnation yet: {:#}", anyhow::Error::from(error)),
                 Err(_) => debug!("no new incarnation yet: no answer"),

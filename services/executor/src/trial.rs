@@ -13,14 +13,18 @@ use crate::in_hand::Key;
 pub(crate) struct Trial(Mutex<Option<(Key, Instant)>>);
 
 impl Trial {
-    /// Whether this one may be taken: no other is on trial, or that has lived for `longest`.
+    /// Whether this one may be taken: no other is on trial, or that has lived for `longest`. One that is asked about again, since it
+    /// could not be taken, is on trial since it was asked about first.
     pub(crate) fn begin(&self, key: Key, longest: Duration) -> bool {
         let mut tried = self.lock();
-        if tried.is_some_and(|(other, since)| other != key && since.elapsed() < longest) {
-            return false;
+        match *tried {
+            Some((other, _)) if other == key => true,
+            Some((_, since)) if since.elapsed() < longest => false,
+            _ => {
+                *tried = Some((key, Instant::now()));
+                true
+            }
         }
-        *tried = Some((key, Instant::now()));
-        true
     }
 
     /// Whether one is on trial: then what was lost at all does not start beside it.

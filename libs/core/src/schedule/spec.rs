@@ -7,7 +7,6 @@
 //!
 //! [`Timetable::parse`]: super::Timetable::parse
 
-use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -200,16 +199,6 @@ impl TimetableSpec {
     /// One instant.
     pub fn once(at: DateTime<Utc>) -> Self {
         Self { specs: vec![Spec::Once(at)], ..Self::never() }
-    }
-
-    /// The zones by whose rules its instants are reckoned, but for UTC, which has none.
-    pub fn zones(&self) -> BTreeSet<&str> {
-        let own = self.timezone.as_str();
-        let of_specs = self.specs.iter().filter(|spec| matches!(spec, Spec::Cron(_))).map(|_| own);
-        let of_exclusions = self.exclusions.iter().map(|exclusion| match exclusion {
-            Exclusion::Dates { timezone, .. } | Exclusion::Cron { timezone, .. } => timezone.as_deref().unwrap_or(own),
-        });
-        of_specs.chain(of_exclusions).filter(|zone| *zone != "UTC").collect()
     }
 
     /// Gives each `@every` line the anchor it lacks, by the rule of [`anchor`]. To be called once, when a job is created, so

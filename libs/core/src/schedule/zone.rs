@@ -7,15 +7,13 @@
 //! Why a table and not jiff at each step: a search crosses changes in both directions and asks for the change *before*
 //! and *after* an instant; in a sorted table that is one binary search and neighbours, some ten nanoseconds, and a
 //! schedule keeps one pointer. And within one process a zone never changes under a running schedule: a new time zone
-//! database takes effect at the next start, when a leader reckons anew what stands by other rules ([`zone_rules`]). A test
-//! compares the table with jiff's own answers.
+//! database takes effect at the next start, when every next instant is computed anew. A test compares the table with
+//! jiff's own answers.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
-
-use sha2::{Digest as _, Sha256};
 
 use super::civil;
 use super::error::{ScheduleError, quoted};
@@ -78,20 +76,6 @@ impl Zone {
     pub(crate) fn end(&self, index: usize) -> i64 {
         self.spans.get(index + 1).map_or(i64::MAX, |next| next.at)
     }
-}
-
-/// A number for what the database in use says of a zone, the same wherever it says the same: another number means that
-/// instants which were reckoned before may be others now. Never 0; `None` if there is no such zone.
-pub fn zone_rules(name: &str) -> Option<i64> {
-    let zone = Zone::get(name).ok()?;
-    let mut hash = Sha256::new();
-    for span in &zone.spans {
-        hash.update(span.at.to_be_bytes());
-        hash.update(span.offset.to_be_bytes());
-    }
-    let mut first = [0; 8];
-    first.copy_from_slice(&hash.finalize()[..8]);
-    Some(i64::from_be_bytes(first)).map(|rules| if rules == 0 { 1 } else { rules })
 }
 
 static ZONES: LazyLock<RwLock<HashMap<String, Arc<Zone>>>> = LazyLock::new(RwLock::default);
@@ -267,14 +251,6 @@ mod tests {
             }
             assert!(zone.spans.windows(2).all(|pair| pair[0].at < pair[1].at && pair[0].offset != pair[1].offset));
         }
-    }
-
-    #[test]
-    fn the_rules_of_a_zone_are_told_by_what_they_say() {
-        assert_eq!(zone_rules("Europe/Berlin"), zone_rules("europe/berlin"));
-        assert_eq!(zone_rules("Etc/GMT-2"), zone_rules("Etc/GMT-2"));
-        assert_ne!(zone_rules("Europe/Berlin"), zone_rules("America/New_York"));
-        assert_eq!(zone_rules("Europe/Berlim"), None);
     }
 
     #[test]

@@ -2,11 +2,14 @@
 
 use anyhow::Result;
 use carillon_core::execution::Status;
+use carillon_store::Error;
 use carillon_store::claim::Decisions;
 use carillon_store::recorder::{Started, Verdict};
+use carillon_store::takes::Release;
+use carillon_store::workers::Locked;
 use uuid::Uuid;
 
-use crate::bench::{Bench, finished, started};
+use crate::bench::{Bench, LEASE, finished, incarnation, started};
 
 const SUCCESS: Verdict = Verdict::Recorded(Status::Success);
 
@@ -109,5 +112,57 @@ async fn a_locked_batch_keeps_no_claim_and_no_other_batch_from_being_settled() -
     other.rollback().await?;
     assert!(leader.settle(&[locked]).await?.is_empty());
     assert!(leader.batches_unsettled(0).await?.iter().all(|batch| batch.number > free));
+    Ok(())
+}
+
+/// Takes a lock on one execution's row.
+async fn lock(bench: &Bench, execution: Uuid) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
+    let mut other = bench.pool.begin().await?;
+    sqlx::query("SELECT FROM job_executions WHERE id = $1 FOR UPDATE").bind(execution).execute(&mut *other).await?;
+    Ok(other)
+}
+
+/// R13, R18a: after a wipe, a take-over or a stop they stand together in one statement.
+#[tokio::test]
+async fn a_locked_execution_keeps_no_other_from_being_taken_or_released() -> Result<()> {
+    let bench = Bench::new().await?;
+    let me = bench.live_worker().await?;
+    let held = bench.open(&mut bench.leader().await?, &bench.jobs(3).await?).await?;
+    let other = lock(&bench, held[1].execution).await?;
+    assert_eq!(bench.store.release(&held).await?, [Release::Done, Release::Lost, Release::Done]);
+    let ids: Vec<Uuid> = held.iter().map(|held| held.execution).collect();
+    let seen = bench.store.see(&ids, LEASE).await?;
+    let wanted: Vec<_> = ids.iter().map(|id| (*id, seen[id].clone(), false)).collect();
+    let mut taken: Vec<Uuid> = bench.store.take(me, &wanted).await?.iter().map(|taken| taken.held.execution).collect();
+    taken.sort_unstable();
+    let mut free = vec![ids[0], ids[2]];
+    free.sort_unstable();
+    assert_eq!(taken, free);
+    assert_eq!(bench.row(ids[1]).await?.take, 0, "it stays as it was");
+    other.rollback().await?;
+    assert_eq!(bench.store.take(me, &wanted).await?.len(), 1, "and is taken afterwards");
+    Ok(())
+}
+
+/// R21: for one row's sake an executor would lose all that it runs.
+#[tokio::test]
+async fn a_locked_execution_keeps_no_incarnation_from_being_succeeded() -> Result<()> {
+    let bench = Bench::new().await?;
+    let old = bench.dead_worker().await?;
+    let held = bench.open(&mut bench.leader().await?, &bench.jobs(3).await?).await?;
+    for held in &held {
+        bench.run(old, *held).await?;
+    }
+    let starts: Vec<Started> = held.iter().map(|held| started(*held)).collect();
+    let other = lock(&bench, held[1].execution).await?;
+    let error = bench.store.worker_succeed(old, &incarnation("dead"), &starts, Locked::WaitedFor).await.unwrap_err();
+    assert!(matches!(error, Error::Busy(_)), "{error:?}");
+    let mut kept = bench.store.worker_succeed(old, &incarnation("dead"), &starts, Locked::LeftOut).await?;
+    kept.sort_unstable();
+    let mut free = vec![held[0].execution, held[2].execution];
+    free.sort_unstable();
+    assert_eq!(kept, free);
+    other.rollback().await?;
+    assert_eq!(bench.row(held[1].execution).await?.worker_id, Some(old), "which has ended: anybody may take it");
     Ok(())
 }

@@ -14,6 +14,7 @@ use carillon_store::leader_session::LeaderSession;
 use carillon_store::recorder::{Held, Verdict};
 use carillon_store::takes::Release;
 use carillon_store::upcoming::UpcomingMax;
+use carillon_store::workers::Locked;
 use carillon_store::{cancels, executions, jobs, revisions};
 use carillon_testkit::wait_until;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -166,7 +167,7 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
     bench.store.payloads(&born).await?;
     bench.store.last_success(jobs[9]).await?;
     let succession = [started(carillon_store::recorder::Held { take: 1, ..held[5] })];
-    bench.store.worker_succeed(worker, &incarnation("live"), &succession).await?;
+    bench.store.worker_succeed(worker, &incarnation("live"), &succession, Locked::LeftOut).await?;
     let claim = leader.claim(&[room(Source::Retry, &medium(), 1_000)], retry_at(), &[]).await?;
     assert_eq!(claim.retries.len(), 5);
     let retries = claim.retries.iter().zip(1..).map(|(retry, seq)| (*retry, seq)).collect();
@@ -434,7 +435,8 @@ async fn what_names_executions_locks_the_partitions_of_their_days_alone() -> Res
     let wanted: Vec<_> = [1, 4].map(|at| (born[at], seen[&born[at]].clone(), false)).to_vec();
     assert_eq!(both.but_for_its_days("take", store.take(worker, &wanted)).await?.len(), 2);
     let taken = [1, 4].map(|at| started(Held { take: 1, ..held[at] }));
-    let succeeded = both.but_for_its_days("succeed", store.worker_succeed(worker, &successor, &taken)).await?;
+    let succeeded =
+        both.but_for_its_days("succeed", store.worker_succeed(worker, &successor, &taken, Locked::WaitedFor)).await?;
     assert_eq!(succeeded.len(), 2);
     let end = [finished(held[5], Status::Success)];
     both.but_for_its_days("success", store.record(successor.id, &[], &end, &[])).await?;

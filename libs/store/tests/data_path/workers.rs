@@ -3,6 +3,7 @@
 use anyhow::Result;
 use carillon_core::execution::Status;
 use carillon_store::recorder::{Held, Started, Verdict};
+use carillon_store::workers::Locked;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
@@ -66,7 +67,7 @@ async fn r21_a_new_incarnation_keeps_what_is_its_own_and_nothing_else() -> Resul
     for started in &mut started {
         started.revision = 7;
     }
-    let mut kept = bench.store.worker_succeed(old, &new, &started).await?;
+    let mut kept = bench.store.worker_succeed(old, &new, &started, Locked::WaitedFor).await?;
     kept.sort_unstable();
     let mut own = vec![held[0].execution, held[1].execution];
     own.sort_unstable();
@@ -95,7 +96,7 @@ async fn r21_with_nothing_in_hand_a_new_incarnation_begins_all_the_same() -> Res
     let bench = Bench::new().await?;
     let old = bench.dead_worker().await?;
     let new = incarnation("dead");
-    assert!(bench.store.worker_succeed(old, &new, &[]).await?.is_empty());
+    assert!(bench.store.worker_succeed(old, &new, &[], Locked::WaitedFor).await?.is_empty());
     assert!(worker_row(&bench, old).await?.1);
     assert!(bench.store.worker_beat(new.id).await?.is_some());
     Ok(())
@@ -109,7 +110,7 @@ async fn r21_an_execution_taken_meanwhile_is_not_kept() -> Result<()> {
     bench.run(old, held).await?;
     let seen = bench.store.see(&[held.execution], LEASE).await?;
     bench.store.take(taker, &[(held.execution, seen[&held.execution].clone(), true)]).await?;
-    let kept = bench.store.worker_succeed(old, &incarnation("dead"), &in_hand(&[held])).await?;
+    let kept = bench.store.worker_succeed(old, &incarnation("dead"), &in_hand(&[held]), Locked::WaitedFor).await?;
     assert!(kept.is_empty());
     assert_eq!(bench.row(held.execution).await?.worker_id, Some(taker));
     Ok(())
@@ -124,8 +125,8 @@ async fn h17_a_succession_repeated_after_a_lost_answer_keeps_the_same_handlers()
     let held = bench.open(&mut bench.leader().await?, &bench.jobs(2).await?).await?;
     bench.run(old, held[0]).await?;
     let (unanswered, again) = (incarnation("one"), incarnation("one"));
-    assert_eq!(bench.store.worker_succeed(old, &unanswered, &in_hand(&held)).await?.len(), 2);
-    let kept = bench.store.worker_succeed(old, &again, &in_hand(&held)).await?;
+    assert_eq!(bench.store.worker_succeed(old, &unanswered, &in_hand(&held), Locked::WaitedFor).await?.len(), 2);
+    let kept = bench.store.worker_succeed(old, &again, &in_hand(&held), Locked::WaitedFor).await?;
     assert_eq!(kept.len(), 2, "handlers that nobody else has are stopped");
     assert_eq!(bench.row(held[0].execution).await?.worker_id, Some(again.id));
     Ok(())
@@ -138,8 +139,8 @@ async fn h17_a_succession_repeated_after_a_lost_answer_leaves_one_live_incarnati
     let bench = Bench::new().await?;
     let old = bench.worker("one", TimeDelta::hours(1), false).await?;
     let (unanswered, again) = (incarnation("one"), incarnation("one"));
-    bench.store.worker_succeed(old, &unanswered, &[]).await?;
-    bench.store.worker_succeed(old, &again, &[]).await?;
+    bench.store.worker_succeed(old, &unanswered, &[], Locked::WaitedFor).await?;
+    bench.store.worker_succeed(old, &again, &[], Locked::WaitedFor).await?;
     bench.store.worker_end(again.id).await?;
     assert_eq!(
         bench.store.consumers_ended(&["one".into()]).await?,
@@ -205,7 +206,7 @@ async fn of_the_live_executors_of_a_queue_one_that_offers_the_handler_is_named()
     assert_eq!(offering("reports:weekly", "default").await?, None);
     // A new incarnation offers it, too; its predecessor has ended.
     let next = incarnation("one");
-    bench.store.worker_succeed(begun.id, &next, &[]).await?;
+    bench.store.worker_succeed(begun.id, &next, &[], Locked::WaitedFor).await?;
     assert_eq!(offering("test:echo", "default").await?.as_deref(), Some("one"));
     sqlx::query("UPDATE workers SET seen_at = now() - interval '1 hour'").execute(&bench.pool).await?;
     assert_eq!(offering("test:echo", "default").await?, None, "it is not heard of any more");

@@ -19,7 +19,7 @@ pub fn built_in(store: &Store, redis: &Redis, queues: &[String]) -> Registry {
         .with("test:panic", test::Panic)
         .with("test:nest", test::Nest)
         .with("test:block", test::Block);
-    // Not where anybody may name it.
+    // The death of its executor: not in what is shipped.
     #[cfg(debug_assertions)]
     let registry = registry.with("test:kill", test::Kill);
     registry
