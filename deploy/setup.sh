@@ -2,7 +2,8 @@
 # Makes sure that what Carillon needs is on this machine, by its own package manager (apt-get on Debian and its kin,
 # Homebrew on macOS): PostgreSQL 15+ and Redis 7+ (or Valkey), for a build a C compiler, which Rust links with, and for tests
 # PgBouncer and faketime. Says what it does before it does it, and does nothing if all is there. Without the right to install, it
-# names the exact command and exits 69. It starts nothing: `carillon dev` and the tests run private servers of their own. The one place that installs.
+# names the exact command and exits 69. It starts nothing: `carillon dev` and the tests run private servers of their own. The one
+# place that installs.
 #
 # Arguments: `servers`, or `servers-unless-given` (not those that CARILLON_POSTGRES_URL and CARILLON_REDIS_URL name);
 # `compiler` besides; `pooler`: PgBouncer, which tests put before Postgres; `clocks`: Debian's faketime, by which the soak gives
