@@ -255,10 +255,10 @@ WITH batch AS (
 INSERT INTO job_executions
     (id, job_id, shard, queue, priority, platform_id, revision, created_by, claim, entry, seq, status, scheduled_at, max_retries,
      reason, payload, trace_id, parent_span_id, trace_flags)
-SELECT f.id, f.job_id, $16, f.queue, f.priority, f.platform_id, f.revision, f.created_by, $17, $17, f.seq, 'QUEUED',
+SELECT f.id, f.job_id, $16, f.queue, f.priority, f.platform_id, f.revision, COALESCE(f.created_by, ''), $17, $17, f.seq, 'QUEUED',
        f.scheduled_at, f.max_retries, f.reason,
        CASE WHEN f.own_payload THEN (SELECT t.payload FROM job_triggers t WHERE t.execution_id = f.id) END,
-       f.trace_id, f.parent_span_id, f.trace_flags
+       f.trace_id, f.parent_span_id, COALESCE(f.trace_flags, 1)
 FROM ",
     births!(),
     "

@@ -29,24 +29,33 @@ pub(crate) use births;
 /// A statement whose parameters are bound one after the other.
 pub(crate) type Query = sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments>;
 
-/// Binds what [`births`] names.
+/// Binds what [`births`] names. A timer's fire needs less than half of it: a column that none of `new` has is sent empty, and
+/// UNNEST makes NULL of what is missing.
 pub(crate) fn bind_births(query: Query, new: &[&NewExecution]) -> Query {
+    let texts = |of: fn(&NewExecution) -> Option<&str>| sparse(new.iter().map(|new| of(new)).collect());
+    let traced = if new.iter().any(|new| new.trace.is_some()) { new } else { &[] };
+    let has_payloads = new.iter().any(|new| new.own_payload);
     query
         .bind(new.iter().map(|new| new.id).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.job).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.seq).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.scheduled_at).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.max_retries).collect::<Vec<_>>())
-        .bind(new.iter().map(|new| new.reason.as_deref()).collect::<Vec<_>>())
-        .bind(new.iter().map(|new| new.own_payload).collect::<Vec<_>>())
+        .bind(texts(|new| new.reason.as_deref()))
+        .bind(new.iter().filter(|_| has_payloads).map(|new| new.own_payload).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.line.queue.as_str()).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.line.priority.rank()).collect::<Vec<_>>())
-        .bind(new.iter().map(|new| new.platform_id.as_deref()).collect::<Vec<_>>())
+        .bind(texts(|new| new.platform_id.as_deref()))
         .bind(new.iter().map(|new| new.revision).collect::<Vec<_>>())
-        .bind(new.iter().map(|new| new.created_by.as_str()).collect::<Vec<_>>())
-        .bind(new.iter().map(|new| new.trace.as_ref().map(TraceContext::trace_id)).collect::<Vec<_>>())
-        .bind(new.iter().map(|new| new.trace.as_ref().map(TraceContext::parent_span_id)).collect::<Vec<_>>())
-        .bind(new.iter().map(|new| new.trace.map_or(1, |trace| i16::from(trace.flags))).collect::<Vec<_>>())
+        .bind(texts(|new| Some(new.created_by.as_str()).filter(|by| !by.is_empty())))
+        .bind(traced.iter().map(|new| new.trace.as_ref().map(TraceContext::trace_id)).collect::<Vec<_>>())
+        .bind(traced.iter().map(|new| new.trace.as_ref().map(TraceContext::parent_span_id)).collect::<Vec<_>>())
+        .bind(traced.iter().map(|new| new.trace.map(|trace| i16::from(trace.flags))).collect::<Vec<_>>())
+}
+
+/// Nothing, if that is all there is.
+fn sparse(column: Vec<Option<&str>>) -> Vec<Option<&str>> {
+    if column.iter().all(Option::is_none) { Vec::new() } else { column }
 }
 
 /// Never opened, so nothing is counted (R20), and nothing of it was open that could have kept its job from being complete:
@@ -59,10 +68,10 @@ WITH triggered AS (
 INSERT INTO job_executions
     (id, job_id, shard, queue, priority, platform_id, revision, created_by, seq, status, scheduled_at, completed_at, max_retries,
      reason, payload, trace_id, parent_span_id, trace_flags)
-SELECT f.id, f.job_id, $16, f.queue, f.priority, f.platform_id, f.revision, f.created_by, 0, 'SKIPPED', f.scheduled_at, now(),
+SELECT f.id, f.job_id, $16, f.queue, f.priority, f.platform_id, f.revision, COALESCE(f.created_by, ''), 0, 'SKIPPED', f.scheduled_at, now(),
        f.max_retries, f.reason,
        CASE WHEN f.own_payload THEN (SELECT t.payload FROM job_triggers t WHERE t.execution_id = f.id) END,
-       f.trace_id, f.parent_span_id, f.trace_flags
+       f.trace_id, f.parent_span_id, COALESCE(f.trace_flags, 1)
 FROM ",
     births!(),
     "

@@ -5,8 +5,9 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use carillon_core::agenda::Source;
+use carillon_store::leader_session::Candidate;
 use carillon_store::{Error, Store, StoreOptions};
 use carillon_testkit::{Proxy, wait_until};
 use uuid::Uuid;
@@ -187,7 +188,11 @@ async fn a_claim_that_is_given_up_at_any_moment_leaves_its_session_usable() -> R
     let bench = Bench::new().await?;
     let due = bench.now().await?;
     let job = bench.job_at(&medium(), Some(due)).await?;
-    let mut session = bench.leader().await?;
+    // So far off that each answer is waited for: a server that is woken on the same core answers before it is asked about it.
+    let proxy = Proxy::to(bench.database.port()?)?;
+    let options = StoreOptions::new(bench.database.url_through(proxy.port()), "leader");
+    let Ok(mut session) = Candidate::connect(&options, 0).await?.try_lead().await? else { bail!("somebody leads") };
+    proxy.delay(Duration::from_millis(3));
     let rooms = [room(Source::Timer, &medium(), 10)];
     let (mut given_up, mut whole) = (0, 0);
     for waits in (0..80).map(|n| n % 8) {
@@ -209,7 +214,7 @@ async fn a_claim_that_is_given_up_at_any_moment_leaves_its_session_usable() -> R
             given_up += 1;
         }
     }
-    assert!(given_up > 0 && whole > 0, "{given_up} were given up, {whole} came to their end");
+    assert!(given_up >= 20 && whole >= 10, "{given_up} were given up, {whole} came to their end");
     session.say_something().await?;
     let open: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'",
