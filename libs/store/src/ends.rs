@@ -32,29 +32,27 @@ pub(crate) type Query = sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgr
 /// Binds what [`births`] names. A timer's fire needs less than half of it: a column that none of `new` has is sent empty, and
 /// UNNEST makes NULL of what is missing.
 pub(crate) fn bind_births(query: Query, new: &[&NewExecution]) -> Query {
-    let texts = |of: fn(&NewExecution) -> Option<&str>| sparse(new.iter().map(|new| of(new)).collect());
-    let traced = if new.iter().any(|new| new.trace.is_some()) { new } else { &[] };
-    let has_payloads = new.iter().any(|new| new.own_payload);
     query
         .bind(new.iter().map(|new| new.id).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.job).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.seq).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.scheduled_at).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.max_retries).collect::<Vec<_>>())
-        .bind(texts(|new| new.reason.as_deref()))
-        .bind(new.iter().filter(|_| has_payloads).map(|new| new.own_payload).collect::<Vec<_>>())
+        .bind(sparse(new, |new| new.reason.as_deref()))
+        .bind(sparse(new, |new| new.own_payload.then_some(true)))
         .bind(new.iter().map(|new| new.line.queue.as_str()).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.line.priority.rank()).collect::<Vec<_>>())
-        .bind(texts(|new| new.platform_id.as_deref()))
+        .bind(sparse(new, |new| new.platform_id.as_deref()))
         .bind(new.iter().map(|new| new.revision).collect::<Vec<_>>())
-        .bind(texts(|new| Some(new.created_by.as_str()).filter(|by| !by.is_empty())))
-        .bind(traced.iter().map(|new| new.trace.as_ref().map(TraceContext::trace_id)).collect::<Vec<_>>())
-        .bind(traced.iter().map(|new| new.trace.as_ref().map(TraceContext::parent_span_id)).collect::<Vec<_>>())
-        .bind(traced.iter().map(|new| new.trace.map(|trace| i16::from(trace.flags))).collect::<Vec<_>>())
+        .bind(sparse(new, |new| Some(new.created_by.as_str()).filter(|by| !by.is_empty())))
+        .bind(sparse(new, |new| new.trace.as_ref().map(TraceContext::trace_id)))
+        .bind(sparse(new, |new| new.trace.as_ref().map(TraceContext::parent_span_id)))
+        .bind(sparse(new, |new| new.trace.map(|trace| i16::from(trace.flags))))
 }
 
-/// Nothing, if that is all there is.
-fn sparse(column: Vec<Option<&str>>) -> Vec<Option<&str>> {
+/// A column that most do not have: nothing at all, if none has it.
+fn sparse<'a, T>(new: &[&'a NewExecution], of: impl Fn(&'a NewExecution) -> Option<T>) -> Vec<Option<T>> {
+    let column: Vec<Option<T>> = new.iter().map(|new| of(new)).collect();
     if column.iter().all(Option::is_none) { Vec::new() } else { column }
 }
 
