@@ -19,7 +19,7 @@ mod redis;
 pub use home::{Home, InUse};
 pub use owner::Owner;
 pub use ports::free_port;
-pub use postgres::{PostgresServer, StopMode};
+pub use postgres::{PostgresServer, StopMode, USER};
 pub use process::Process;
 pub use programs::{PostgresPrograms, find_pgbouncer, find_postgres, find_redis};
 pub use redis::RedisServer;

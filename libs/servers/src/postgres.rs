@@ -17,7 +17,7 @@ use crate::process::{Process, command_line_of, end_stranger, until};
 use crate::programs::{PostgresPrograms, find_postgres};
 
 /// The only user, with all rights.
-const USER: &str = "carillon";
+pub const USER: &str = "carillon";
 /// Recovery after a kill replays the log first.
 const START_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(20);

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use carillon_servers::{Home, Owner, Process, find_pgbouncer, free_port};
+use anyhow::Result;
+use carillon_servers::{Home, Owner, Process, USER, find_pgbouncer, free_port};
 use nix::sys::signal::Signal;
 use sqlx::{Connection as _, PgConnection};
 
@@ -40,9 +40,8 @@ impl Pooler {
         let program = find_pgbouncer()?;
         let home = Home::temporary()?;
         let port = free_port()?;
-        let user = database.url().split("://").nth(1).and_then(|rest| rest.split('@').next()).context("no user")?;
         let users = home.path().join("users.txt");
-        std::fs::write(&users, format!("\"{user}\" \"\"\n"))?;
+        std::fs::write(&users, format!("\"{USER}\" \"\"\n"))?;
         let settings = home.path().join("pgbouncer.ini");
         std::fs::write(&settings, configuration(database.port()?, port, mode, &users))?;
         let mut command = Command::new(program);

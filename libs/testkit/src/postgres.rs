@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use carillon_servers::{Home, Owner, PostgresServer, StopMode, find_postgres, free_port};
+use carillon_servers::{Home, Owner, PostgresServer, StopMode, USER, find_postgres, free_port};
 use chrono::{Days, NaiveTime, Utc};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
@@ -295,7 +295,7 @@ fn take_base_backup(port: u16, data: &Path) -> Result<()> {
     std::fs::set_permissions(data, Permissions::from_mode(0o700))?;
     owner.give(data)?;
     let mut command = Command::new(find_postgres()?.initdb.with_file_name("pg_basebackup"));
-    command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--username", "carillon"]);
+    command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--username", USER]);
     command.args(["--write-recovery-conf", "--checkpoint", "fast", "--no-sync", "--pgdata"]).arg(data);
     let output = owner.apply(command.current_dir(data)).output().context("cannot start pg_basebackup")?;
     ensure!(output.status.success(), "pg_basebackup failed: {}", String::from_utf8_lossy(&output.stderr));
