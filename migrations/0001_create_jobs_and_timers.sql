@@ -49,6 +49,17 @@ CREATE INDEX jobs_by_type ON jobs (type, id);
 -- Whether a name of a queue is still in use.
 CREATE INDEX jobs_by_queue ON jobs (queue, cancelled_at);
 
+-- By which rules of time zones the instants of all timers were reckoned (carillon_core::schedule::zone_rules): a leader whose own
+-- data says something else walks all jobs and reckons them anew. One row.
+CREATE TABLE zone_walk (
+    single   boolean PRIMARY KEY DEFAULT true CHECK (single),
+    rules    bigint NOT NULL,
+    -- The walk has come to this job,
+    reached  uuid NOT NULL,
+    -- and to its end.
+    ended_at timestamptz
+);
+
 -- Each revision of a definition, whole, with who made it and when. An execution names the one that it runs with, and keeps
 -- it through all its attempts; a superseded one stays while an open execution names it, and for as long as an execution
 -- can be retried by hand (R23a).

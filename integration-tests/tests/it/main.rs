@@ -11,6 +11,7 @@
 mod api;
 mod load;
 mod world;
+mod zones;
 
 mod api_grpc;
 mod api_json;

@@ -45,6 +45,27 @@ pub fn resume(timetable: &Timetable, held_at: DateTime<Utc>, now: DateTime<Utc>)
     timetable.last_at_or_before(now, held_at).unwrap_or(held_at)
 }
 
+/// By how much a change of a zone's rules moves an instant, at most: a zone may change sides of the date line.
+const MOVED_MAX: TimeDelta = TimeDelta::hours(26);
+
+/// Where a timer moves that stands at `stood_at`, still to come at `now`, if the rules of its time zone are others than those by
+/// which it was reckoned; `None`: it stays.
+///
+/// To the first instant to come. But where the instant that it stood at has become one that is past by now (the nearest says
+/// so), that one is due at once, or it would never fire; unless it lies before `since`, when the job was made, changed or
+/// resumed. A search that is cut says nothing, and neither does one that finds nothing to come: the timer fires where it stands.
+pub fn reckon_anew(
+    timetable: &Timetable,
+    stood_at: DateTime<Utc>,
+    since: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Option<DateTime<Utc>> {
+    let next = timetable.next_after(now).fire().filter(|next| *next != stood_at)?;
+    let earlier = timetable.last_at_or_before(now, (stood_at - MOVED_MAX).max(since + TimeDelta::milliseconds(1)));
+    let to = earlier.filter(|at| stood_at - *at <= (next - stood_at).abs()).unwrap_or(next);
+    (!timetable.was_cut()).then_some(to)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -97,6 +118,49 @@ mod tests {
         assert_eq!(due, Due { fire: Some(at(900_000)), next: Some(at(901_000)), missed_from: Some(at(300_000)) });
         // A job that was paused there: its timer stays, and the claim moves it.
         assert_eq!(resume(&timetable, at(5_000), at(6_000)), at(5_000));
+    }
+
+    /// Daily at nine, of a zone that is so many minutes ahead of UTC by now; day 0 is 1 January 1970.
+    fn daily(ahead: i64) -> (Timetable, impl Fn(i64, i64) -> DateTime<Utc>) {
+        let anchor = at((9 * 60 - ahead) * 60_000);
+        let spec = TimetableSpec::every(Duration::from_secs(24 * 60 * 60), anchor);
+        let utc = |day: i64, minutes: i64| at((day * 24 * 60 + minutes) * 60_000);
+        (Timetable::parse(&spec, Uuid::nil()).unwrap(), utc)
+    }
+
+    #[test]
+    fn what_is_to_come_is_reckoned_by_the_new_rules() {
+        // It was an hour ahead: nine o'clock was eight.
+        for (ahead, expected) in [(60, None), (0, Some(540)), (30, Some(510)), (90, Some(450)), (-120, Some(660))] {
+            let (timetable, utc) = daily(ahead);
+            let anew = reckon_anew(&timetable, utc(5, 480), utc(0, 0), utc(5, 400));
+            assert_eq!(anew, expected.map(|minutes| utc(5, minutes)), "{ahead} ahead");
+        }
+        // Fired today already, and the next is not today's again but for who is later now.
+        let (timetable, utc) = daily(120);
+        assert_eq!(reckon_anew(&timetable, utc(6, 480), utc(0, 0), utc(5, 500)), Some(utc(6, 420)));
+    }
+
+    #[test]
+    fn an_instant_that_has_become_a_past_one_is_due_at_once_unless_it_is_older_than_the_job() {
+        let (timetable, utc) = daily(120);
+        assert_eq!(reckon_anew(&timetable, utc(5, 480), utc(0, 0), utc(5, 450)), Some(utc(5, 420)));
+        assert_eq!(reckon_anew(&timetable, utc(5, 480), utc(5, 420), utc(5, 450)), Some(utc(6, 420)));
+        let (timetable, utc) = daily(60);
+        assert_eq!(reckon_anew(&timetable, utc(5, 480), utc(0, 0), utc(5, 479)), None, "not changed");
+    }
+
+    #[test]
+    fn a_timer_stays_where_nothing_is_to_come_or_the_search_for_it_is_cut() {
+        let mut spec = TimetableSpec::every(Duration::from_secs(1), at(0));
+        spec.end = Some(at(10_000));
+        let ended = Timetable::parse(&spec, Uuid::nil()).unwrap();
+        assert_eq!(reckon_anew(&ended, at(90_000_000), at(0), at(80_000_000)), None);
+        spec.end = None;
+        spec.exclusions = vec![Exclusion::cron("* * * * 1-6"), Exclusion::cron("* * * * 0")];
+        let dear = Timetable::parse_accepted(&spec, Uuid::nil(), 10).unwrap();
+        assert_eq!(reckon_anew(&dear, at(90_000_000), at(0), at(5_000)), None);
+        assert!(dear.was_cut());
     }
 
     #[test]

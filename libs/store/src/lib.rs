@@ -3,7 +3,7 @@
 //! The API's side: [`jobs`] and their [`revisions`], [`executions`], [`triggers`], [`cancels`]. The data path's side:
 //! [`leader_session`] (the advisory lock and all that may only be written under it), [`recorder`] (finishing executions),
 //! [`ends`] (all other ends), [`takes`], [`withdrawals`], [`workers`]. Upkeep: [`migrate`], [`partitions`], [`queues`],
-//! [`retention`], [`attention`].
+//! [`retention`], [`attention`], [`zones`].
 //!
 //! It knows the words of `carillon-core` and nothing of Redis, of the wire or of how a process is run. There is no trait
 //! to stand in for it: the promises *are* Postgres semantics, and tests run against a real one.
@@ -38,6 +38,7 @@ pub mod triggers;
 pub mod upcoming;
 pub mod withdrawals;
 pub mod workers;
+pub mod zones;
 
 pub use error::{Error, Result};
 pub use pool::{Store, StoreOptions};

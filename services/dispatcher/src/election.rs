@@ -15,6 +15,7 @@ use carillon_store::{Store, StoreOptions};
 use carillon_stream::Redis;
 use carillon_stream::notices::Topic;
 use metrics::{counter, gauge};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -48,20 +49,22 @@ pub struct Election {
     store: Store,
     redis: Redis,
     unread: withdraw::Handle,
+    leads: watch::Sender<bool>,
     shutdown: CancellationToken,
 }
 
 impl Election {
-    /// One for a process; what its terms meet that is to end unread goes to `unread`.
+    /// One for a process; what its terms meet that is to end unread goes to `unread`, whether it leads is said to `leads`.
     pub const fn new(
         config: Config,
         options: StoreOptions,
         store: Store,
         redis: Redis,
         unread: withdraw::Handle,
+        leads: watch::Sender<bool>,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { config, options, store, redis, unread, shutdown }
+        Self { config, options, store, redis, unread, leads, shutdown }
     }
 
     /// Stands by and leads until the process stops.
@@ -147,6 +150,7 @@ impl Election {
     async fn lead(&self, session: LeaderSession) -> anyhow::Result<()> {
         let notices = self.redis.subscribe(&[Topic::Wake, Topic::Ended, Topic::JobChanged])?;
         gauge!("carillon_dispatcher_leader").set(1.0);
+        self.leads.send_replace(true);
         counter!("carillon_dispatcher_terms_total").increment(1);
         let leader = Leader::new(
             self.config.clone(),
@@ -167,6 +171,7 @@ impl Election {
             () = out_of_time => None,
         };
         gauge!("carillon_dispatcher_leader").set(0.0);
+        self.leads.send_replace(false);
         let Some(end) = end else {
             warn!("postgres does not answer: the leader's session is let go of without a word");
             return Ok(());

@@ -7,7 +7,7 @@
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
 //!   what room there is for them.
 //! - [`reconcile`] publishes again what Redis has lost; [`withdraw`] ends what was cancelled and nobody reads; `attention`
-//!   completes jobs; [`chores`] keep the house, [`retention`] keeps the days.
+//!   completes jobs; [`chores`] keep the house, [`retention`] keeps the days; `zones` follows time zones whose rules change.
 //!
 //! What it must not know: how a handler runs, and any SQL or Redis command.
 
@@ -30,6 +30,7 @@ pub mod reconcile;
 pub mod retention;
 mod streams;
 pub mod withdraw;
+mod zones;
 
 pub use config::Config;
 
@@ -39,6 +40,7 @@ use carillon_kit::Process;
 use carillon_store::leader_session::refuse_pooler;
 use carillon_store::{Error, Store, StoreOptions};
 use carillon_stream::{Redis, RedisOptions};
+use tokio::sync::watch;
 use tracing::info;
 
 /// Stands by and leads until the process is told to stop.
@@ -85,10 +87,13 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let shutdown = process.shutdown();
     let withdrawal = withdraw::Withdrawal::new(&config, store.clone(), redis.clone(), shutdown.clone())?;
     let unread = withdrawal.handle();
-    let election = election::Election::new(config, options, store.clone(), redis.clone(), unread, shutdown.clone());
+    let (leads, led) = watch::channel(false);
+    let election =
+        election::Election::new(config, options, store.clone(), redis.clone(), unread, leads, shutdown.clone());
     tasks.spawn("election", election.run());
     tasks.spawn("attention", attention::run(store.clone(), redis.clone(), shutdown.clone()));
     tasks.spawn("withdrawal", withdrawal.run());
+    tasks.spawn("zones", zones::run(store.clone(), redis.clone(), led, shutdown.clone()));
     tasks.spawn("chores", chores::run(store, redis, shutdown.clone()));
     tasks.spawn("retention", retention::run(upkeep, kept, shutdown));
     tasks.run().await

@@ -73,6 +73,11 @@ pub(crate) fn describe() {
 }
 
 fn describe_upkeep() {
+    describe_counter!(
+        "carillon_dispatcher_timers_reckoned_total",
+        Unit::Count,
+        "Timers moved because the rules of their time zone have changed"
+    );
     describe_gauge!(
         "carillon_partitions_overdue",
         Unit::Count,

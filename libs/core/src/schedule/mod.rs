@@ -31,4 +31,4 @@ pub use preview::{PREVIEW_MAX, Preview, PreviewFire, preview};
 pub use search::LOOKS_MAX;
 pub use spec::{DstGap, DstOverlap, Exclusion, Spec, TimetableSpec, anchor};
 pub use timetable::{EXCLUSIONS_MAX, Next, SPECS_MAX, Timetable, utc};
-pub use zone::{check_timezone, database_description, timezone_name};
+pub use zone::{check_timezone, database_description, timezone_name, zone_rules};

@@ -201,6 +201,19 @@ impl TimetableSpec {
         Self { specs: vec![Spec::Once(at)], ..Self::never() }
     }
 
+    /// Whether its instants depend on the rules of time zones: on those of any but UTC, which has none.
+    pub fn follows_zones(&self) -> bool {
+        let own = self.timezone.as_str();
+        let is_ruled = |zone: &str| zone != "UTC";
+        let has_lines = self.specs.iter().any(|spec| matches!(spec, Spec::Cron(_)));
+        let of_exclusion = |exclusion: &Exclusion| match exclusion {
+            Exclusion::Dates { timezone, .. } | Exclusion::Cron { timezone, .. } => {
+                is_ruled(timezone.as_deref().unwrap_or(own))
+            }
+        };
+        has_lines && is_ruled(own) || self.exclusions.iter().any(of_exclusion)
+    }
+
     /// Gives each `@every` line the anchor it lacks, by the rule of [`anchor`]. To be called once, when a job is created, so
     /// that what is stored does not drift when the start is changed later. (Unanchored, a `@every` counts from the start, or
     /// from 1970-01-01T00:00:00Z.)

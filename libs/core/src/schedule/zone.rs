@@ -7,13 +7,15 @@
 //! Why a table and not jiff at each step: a search crosses changes in both directions and asks for the change *before*
 //! and *after* an instant; in a sorted table that is one binary search and neighbours, some ten nanoseconds, and a
 //! schedule keeps one pointer. And within one process a zone never changes under a running schedule: a new time zone
-//! database takes effect at the next start, when every next instant is computed anew. A test compares the table with
-//! jiff's own answers.
+//! database takes effect at the next start, when a leader reckons anew what stands by other rules ([`zone_rules`]). A test
+//! compares the table with jiff's own answers.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
+
+use sha2::{Digest as _, Sha256};
 
 use super::civil;
 use super::error::{ScheduleError, quoted};
@@ -76,6 +78,23 @@ impl Zone {
     pub(crate) fn end(&self, index: usize) -> i64 {
         self.spans.get(index + 1).map_or(i64::MAX, |next| next.at)
     }
+}
+
+/// A number for what the database in use says of all its zones: where it is another one, instants that were reckoned may be
+/// others. Every zone file is read for it, which takes some tenths of a second, and none is kept.
+pub fn zone_rules() -> i64 {
+    let mut hash = Sha256::new();
+    for name in NAMES.iter() {
+        let Ok(zone) = lookup(name) else { continue };
+        hash.update(name);
+        for span in spans_of(&zone) {
+            hash.update(span.at.to_be_bytes());
+            hash.update(span.offset.to_be_bytes());
+        }
+    }
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.finalize()[..8]);
+    i64::from_be_bytes(first)
 }
 
 static ZONES: LazyLock<RwLock<HashMap<String, Arc<Zone>>>> = LazyLock::new(RwLock::default);
@@ -145,8 +164,8 @@ fn lookup(name: &str) -> Result<jiff::tz::TimeZone, String> {
     Err(message)
 }
 
-/// All names, for the hint to whoever wrote a wrong one. To list them, every file is opened, which takes some ten
-/// milliseconds: done once in a process, and only for the first wrong name.
+/// All names. To list them, every file is opened, which takes some ten milliseconds: done once in a process, and only where
+/// they are asked for (for the hint to whoever wrote a wrong one, say).
 static NAMES: LazyLock<Vec<String>> = LazyLock::new(|| {
     let names = jiff::tz::db().available().map(|name| name.as_str().to_owned());
     names.filter(|name| !name.starts_with("right/") && !name.starts_with("posix/")).collect()
@@ -251,6 +270,12 @@ mod tests {
             }
             assert!(zone.spans.windows(2).all(|pair| pair[0].at < pair[1].at && pair[0].offset != pair[1].offset));
         }
+    }
+
+    #[test]
+    fn the_rules_of_the_database_are_the_same_number_each_time() {
+        assert_eq!(zone_rules(), zone_rules());
+        assert!(NAMES.len() > 300, "{}", NAMES.len());
     }
 
     #[test]

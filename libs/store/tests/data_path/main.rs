@@ -21,3 +21,4 @@ mod running;
 mod takes;
 mod upcoming;
 mod workers;
+mod zones;
