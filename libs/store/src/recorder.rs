@@ -228,6 +228,17 @@ impl Store {
         transaction.commit().await?;
         Ok((started, finished))
     }
+
+    /// Whether these ends would be written: [`Store::record`], and none of it is done.
+    ///
+    /// # Errors
+    /// As that one.
+    pub async fn rehearse_record(&self, worker: Uuid, finished: &[Finished], ended_jobs: &[Uuid]) -> Result<()> {
+        let mut transaction = self.pool.begin().await?;
+        finish_on_conn(&mut transaction, Some(worker), &refs(finished), ended_jobs).await?;
+        // Rolled back where it is dropped.
+        Ok(())
+    }
 }
 
 async fn mark_running_on_conn(connection: &mut Connection, worker: Uuid, started: &[&Started]) -> Result<Vec<Verdict>> {

@@ -229,7 +229,7 @@ impl Writer {
     async fn write(&mut self, group: Group) {
         let mut todo = vec![group];
         while let Some(mut group) = todo.pop() {
-            let mut tries = 0;
+            let (mut tries, mut rehearsed) = (0, false);
             // As it was, while it is tried without what Postgres may have refused it for.
             let mut whole: Option<Group> = None;
             loop {
@@ -244,14 +244,18 @@ impl Writer {
                     }
                     Err(error) => error,
                 };
-                let at = At { items: group.len(), plain: group.is_plain(), unlocked, tries };
-                let (next, pause) = after(Why::from(&error), at);
+                let at = At { items: group.len(), plain: group.is_plain(), rehearsed, unlocked, tries };
+                let (mut next, pause) = after(Why::from(&error), at);
                 let error = format!("{:#}", anyhow::Error::from(error));
                 debug!(items = at.items, tries, ?next, "a group is not written: {error}");
                 tokio::time::sleep(pause).await;
                 tries += 1;
+                if next == Next::Rehearse {
+                    rehearsed = self.would_be_written_plain(&group, &error).await;
+                    next = if rehearsed { Next::Again } else { Next::Aside };
+                }
                 match next {
-                    Next::Again => {}
+                    Next::Again | Next::Rehearse => {}
                     Next::Unlocked => self.unlocked_until = Some(Instant::now() + UNLOCKED_FOR),
                     Next::Plain => {
                         whole = Some(group.clone());
@@ -274,6 +278,13 @@ impl Writer {
                 }
             }
         }
+    }
+
+    async fn would_be_written_plain(&self, group: &Group, error: &str) -> bool {
+        let mut plain = group.clone();
+        plain.make_plain(error);
+        let worker = self.incarnation.unbroken().await.worker;
+        self.store.rehearse_record(worker, &plain.finished, &plain.ended_jobs()).await.is_ok()
     }
 
     /// Once, as whoever this executor is now: answers as the store does, and as whom it was asked.

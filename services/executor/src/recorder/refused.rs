@@ -15,6 +15,8 @@ pub(super) struct At {
     pub items: usize,
     /// Nothing is left in it that Postgres could refuse.
     pub plain: bool,
+    /// Postgres would take it plain, and was asked for all of it once more.
+    pub rehearsed: bool,
     /// Locked rows were left out.
     pub unlocked: bool,
     /// How often it failed before.
@@ -30,6 +32,10 @@ pub(super) enum Next {
     Unlocked,
     /// In two halves: it is too large, or one of them spoils it.
     Split,
+    /// The same, once Postgres has shown that it would take it plain: else the cause lies elsewhere, and it is set aside. Asked
+    /// for all of it first and then for the plain one only, a refusal of Postgres' own that ends in between would pass for one
+    /// of the result.
+    Rehearse,
     /// Without what Postgres refuses.
     Plain,
     /// Later, by itself.
@@ -71,6 +77,7 @@ pub(super) fn after(why: Why, at: At) -> (Next, Duration) {
         // Whoever leaves out what is locked waits for nobody: then it is a whole table, or there is too much of it.
         (Why::Conflict | Why::Busy, At { unlocked: false, .. }) => Next::Unlocked,
         (Why::Away | Why::Refused, At { items: 2.., .. }) => Next::Split,
+        (Why::Refused, At { plain: false, rehearsed: false, .. }) => Next::Rehearse,
         (Why::Refused, At { plain: false, .. }) => Next::Plain,
         _ => Next::Aside,
     };
@@ -81,10 +88,20 @@ pub(super) fn after(why: Why, at: At) -> (Next, Duration) {
 mod tests {
     use super::*;
 
+    const ONE: At = At { items: 1, plain: false, rehearsed: false, unlocked: false, tries: 0 };
+
+    /// Refused, taken plain, refused again: only then it is the result's.
+    #[test]
+    fn a_result_is_given_up_only_after_postgres_has_refused_it_beside_a_plain_one_that_it_takes() {
+        assert_eq!(after(Why::Refused, ONE).0, Next::Rehearse);
+        assert_eq!(after(Why::Refused, At { rehearsed: true, ..ONE }).0, Next::Plain);
+        assert_eq!(after(Why::Refused, At { rehearsed: true, plain: true, ..ONE }).0, Next::Aside);
+    }
+
     #[test]
     fn whatever_fails_is_set_aside_alone_in_the_end() {
         for why in [Why::Away, Why::Conflict, Why::Busy, Why::Refused] {
-            let (mut at, mut steps) = (At { items: 1_000, plain: false, unlocked: false, tries: 0 }, 0);
+            let (mut at, mut steps) = (At { items: 1_000, ..ONE }, 0);
             loop {
                 let (next, pause) = after(why, at);
                 assert!(pause < Duration::from_secs(1));
@@ -94,6 +111,7 @@ mod tests {
                     Next::Again => {}
                     Next::Unlocked => at.unlocked = true,
                     Next::Split => at = At { items: at.items / 2, tries: 0, ..at },
+                    Next::Rehearse => at.rehearsed = true,
                     Next::Plain => at.plain = true,
                     Next::Aside => break,
                 }
@@ -105,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_lock_is_neither_an_outage_nor_a_conflict() {
-        let at = At { items: 7, plain: false, unlocked: false, tries: 0 };
+        let at = At { items: 7, ..ONE };
         assert_eq!(after(Why::Busy, at), (Next::Unlocked, Duration::ZERO));
         assert_eq!(after(Why::Busy, At { unlocked: true, ..at }), (Next::Aside, Duration::ZERO));
         assert_eq!(after(Why::Conflict, at), (Next::Again, CONFLICT_PAUSE));
