@@ -1,12 +1,14 @@
 //! Whether recovery grows with the age of an installation: with many settled batches, ended and open executions, how long until
-//! the next claim is published after Redis was emptied, after it was restarted, and after the leader was killed.
+//! the next claim is published after Redis was emptied, restarted or failed over, after the leader was killed, and after Redis has
+//! passed a batch by (PASSED).
 //!
 //! The age is written: rows of history as the product leaves them, batches of ten of them each, which the leader forgets as it
 //! goes, so that they are written anew before each fault; and open executions that were claimed and published in earnest, in
 //! queues that nobody serves. Beside them some fires a second go on. When the leader's connection has its first answer cannot
 //! be seen from outside; taken for it is, of a wipe the answer to FLUSHALL, of a restart the first answer of Redis to anybody,
-//! of a killed leader the moment at which another session holds the lock. The next claim is published when the stream of the
-//! fires that go on has an entry that is newer.
+//! of a failover the moment at which the lines lead to the new master, of a killed leader the one at which another session holds
+//! the lock. The next claim is published when the stream of the fires that go on has an entry that is newer. A batch is passed by
+//! because the certificate is told of one that was published later than any that the leader draws for a while.
 
 use std::time::{Duration, Instant};
 
@@ -44,6 +46,9 @@ const END_MAX: Duration = Duration::from_secs(60);
 /// First half of the key of the leader's advisory lock (R2).
 const LOCK_SPACE: i64 = 0x0CA_2111;
 const LOOK_EACH: Duration = Duration::from_millis(1);
+
+/// So much later than now is the batch that the certificate is told of: the next claim or two are passed by.
+const PASSED_MS: i64 = 100;
 
 /// Starts later than this are explained.
 const VERY_LATE_S: f64 = 3.0;
@@ -105,11 +110,12 @@ pub async fn run(binaries: &Binaries, plan: &Plan, report: &mut Report) -> Resul
     let mut old = Old { servers, database, fleet, age: plan.age, began, step_us, streams: Vec::new() };
     old.history().await?;
     for role in [Role::Dispatcher, Role::Dispatcher, Role::Executor] {
-        old.fleet.add(role, &[])?;
+        old.fleet.add_with_lines(role)?;
     }
     old.fleet.ready().await?;
     old.open().await?;
-    for fault in [Fault::Wipe, Fault::Restart, Fault::Killed] {
+    // The last one leaves a Redis elsewhere.
+    for fault in [Fault::Wipe, Fault::Restart, Fault::Killed, Fault::Passed, Fault::Failover] {
         old.measure(fault, &mut report.figures).await?;
     }
     old.fleet.end().await;
@@ -122,6 +128,20 @@ enum Fault {
     Wipe,
     Restart,
     Killed,
+    Passed,
+    Failover,
+}
+
+impl Fault {
+    const fn row(self) -> &'static str {
+        match self {
+            Self::Wipe => "Redis emptied",
+            Self::Restart => "Redis restarted",
+            Self::Killed => "leader killed",
+            Self::Passed => "a batch passed by",
+            Self::Failover => "Redis failed over",
+        }
+    }
 }
 
 impl Old {
@@ -203,6 +223,8 @@ impl Old {
             Fault::Wipe => self.wipe()?,
             Fault::Restart => self.restart().await?,
             Fault::Killed => self.kill(&leader).await?,
+            Fault::Passed => self.pass_by().await?,
+            Fault::Failover => self.fail_over().await?,
         };
         let back = tokio::spawn(back(self.servers.redis_port(), self.streams.clone(), self.age.open));
         load::ended(&pool, &jobs, jobs.len(), END_MAX, || self.fleet.logs()).await?;
@@ -213,11 +235,7 @@ impl Old {
             self.fleet.start_again(&leader)?;
         }
         let back = back.await??.map_or(f64::NAN, |at| (at - began).as_secs_f64());
-        let row = match fault {
-            Fault::Wipe => "Redis emptied",
-            Fault::Restart => "Redis restarted",
-            Fault::Killed => "leader killed",
-        };
+        let row = fault.row();
         figures.add("age", row, "next claim published", (published, "ms"), PUBLISHED);
         #[expect(clippy::cast_precision_loss, reason = "a count")]
         figures.add("age", row, "batches then", (batches as f64, ""), Asked::Nothing);
@@ -247,6 +265,24 @@ impl Old {
             servers.start_redis().map(|()| watch)
         })?;
         tokio::task::spawn_blocking(move || watch.join()).await?.map_err(|_| anyhow::anyhow!("the watch panicked"))?
+    }
+
+    async fn pass_by(&self) -> Result<f64> {
+        let mut redis = self.servers.redis_client()?;
+        let now = jobs::now(&self.database.pool).await?;
+        let last = (now.timestamp_millis() + PASSED_MS).to_string();
+        redis.command(&["HSET", &Keys::new(NAMESPACE, 0).ctl(), "last", &last])?;
+        Ok(tokio::task::block_in_place(|| next_published(redis, -1)))
+    }
+
+    async fn fail_over(&mut self) -> Result<f64> {
+        tokio::task::block_in_place(|| {
+            self.servers.follow_redis()?;
+            self.servers.fail_over()?;
+            let client = self.servers.redis_client()?;
+            self.fleet.lay_redis_to(self.servers.redis_port());
+            Ok(next_published(client, -1))
+        })
     }
 
     async fn kill(&mut self, leader: &str) -> Result<f64> {

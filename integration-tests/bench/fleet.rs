@@ -155,6 +155,13 @@ impl Fleet {
         Ok(())
     }
 
+    /// Leads all lines to a Redis that listens elsewhere.
+    pub fn lay_redis_to(&self, port: u16) {
+        for lines in self.nodes.iter().filter_map(|node| node.lines.as_ref()) {
+            lines.redis.lay_to(port);
+        }
+    }
+
     /// Forgets one that has ended.
     pub fn remove(&mut self, name: &str) {
         self.nodes.retain(|node| node.name != name);

@@ -1,6 +1,7 @@
 //! The servers that floor and product share: one PostgreSQL, one Redis, both private, both durable.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use carillon_servers::{Home, PostgresServer, RedisServer, free_port};
@@ -24,12 +25,17 @@ pub const POSTGRES_SETTINGS: [(&str, &str); 7] = [
 /// Files of the log that are made before anything is measured: `min_wal_size` of them.
 const WAL_FILES: u32 = 64;
 
+/// How long a replica takes for all that there is.
+const FOLLOW_MAX: Duration = Duration::from_secs(60);
+
 /// Both servers.
 #[derive(Debug)]
 pub struct Servers {
     pub home: Home,
     postgres: PostgresServer,
     redis: RedisServer,
+    /// Follows it.
+    replica: Option<RedisServer>,
     postgres_pid: i32,
     redis_pid: i32,
     statements: bool,
@@ -63,7 +69,7 @@ impl Servers {
         redis.start()?;
         let postgres_pid = postgres.process().context("PostgreSQL has ended")?.pid();
         let redis_pid = redis.process().context("Redis has ended")?.pid();
-        Ok(Self { home, postgres, redis, postgres_pid, redis_pid, statements })
+        Ok(Self { home, postgres, redis, replica: None, postgres_pid, redis_pid, statements })
     }
 
     /// A new, migrated database, and a pool on it.
@@ -109,6 +115,37 @@ impl Servers {
     pub fn start_redis(&mut self) -> Result<()> {
         self.redis.start()?;
         self.redis_pid = self.redis.process().context("Redis has ended")?.pid();
+        Ok(())
+    }
+
+    /// Starts a second Redis, waits until it has what the first one holds.
+    ///
+    /// # Errors
+    /// If it does not come up, or gets nothing.
+    pub fn follow_redis(&mut self) -> Result<()> {
+        let mut replica = RedisServer::new(&self.home, "replica", free_port()?, true)?;
+        replica.start()?;
+        let mut client = RespClient::connect(replica.port())?;
+        client.command(&["REPLICAOF", "127.0.0.1", &self.redis.port().to_string()])?;
+        let deadline = Instant::now() + FOLLOW_MAX;
+        while !client.command(&["INFO", "replication"])?.text().unwrap_or_default().contains("master_link_status:up") {
+            ensure!(Instant::now() < deadline, "the replica follows nobody");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.replica = Some(replica);
+        Ok(())
+    }
+
+    /// Kills Redis, and makes a master of the replica: [`Servers::redis_port`] is another one now.
+    ///
+    /// # Errors
+    /// If there is none, or it does not answer.
+    pub fn fail_over(&mut self) -> Result<()> {
+        let replica = self.replica.take().context("nobody follows")?;
+        self.redis.kill();
+        self.redis = replica;
+        self.redis_pid = self.redis.process().context("the replica has ended")?.pid();
+        self.redis_client()?.command(&["REPLICAOF", "NO", "ONE"])?;
         Ok(())
     }
 
