@@ -8,6 +8,7 @@ mod bounds;
 mod claim;
 mod counters;
 mod days;
+mod dump;
 mod finish;
 mod history;
 mod leadership;

@@ -55,7 +55,7 @@ pub(crate) async fn a_minute_passes(pool: &PgPool) -> Result<()> {
 }
 
 /// Makes all days to come, however often somebody is in the way.
-async fn make_all(store: &Store, pool: &PgPool) -> Result<()> {
+pub(crate) async fn make_all(store: &Store, pool: &PgPool) -> Result<()> {
     wait_until("the partitions to be made", Duration::from_secs(60), || async {
         let ahead = partitions::make_ahead(store).await?;
         a_minute_passes(pool).await?;
@@ -193,7 +193,7 @@ pub(crate) async fn dump(pool: &PgPool) -> Result<sqlx::Transaction<'static, sql
 pub(crate) async fn longest_wait<T>(
     pool: &PgPool,
     work: impl Future<Output = Result<T>>,
-    beside: impl AsyncFn() -> Result<()>,
+    mut beside: impl AsyncFnMut() -> Result<()>,
 ) -> Result<(T, Duration)> {
     let longest = Cell::new(0.0_f64);
     let beside = async {

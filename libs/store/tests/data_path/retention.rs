@@ -21,12 +21,12 @@ use crate::partitions::{Calendar, a_minute_passes, dump, longest_wait, today};
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const TABLES: [&str; 3] = ["job_executions", "execution_attempts", "job_execution_logs"];
 
-fn kept() -> Retention {
+pub(crate) fn kept() -> Retention {
     Retention { executions: DAY * 90, logs: DAY * 14, jobs: None }
 }
 
 /// The partitions of a day.
-async fn make_day(bench: &Bench, days: &Calendar, day: i64) -> Result<()> {
+pub(crate) async fn make_day(bench: &Bench, days: &Calendar, day: i64) -> Result<()> {
     for table in TABLES {
         let made: String = sqlx::query_scalar("SELECT carillon_make_partition($1, $2, $3, $4)")
             .bind(table)
@@ -41,7 +41,12 @@ async fn make_day(bench: &Bench, days: &Calendar, day: i64) -> Result<()> {
 }
 
 /// An execution of `job` at `at` with a failed attempt and a log line. An open one if it never completed.
-async fn history(pool: &PgPool, job: Uuid, at: DateTime<Utc>, completed: Option<DateTime<Utc>>) -> Result<Uuid> {
+pub(crate) async fn history(
+    pool: &PgPool,
+    job: Uuid,
+    at: DateTime<Utc>,
+    completed: Option<DateTime<Utc>>,
+) -> Result<Uuid> {
     let id = ids::execution_for_trigger(job, &Uuid::new_v4().to_string(), at);
     sqlx::query(
         "WITH execution AS (
