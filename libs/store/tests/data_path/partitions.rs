@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Result;
+use carillon_core::error::Kind;
 use carillon_core::execution::Status;
 use carillon_core::ids;
 use carillon_store::claim::Decisions;
@@ -392,6 +393,38 @@ async fn r11_a_record_that_meets_a_partition_in_the_making_is_a_conflict_and_pas
     });
     made?;
     assert!(matches!(recorded, Err(Error::Conflict(_))), "{recorded:?}");
+    let (_, verdicts) = bench.store.record(Uuid::nil(), &[], &ends, &[]).await?;
+    assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
+    assert_eq!(place(&bench.pool, held.execution).await?.1, days.partition("job_execution_logs", 5));
+    Ok(())
+}
+
+/// Likewise for what a day that is about to have its partition may not leave in the default one; and for no other CHECK.
+#[tokio::test]
+async fn r11_lines_that_are_barred_from_the_default_partition_are_a_conflict_and_pass_with_their_partition()
+-> Result<()> {
+    let bench = Bench::new().await?;
+    let days = today(&bench.pool).await?;
+    let held = Held { execution: insert(&bench.pool, days.midnight(5)).await?, claim: 1, take: 0 };
+    sqlx::query("DELETE FROM job_execution_logs").execute(&bench.pool).await?;
+    let before = bench.whole_row(held.execution).await?;
+    let call = async |function: &str| -> Result<String> {
+        let statement = format!("SELECT carillon_{function}_partition('job_execution_logs', $1, $2, $3)");
+        let call = sqlx::query_scalar(sqlx::AssertSqlSafe(statement)).bind(days.partition("job_execution_logs", 5));
+        let call = call.bind(ids::first_at(days.midnight(5))).bind(ids::first_at(days.midnight(6)));
+        Ok(call.fetch_one(&bench.pool).await?)
+    };
+    assert_eq!(call("bar").await?, "barred");
+    let ends = [finished(held, Status::Success)];
+    let barred = bench.store.record(Uuid::nil(), &[], &ends, &[]).await.expect_err("its day is barred");
+    assert!(matches!(&barred, Error::Conflict(_)) && barred.kind() == Kind::Conflict, "{barred:?}");
+    assert_eq!(bench.whole_row(held.execution).await?, before, "nothing of it is written");
+
+    let impossible = sqlx::query("UPDATE job_executions SET status = 'BEGUN'").execute(&bench.pool).await;
+    let defect = Error::from(impossible.expect_err("there is no such status"));
+    assert!(matches!(&defect, Error::Internal(_)) && defect.kind() == Kind::Internal, "{defect:?}");
+
+    assert_eq!(call("make").await?, "made");
     let (_, verdicts) = bench.store.record(Uuid::nil(), &[], &ends, &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
     assert_eq!(place(&bench.pool, held.execution).await?.1, days.partition("job_execution_logs", 5));
