@@ -15,6 +15,7 @@ mod leadership;
 mod locks;
 mod open_entries;
 mod partitions;
+mod planned;
 mod plans;
 mod release;
 mod retention;
