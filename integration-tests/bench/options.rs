@@ -24,7 +24,7 @@ pub struct Options {
     /// Only these parts, separated by commas. Without it the first four.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
-    /// Of bounds, gaps and poison only the rows whose names contain this, such as "leader" or "triggers".
+    /// Of bounds, gaps, poison and age only the rows whose names contain this, such as "leader" or "triggers".
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     row: String,
     /// Measured rounds of throughput, each once the floor and once the product; one more of each goes before, unmeasured.

@@ -267,7 +267,8 @@ fn decisions(jobs: impl Iterator<Item = Uuid>, due: DateTime<Utc>) -> Decisions 
     decisions
 }
 
-fn finished(execution: Uuid, claim: i64, at: DateTime<Utc>) -> Finished {
+/// The end of one that ran.
+pub fn finished(execution: Uuid, claim: i64, at: DateTime<Utc>) -> Finished {
     Finished {
         held: Held { execution, claim, take: 0 },
         attempt: 1,
