@@ -7,11 +7,12 @@ use carillon_core::agenda::Source;
 use carillon_core::execution::Status;
 use carillon_store::attention::{self, Looked};
 use carillon_store::claim::{Decisions, Moved, MovedTimer, NewExecution};
-use carillon_store::{cancels, jobs};
+use carillon_store::{Store, StoreOptions, cancels, jobs};
 use carillon_testkit::wait_until;
 use uuid::Uuid;
 
 use crate::bench::{Bench, finished, fire, medium, retry_at, room};
+use crate::finish::record_surely;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -24,9 +25,9 @@ async fn note(bench: &Bench, job: Uuid) -> Result<()> {
     Ok(())
 }
 
-async fn end_timetable(bench: &Bench, job: Uuid) -> Result<()> {
-    sqlx::query("UPDATE job_timers SET fire_at = NULL, exhausted = true WHERE job_id = $1")
-        .bind(job)
+async fn end_timetable(bench: &Bench, jobs: &[Uuid]) -> Result<()> {
+    sqlx::query("UPDATE job_timers SET fire_at = NULL, exhausted = true WHERE job_id = ANY ($1)")
+        .bind(jobs)
         .execute(&bench.pool)
         .await?;
     Ok(())
@@ -93,7 +94,7 @@ async fn a_note_stays_until_its_question_is_decided() -> Result<()> {
         note(&bench, *job).await?;
     }
     note(&bench, Uuid::nil()).await?;
-    end_timetable(&bench, jobs[0]).await?;
+    end_timetable(&bench, &jobs[..1]).await?;
     // The timetables of the others go on, and one job does not exist.
     let looked = look(&bench).await?;
     assert_eq!((looked.notes, looked.completed.len()), (7, 0));
@@ -118,7 +119,7 @@ async fn whoever_looks_waits_for_nobody_and_comes_again() -> Result<()> {
     let mut leader = bench.leader().await?;
     let held = bench.open_one(&mut leader).await?;
     let job = bench.job_of(held.execution).await?;
-    end_timetable(&bench, job).await?;
+    end_timetable(&bench, &[job]).await?;
     for table in ["job_stats WHERE job_id", "job_timers WHERE job_id", "jobs WHERE id"] {
         note(&bench, job).await?;
         let mut other = bench.pool.begin().await?;
@@ -142,7 +143,7 @@ async fn many_who_look_and_record_at_once_complete_every_job_once() -> Result<()
     let jobs = bench.jobs(40).await?;
     let held = bench.open(&mut leader, &jobs).await?;
     for job in &jobs {
-        end_timetable(&bench, *job).await?;
+        end_timetable(&bench, &[*job]).await?;
         note(&bench, *job).await?;
     }
     let recording = async {
@@ -183,7 +184,7 @@ async fn a_cancel_of_the_last_execution_completes_its_job() -> Result<()> {
     let jobs = bench.jobs(2).await?;
     let held = bench.open(&mut leader, &jobs).await?;
     for job in &jobs {
-        end_timetable(&bench, *job).await?;
+        end_timetable(&bench, &[*job]).await?;
     }
     bench.store.record(Uuid::nil(), &[], &[finished(held[0], Status::Retrying)], &[]).await?;
     cancels::cancel(&bench.store, held[0].execution, "").await?;
@@ -243,4 +244,82 @@ async fn what_a_deletion_left_undone_is_found_by_its_note() -> Result<()> {
         Ok(())
     })
     .await
+}
+
+#[tokio::test]
+async fn a_job_is_complete_once_its_timetable_has_ended_and_nothing_is_open() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let jobs = bench.jobs(4).await?;
+    let held = bench.open(&mut bench.leader().await?, &jobs).await?;
+    end_timetable(&bench, &jobs[..3]).await?;
+    sqlx::query("UPDATE jobs SET status = 'PAUSED', paused_at = now() WHERE id = $1")
+        .bind(jobs[1])
+        .execute(&bench.pool)
+        .await?;
+    let mut ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Failed)).collect();
+    ends[2] = finished(held[2], Status::Retrying);
+    bench.store.record(worker, &[], &ends, &jobs).await?;
+    let looked = attention::look(&bench.store, 100).await?;
+    assert_eq!((looked.notes, &looked.completed[..]), (3, &jobs[..1]), "what waits for its retry is not final");
+    assert_eq!(status(&bench, jobs[0]).await?, "COMPLETED");
+    assert_eq!(status(&bench, jobs[1]).await?, "PAUSED", "its resume completes it");
+    assert_eq!(status(&bench, jobs[2]).await?, "ACTIVE", "its retry is open");
+    assert_eq!(status(&bench, jobs[3]).await?, "ACTIVE", "its timetable goes on");
+    Ok(())
+}
+
+/// Whichever of two executors is the later one, its note makes both seen.
+#[tokio::test]
+async fn a_job_whose_last_two_executions_end_at_once_is_complete() -> Result<()> {
+    let bench = Bench::new().await?;
+    let (one, two) = (bench.live_worker().await?, bench.worker("two", chrono::TimeDelta::zero(), false).await?);
+    let jobs = bench.jobs(30).await?;
+    let mut leader = bench.leader().await?;
+    let first = bench.open(&mut leader, &jobs).await?;
+    // The same instants again would be doubles: a new instant is a later millisecond.
+    let second = loop {
+        if let Ok(second) = bench.open(&mut leader, &jobs).await {
+            break second;
+        }
+    };
+    end_timetable(&bench, &jobs).await?;
+    let other = Store::connect_lazily(&StoreOptions::new(bench.database.url(), "other"))?;
+    let one = async {
+        for (held, job) in first.iter().zip(&jobs) {
+            record_surely(&bench.store, one, &[finished(*held, Status::Success)], &[*job]).await?;
+        }
+        anyhow::Ok(())
+    };
+    let two = async {
+        for (held, job) in second.iter().zip(&jobs) {
+            record_surely(&other, two, &[finished(*held, Status::Success)], &[*job]).await?;
+        }
+        anyhow::Ok(())
+    };
+    let (one, two) = tokio::join!(one, two);
+    one?;
+    two?;
+    attention::look(&bench.store, 100).await?;
+    for job in &jobs {
+        assert_eq!(status(&bench, *job).await?, "COMPLETED");
+    }
+    bench.assert_counters().await
+}
+
+#[tokio::test]
+async fn r17a_a_job_whose_last_fire_ended_is_noted_once_and_by_what_was_recorded_alone() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let jobs = bench.jobs(4).await?;
+    let held = bench.open(&mut bench.leader().await?, &jobs).await?;
+    let mut ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Success)).collect();
+    ends[1] = finished(held[1], Status::Retrying);
+    ends[2].held.claim -= 1;
+    for _ in 0..2 {
+        bench.store.record(worker, &[], &ends, &jobs[..3]).await?;
+    }
+    let noted: Vec<Uuid> = sqlx::query_scalar("SELECT job_id FROM job_attention").fetch_all(&bench.pool).await?;
+    assert_eq!(noted, [jobs[0]], "neither the retry, nor what was refused, nor a job that goes on");
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use carillon_core::execution::Status;
 use carillon_store::recorder::{Finished, Verdict};
-use carillon_store::{Error, Store, StoreOptions, attention};
+use carillon_store::{Error, Store};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -12,7 +12,12 @@ use crate::bench::{Bench, DURATION_MS, Stats, end, finished, retry_at, start, st
 const OVER: Verdict = Verdict::Over { unknown: false };
 
 /// As an executor: a deadlock is answered by running the same again.
-async fn record_surely(store: &Store, worker: Uuid, ends: &[Finished], ended_jobs: &[Uuid]) -> Result<Vec<Verdict>> {
+pub(crate) async fn record_surely(
+    store: &Store,
+    worker: Uuid,
+    ends: &[Finished],
+    ended_jobs: &[Uuid],
+) -> Result<Vec<Verdict>> {
     for _ in 0..20 {
         match store.record(worker, &[], ends, ended_jobs).await {
             Ok((_, verdicts)) => return Ok(verdicts),
@@ -338,79 +343,6 @@ async fn r11_a_deadlock_is_a_conflict_and_the_same_batch_passes_again() -> Resul
     bench.assert_counters().await
 }
 
-async fn end_timetable(bench: &Bench, jobs: &[Uuid]) -> Result<()> {
-    sqlx::query("UPDATE job_timers SET fire_at = NULL, exhausted = true WHERE job_id = ANY ($1)")
-        .bind(jobs)
-        .execute(&bench.pool)
-        .await?;
-    Ok(())
-}
-
-async fn job_status(bench: &Bench, job: Uuid) -> Result<String> {
-    Ok(sqlx::query_scalar("SELECT status FROM jobs WHERE id = $1").bind(job).fetch_one(&bench.pool).await?)
-}
-
-#[tokio::test]
-async fn a_job_is_complete_once_its_timetable_has_ended_and_nothing_is_open() -> Result<()> {
-    let bench = Bench::new().await?;
-    let worker = bench.live_worker().await?;
-    let jobs = bench.jobs(4).await?;
-    let held = bench.open(&mut bench.leader().await?, &jobs).await?;
-    end_timetable(&bench, &jobs[..3]).await?;
-    sqlx::query("UPDATE jobs SET status = 'PAUSED', paused_at = now() WHERE id = $1")
-        .bind(jobs[1])
-        .execute(&bench.pool)
-        .await?;
-    let mut ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Failed)).collect();
-    ends[2] = finished(held[2], Status::Retrying);
-    bench.store.record(worker, &[], &ends, &jobs).await?;
-    let looked = attention::look(&bench.store, 100).await?;
-    assert_eq!((looked.notes, &looked.completed[..]), (3, &jobs[..1]), "what waits for its retry is not final");
-    assert_eq!(job_status(&bench, jobs[0]).await?, "COMPLETED");
-    assert_eq!(job_status(&bench, jobs[1]).await?, "PAUSED", "its resume completes it");
-    assert_eq!(job_status(&bench, jobs[2]).await?, "ACTIVE", "its retry is open");
-    assert_eq!(job_status(&bench, jobs[3]).await?, "ACTIVE", "its timetable goes on");
-    Ok(())
-}
-
-/// Whichever of two executors is the later one, its note makes both seen.
-#[tokio::test]
-async fn a_job_whose_last_two_executions_end_at_once_is_complete() -> Result<()> {
-    let bench = Bench::new().await?;
-    let (one, two) = (bench.live_worker().await?, bench.worker("two", chrono::TimeDelta::zero(), false).await?);
-    let jobs = bench.jobs(30).await?;
-    let mut leader = bench.leader().await?;
-    let first = bench.open(&mut leader, &jobs).await?;
-    // The same instants again would be doubles: a new instant is a later millisecond.
-    let second = loop {
-        if let Ok(second) = bench.open(&mut leader, &jobs).await {
-            break second;
-        }
-    };
-    end_timetable(&bench, &jobs).await?;
-    let other = Store::connect_lazily(&StoreOptions::new(bench.database.url(), "other"))?;
-    let one = async {
-        for (held, job) in first.iter().zip(&jobs) {
-            record_surely(&bench.store, one, &[finished(*held, Status::Success)], &[*job]).await?;
-        }
-        anyhow::Ok(())
-    };
-    let two = async {
-        for (held, job) in second.iter().zip(&jobs) {
-            record_surely(&other, two, &[finished(*held, Status::Success)], &[*job]).await?;
-        }
-        anyhow::Ok(())
-    };
-    let (one, two) = tokio::join!(one, two);
-    one?;
-    two?;
-    attention::look(&bench.store, 100).await?;
-    for job in &jobs {
-        assert_eq!(job_status(&bench, *job).await?, "COMPLETED");
-    }
-    bench.assert_counters().await
-}
-
 #[tokio::test]
 async fn r11_the_start_of_a_later_attempt_is_kept_apart_from_its_end() -> Result<()> {
     let bench = Bench::new().await?;
@@ -475,23 +407,6 @@ async fn r17a_each_failed_attempt_is_kept_once_and_nothing_else_is() -> Result<(
     kept.sort();
     expected.sort();
     assert_eq!(kept, expected);
-    Ok(())
-}
-
-#[tokio::test]
-async fn r17a_a_job_whose_last_fire_ended_is_noted_once_and_by_what_was_recorded_alone() -> Result<()> {
-    let bench = Bench::new().await?;
-    let worker = bench.live_worker().await?;
-    let jobs = bench.jobs(4).await?;
-    let held = bench.open(&mut bench.leader().await?, &jobs).await?;
-    let mut ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Success)).collect();
-    ends[1] = finished(held[1], Status::Retrying);
-    ends[2].held.claim -= 1;
-    for _ in 0..2 {
-        bench.store.record(worker, &[], &ends, &jobs[..3]).await?;
-    }
-    let noted: Vec<Uuid> = sqlx::query_scalar("SELECT job_id FROM job_attention").fetch_all(&bench.pool).await?;
-    assert_eq!(noted, [jobs[0]], "neither the retry, nor what was refused, nor a job that goes on");
     Ok(())
 }
 
