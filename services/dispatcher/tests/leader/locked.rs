@@ -1,0 +1,67 @@
+//! Somebody's lock keeps what it is on from the leader, and nothing else.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use crate::bench::{Leader, in_ms};
+
+/// S4: the row of an execution is locked by somebody who does not end, and Redis is wiped.
+#[tokio::test]
+async fn a_foreign_lock_holds_up_its_own_execution_only() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    leader.jobs(3, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("three entries", || Ok(leader.length()? == 3)).await?;
+    let term = leader.term()?;
+    let mut foreign = leader.pool.begin().await?;
+    sqlx::query("SELECT FROM job_executions LIMIT 1 FOR UPDATE").execute(&mut *foreign).await?;
+    leader.redis.flush_all()?;
+    leader.until("the two others", || Ok(leader.length()? == 2)).await?;
+    leader.jobs(1, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("a new one", || Ok(leader.length()? == 3)).await?;
+    foreign.rollback().await?;
+    leader.until("all of them", || Ok(leader.length()? == 4)).await?;
+    assert_eq!(leader.term()?, term, "the term went on");
+    leader.end().await
+}
+
+/// Whoever pauses or ends a job locks its timer for a moment. A claim passes over it, and looks again; the safety net of this
+/// leader is a minute away.
+#[tokio::test]
+async fn what_was_locked_for_a_moment_is_claimed_a_moment_later() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    let job = leader.jobs(2, in_ms(1_000)).await?;
+    leader.wake()?;
+    let mut foreign = leader.pool.begin().await?;
+    sqlx::query("SELECT FROM job_timers WHERE job_id = $1 FOR UPDATE").bind(job).execute(&mut *foreign).await?;
+    leader.until("the other one", || Ok(leader.length()? == 1)).await?;
+    foreign.rollback().await?;
+    let released = Instant::now();
+    let there = leader.until("both", || Ok(leader.length()? == 2)).await?;
+    let took = there.saturating_duration_since(released);
+    assert!(took < Duration::from_secs(2), "{took:?} after it was let go of");
+    leader.end().await
+}
+
+/// R19: a batch that is over stands, locked by somebody, on the page of three that Redis has lost. The page was refused whole.
+#[tokio::test]
+async fn a_locked_batch_keeps_no_other_of_its_page_from_being_published_again() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    leader.old_batches(1).await?;
+    let mut foreign = leader.pool.begin().await?;
+    let locked: Vec<i64> =
+        sqlx::query_scalar("SELECT number FROM dispatch_batches FOR UPDATE").fetch_all(&mut *foreign).await?;
+    ensure!(locked.len() == 1, "it is gone already");
+    leader.jobs(3, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("three entries", || Ok(leader.length()? == 3)).await?;
+    leader.redis.flush_all()?;
+    let took = leader.back_after(3).await?;
+    // The ordinary walk comes to them ten seconds after they were claimed.
+    assert!(took < Duration::from_secs(4), "{took:?} after the certificate");
+    foreign.rollback().await?;
+    leader.until_count("dispatch_batches", |count| count == 1).await?;
+    leader.end().await
+}

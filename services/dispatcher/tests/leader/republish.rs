@@ -1,0 +1,98 @@
+//! What Redis has lost, or passed over, is published again, what is over is forgotten, and without Redis nobody leads.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use carillon_testkit::{Proxy, Redis};
+use chrono::{TimeDelta, Utc};
+
+use crate::bench::{CTL, Leader, in_ms};
+
+/// R19: at once after a certificate, also when there is nothing else to do.
+#[tokio::test]
+async fn what_an_emptied_redis_has_lost_is_published_again_at_once() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    leader.jobs(3, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("three entries", || Ok(leader.length()? == 3)).await?;
+    leader.redis.flush_all()?;
+    let took = leader.back_after(3).await?;
+    assert!(took < Duration::from_millis(500), "{took:?} after the certificate");
+    leader.end().await
+}
+
+/// S1: forgetting keeps pace with claiming, and what is left behind is caught up with.
+#[tokio::test]
+async fn settled_batches_of_which_nothing_is_open_are_forgotten() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    leader.old_batches(20_000).await?;
+    // The newest row stays for ever.
+    leader.jobs(1, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until_count("dispatch_batches", |count| count == 1).await?;
+    leader.end().await
+}
+
+/// However much there is to look through, fires go on meanwhile, and what was lost last is back first.
+#[tokio::test]
+async fn r19_claims_go_on_between_the_pages_of_a_pass() -> Result<()> {
+    const OLD: i64 = 60_000;
+    let leader = Leader::start(100, 1_000).await?;
+    leader.jobs(3, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("three entries", || Ok(leader.length()? == 3)).await?;
+    // None of them is forgotten before the pass comes to it.
+    sqlx::query("CREATE RULE keep AS ON DELETE TO dispatch_batches DO INSTEAD NOTHING").execute(&leader.pool).await?;
+    leader.old_batches(OLD).await?;
+    let due = in_ms(1_000);
+    leader.jobs(1, due).await?;
+    leader.wake()?;
+    leader.redis.flush_all()?;
+    let took = leader.back_after(4).await?;
+    assert!(took < Duration::from_secs(2), "{took:?} after the certificate");
+    leader.end().await
+}
+
+/// R7: a batch that was overtaken is looked up by itself, without a pass over all others.
+#[tokio::test]
+async fn what_was_passed_over_is_published_again_at_once() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    leader.jobs(1, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("an entry", || Ok(leader.length()? == 1)).await?;
+    // As if somebody had appended a later batch.
+    let ahead = (Utc::now() + TimeDelta::seconds(20)).timestamp_millis();
+    sqlx::query("INSERT INTO dispatch_batches (shard, number, term, ids, settled_at) VALUES (0, $1, 1, '{}', now())")
+        .bind(ahead)
+        .execute(&leader.pool)
+        .await?;
+    leader.redis.command(&["HSET", CTL, "last", &ahead.to_string(), "doubt", &ahead.to_string()])?;
+    leader.jobs(2, in_ms(0)).await?;
+    leader.wake()?;
+    leader
+        .until_count("dispatch_batches WHERE settled_at IS NOT NULL AND cardinality(ids) = 2", |count| count >= 1)
+        .await?;
+    leader.end().await
+}
+
+/// S6, R2: who cannot reach Redis gives the lock back, and leads again once it answers.
+#[tokio::test]
+async fn r2_without_redis_nobody_leads() -> Result<()> {
+    const LOCKS: &str = "pg_locks WHERE locktype = 'advisory' AND granted
+                         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let redis = Redis::start().await?;
+    let proxy = Proxy::to(redis.port())?;
+    let url = redis.url_through(proxy.port());
+    let leader = Leader::start_with(redis, &url, 100, 1_000).await?;
+    leader.until_count(LOCKS, |locks| locks == 1).await?;
+    let silent = Instant::now();
+    proxy.silence();
+    leader.until_count(LOCKS, |locks| locks == 0).await?;
+    let took = silent.elapsed();
+    assert!(took > Duration::from_secs(2), "after {took:?}: a moment without an answer is no reason");
+    leader.jobs(1, in_ms(0)).await?;
+    proxy.heal();
+    leader.until_count(LOCKS, |locks| locks == 1).await?;
+    leader.until("its entry", || Ok(leader.length()? == 1)).await?;
+    leader.end().await
+}
