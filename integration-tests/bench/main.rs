@@ -10,6 +10,7 @@
 mod age;
 mod asked;
 mod bounds;
+mod days;
 mod drain;
 mod fleet;
 mod floor;

@@ -56,6 +56,21 @@ async fn what_cannot_be_recorded_for_a_foreign_lock_is_not_run_again_when_redis_
     world.judge(LOAD_MAX).await;
 }
 
+/// A beat whose outcome is not known makes the next incarnation.
+async fn cut_off_a_beat(world: &World) {
+    let mut stranger = world.pool.begin().await.expect("postgres answers");
+    sqlx::query("LOCK TABLE workers").execute(&mut *stranger).await.expect("nobody has it for long");
+    soon("a beat to be cut off", || async {
+        let ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                      WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%UPDATE workers%'";
+        let ended = sqlx::query(ending).fetch_all(&world.pool).await?;
+        ensure!(!ended.is_empty(), "none waits");
+        anyhow::Ok(())
+    })
+    .await;
+    stranger.rollback().await.expect("postgres answers");
+}
+
 /// Seed 21, fault 181. Postgres ends all sessions while a flush is about to be written; by the time it is, this executor is
 /// another incarnation (R21), to which its rows belong. What the old name is refused is its own: it is written by the new one,
 /// and not let go of as somebody else's.
@@ -78,18 +93,7 @@ async fn a_flush_that_was_begun_by_the_last_incarnation_is_written_by_the_next()
         std::future::ready(if ended { Ok(()) } else { Err("it has not") })
     })
     .await;
-    // A beat whose outcome is not known makes the next incarnation.
-    let mut stranger = world.pool.begin().await.expect("postgres answers");
-    sqlx::query("LOCK TABLE workers").execute(&mut *stranger).await.expect("nobody has it for long");
-    soon("a beat to be cut off", || async {
-        let ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                      WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%UPDATE workers%'";
-        let ended = sqlx::query(ending).fetch_all(&world.pool).await?;
-        ensure!(!ended.is_empty(), "none waits");
-        anyhow::Ok(())
-    })
-    .await;
-    stranger.rollback().await.expect("postgres answers");
+    cut_off_a_beat(&world).await;
     soon("it to belong to the next incarnation", || async {
         let statement = "SELECT status, (SELECT count(*) FROM workers),
                                 (SELECT count(*) FROM workers w WHERE w.id = worker_id AND NOT w.ended) FROM job_executions";
@@ -100,4 +104,43 @@ async fn a_flush_that_was_begun_by_the_last_incarnation_is_written_by_the_next()
     .await;
     std::fs::remove_file(&held).expect("it is there");
     world.judge(LOAD_MAX).await;
+}
+
+/// Seed 304, faults 186 and 189. A stranger has locked the row of what runs while its executor becomes another incarnation (R21).
+/// It cannot be handed to the new one; its result is kept until it can, and it is not run again.
+#[tokio::test]
+async fn what_is_locked_while_a_new_incarnation_begins_is_not_run_again() {
+    let plan = Plan { dispatchers: 1, executors: 1, ..Plan::default() }.protocol(WINDOW, WINDOW * 10);
+    let mut world = World::start("locked_succession", plan).await;
+    let api = world.api();
+    let body = json!({"name": "t", "schedule": "0 0 1 1 *", "handler_name": "test:sleep", "payload": {"ms": 6_000}});
+    let job = id_of(&api.create("cron", &body).await);
+    let execution = api.trigger(job, &json!({})).await;
+    world.triggered.insert(execution);
+    world.until("status = 'RUNNING'", |running| running == 1).await;
+    let mut stranger = world.pool.begin().await.expect("postgres answers");
+    let lock = sqlx::query("SELECT FROM job_executions WHERE id = $1 FOR UPDATE").bind(execution);
+    lock.execute(&mut *stranger).await.expect("nobody has it for long");
+    let holder = "SELECT worker_id FROM job_executions";
+    let first: Uuid = sqlx::query_scalar(holder).fetch_one(&world.pool).await.expect("it runs");
+    cut_off_a_beat(&world).await;
+    soon("it to be another incarnation", || async {
+        let begun: i64 = sqlx::query_scalar("SELECT count(*) FROM workers").fetch_one(&world.pool).await?;
+        ensure!(begun > 1, "{begun} has begun");
+        anyhow::Ok(())
+    })
+    .await;
+    soon("it to have run to its end", || {
+        let ended = world.journal().iter().any(|line| line.event == Event::End);
+        std::future::ready(if ended { Ok(()) } else { Err("it has not") })
+    })
+    .await;
+    stranger.rollback().await.expect("postgres answers");
+    world.judge(LOAD_MAX).await;
+    let adopted: bool = sqlx::query_scalar("SELECT worker_id <> $1 AND take = 0 FROM job_executions")
+        .bind(first)
+        .fetch_one(&world.pool)
+        .await
+        .expect("it is over");
+    assert!(adopted, "the next incarnation has recorded it, and nobody took it");
 }

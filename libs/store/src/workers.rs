@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use crate::bounded::Connection;
 use crate::clock::DbClock;
 use crate::recorder::Started;
 use crate::{Result, Store, days};
@@ -58,13 +59,30 @@ RETURNING e.id"
 const EXECUTIONS_REASSERT: &str = executions_reassert!("");
 const EXECUTIONS_REASSERT_FREE: &str = executions_reassert!("SKIP LOCKED");
 
+/// Of those that were started, what still stands under an earlier incarnation of this process.
+const EXECUTIONS_LEFT: &str = "
+SELECT e.id FROM UNNEST($2::uuid[], $3::bigint[], $4::int[]) AS h(id, claim, take)
+JOIN job_executions e ON e.id = h.id
+WHERE {days of e.id} AND e.claim = h.claim AND e.take = h.take
+  AND (e.status = 'QUEUED'
+       OR e.status = 'RUNNING' AND e.worker_id <> $1 AND e.worker_id IN (SELECT id FROM workers WHERE consumer = $5))";
+
 /// What becomes of started executions that somebody else has locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Locked {
     /// They are waited for.
     WaitedFor,
-    /// They are left out: nobody's any more, for whoever takes them next.
-    LeftOut,
+    /// They stay with the earlier incarnation, which lives on beside the new one until [`Store::worker_adopt`] has them all.
+    Left,
+}
+
+/// What a new incarnation has of what was started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Succession {
+    /// Its own now.
+    pub kept: Vec<Uuid>,
+    /// Locked by somebody else, and so the earlier incarnation's still.
+    pub left: Vec<Uuid>,
 }
 
 impl Store {
@@ -84,15 +102,17 @@ impl Store {
         Ok(())
     }
 
-    /// R14: the beat. Answers the database's clock, or `None` if this incarnation is no longer known or has ended: then R21.
+    /// R14: the beat, of every incarnation of this process that has not ended. Answers the database's clock, or `None` if this
+    /// one is no longer known or has ended: then R21.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn worker_beat(&self, worker: Uuid) -> Result<Option<DbClock>> {
         let mut connection = self.pool.acquire().await?;
-        let statement = "UPDATE workers SET seen_at = now() WHERE id = $1 AND NOT ended RETURNING id";
-        let known = sqlx::query(statement).bind(worker).fetch_optional(&mut connection).await?;
-        if known.is_none() {
+        let statement = "UPDATE workers SET seen_at = now() \
+                         WHERE consumer = (SELECT consumer FROM workers WHERE id = $1) AND NOT ended RETURNING id";
+        let known: Vec<Uuid> = sqlx::query_scalar(statement).bind(worker).fetch_all(&mut connection).await?;
+        if !known.contains(&worker) {
             return Ok(None);
         }
         // Asked for by itself: the UPDATE waits for the disk, which would blur the measurement.
@@ -101,8 +121,8 @@ impl Store {
         Ok(Some(DbClock::from_round_trip(sent, Instant::now(), now)))
     }
 
-    /// R21: a new incarnation takes the place of `old`, with every handler that it has started in hand. Answers the
-    /// executions that are its own now; the handlers of the others are to be stopped.
+    /// R21: a new incarnation takes the place of `old`, with every handler that it has started in hand. The handlers of what is
+    /// neither kept nor left are to be stopped.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: try again with another new incarnation. [`crate::Error::Busy`]: somebody has locked one that
@@ -113,11 +133,7 @@ impl Store {
         new: &Worker,
         started: &[Started],
         locked: Locked,
-    ) -> Result<Vec<Uuid>> {
-        let reassert = match locked {
-            Locked::WaitedFor => EXECUTIONS_REASSERT,
-            Locked::LeftOut => EXECUTIONS_REASSERT_FREE,
-        };
+    ) -> Result<Succession> {
         let mut connection = self.pool.acquire().await?;
         let mut transaction = connection.begin().await?;
         sqlx::query(WORKER_INSERT)
@@ -128,26 +144,22 @@ impl Store {
             .bind(new.slots)
             .execute(&mut *transaction)
             .await?;
-        let ids: Vec<Uuid> = started.iter().map(|started| started.held.execution).collect();
-        let kept: Vec<Uuid> = sqlx::query_scalar(days::of(reassert, ids.iter().copied()))
-            .bind(new.id)
-            .bind(old)
-            .bind(ids)
-            .bind(started.iter().map(|started| started.held.claim).collect::<Vec<_>>())
-            .bind(started.iter().map(|started| started.held.take).collect::<Vec<_>>())
-            .bind(started.iter().map(|started| started.started_at).collect::<Vec<_>>())
-            .bind(&new.consumer)
-            .bind(started.iter().map(|started| started.revision).collect::<Vec<_>>())
-            .fetch_all(&mut *transaction)
-            .await?;
-        sqlx::query("UPDATE workers SET ended = true WHERE (id = $1 OR consumer = $2) AND id <> $3")
-            .bind(old)
-            .bind(&new.consumer)
-            .bind(new.id)
-            .execute(&mut *transaction)
-            .await?;
+        let succession = reassert_on_conn(&mut transaction, old, new, started, locked).await?;
         transaction.commit().await?;
-        Ok(kept)
+        Ok(succession)
+    }
+
+    /// R21: what an earlier incarnation of this process was left with goes to the one that lives, as far as nobody has it locked;
+    /// once nothing is left the earlier ones end.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`], [`crate::Error::Conflict`]: try again.
+    pub async fn worker_adopt(&self, worker: &Worker, started: &[Started]) -> Result<Succession> {
+        let mut connection = self.pool.acquire().await?;
+        let mut transaction = connection.begin().await?;
+        let succession = reassert_on_conn(&mut transaction, worker.id, worker, started, Locked::Left).await?;
+        transaction.commit().await?;
+        Ok(succession)
     }
 
     /// R18a: nobody shall hand anything on to this incarnation any more: it is about to end.
@@ -159,12 +171,13 @@ impl Store {
         Ok(())
     }
 
-    /// R18: ends an incarnation; whatever it still holds is free at once.
+    /// R18: ends every incarnation of this process; whatever it still holds is free at once.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: it is free after the lease.
     pub async fn worker_end(&self, worker: Uuid) -> Result<()> {
-        sqlx::query("UPDATE workers SET ended = true WHERE id = $1").bind(worker).execute(&self.pool).await?;
+        let statement = "UPDATE workers SET ended = true WHERE consumer = (SELECT consumer FROM workers WHERE id = $1)";
+        sqlx::query(statement).bind(worker).execute(&self.pool).await?;
         Ok(())
     }
 
@@ -207,4 +220,53 @@ impl Store {
         let statement = "DELETE FROM workers WHERE seen_at < now() - $1::interval";
         Ok(sqlx::query(statement).bind(older_than).execute(&self.pool).await?.rows_affected())
     }
+}
+
+async fn reassert_on_conn(
+    connection: &mut Connection,
+    old: Uuid,
+    new: &Worker,
+    started: &[Started],
+    locked: Locked,
+) -> Result<Succession> {
+    let reassert = match locked {
+        Locked::WaitedFor => EXECUTIONS_REASSERT,
+        Locked::Left => EXECUTIONS_REASSERT_FREE,
+    };
+    let ids: Vec<Uuid> = started.iter().map(|started| started.held.execution).collect();
+    let claims: Vec<i64> = started.iter().map(|started| started.held.claim).collect();
+    let takes: Vec<i32> = started.iter().map(|started| started.held.take).collect();
+    let kept: Vec<Uuid> = sqlx::query_scalar(days::of(reassert, ids.iter().copied()))
+        .bind(new.id)
+        .bind(old)
+        .bind(&ids)
+        .bind(&claims)
+        .bind(&takes)
+        .bind(started.iter().map(|started| started.started_at).collect::<Vec<_>>())
+        .bind(&new.consumer)
+        .bind(started.iter().map(|started| started.revision).collect::<Vec<_>>())
+        .fetch_all(&mut *connection)
+        .await?;
+    let left: Vec<Uuid> = match locked {
+        Locked::WaitedFor => Vec::new(),
+        Locked::Left => {
+            sqlx::query_scalar(days::of(EXECUTIONS_LEFT, ids.iter().copied()))
+                .bind(new.id)
+                .bind(&ids)
+                .bind(&claims)
+                .bind(&takes)
+                .bind(&new.consumer)
+                .fetch_all(&mut *connection)
+                .await?
+        }
+    };
+    if left.is_empty() {
+        sqlx::query("UPDATE workers SET ended = true WHERE (id = $1 OR consumer = $2) AND id <> $3 AND NOT ended")
+            .bind(old)
+            .bind(&new.consumer)
+            .bind(new.id)
+            .execute(connection)
+            .await?;
+    }
+    Ok(Succession { kept, left })
 }

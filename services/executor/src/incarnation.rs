@@ -3,6 +3,7 @@
 //! R14, R21: a broken connection ends an incarnation. Whoever notices says so with [`Incarnation::broke`] and waits with
 //! [`Incarnation::unbroken`]; `lease.rs` makes the next one.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,11 @@ pub(crate) struct Contact {
 pub(crate) struct Incarnation {
     contact: watch::Sender<Contact>,
     clock: Clock,
+    left: Arc<Mutex<Left>>,
 }
+
+/// Executions that an earlier incarnation of this process was left with.
+pub(crate) type Left = Arc<HashSet<Uuid>>;
 
 /// The database's clock, shared.
 #[derive(Clone, Debug)]
@@ -55,7 +60,7 @@ impl Incarnation {
     pub(crate) fn begin(worker: Uuid, clock: DbClock) -> Self {
         let now = Instant::now();
         let contact = Contact { worker, unbroken: true, since: now, last_beat: now };
-        Self { contact: watch::Sender::new(contact), clock: Clock(Arc::new(Mutex::new(clock))) }
+        Self { contact: watch::Sender::new(contact), clock: Clock(Arc::new(Mutex::new(clock))), left: Arc::default() }
     }
 
     pub(crate) fn contact(&self) -> Contact {
@@ -79,6 +84,15 @@ impl Incarnation {
             contact.unbroken &= !news;
             news
         });
+    }
+
+    /// What this process started and had locked by somebody else when its incarnation began: still its own, by the earlier one.
+    pub(crate) fn left(&self) -> Left {
+        Arc::clone(&self.left.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn leave(&self, left: impl IntoIterator<Item = Uuid>) {
+        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(left.into_iter().collect());
     }
 
     /// R21: the next incarnation.

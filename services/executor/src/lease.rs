@@ -10,7 +10,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use carillon_store::workers::{Locked, Worker};
+use carillon_store::recorder::Started;
+use carillon_store::workers::{Locked, Succession, Worker};
 use carillon_store::{Error, Store};
 use metrics::{counter, histogram};
 use tokio::sync::{mpsc, oneshot};
@@ -27,6 +28,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 const LASTED: Duration = Duration::from_secs(10);
 /// Somebody holds a lock on this incarnation's row: how soon it is beaten again.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// Between two tries to have what was left with an earlier incarnation.
+const ADOPT_PAUSE: Duration = Duration::from_millis(250);
+/// A try that takes longer keeps the beat waiting.
+const ADOPT_MAX: Duration = Duration::from_secs(1);
 /// How long an executor that has nothing in hand any more tries to say so (R18): it only spares the others a wait for the
 /// lease, and whoever stops this process waits for it.
 const GOODBYE_POSTGRES_MAX: Duration = Duration::from_secs(2);
@@ -59,15 +64,17 @@ impl Lease {
     async fn keep(&self, quarter: Duration) {
         let mut next_beat = Instant::now() + quarter;
         let mut pause = PAUSE_MIN;
+        let mut left = Vec::new();
         loop {
             tokio::select! {
                 () = self.shared.incarnation.broken() => {
                     let lasted = self.shared.incarnation.contact().since.elapsed();
                     pause = if lasted < LASTED { (pause * 2).min(PAUSE_MAX) } else { PAUSE_MIN };
                     tokio::time::sleep(pause).await;
-                    self.succeed(pause).await;
+                    left = self.succeed(pause).await;
                     next_beat = Instant::now() + quarter;
                 }
+                () = tokio::time::sleep(ADOPT_PAUSE), if !left.is_empty() => self.adopt(&mut left).await,
                 () = tokio::time::sleep_until(next_beat.into()) => {
                     next_beat = Instant::now() + self.beat(quarter).await;
                 }
@@ -105,45 +112,63 @@ impl Lease {
         quarter
     }
 
-    /// R21, until Postgres has answered.
-    async fn succeed(&self, mut pause: Duration) {
+    /// R21, until Postgres has answered. Answers what was left with the incarnation before it.
+    async fn succeed(&self, mut pause: Duration) -> Vec<Started> {
         let old = self.shared.incarnation.contact().worker;
         counter!("carillon_executor_incarnations_total").increment(1);
         let mut locked = Locked::WaitedFor;
         loop {
             let (answer, started) = oneshot::channel();
             // Without the engine the process ends, and there is nothing to keep.
-            if self.engine.send(Message::WhatHasStarted(answer)).is_err() {
-                return self.done.cancelled().await;
-            }
-            let Ok(started) = started.await else { return self.done.cancelled().await };
+            let _ = self.engine.send(Message::WhatHasStarted(answer));
+            let Ok(started) = started.await else {
+                self.done.cancelled().await;
+                return Vec::new();
+            };
             let new = self.worker(Uuid::now_v7());
             let trying = self.store.worker_succeed(old, &new, &started, locked);
             match tokio::time::timeout(self.shared.lease / 4, trying).await {
-                Ok(Ok(kept)) => {
+                Ok(Ok(Succession { mut kept, left })) => {
                     info!(
                         kept = kept.len(),
+                        left = left.len(),
                         started = started.len(),
                         "contact with postgres is back, as a new incarnation"
                     );
-                    let held = started.into_iter().map(|started| started.held).collect();
+                    self.shared.incarnation.leave(left.iter().copied());
+                    kept.extend(&left);
+                    let held = started.iter().map(|started| started.held).collect();
                     let _ = self.engine.send(Message::Reasserted(kept.into_iter().collect(), held));
                     self.shared.incarnation.succeed(new.id);
-                    return;
+                    return only(started, &left);
                 }
                 Ok(Err(error @ Error::Busy(_))) => {
-                    // For one row's sake all the others would be lost too. That one is stopped, and taken by whoever is first.
-                    locked = Locked::LeftOut;
-                    warn!(
-                        "what somebody has locked is left out of the new incarnation: {:#}",
-                        anyhow::Error::from(error)
-                    );
+                    // For one row's sake all the others would be lost too.
+                    locked = Locked::Left;
+                    warn!("what somebody has locked stays with the last incarnation: {:#}", anyhow::Error::from(error));
                 }
                 Ok(Err(error)) => debug!("no new incarnation yet: {:#}", anyhow::Error::from(error)),
                 Err(_) => debug!("no new incarnation yet: no answer"),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// R21: what was left, as far as it is free by now. Nobody else takes it meanwhile: the incarnation that has it lives.
+    async fn adopt(&self, left: &mut Vec<Started>) {
+        let worker = self.worker(self.shared.incarnation.contact().worker);
+        match tokio::time::timeout(ADOPT_MAX, self.store.worker_adopt(&worker, left)).await {
+            Ok(Ok(Succession { mut kept, left: still })) => {
+                self.shared.incarnation.leave(still.iter().copied());
+                kept.extend(&still);
+                let held = left.iter().map(|started| started.held).collect();
+                let _ = self.engine.send(Message::Reasserted(kept.into_iter().collect(), held));
+                *left = only(std::mem::take(left), &still);
+            }
+            // Tried again; whether the contact broke, the beat tells.
+            Ok(Err(error)) => debug!("what was left is not adopted yet: {:#}", anyhow::Error::from(error)),
+            Err(_) => debug!("what was left is not adopted yet: no answer"),
         }
     }
 
@@ -179,4 +204,8 @@ impl Lease {
             slots: self.slots,
         }
     }
+}
+
+fn only(started: Vec<Started>, some: &[Uuid]) -> Vec<Started> {
+    started.into_iter().filter(|started| some.contains(&started.held.execution)).collect()
 }

@@ -35,7 +35,7 @@ pub(crate) use self::group::weight;
 use self::group::{Group, groups};
 use self::refused::{At, Next, Why, after};
 use crate::in_hand::Key;
-use crate::incarnation::Incarnation;
+use crate::incarnation::{Incarnation, Left};
 use crate::journal;
 use crate::message::Message;
 use crate::progress::Progress;
@@ -234,12 +234,13 @@ impl Writer {
             let mut whole: Option<Group> = None;
             loop {
                 let unlocked = self.unlocked_until.is_some_and(|until| Instant::now() < until);
+                let left = self.incarnation.left();
                 let error = match self.try_to_write(&group, unlocked).await {
                     Ok((worker, verdicts)) => {
                         if whole.is_some() {
                             group.tell_given_up();
                         }
-                        self.written(group, worker, verdicts);
+                        self.written(group, worker, verdicts, &left);
                         break;
                     }
                     Err(error) => error,
@@ -320,11 +321,13 @@ impl Writer {
         })
     }
 
-    fn written(&mut self, group: Group, worker: Uuid, verdicts: Vec<Verdict>) {
+    /// `left`: what an earlier incarnation had when it was asked.
+    fn written(&mut self, group: Group, worker: Uuid, verdicts: Vec<Verdict>, left: &Left) {
         let now = Instant::now();
         let (mut shown, mut ends) = (Vec::with_capacity(group.started.len()), Vec::with_capacity(group.finished.len()));
         let mut locked = 0;
-        // R21: what the last incarnation was refused may be the next one's, which has it already or is about to.
+        // R21: what the last incarnation was refused may be the next one's, which has it already or is about to. So may what this one
+        // is refused, of what the last one was left with.
         let contact = self.incarnation.contact();
         let is_the_last = !contact.unbroken || contact.worker != worker;
         for (item, verdict) in group.into_items().zip(verdicts) {
@@ -334,7 +337,7 @@ impl Writer {
                     self.aside.put(item, now);
                     continue;
                 }
-                item if verdict == Verdict::Lost && is_the_last => {
+                item if verdict == Verdict::Lost && (is_the_last || left.contains(&item.execution())) => {
                     self.aside.put(item, now);
                     continue;
                 }

@@ -161,7 +161,7 @@ async fn what_names_executions_locks_the_partitions_of_their_days_alone() -> Res
     let taken = [1, 4].map(|at| started(Held { take: 1, ..held[at] }));
     let succeeded =
         both.but_for_its_days("succeed", store.worker_succeed(worker, &successor, &taken, Locked::WaitedFor)).await?;
-    assert_eq!(succeeded.len(), 2);
+    assert_eq!(succeeded.kept.len(), 2);
     let end = [finished(held[5], Status::Success)];
     both.but_for_its_days("success", store.record(successor.id, &[], &end, &[])).await?;
     let last = both.but_for_its_days("last success", store.last_success(bench.job_of(born[5]).await?)).await?;

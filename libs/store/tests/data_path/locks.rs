@@ -157,12 +157,12 @@ async fn a_locked_execution_keeps_no_incarnation_from_being_succeeded() -> Resul
     let other = lock(&bench, held[1].execution).await?;
     let error = bench.store.worker_succeed(old, &incarnation("dead"), &starts, Locked::WaitedFor).await.unwrap_err();
     assert!(matches!(error, Error::Busy(_)), "{error:?}");
-    let mut kept = bench.store.worker_succeed(old, &incarnation("dead"), &starts, Locked::LeftOut).await?;
-    kept.sort_unstable();
+    let mut succession = bench.store.worker_succeed(old, &incarnation("dead"), &starts, Locked::Left).await?;
+    succession.kept.sort_unstable();
     let mut free = vec![held[0].execution, held[2].execution];
     free.sort_unstable();
-    assert_eq!(kept, free);
+    assert_eq!((succession.kept, succession.left), (free, vec![held[1].execution]));
     other.rollback().await?;
-    assert_eq!(bench.row(held[1].execution).await?.worker_id, Some(old), "which has ended: anybody may take it");
+    assert_eq!(bench.row(held[1].execution).await?.worker_id, Some(old), "which lives on");
     Ok(())
 }

@@ -76,7 +76,7 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
     bench.store.payloads(&born).await?;
     bench.store.last_success(jobs[9]).await?;
     let succession = [started(carillon_store::recorder::Held { take: 1, ..held[5] })];
-    bench.store.worker_succeed(worker, &incarnation("live"), &succession, Locked::LeftOut).await?;
+    bench.store.worker_succeed(worker, &incarnation("live"), &succession, Locked::Left).await?;
     let claim = leader.claim(&[room(Source::Retry, &medium(), 1_000)], retry_at(), &[]).await?;
     assert_eq!(claim.retries.len(), 5);
     let retries = claim.retries.iter().zip(1..).map(|(retry, seq)| (*retry, seq)).collect();

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use carillon_core::execution::Status;
 use carillon_store::recorder::{Held, Started, Verdict};
-use carillon_store::workers::Locked;
+use carillon_store::workers::{Locked, Succession};
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
@@ -67,7 +67,7 @@ async fn r21_a_new_incarnation_keeps_what_is_its_own_and_nothing_else() -> Resul
     for started in &mut started {
         started.revision = 7;
     }
-    let mut kept = bench.store.worker_succeed(old, &new, &started, Locked::WaitedFor).await?;
+    let mut kept = bench.store.worker_succeed(old, &new, &started, Locked::WaitedFor).await?.kept;
     kept.sort_unstable();
     let mut own = vec![held[0].execution, held[1].execution];
     own.sort_unstable();
@@ -96,7 +96,7 @@ async fn r21_with_nothing_in_hand_a_new_incarnation_begins_all_the_same() -> Res
     let bench = Bench::new().await?;
     let old = bench.dead_worker().await?;
     let new = incarnation("dead");
-    assert!(bench.store.worker_succeed(old, &new, &[], Locked::WaitedFor).await?.is_empty());
+    assert!(bench.store.worker_succeed(old, &new, &[], Locked::WaitedFor).await?.kept.is_empty());
     assert!(worker_row(&bench, old).await?.1);
     assert!(bench.store.worker_beat(new.id).await?.is_some());
     Ok(())
@@ -111,8 +111,47 @@ async fn r21_an_execution_taken_meanwhile_is_not_kept() -> Result<()> {
     let seen = bench.store.see(&[held.execution], LEASE).await?;
     bench.store.take(taker, &[(held.execution, seen[&held.execution].clone(), true)]).await?;
     let kept = bench.store.worker_succeed(old, &incarnation("dead"), &in_hand(&[held]), Locked::WaitedFor).await?;
-    assert!(kept.is_empty());
+    assert_eq!(kept, Succession::default());
     assert_eq!(bench.row(held.execution).await?.worker_id, Some(taker));
+    Ok(())
+}
+
+/// Seeds 303 and 304: what somebody has locked is nobody's to take while the earlier incarnation lives beside the new one.
+#[tokio::test]
+async fn r21_what_is_locked_stays_with_the_earlier_incarnation_until_it_is_adopted() -> Result<()> {
+    let bench = Bench::new().await?;
+    let old = bench.worker("one", TimeDelta::minutes(1), false).await?;
+    let held = bench.open(&mut bench.leader().await?, &bench.jobs(3).await?).await?;
+    for held in &held {
+        bench.run(old, *held).await?;
+    }
+    let mut foreign = bench.pool.begin().await?;
+    sqlx::query("SELECT FROM job_executions WHERE id = $1 FOR UPDATE")
+        .bind(held[0].execution)
+        .execute(&mut *foreign)
+        .await?;
+    let (new, started) = (incarnation("one"), in_hand(&held));
+    let waiting = bench.store.worker_succeed(old, &incarnation("one"), &started, Locked::WaitedFor).await;
+    assert!(matches!(waiting, Err(carillon_store::Error::Busy(_))), "{waiting:?}");
+    let succession = bench.store.worker_succeed(old, &new, &started, Locked::Left).await?;
+    assert_eq!((succession.kept.len(), succession.left.as_slice()), (2, [held[0].execution].as_slice()));
+    assert!(!worker_row(&bench, old).await?.1, "it lives on");
+    sqlx::query("UPDATE workers SET seen_at = now() - interval '1 hour'").execute(&bench.pool).await?;
+    assert!(bench.store.worker_beat(new.id).await?.is_some());
+    assert!(bench.store.see(&[held[0].execution], LEASE).await?[&held[0].execution].worker_live, "one beat is both's");
+
+    let left = in_hand(&held[..1]);
+    let none = Succession { kept: vec![], left: vec![held[0].execution] };
+    assert_eq!(bench.store.worker_adopt(&new, &left).await?, none);
+    foreign.rollback().await?;
+    let all = Succession { kept: vec![held[0].execution], left: vec![] };
+    assert_eq!(bench.store.worker_adopt(&new, &left).await?, all);
+    assert!(worker_row(&bench, old).await?.1);
+    assert!(!worker_row(&bench, new.id).await?.1);
+    assert_eq!(bench.row(held[0].execution).await?.worker_id, Some(new.id));
+    let (_, verdicts) = bench.store.record(new.id, &[], &[finished(held[0], Status::Success)], &[]).await?;
+    assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
+    assert_eq!(bench.store.worker_adopt(&new, &left).await?, Succession::default(), "what has ended is not left");
     Ok(())
 }
 
@@ -125,8 +164,8 @@ async fn h17_a_succession_repeated_after_a_lost_answer_keeps_the_same_handlers()
     let held = bench.open(&mut bench.leader().await?, &bench.jobs(2).await?).await?;
     bench.run(old, held[0]).await?;
     let (unanswered, again) = (incarnation("one"), incarnation("one"));
-    assert_eq!(bench.store.worker_succeed(old, &unanswered, &in_hand(&held), Locked::WaitedFor).await?.len(), 2);
-    let kept = bench.store.worker_succeed(old, &again, &in_hand(&held), Locked::WaitedFor).await?;
+    assert_eq!(bench.store.worker_succeed(old, &unanswered, &in_hand(&held), Locked::WaitedFor).await?.kept.len(), 2);
+    let kept = bench.store.worker_succeed(old, &again, &in_hand(&held), Locked::WaitedFor).await?.kept;
     assert_eq!(kept.len(), 2, "handlers that nobody else has are stopped");
     assert_eq!(bench.row(held[0].execution).await?.worker_id, Some(again.id));
     Ok(())
