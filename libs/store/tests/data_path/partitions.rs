@@ -19,6 +19,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use uuid::Uuid;
 
 use crate::bench::{Bench, finished, fire};
+use crate::retention::open_many;
 
 /// The days around today, by the database's clock.
 pub(crate) struct Calendar {
@@ -172,6 +173,32 @@ async fn rows_of_the_default_partition_move_into_the_one_that_is_made_for_them()
         .fetch_one(&pool)
         .await?;
     assert_eq!(indexes, 2, "the primary key and the one by job");
+    Ok(())
+}
+
+/// They move under a lock: more than 2 MiB of them stay where they are, and so does their day.
+#[tokio::test]
+async fn rows_of_the_default_partition_that_are_too_large_to_move_stay_there() -> Result<()> {
+    let database = Database::new().await?;
+    let pool = database.pool().await?;
+    let days = today(&pool).await?;
+    let make = async || -> Result<String> {
+        let make = sqlx::query_scalar("SELECT carillon_make_partition('job_executions', $1, $2, $3)");
+        let make = make.bind(days.partition("job_executions", -100));
+        Ok(make
+            .bind(ids::first_at(days.midnight(-100)))
+            .bind(ids::first_at(days.midnight(-99)))
+            .fetch_one(&pool)
+            .await?)
+    };
+    open_many(&pool, &days, -100, 9, 250_000).await?;
+    assert_eq!(make().await?, "late");
+    sqlx::query("DELETE FROM job_executions WHERE id IN (SELECT id FROM job_executions LIMIT 2)")
+        .execute(&pool)
+        .await?;
+    assert_eq!(make().await?, "made");
+    let moved: i64 = sqlx::query_scalar("SELECT count(*) FROM job_executions_default").fetch_one(&pool).await?;
+    assert_eq!(moved, 0);
     Ok(())
 }
 

@@ -183,34 +183,71 @@ async fn what_is_open_outlives_its_day_with_its_attempts_and_ends_as_ever() -> R
     bench.assert_counters().await
 }
 
-/// A day with too much open waits, is said to, and keeps no other day.
+/// Open executions at the begin of a day, each with a payload of so many characters that cannot be compressed.
+pub(crate) async fn open_many(pool: &PgPool, days: &Calendar, day: i64, count: i32, characters: i32) -> Result<()> {
+    sqlx::query(
+        "WITH noise AS MATERIALIZED (
+             SELECT to_jsonb(coalesce(string_agg(md5(n::text), ''), '')) AS text FROM generate_series(1, $3 / 32) n
+         )
+         INSERT INTO job_executions (shard, id, job_id, status, scheduled_at, payload)
+         SELECT 0, (substr($1::text, 1, 14) || substr(gen_random_uuid()::text, 15))::uuid, gen_random_uuid(), 'QUEUED', now(),
+                noise.text
+         FROM noise, generate_series(1, $2)",
+    )
+    .bind(ids::first_at(days.midnight(day)).to_string())
+    .bind(count)
+    .bind(characters)
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// A day with too much open, by count or by bytes, waits, is said to, and keeps no other day.
 #[tokio::test]
 async fn a_day_with_too_much_open_waits_alone() -> Result<()> {
+    for (count, characters) in [(1_001, 0), (9, 250_000)] {
+        let bench = Bench::new().await?;
+        let days = today(&bench.pool).await?;
+        for day in [-100, -99] {
+            make_day(&bench, &days, day).await?;
+        }
+        open_many(&bench.pool, &days, -100, count, characters).await?;
+        open_many(&bench.pool, &days, -99, 7, 250_000).await?;
+        let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
+        assert!(dropped.contains(&days.partition("job_executions", -99)), "{dropped:?}");
+        assert_eq!(last.waiting, [days.partition("job_executions", -100), days.partition("execution_attempts", -100)]);
+        assert_eq!(last.overdue, 2);
+        assert_eq!(bench.count("job_executions_default").await?, 7);
+        // Until enough of it has ended; its rows are not looked through each minute.
+        sqlx::query("UPDATE job_executions SET status = 'CANCELLED', completed_at = now() WHERE id < $1")
+            .bind(ids::first_at(days.midnight(-99)))
+            .execute(&bench.pool)
+            .await?;
+        sqlx::query("UPDATE partition_tries SET tried_at = tried_at - interval '1 day'").execute(&bench.pool).await?;
+        let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
+        assert_eq!((dropped.len(), last.overdue), (2, 0), "{dropped:?}");
+    }
+    Ok(())
+}
+
+/// Attempts move with what is open of their day: too many bytes of them, and their day stays.
+#[tokio::test]
+async fn a_day_whose_attempts_are_too_large_to_move_waits_alone() -> Result<()> {
     let bench = Bench::new().await?;
     let days = today(&bench.pool).await?;
-    for day in [-100, -99] {
-        make_day(&bench, &days, day).await?;
-    }
-    sqlx::query(
-        "INSERT INTO job_executions (shard, id, job_id, status, scheduled_at)
-         SELECT 0, (substr($1::text, 1, 14) || substr(gen_random_uuid()::text, 15))::uuid, gen_random_uuid(), 'QUEUED', now()
-         FROM generate_series(1, 1001)",
-    )
-    .bind(ids::first_at(days.midnight(-100)).to_string())
-    .execute(&bench.pool)
-    .await?;
-    let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
-    assert!(dropped.contains(&days.partition("job_executions", -99)), "{dropped:?}");
-    assert_eq!(last.waiting, [days.partition("job_executions", -100), days.partition("execution_attempts", -100)]);
-    assert_eq!(last.overdue, 2);
-    // Until enough of it has ended; its rows are not looked through each minute.
-    sqlx::query("UPDATE job_executions SET status = 'CANCELLED', completed_at = now() WHERE id < $1")
-        .bind(ids::first_at(days.midnight(-99)))
-        .execute(&bench.pool)
-        .await?;
-    sqlx::query("UPDATE partition_tries SET tried_at = tried_at - interval '1 day'").execute(&bench.pool).await?;
-    let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
-    assert_eq!((dropped.len(), last.overdue), (2, 0), "{dropped:?}");
+    make_day(&bench, &days, -100).await?;
+    let open = history(&bench.pool, bench.job().await?, days.midnight(-100), None).await?;
+    let attempts = "INSERT INTO execution_attempts (execution_id, attempt, status, ended_at, error_stack)
+                    SELECT $1, a, 'FAILED', now(), (SELECT string_agg(md5((a * n)::text), '') FROM generate_series(1, 3000) n)
+                    FROM generate_series(2, 30) a";
+    sqlx::query(attempts).bind(open).execute(&bench.pool).await?;
+    let (_, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
+    assert_eq!(last.waiting, [days.partition("execution_attempts", -100)]);
+    assert_eq!(rows(&bench.pool, open).await?, (1, 30, 0));
+    sqlx::query("DELETE FROM execution_attempts WHERE attempt > 2").execute(&bench.pool).await?;
+    let (_, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
+    assert_eq!(last.waiting, Vec::<String>::new());
+    assert_eq!(rows(&bench.pool, open).await?, (1, 2, 0));
     Ok(())
 }
 
