@@ -162,14 +162,14 @@ async fn frozen_between_commit_and_publish(name: &str, late: Late) {
 
 /// Silences the line just before some fires are claimed. Whether the leader has committed them then, and can publish nothing.
 async fn committed_in_silence(world: &mut World, proxy: &Proxy, payload: &Value) -> bool {
-    let before = count(world, "SELECT count(*) FROM job_executions").await.expect("postgres answers");
+    let before = world.count("SELECT count(*) FROM job_executions").await.expect("postgres answers");
     let first = in_ms(1_500);
     let jobs = one_time_jobs(&world.pool, FIRES, first, Duration::from_millis(20), "test:sleep", payload).await;
     world.expected.extend(jobs);
     world.wake();
     // Not before the leader has heard of them, and settled what it had.
     soon("the leader to be idle", || async {
-        let unsettled = count(world, "SELECT count(*) FROM dispatch_batches WHERE settled_at IS NULL").await?;
+        let unsettled = world.count("SELECT count(*) FROM dispatch_batches WHERE settled_at IS NULL").await?;
         ensure!(unsettled == 0 && Utc::now() > first - TimeDelta::milliseconds(250), "{unsettled} unsettled");
         anyhow::Ok(())
     })
@@ -177,20 +177,16 @@ async fn committed_in_silence(world: &mut World, proxy: &Proxy, payload: &Value)
     proxy.silence();
     let due = first + TimeDelta::milliseconds(300);
     let committed = soon("the fires to be claimed, or their instants to pass", || async {
-        let claimed = count(world, "SELECT count(*) FROM job_executions").await? - before;
+        let claimed = world.count("SELECT count(*) FROM job_executions").await? - before;
         let over = Utc::now() > due;
         ensure!(over || claimed > 0, "none is claimed");
         anyhow::Ok(claimed > 0)
     })
     .await;
-    let unsettled = count(world, "SELECT count(*) FROM dispatch_batches WHERE settled_at IS NULL").await;
+    let unsettled = world.count("SELECT count(*) FROM dispatch_batches WHERE settled_at IS NULL").await;
     let stream = world.stream("default", "MEDIUM");
     let published = world.redis.command(&["XLEN", &stream]).expect("redis answers").number().unwrap_or_default();
     committed && unsettled.expect("postgres answers") == 1 && published == 0
-}
-
-async fn count(world: &World, statement: &'static str) -> anyhow::Result<i64> {
-    Ok(sqlx::query_scalar(statement).fetch_one(&world.pool).await?)
 }
 
 #[tokio::test]

@@ -36,5 +36,6 @@ mod slow_redis;
 mod stalls;
 mod stops;
 mod swallowed;
+mod unrecorded;
 mod values;
 mod withdrawn;

@@ -8,7 +8,7 @@ use carillon_testkit::{Proxy, Role, StopMode};
 use serde_json::json;
 
 use crate::load::{in_ms, one_time_jobs};
-use crate::world::{Plan, World, soon};
+use crate::world::{Plan, SOON, World, soon};
 
 /// What a stop may take: two seconds, and the slowness of a machine that is busy with other tests.
 const STOP_MAX: Duration = Duration::from_millis(3_500);
@@ -32,27 +32,13 @@ fn assert_all_stop_at_once(world: &mut World) {
     }
 }
 
-/// Waits until a node's `/readyz` says `wanted`; an empty text is "ready".
-async fn until_readyz(world: &mut World, name: &str, wanted: &str) {
-    let node = world.cluster.node(name);
-    soon(&format!("{name} to say {wanted:?}"), || {
-        let said = node.get("/readyz").and_then(|(code, body)| {
-            let is_ready = code == 200;
-            ensure!(is_ready == wanted.is_empty() && body.contains(wanted), "{code} {body}");
-            anyhow::Ok(())
-        });
-        std::future::ready(said)
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn without_redis_all_stop_at_once() {
     let mut world = World::start("stop_redis_gone", plan()).await;
     world.add_each(&ALL, &[]).await;
     world.redis.kill();
     for name in ["dispatcher-1", "dispatcher-2", "executor-1"] {
-        until_readyz(&mut world, name, "redis: ").await;
+        world.until_readyz(name, "redis: ", SOON).await;
     }
     assert_all_stop_at_once(&mut world);
 }
@@ -73,7 +59,7 @@ async fn without_postgres_all_stop_at_once() {
     world.add_each(&ALL, &[]).await;
     world.postgres.as_ref().expect("its own").stop(StopMode::Immediate);
     for name in ["dispatcher-1", "dispatcher-2", "executor-1", "gateway-1"] {
-        until_readyz(&mut world, name, "postgres: ").await;
+        world.until_readyz(name, "postgres: ", SOON).await;
     }
     assert_all_stop_at_once(&mut world);
 }
@@ -102,7 +88,7 @@ async fn those_that_never_saw_their_neighbours_say_so_and_stop_at_once() {
         (Role::Gateway, "CARILLON_POSTGRES_URL", &postgres, "postgres"),
     ] {
         let name = world.cluster.add(role, &[(variable, url)]).expect("it starts");
-        until_readyz(&mut world, &name, &format!("{missing}: ")).await;
+        world.until_readyz(&name, &format!("{missing}: "), SOON).await;
         let node = world.cluster.node(&name);
         soon(&format!("{name} to say what it waits for"), || {
             let (log, line) = (node.log(), format!("waiting for {missing}"));
@@ -153,22 +139,22 @@ async fn readiness_follows_redis_and_postgres_both_ways() {
     let users_of_redis = ["dispatcher-1", "dispatcher-2", "executor-1"];
     world.redis.stop();
     for name in users_of_redis {
-        until_readyz(&mut world, name, "redis: ").await;
+        world.until_readyz(name, "redis: ", SOON).await;
     }
-    until_readyz(&mut world, "gateway-1", "").await;
+    world.until_readyz("gateway-1", "", SOON).await;
     world.redis.start_again().expect("it starts again");
     for name in users_of_redis {
-        until_readyz(&mut world, name, "").await;
+        world.until_readyz(name, "", SOON).await;
     }
 
     let users_of_postgres = ["dispatcher-1", "dispatcher-2", "executor-1", "gateway-1"];
     world.postgres.as_ref().expect("its own").stop(StopMode::Fast);
     for name in users_of_postgres {
-        until_readyz(&mut world, name, "postgres: ").await;
+        world.until_readyz(name, "postgres: ", SOON).await;
     }
     world.postgres.as_ref().expect("its own").start_again().expect("it starts again");
     for name in users_of_postgres {
-        until_readyz(&mut world, name, "").await;
+        world.until_readyz(name, "", SOON).await;
         let log = world.cluster.node(name).log();
         let said = |text: &str| log.lines().filter(|line| line.contains(text)).count();
         let counts = (said("postgres does not answer, not ready"), said("postgres answers again"));

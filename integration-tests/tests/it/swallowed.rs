@@ -67,9 +67,9 @@ async fn an_executor_whose_line_swallows_all_is_replaced_and_comes_back() {
     world.lost.push(LostWorker { pid, from: Utc::now(), until: None });
     world.finish(triggering).await;
     world.judge(LOAD_MAX).await;
-    until_readyz(&mut world, &node, 503, LOAD_MAX).await;
+    world.until_readyz(&node, "postgres: ", LOAD_MAX).await;
     proxy.heal();
-    until_readyz(&mut world, &node, 200, RECOVERED_WITHIN).await;
+    world.until_readyz(&node, "", RECOVERED_WITHIN).await;
 
     // The other one goes, so whatever comes next is its.
     world.cluster.node("executor-1").stop().unwrap_or_else(|error| panic!("{error:#}"));
@@ -147,7 +147,7 @@ async fn a_gateway_whose_lines_swallow_all_answers_every_call_and_comes_back() {
         let answer = api.ask(Method::GET, &format!("/jobs/{job}"), None).await;
         assert_eq!(answer.status, 503, "{}", answer.body);
     }
-    until_readyz(&mut world, &node, 503, LOAD_MAX).await;
+    world.until_readyz(&node, "postgres: ", LOAD_MAX).await;
     postgres.heal();
     redis.heal();
     let began = Instant::now();
@@ -157,7 +157,7 @@ async fn a_gateway_whose_lines_swallow_all_answers_every_call_and_comes_back() {
         anyhow::Ok(())
     })
     .await;
-    until_readyz(&mut world, &node, 200, RECOVERED_WITHIN).await;
+    world.until_readyz(&node, "", RECOVERED_WITHIN).await;
     assert!(began.elapsed() < RECOVERED_WITHIN, "it took {:?}", began.elapsed());
     let execution = api.trigger(job, &json!({})).await;
     world.triggered.insert(execution);
@@ -181,17 +181,4 @@ async fn in_eight_lines(world: &mut World, ms: u64) -> usize {
     world.expected.extend(jobs);
     world.wake();
     count
-}
-
-async fn until_readyz(world: &mut World, name: &str, code: u16, limit: Duration) {
-    let node = world.cluster.node(name);
-    let what = format!("{name} to answer {code}");
-    let waited = carillon_testkit::wait_until(&what, limit, || {
-        let said = node.get("/readyz").and_then(|(its, body)| {
-            ensure!(its == code, "{its} {body}");
-            anyhow::Ok(())
-        });
-        std::future::ready(said)
-    });
-    waited.await.unwrap_or_else(|error| panic!("{error:#}"));
 }

@@ -227,6 +227,20 @@ impl World {
         }
     }
 
+    /// Waits until a node's `/readyz` says `wanted`; an empty text is "ready".
+    pub(crate) async fn until_readyz(&mut self, name: &str, wanted: &str, limit: Duration) {
+        let node = self.cluster.node(name);
+        let what = format!("{name} to say {wanted:?}");
+        let waited = wait_until(&what, limit, || {
+            let said = node.get("/readyz").and_then(|(code, body)| {
+                ensure!((code == 200) == wanted.is_empty() && body.contains(wanted), "{code} {body}");
+                anyhow::Ok(())
+            });
+            std::future::ready(said)
+        });
+        waited.await.unwrap_or_else(|error| panic!("{error:#}"));
+    }
+
     /// The dispatcher that leads, of those that answer.
     pub(crate) async fn leader(&mut self) -> String {
         self.new_leader("").await
@@ -295,10 +309,14 @@ impl World {
         assert_eq!(ended, 1, "one session holds the lock");
     }
 
+    /// What a statement counts.
+    pub(crate) async fn count(&self, statement: &'static str) -> Result<i64> {
+        sqlx::query_scalar(statement).fetch_one(&self.pool).await.context("cannot count")
+    }
+
     /// How many executions are final.
     pub(crate) async fn finished(&self) -> Result<i64> {
-        let count = sqlx::query_scalar("SELECT count(*) FROM job_executions WHERE completed_at IS NOT NULL");
-        count.fetch_one(&self.pool).await.context("cannot count")
+        self.count("SELECT count(*) FROM job_executions WHERE completed_at IS NOT NULL").await
     }
 
     /// Waits until at least `count` executions are final, and says so if the load was over before the fault could meet it.
