@@ -28,6 +28,7 @@ mod lost_redis;
 mod memory;
 mod pooler;
 mod postgres_failover;
+mod redis_away;
 mod refusing_postgres;
 mod retry;
 mod schedule;
