@@ -31,7 +31,7 @@ impl World {
                 let start = self.starts_of(execution).into_iter().find(|start| start.pid == pid);
                 let start = start.unwrap_or_else(|| panic!("{name} died of something else:\n{}", self.cluster.logs()));
                 self.lost.push(LostWorker { pid, from: start.at, until: None });
-                self.cluster.start_again(&name).unwrap_or_else(|error| panic!("{error:#}"));
+                self.start_again(&name);
             }
             tokio::time::sleep(LOOK_EACH).await;
         }

@@ -1,15 +1,17 @@
 //! Leaders and executors that die, freeze and wake, under load. No fault of a leader excuses a second start.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use carillon_core::execution::Status;
+use carillon_testkit::journal::Event;
 use carillon_testkit::{Proxy, Role};
 use chrono::{TimeDelta, Utc};
 use serde_json::{Value, json};
 
-use crate::load::{HUNDREDS, THOUSAND, in_ms, one_time_jobs};
-use crate::world::{LOAD_MAX, LOOK_EACH, Plan, World, soon};
+use crate::load::{HUNDREDS, Load, THOUSAND, in_ms, one_time_jobs};
+use crate::world::{LOAD_MAX, LOOK_EACH, Plan, SOON, World, soon};
 
 /// A standby asks ten times a second; the rest is the machine.
 const LEADS_WITHIN: Duration = Duration::from_secs(3);
@@ -44,6 +46,42 @@ async fn a_leader_that_is_told_to_stop_hands_over_at_once() {
     world.cluster.node(&old).stop().unwrap_or_else(|error| panic!("{error:#}"));
     world.finish(triggering).await;
     world.judge(LOAD_MAX).await;
+}
+
+/// Row 5: all of them find the same fires due, and each is claimed once, whoever is next. The ring alone would meet the leader
+/// once or twice, so whoever leads is restarted too.
+#[tokio::test]
+async fn ten_dispatchers_that_start_at_once_and_restart_in_a_ring_claim_nothing_twice() {
+    const TEN: usize = 10;
+    let mut world = World::start("ring", Plan { dispatchers: 0, ..Plan::default() }).await;
+    // Of the same moment, so that the first claims are large.
+    let due = one_time_jobs(&world.pool, 300, in_ms(-1_000), Duration::from_millis(5), "test:echo", &json!({})).await;
+    world.expected.extend(due);
+    let load = Load { one_time: 700, recurring: 8, triggers: 200, over: Duration::from_secs(9) };
+    let triggering = world.load(load).await;
+    let ring: Vec<String> = (0..TEN).map(|_| world.cluster.add(Role::Dispatcher, &[]).expect("it starts")).collect();
+    let mut leaders = HashSet::new();
+    for (turn, next) in ring.iter().enumerate() {
+        let leader = world.leader().await;
+        world.until_finished(300 + 20 * turn).await;
+        leaders.extend([leader.clone()]);
+        for name in HashSet::from([next, &leader]) {
+            world.until_readyz(name, "", SOON).await;
+            if turn.is_multiple_of(2) {
+                world.kill(name);
+            } else {
+                world.cluster.node(name).stop().unwrap_or_else(|error| panic!("{error:#}"));
+            }
+            world.start_again(name);
+        }
+    }
+    assert!(leaders.len() > 2, "only {leaders:?} have led");
+    world.finish(triggering).await;
+    let history = world.judge(LOAD_MAX).await;
+    let starts = history.journal.iter().filter(|line| line.event == Event::Start).count();
+    let skipped = history.count(Status::Skipped);
+    assert_eq!(starts, history.executions.len() - skipped, "each started once");
+    world.assert_all_live();
 }
 
 #[tokio::test]

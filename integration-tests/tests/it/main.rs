@@ -23,6 +23,7 @@ mod drain;
 mod failover;
 mod failpoints;
 mod locks;
+mod lost_gateways;
 mod lost_postgres;
 mod lost_redis;
 mod memory;

@@ -4,12 +4,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use carillon_core::execution::Status;
+use carillon_core::ids::execution_for_fire;
 use carillon_testkit::journal::{Event, Line};
 use chrono::TimeDelta;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::api::{Api, id_of, instant};
+use crate::load::{in_ms, lateness, one_time_jobs};
 use crate::world::{LOAD_MAX, Plan, SOON, World, soon};
 
 const FINAL: [&str; 5] = ["SUCCESS", "FAILED", "TIMEOUT", "CANCELLED", "SKIPPED"];
@@ -173,4 +175,52 @@ async fn what_waits_behind_a_blocked_thread_is_moved_and_not_timed_out() {
     let unblocked = lines(&world, blocking, Event::End)[0].at;
     let late = history.journal.iter().filter(|line| line.execution != blocking && line.at > unblocked).count();
     assert_eq!(late, 0, "they waited until the thread was free");
+}
+
+/// Ordinary fires beside handlers that do what they should not.
+const ORDINARY: usize = 200;
+/// How late anything may start beside them: a moment, and the slowness of a machine that is busy with other tests.
+const LATE_MAX: TimeDelta = TimeDelta::seconds(4);
+
+/// Row 10: all at once, beside ordinary jobs. The API takes no payload as large as what the first one returns; a million lists
+/// are as much in memory; the last one hears nothing of its cancel.
+#[tokio::test]
+async fn whatever_handlers_do_only_their_own_executions_suffer_and_their_errors_say_why() {
+    let mut world = World::start("unruly", one_of_each()).await;
+    let (api, begin) = (world.api(), in_ms(1_000));
+    let ordinary = one_time_jobs(&world.pool, ORDINARY, begin, SOON / 4, "test:echo", &json!({"n": 1})).await;
+    world.expected.extend(ordinary);
+    let large = json!({"text": "x".repeat(50_000_000)});
+    let large = one_time_jobs(&world.pool, 1, begin, Duration::ZERO, "test:echo", &large).await;
+    let mut unruly = vec![(execution_for_fire(large[0].0, large[0].1), "FAILED", "bytes of JSON, 262144 are allowed")];
+    world.expected.extend(large);
+    world.wake();
+    for (handler, payload, status, says) in [
+        ("test:nest", json!({"levels": 1_000_000}), "FAILED", "nested deeper than 30 levels"),
+        ("test:panic", json!({"message": "out of cheese"}), "FAILED", "the handler panicked: out of cheese at "),
+        ("test:block", json!({"ms": 2_000}), "TIMEOUT", "timed out after 500 ms"),
+    ] {
+        let settings = json!({"max_retries": 0, "timeout_ms": if handler == "test:block" { 500 } else { 60_000 }});
+        unruly.push((fire(&mut world, &api, handler, payload, settings).await, status, says));
+    }
+    let stubborn = fire(&mut world, &api, "test:stubborn", json!({"ms": 60_000}), json!({})).await;
+    api.execution_in(stubborn, &["RUNNING"]).await;
+    let asked = api.post(&format!("/executions/{stubborn}/cancel"), &json!({"reason": "that is enough"})).await;
+    assert_eq!(asked.status, 200, "{}", asked.body);
+    unruly.push((stubborn, "CANCELLED", "that is enough"));
+
+    let history = world.judge(LOAD_MAX).await;
+    for (execution, status, says) in unruly {
+        let row = api.execution(execution).await;
+        assert_eq!((&row["status"], &row["attempt"]), (&json!(status), &json!(1)), "{row}");
+        assert!(format!("{} {}", row["error"], row["reason"]).contains(says), "{row}");
+    }
+    assert_eq!(history.count(Status::Success), ORDINARY);
+    // Of what fell due after the large one, whose payload takes seconds to fetch.
+    let latest = lateness(&history, begin).into_iter().map(|(_, late)| late).max().expect("they started");
+    eprintln!("the latest started {latest} late");
+    assert!(latest < LATE_MAX, "one started {latest} late");
+    let incarnations = world.count("SELECT count(*) FROM workers").await.expect("postgres answers");
+    let executor = world.cluster.node("executor-1");
+    assert!(executor.is_ready().is_ok() && incarnations == 1, "it did not even lose its contact");
 }

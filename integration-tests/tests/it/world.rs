@@ -274,6 +274,12 @@ impl World {
         }
     }
 
+    /// Starts one again that has ended. It may not be ready yet.
+    pub(crate) fn start_again(&mut self, name: &str) {
+        self.cluster.start_again(name).unwrap_or_else(|error| panic!("{error:#}"));
+        self.silent.remove(name);
+    }
+
     /// SIGSTOP.
     pub(crate) fn freeze(&mut self, name: &str) {
         let node = self.cluster.node(name);
