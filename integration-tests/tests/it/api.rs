@@ -1,17 +1,21 @@
 //! A client of the JSON API, as a user would write one.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use chrono::{DateTime, Utc};
 use reqwest::{Client, Method, Response};
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::world::soon;
 
 /// Where the calls are.
 pub(crate) const BASE: &str = "/api/v1/scheduler";
+
+/// What an answer may take while others ask for much: `postgres.acquire_timeout`, and the slowness of a machine that is busy with
+/// other tests.
+const ANSWER_MAX: Duration = Duration::from_secs(8);
 
 /// A gateway.
 #[derive(Clone, Debug)]
@@ -98,6 +102,19 @@ impl Api {
         let answer = self.get(&format!("/jobs/{job}/executions?limit=1000")).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         answer.body["executions"].as_array().cloned().expect("a list")
+    }
+
+    /// A call that writes and one that reads are served in time, whatever else goes on. The job that is made does not fire.
+    pub(crate) async fn assert_serves(&self) {
+        let body = json!({"name": "ordinary", "schedule": "0 0 1 1 *", "handler_name": "test:echo"});
+        for (method, path, body, status) in
+            [(Method::POST, "/jobs/cron", Some(&body), 201), (Method::GET, "/jobs?limit=5", None, 200)]
+        {
+            let asked = Instant::now();
+            let answer = self.ask(method, path, body).await;
+            assert_eq!(answer.status, status, "{path}: {}", answer.body);
+            assert!(asked.elapsed() < ANSWER_MAX, "{path} took {:?}", asked.elapsed());
+        }
     }
 
     /// Waits until an execution stands in one of `statuses`.
