@@ -64,6 +64,45 @@ async fn hostile_clients_keep_nobody_waiting_and_cost_little_memory() {
     world.assert_all_live();
 }
 
+/// Streams of one connection that the gateway lets stand (`STREAMS_MAX`).
+const STREAMS: u32 = 250;
+/// So many connections begin more requests than the gateway answers at once (`gateway.requests_max`).
+const BEGINNING: usize = 6;
+
+/// Six connections suffice, none of which says anything more.
+async fn begun_and_never_ended(name: &str, path: &str, content_type: &str) {
+    let mut world = World::start(name, gateway()).await;
+    let port = world.cluster.node("gateway-1").port;
+    let api = world.api();
+    let mut begun = Vec::new();
+    for _ in 0..BEGINNING {
+        let mut stream = http2(port).await;
+        for stream_id in (0..STREAMS).map(|index| 2 * index + 1) {
+            stream.write_all(&post(stream_id, path, content_type)).await.expect("it is taken");
+        }
+        // Its echo says that all of them have been seen.
+        stream.write_all(&frame(PING, 0, 0, &[0; 8])).await.expect("it is taken");
+        while next_frame(&mut stream).await.expect("it goes on") != PING {}
+        begun.push(stream);
+    }
+    let began = Instant::now();
+    while began.elapsed() < ATTACKED_FOR {
+        api.assert_serves().await;
+    }
+    drop(begun);
+    world.assert_all_live();
+}
+
+#[tokio::test]
+async fn grpc_requests_that_are_begun_and_never_ended_keep_nobody_from_being_served() {
+    begun_and_never_ended("begun_grpc", "/carillon.v1.JobService/ListJobs", "application/grpc").await;
+}
+
+#[tokio::test]
+async fn json_requests_that_are_begun_and_never_ended_keep_nobody_from_being_served() {
+    begun_and_never_ended("begun_json", &format!("{BASE}/jobs/cron"), "application/json").await;
+}
+
 fn gateway() -> Plan {
     Plan { dispatchers: 0, executors: 0, ..Plan::default() }
 }
@@ -184,6 +223,7 @@ async fn next_frame(stream: &mut TcpStream) -> std::io::Result<u8> {
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -196,14 +236,27 @@ fn frame(kind: u8, flags: u8, stream_id: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A GET without a body (RFC 7541: indexed fields, and literals that are not to be remembered).
+/// A GET without a body.
 fn get(stream_id: u32, path: &str) -> Vec<u8> {
-    let mut block = vec![0x82, 0x86];
+    frame(HEADERS, END_HEADERS | END_STREAM, stream_id, &block(0x82, path))
+}
+
+/// A POST whose body is still to come.
+fn post(stream_id: u32, path: &str, content_type: &str) -> Vec<u8> {
+    let mut block = block(0x83, path);
+    block.extend([0x0F, 0x10, u8::try_from(content_type.len()).expect("short")]);
+    block.extend(content_type.as_bytes());
+    frame(HEADERS, END_HEADERS, stream_id, &block)
+}
+
+/// The headers of a request (RFC 7541: indexed fields, and literals that are not to be remembered).
+fn block(method: u8, path: &str) -> Vec<u8> {
+    let mut block = vec![method, 0x86];
     for (name, value) in [(0x04, path), (0x01, "x")] {
         block.extend([name, u8::try_from(value.len()).expect("short")]);
         block.extend(value.as_bytes());
     }
-    frame(HEADERS, END_HEADERS | END_STREAM, stream_id, &block)
+    block
 }
 
 /// The most that the resident set of a process ever was.

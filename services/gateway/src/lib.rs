@@ -12,6 +12,7 @@
 
 #![warn(missing_docs)]
 
+mod admission;
 mod backend;
 pub mod config;
 mod error_response;
@@ -33,6 +34,7 @@ use tokio::net::TcpListener;
 use tonic::service::Routes;
 use tracing::info;
 
+use admission::Admission;
 use backend::Backend;
 pub use config::Config;
 use json::Transcoder;
@@ -68,9 +70,11 @@ pub async fn run(config: Config, process: Process, listener: TcpListener) -> any
         Backend::new(store.clone(), redis.clone(), own.statement_timeout, own.payload_bytes_max, own.queues_max);
     let backend = Arc::new(backend);
     let services = grpc::services(&backend);
-    let json = Transcoder::new(services.clone().prepare(), own.body_bytes_max).map_err(|why| anyhow!(why))?;
+    let admission = Arc::new(Admission::new(own.requests_max));
+    let json = Transcoder::new(services.clone().prepare(), own.body_bytes_max, Arc::clone(&admission));
+    let json = json.map_err(|why| anyhow!(why))?;
     let services = with_reflection(services)?.add_service(health);
-    let front = Front::new(services, json, own.requests_max);
+    let front = Front::new(services, json, admission);
 
     let address = listener.local_addr().context("the listener has no address")?;
     info!(gateway.listen = %address, "serving gRPC and JSON");

@@ -2,8 +2,8 @@
 //! services (gRPC-Web included), any other to the JSON side; HTTP/1 and HTTP/2 are told apart by their first bytes.
 //!
 //! Why a loop of our own around hyper: the ready-made ones set no limits, and this port is open to everybody. Bounded are
-//! connections, requests at once, the time that headers may take, the size of header lists and the streams of a connection;
-//! a silent HTTP/2 peer is noticed by its missing pong.
+//! connections, the time that headers may take, the size of header lists and the streams of a connection, and requests by
+//! [`Admission`]; a silent HTTP/2 peer is noticed by its missing pong.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{Request, Response};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -27,7 +28,8 @@ use tower::util::MapResponse;
 use tower::{Layer, Service};
 use tracing::{debug, warn};
 
-use crate::error_response::{of_depth, unavailable};
+use crate::admission::{Admission, NoBody};
+use crate::error_response::of_depth;
 use crate::json::Transcoder;
 
 /// How long the headers of a request, and the first byte of a connection, may take.
@@ -36,6 +38,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const STREAMS_MAX: u32 = 250;
 const HEADER_LIST_BYTES_MAX: u32 = 32 * 1024;
+/// A gRPC request, gRPC-Web's base64 included: what tonic lets a message have (4 MiB), it refuses by its own words.
+const GRPC_BYTES_MAX: usize = 6 * 1024 * 1024;
+/// Calls whose client goes on speaking while it is answered.
+const CONVERSATION: &str = "/grpc.reflection.";
 /// Pause after the system refused a connection (no file descriptor left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,15 +52,14 @@ type Mapping = fn(Response<Body>) -> Response<Body>;
 pub(crate) struct Front {
     grpc: GrpcWebService<MapResponse<Routes, Mapping>>,
     json: Transcoder,
-    requests: Arc<Semaphore>,
+    admission: Arc<Admission>,
 }
 
 impl Front {
     /// `services` are all gRPC services; `json` answers everything else.
-    pub(crate) fn new(services: Routes, json: Transcoder, requests_max: usize) -> Self {
-        let requests = Arc::new(Semaphore::new(requests_max.min(Semaphore::MAX_PERMITS)));
+    pub(crate) fn new(services: Routes, json: Transcoder, admission: Arc<Admission>) -> Self {
         let services = MapResponse::new(services.prepare(), with_depth_named as Mapping);
-        Self { grpc: GrpcWebLayer::new().layer(services), json, requests }
+        Self { grpc: GrpcWebLayer::new().layer(services), json, admission }
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
@@ -62,11 +67,33 @@ impl Front {
             let prefix = b"application/grpc";
             value.as_bytes().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
         });
-        let Ok(_permit) = self.requests.try_acquire() else {
-            let status = unavailable("the gateway answers as many requests as it can at once: try again");
-            return Ok(if is_grpc { status.into_http() } else { self.json.refused(status) });
+        if is_grpc { self.call(request).await } else { Ok(self.json.answer(request).await) }
+    }
+
+    async fn call(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let (parts, body) = request.into_parts();
+        let body = if parts.uri.path().starts_with(CONVERSATION) {
+            Body::new(body)
+        } else {
+            match self.admission.body(body, GRPC_BYTES_MAX).await {
+                Ok(bytes) => Body::new(Full::new(bytes)),
+                Err(why) => return Ok(refused(why).into_http()),
+            }
         };
-        if is_grpc { self.grpc.clone().call(request).await } else { Ok(self.json.answer(request).await) }
+        let _admitted = match self.admission.request() {
+            Ok(admitted) => admitted,
+            Err(status) => return Ok(status.into_http()),
+        };
+        self.grpc.clone().call(Request::from_parts(parts, body)).await
+    }
+}
+
+fn refused(why: NoBody) -> Status {
+    match why {
+        NoBody::TooLarge => Status::resource_exhausted(format!("the request is larger than {GRPC_BYTES_MAX} bytes")),
+        NoBody::Late(limit) => Status::deadline_exceeded(format!("the request did not arrive within {limit:?}")),
+        NoBody::NoRoom(status) => status,
+        NoBody::Broken(why) => Status::cancelled(format!("the request could not be read: {why}")),
     }
 }
 

@@ -12,6 +12,7 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::*;
+use crate::admission::Admission;
 use crate::json::KnownMistakes;
 
 /// Nobody listens on port 1.
@@ -218,7 +219,8 @@ fn a_key_tells_requests_apart() {
 
 /// Posts JSON to the services; answers with the HTTP status and the body.
 async fn post(backend: &Arc<Backend>, path: &str, body: serde_json::Value) -> (u16, serde_json::Value) {
-    let transcoder = crate::json::Transcoder::new(services(backend).prepare(), 640 * 1024).unwrap();
+    let transcoder =
+        crate::json::Transcoder::new(services(backend).prepare(), 640 * 1024, Arc::new(Admission::new(1))).unwrap();
     let request = http::Request::post(format!("/api/v1/scheduler{path}"));
     let request = request.body(http_body_util::Full::new(bytes::Bytes::from(body.to_string()))).unwrap();
     let (parts, body) = transcoder.answer(request).await.into_parts();

@@ -18,13 +18,12 @@ mod text;
 mod words;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use carillon_core::error::FieldViolation;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -33,14 +32,12 @@ use tonic::body::Body;
 use tonic::client::{Grpc, GrpcService};
 use tonic::service::Routes as GrpcRoutes;
 
+use crate::admission::{Admission, NoBody};
 use crate::error_response::{http_status, invalid, retry_after};
 use crate::observe;
 use codec::DynamicCodec;
 use reply::Shown;
 use routes::{Found, Route, Routes};
-
-/// How long the body of a request may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Headers that go along as gRPC metadata.
 const FORWARDED: [&str; 3] = ["traceparent", "tracestate", "x-request-id"];
@@ -56,6 +53,7 @@ pub(crate) struct Transcoder {
     status: MessageDescriptor,
     service: GrpcRoutes,
     body_bytes_max: usize,
+    admission: Arc<Admission>,
 }
 
 /// The body of every failure, in this order.
@@ -83,18 +81,18 @@ impl From<Status> for Failure {
 
 impl Transcoder {
     /// Derives the routes from the descriptors; `service` is what they call.
-    pub(crate) fn new(service: GrpcRoutes, body_bytes_max: usize) -> Result<Self, String> {
+    pub(crate) fn new(service: GrpcRoutes, body_bytes_max: usize, admission: Arc<Admission>) -> Result<Self, String> {
         let pool = DescriptorPool::decode(carillon_proto::FILE_DESCRIPTOR_SET).map_err(|error| error.to_string())?;
         let status =
             pool.get_message_by_name("google.rpc.Status").ok_or("google.rpc.Status is not in the descriptors")?;
-        Ok(Self { routes: Arc::new(Routes::from_descriptors(&pool)?), status, service, body_bytes_max })
+        Ok(Self { routes: Arc::new(Routes::from_descriptors(&pool)?), status, service, body_bytes_max, admission })
     }
 
     /// Answers one request.
     pub(crate) async fn answer<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B::Error: std::fmt::Display,
     {
         let began = Instant::now();
         let (parts, body) = request.into_parts();
@@ -119,6 +117,13 @@ impl Transcoder {
                 return self.failed(&failure);
             }
         };
+        let _admitted = match self.admission.request() {
+            Ok(admitted) => admitted,
+            Err(status) => {
+                observe::record(&route.name, status.code(), began);
+                return self.failed(&status.into());
+            }
+        };
         let (message, mistakes) = route.request(values, parts.uri.query().unwrap_or_default(), read.as_ref());
         match self.call(route, message, mistakes, &parts.headers).await {
             Ok(message) => succeeded(route, &message),
@@ -126,28 +131,23 @@ impl Transcoder {
         }
     }
 
-    /// The answer to a request that was not even looked at.
-    pub(crate) fn refused(&self, status: Status) -> Response<Body> {
-        self.failed(&status.into())
-    }
-
     async fn read_body<B>(&self, route: &Route, headers: &HeaderMap, body: B) -> Result<Option<document::Json>, Failure>
     where
         B: http_body::Body<Data = Bytes> + Send,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B::Error: std::fmt::Display,
     {
-        let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, self.body_bytes_max).collect()).await;
-        let bytes = match read {
-            Ok(Ok(collected)) => collected.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+        let bytes = match self.admission.body(body, self.body_bytes_max).await {
+            Ok(bytes) => bytes,
+            Err(NoBody::TooLarge) => {
                 let rule = format!("is larger than {} bytes", self.body_bytes_max);
                 return Err(Failure { http: StatusCode::PAYLOAD_TOO_LARGE, ..body_refused(rule).into() });
             }
-            Ok(Err(error)) => return Err(body_refused(format!("could not be read: {error}")).into()),
-            Err(_) => {
-                let status = Status::deadline_exceeded(format!("the body did not arrive within {BODY_TIMEOUT:?}"));
+            Err(NoBody::Broken(why)) => return Err(body_refused(format!("could not be read: {why}")).into()),
+            Err(NoBody::Late(limit)) => {
+                let status = Status::deadline_exceeded(format!("the body did not arrive within {limit:?}"));
                 return Err(Failure { http: StatusCode::REQUEST_TIMEOUT, ..status.into() });
             }
+            Err(NoBody::NoRoom(status)) => return Err(status.into()),
         };
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(None);

@@ -6,7 +6,7 @@ use carillon_core::limits::VALUE_DEPTH_MAX;
 use carillon_proto::v1;
 use carillon_proto::v1::execution_service_server::{ExecutionService, ExecutionServiceServer};
 use carillon_proto::v1::job_service_server::{JobService, JobServiceServer};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use tonic::Response as Reply;
 
 use super::*;
@@ -111,7 +111,7 @@ impl Bench {
         let echo = Arc::new(Echo::default());
         let services = GrpcRoutes::new(JobServiceServer::from_arc(Arc::clone(&echo)))
             .add_service(ExecutionServiceServer::from_arc(Arc::clone(&echo)));
-        Self { echo, transcoder: Transcoder::new(services.prepare(), 4_096).unwrap() }
+        Self { echo, transcoder: Transcoder::new(services.prepare(), 4_096, Arc::new(Admission::new(1))).unwrap() }
     }
 
     async fn send(&self, request: http::request::Builder, body: &str) -> (http::response::Parts, Json) {
