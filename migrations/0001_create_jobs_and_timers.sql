@@ -9,8 +9,12 @@ CREATE TABLE jobs (
     status         text NOT NULL CHECK (status IN ('ACTIVE', 'PAUSED', 'COMPLETED', 'CANCELLED')),
     -- Raised by every change of the definition (a pause is none); each stands whole in job_revisions.
     revision       bigint NOT NULL DEFAULT 1,
-    -- As the author wrote it; `timetable` is what it means (carillon_core::schedule::TimetableSpec).
+    -- The author's own name for it.
+    key            text,
+    -- As the author wrote it, one of the three; `timetable` is what it means (carillon_core::schedule::TimetableSpec).
     schedule       text NOT NULL DEFAULT '',
+    interval       text NOT NULL DEFAULT '',
+    execute_at     timestamptz,
     timezone       text NOT NULL DEFAULT 'UTC',
     timetable      jsonb NOT NULL,
     start_date     timestamptz,
@@ -46,6 +50,9 @@ CREATE TABLE jobs (
 -- Ids are time-ordered (UUID version 7), so these serve "newest first" without a column of their own.
 CREATE INDEX jobs_by_status ON jobs (status, id);
 CREATE INDEX jobs_by_type ON jobs (type, id);
+-- A key is free again once its job is deleted.
+CREATE UNIQUE INDEX jobs_key ON jobs (platform_id, key) NULLS NOT DISTINCT WHERE key IS NOT NULL AND status <> 'CANCELLED';
+CREATE INDEX jobs_by_key ON jobs (key, id) WHERE key IS NOT NULL;
 -- Whether a name of a queue is still in use.
 CREATE INDEX jobs_by_queue ON jobs (queue, cancelled_at);
 

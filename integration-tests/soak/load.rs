@@ -70,12 +70,12 @@ impl Load {
         make_timed_jobs(&shared, end).await?;
         let mut targets = Vec::new();
         for (index, (handler, payload)) in trigger_handlers().into_iter().enumerate() {
-            let mut body = json!({
+            let body = json!({
                 "name": format!("trigger {index}"), "schedule": "0 0 1 1 *", "handler_name": handler, "payload": payload,
                 "allow_overlap": true, "max_retries": 2, "retry_delay_ms": 300, "priority": priority(index), "queue": queue(index),
             });
-            body["request_id"] = json!(format!("target {index}"));
-            targets.push(id_of(&shared.ask(Method::POST, "/jobs/cron", Some(&body)).await?)?);
+            let path = format!("/jobs/cron?request_id=target-{index}");
+            targets.push(id_of(&shared.ask(Method::POST, &path, Some(&body)).await?)?);
         }
         let mut clients = JoinSet::new();
         clients.spawn(one_time_jobs(Arc::clone(&shared)));
@@ -199,13 +199,14 @@ async fn one_time_jobs(shared: Arc<Shared>) {
             _ => ("test:echo", json!({"n": number})),
         };
         let body = json!({
-            "name": format!("once {number}"), "execute_at": rfc3339(at), "allow_past": true, "handler_name": handler,
-            "payload": payload, "max_retries": 2, "retry_delay_ms": 300, "request_id": format!("once {number}"),
+            "name": format!("once {number}"), "execute_at": rfc3339(at), "handler_name": handler,
+            "payload": payload, "max_retries": 2, "retry_delay_ms": 300,
             "priority": priority(number), "queue": queue(number),
         });
         let shared = Arc::clone(&shared);
         requests.spawn(async move {
-            match shared.ask(Method::POST, "/jobs/once", Some(&body)).await.and_then(|job| id_of(&job)) {
+            let path = format!("/jobs/once?allow_past=true&request_id=once-{number}");
+            match shared.ask(Method::POST, &path, Some(&body)).await.and_then(|job| id_of(&job)) {
                 Ok(id) => {
                     let mut known = shared.known();
                     known.closed.insert(id);
@@ -269,10 +270,10 @@ async fn churn(shared: Arc<Shared>, index: usize, end: DateTime<Utc>) {
         let body = json!({
             "name": format!("churn {index}.{number}"), "schedule": "* * * * * *", "handler_name": "test:sleep",
             "payload": {"ms": 300}, "allow_overlap": index == 0, "end_date": rfc3339(end), "retry_delay_ms": 200,
-            "request_id": format!("churn {index}.{number}"),
         });
+        let path = format!("/jobs/cron?request_id=churn-{index}.{number}");
         // Past its end once the soak is nearly over, which is refused.
-        let Ok(job) = shared.ask(Method::POST, "/jobs/cron", Some(&body)).await else { return };
+        let Ok(job) = shared.ask(Method::POST, &path, Some(&body)).await else { return };
         let Ok(id) = id_of(&job) else { return };
         for _ in 0..4 {
             for verb in ["pause", "resume"] {

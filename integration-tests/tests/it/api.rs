@@ -69,11 +69,32 @@ impl Api {
         self.ask(Method::POST, path, Some(body)).await
     }
 
+    /// With a header.
+    pub(crate) async fn post_with(&self, header: &str, value: &str, path: &str, body: &Value) -> Answer {
+        let request = self.client.post(format!("{}{BASE}{path}", self.url)).header(header, value).json(body);
+        let response = request.send().await.unwrap_or_else(|error| panic!("{path}: {error:?}"));
+        Answer::read(response).await.unwrap_or_else(|error| panic!("{path}: {error:?}"))
+    }
+
     /// Creates a job (`cron`, `once`, `recurring`) that must be accepted.
     pub(crate) async fn create(&self, kind: &str, body: &Value) -> Value {
-        let answer = self.post(&format!("/jobs/{kind}"), body).await;
+        let answer = self.try_create(kind, body).await;
         assert_eq!(answer.status, 201, "{}", answer.body);
         answer.body
+    }
+
+    /// The same, whatever comes of it. What is said beside the job goes into the query.
+    pub(crate) async fn try_create(&self, kind: &str, body: &Value) -> Answer {
+        let mut job = body.clone();
+        let mut take = |name: &str| job.as_object_mut().and_then(|job| job.remove(name));
+        let beside = ["request_id", "allow_past"].map(|name| take(name).map(|value| (name, value)));
+        let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let query: Vec<String> = beside
+            .into_iter()
+            .flatten()
+            .map(|(name, value)| format!("{name}={}", text(value).replace(' ', "%20")))
+            .collect();
+        self.post(&format!("/jobs/{kind}?{}", query.join("&")), &job).await
     }
 
     /// Fires a job now; answers with the execution's id.

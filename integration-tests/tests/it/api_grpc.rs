@@ -4,9 +4,8 @@ use anyhow::ensure;
 use carillon_proto::v1::execution_service_client::ExecutionServiceClient;
 use carillon_proto::v1::job_service_client::JobServiceClient;
 use carillon_proto::v1::{
-    CreateCronJobRequest, CreateOneTimeJobRequest, CreateRecurringJobRequest, DeleteJobRequest, ExecutionStatus,
-    GetExecutionRequest, GetJobRequest, JobStatus, JobType, ListJobExecutionsRequest, ListJobsRequest, PauseJobRequest,
-    Priority, ResumeJobRequest, TriggerJobRequest,
+    CreateJobRequest, DeleteJobRequest, ExecutionStatus, GetExecutionRequest, GetJobRequest, Job, JobStatus, JobType,
+    ListJobExecutionsRequest, ListJobsRequest, PauseJobRequest, Priority, ResumeJobRequest, TriggerJobRequest,
 };
 use carillon_testkit::StopMode;
 use serde_json::json;
@@ -33,14 +32,19 @@ fn gateway() -> Plan {
     Plan { dispatchers: 0, executors: 0, ..Plan::default() }
 }
 
-fn cron() -> CreateCronJobRequest {
-    CreateCronJobRequest {
+fn cron() -> Job {
+    Job {
         name: "Daily Cleanup".into(),
         schedule: "0 2 * * *".into(),
         handler_name: "test:echo".into(),
         created_by: "admin".into(),
-        ..CreateCronJobRequest::default()
+        ..Job::default()
     }
+}
+
+/// A request to create this job.
+pub(crate) fn create(job: Job) -> CreateJobRequest {
+    CreateJobRequest { job: Some(job), ..CreateJobRequest::default() }
 }
 
 fn wrong_fields(status: &Status) -> Vec<String> {
@@ -57,15 +61,18 @@ async fn a_job_lives_its_life_over_grpc() {
     let mut jobs = JobServiceClient::new(channel.clone());
     let mut executions = ExecutionServiceClient::new(channel);
 
-    let request = CreateCronJobRequest {
-        priority: Some(Priority::High.into()),
+    let request = Job {
+        priority: Priority::High.into(),
         timezone: "Europe/Berlin".into(),
         tags: vec!["nightly".into()],
         ..cron()
     };
-    let job = jobs.create_cron_job(request).await.unwrap().into_inner();
+    let job = jobs.create_cron_job(create(request)).await.unwrap().into_inner();
     assert_eq!((job.r#type(), job.status(), job.priority()), (JobType::Cron, JobStatus::Active, Priority::High));
-    assert_eq!((job.max_retries, job.timeout_ms, job.tags.as_slice()), (3, 300_000, ["nightly".to_owned()].as_slice()));
+    assert_eq!(
+        (job.max_retries, job.timeout_ms, job.tags.as_slice()),
+        (Some(3), Some(300_000), ["nightly".to_owned()].as_slice())
+    );
     assert!(job.next_run.is_some());
     let id = job.id.clone();
     assert_eq!(jobs.get_job(GetJobRequest { id: id.clone() }).await.unwrap().into_inner(), job);
@@ -91,14 +98,10 @@ async fn a_job_lives_its_life_over_grpc() {
         jobs.trigger_job(TriggerJobRequest { id: id.clone(), ..TriggerJobRequest::default() }).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
 
-    let request = CreateRecurringJobRequest {
-        name: "often".into(),
-        interval: "1h".into(),
-        handler_name: "test:echo".into(),
-        ..CreateRecurringJobRequest::default()
-    };
-    let recurring = jobs.create_recurring_job(request).await.unwrap().into_inner();
-    assert_eq!(recurring.schedule, "@every 1h");
+    let request =
+        Job { name: "often".into(), interval: "1h".into(), handler_name: "test:echo".into(), ..Job::default() };
+    let recurring = jobs.create_recurring_job(create(request)).await.unwrap().into_inner();
+    assert_eq!((recurring.schedule.as_str(), recurring.interval.as_str()), ("", "1h"));
     let request = ListJobsRequest { r#type: JobType::Recurring.into(), ..ListJobsRequest::default() };
     let list = jobs.list_jobs(request).await.unwrap().into_inner();
     assert_eq!(list.jobs.iter().map(|job| &job.id).collect::<Vec<_>>(), [&recurring.id]);
@@ -111,20 +114,20 @@ async fn a_job_lives_its_life_over_grpc() {
 async fn errors_carry_their_code_and_details() {
     let world = World::start("grpc_errors", gateway()).await;
     let mut jobs = JobServiceClient::new(channel(&world).await);
-    let request = CreateCronJobRequest {
+    let request = Job {
         name: String::new(),
         schedule: "61 * * * *".into(),
         timezone: "Mars/Olympus".into(),
         max_retries: Some(101),
-        priority: Some(99),
+        priority: 99,
         ..cron()
     };
-    let status = jobs.create_cron_job(request).await.unwrap_err();
+    let status = jobs.create_cron_job(create(request)).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     assert_eq!(wrong_fields(&status), ["max_retries", "name", "priority", "schedule", "timezone"], "{status}");
 
-    let request = CreateOneTimeJobRequest { name: "n".into(), handler_name: "a:b".into(), ..Default::default() };
-    let status = jobs.create_one_time_job(request).await.unwrap_err();
+    let request = Job { name: "n".into(), handler_name: "a:b".into(), ..Default::default() };
+    let status = jobs.create_one_time_job(create(request)).await.unwrap_err();
     assert_eq!((status.code(), wrong_fields(&status)), (Code::InvalidArgument, vec!["execute_at".to_owned()]));
     let status = jobs.list_jobs(ListJobsRequest { limit: Some(1_001), ..Default::default() }).await.unwrap_err();
     assert_eq!((status.code(), wrong_fields(&status)), (Code::InvalidArgument, vec!["limit".to_owned()]));
@@ -136,14 +139,15 @@ async fn errors_carry_their_code_and_details() {
     assert!(status.message().contains(&unknown), "{status}");
 
     // The same message over JSON has the same fingerprint: a key knows no encoding.
-    let request = CreateCronJobRequest { request_id: "k".into(), ..cron() };
+    let request = CreateJobRequest { request_id: "k".into(), ..create(cron()) };
     let job = jobs.create_cron_job(request.clone()).await.unwrap().into_inner();
+    let given = cron();
     let body = json!({
-        "name": request.name, "schedule": request.schedule, "handler_name": request.handler_name,
-        "created_by": request.created_by, "request_id": "k",
+        "name": given.name, "schedule": given.schedule, "handler_name": given.handler_name,
+        "created_by": given.created_by, "request_id": "k",
     });
     assert_eq!(world.api().create("cron", &body).await["id"], json!(job.id));
-    let other = CreateCronJobRequest { name: "other".into(), ..request };
+    let other = CreateJobRequest { job: Some(Job { name: "other".into(), ..given }), ..request };
     let status = jobs.create_cron_job(other).await.unwrap_err();
     assert_eq!(status.code(), Code::AlreadyExists, "{status}");
 }
@@ -156,14 +160,14 @@ async fn without_postgres_it_is_unavailable_with_a_hint_and_health_says_so() {
     let postgres = world.postgres.as_ref().expect("its own");
     health_is(&channel, ServingStatus::Serving).await;
     postgres.stop(StopMode::Fast);
-    let status = jobs.create_cron_job(cron()).await.unwrap_err();
+    let status = jobs.create_cron_job(create(cron())).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     let hint = status.get_details_retry_info().and_then(|info| info.retry_delay);
     assert!(hint.is_some_and(|delay| !delay.is_zero()), "{hint:?}");
     health_is(&channel, ServingStatus::NotServing).await;
     postgres.start_again().expect("it starts");
     health_is(&channel, ServingStatus::Serving).await;
-    jobs.create_cron_job(cron()).await.unwrap();
+    jobs.create_cron_job(create(cron())).await.unwrap();
 }
 
 /// Of the server as a whole and of each service.

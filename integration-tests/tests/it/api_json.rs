@@ -168,14 +168,14 @@ async fn the_same_key_answers_with_the_same_thing() {
     body["request_id"] = json!("key-1");
     // At once, too.
     let (first, second, third) =
-        tokio::join!(api.post("/jobs/cron", &body), api.post("/jobs/cron", &body), api.post("/jobs/cron", &body));
+        tokio::join!(api.try_create("cron", &body), api.try_create("cron", &body), api.try_create("cron", &body));
     let job = id_of(&first.body);
     for answer in [&first, &second, &third] {
         assert_eq!((answer.status, id_of(&answer.body)), (201, job));
     }
     assert_eq!(jobs_in_all(&world).await, 1);
     body["name"] = json!("another");
-    let refused = api.post("/jobs/cron", &body).await;
+    let refused = api.try_create("cron", &body).await;
     assert_eq!((refused.status, &refused.body["code"]), (409, &json!(6)), "{}", refused.body);
     assert_eq!(jobs_in_all(&world).await, 1);
 
@@ -265,7 +265,7 @@ async fn each_rule_is_held() {
         for (name, value) in wrong.as_object().expect("an object") {
             body[name] = value.clone();
         }
-        let answer = api.post(&format!("/jobs/{kind}"), &body).await;
+        let answer = api.try_create(kind, &body).await;
         assert_eq!(answer.status, 400, "{wrong}: {}", answer.body);
         assert_eq!(answer.wrong_fields(), [field], "{wrong}: {}", answer.body);
     }

@@ -96,9 +96,11 @@ fn ask_all(apis: [&Api; 2], job: Uuid, round: usize) -> (JoinSet<Heard>, mpsc::R
         let ([first, second], answered) = (apis.map(Api::clone), answered.clone());
         let key = format!("{round}/{client}");
         let created = client % 2 == 0;
-        let mut body = if created { far_away(&key) } else { json!({}) };
-        body["request_id"] = json!(key);
-        let path = if created { "/jobs/once".to_owned() } else { format!("/jobs/{job}/trigger") };
+        let (path, body) = if created {
+            (format!("/jobs/once?request_id={key}"), far_away(&key))
+        } else {
+            (format!("/jobs/{job}/trigger"), json!({"request_id": key}))
+        };
         clients.spawn(async move {
             tokio::time::sleep(STAGGER * u32::try_from(client).expect("few")).await;
             let asked = first.try_ask(Method::POST, &path, Some(&body)).await;

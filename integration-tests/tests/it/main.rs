@@ -14,6 +14,7 @@ mod world;
 mod zones;
 
 mod api_grpc;
+mod api_job;
 mod api_json;
 mod bounds_leader;
 mod cancels;

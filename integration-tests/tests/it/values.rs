@@ -3,9 +3,7 @@
 
 use carillon_proto::v1::execution_service_client::ExecutionServiceClient;
 use carillon_proto::v1::job_service_client::JobServiceClient;
-use carillon_proto::v1::{
-    CreateCronJobRequest, GetExecutionRequest, GetJobRequest, ListJobExecutionsRequest, TriggerJobRequest,
-};
+use carillon_proto::v1::{GetExecutionRequest, GetJobRequest, Job, ListJobExecutionsRequest, TriggerJobRequest};
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value as WireValue};
 use serde_json::{Value, json};
@@ -15,6 +13,7 @@ use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 use crate::api::id_of;
+use crate::api_grpc::create;
 use crate::world::{Plan, World};
 
 fn gateway() -> Plan {
@@ -119,15 +118,15 @@ async fn every_double_reads_back_with_the_same_bits_by_json_and_grpc() {
     let created = api.post_text("/jobs/cron", body).await;
     assert_eq!(created.status, 201, "{}", created.body);
     let over_json = id_of(&created.body);
-    let request = CreateCronJobRequest {
+    let request = Job {
         name: "values".into(),
         schedule: "0 0 1 1 *".into(),
         handler_name: "test:echo".into(),
         payload: Some(object("n", list(doubles.iter().copied().map(number).collect()))),
         metadata: Some(object("n", list(doubles.iter().copied().map(number).collect()))),
-        ..CreateCronJobRequest::default()
+        ..Job::default()
     };
-    let created = jobs.create_cron_job(request).await.expect("it is created").into_inner();
+    let created = jobs.create_cron_job(create(request)).await.expect("it is created").into_inner();
     let over_grpc: Uuid = created.id.parse().expect("an id");
 
     for id in [over_json, over_grpc] {
@@ -278,14 +277,14 @@ async fn one_name_of_a_queue_too_many_is_refused_by_name() {
     assert_eq!((refused.status, &refused.body["code"]), (429, &json!(8)), "{}", refused.body);
     let rule = "\"reports\" would be one more than the 2 names of queues that gateway.queues_max allows";
     assert_eq!(refused.violations(), [("queue".to_owned(), rule.to_owned())]);
-    let request = CreateCronJobRequest {
+    let request = Job {
         name: "n".into(),
         schedule: "0 0 1 1 *".into(),
         handler_name: "test:echo".into(),
         queue: "reports".into(),
-        ..CreateCronJobRequest::default()
+        ..Job::default()
     };
-    let status = jobs.create_cron_job(request).await.expect_err("it is refused");
+    let status = jobs.create_cron_job(create(request)).await.expect_err("it is refused");
     assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, format!("queue: {rule}").as_str()));
     let quota = status.get_details_quota_failure().map(|details| details.violations).unwrap_or_default();
     assert_eq!(quota.first().map(|violation| violation.subject.as_str()), Some("gateway.queues_max"));

@@ -39,6 +39,14 @@ pub enum Error {
         /// What stands against it.
         why: String,
     },
+    /// There is one already, and may be no second one.
+    #[error("there is a {what} of that key already, with the id {id}")]
+    AlreadyExists {
+        /// `job`.
+        what: &'static str,
+        /// The one that there is.
+        id: uuid::Uuid,
+    },
     /// The idempotency key was used for another request.
     #[error("the request_id \"{key}\" was used for a different request")]
     KeyReused {
@@ -115,7 +123,7 @@ impl Error {
             Self::Conflict(_) => Kind::Conflict,
             Self::NotFound { .. } => Kind::NotFound,
             Self::FailedPrecondition { .. } => Kind::FailedPrecondition,
-            Self::KeyReused { .. } => Kind::AlreadyExists,
+            Self::KeyReused { .. } | Self::AlreadyExists { .. } => Kind::AlreadyExists,
             Self::QueuesExhausted { .. } => Kind::Exhausted,
             Self::Data(_) | Self::Internal(_) | Self::Unreadable { .. } => Kind::Internal,
         }
@@ -141,6 +149,7 @@ impl Error {
             Self::NotFound { .. }
             | Self::FailedPrecondition { .. }
             | Self::KeyReused { .. }
+            | Self::AlreadyExists { .. }
             | Self::QueuesExhausted { .. } => false,
         }
     }

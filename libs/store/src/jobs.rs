@@ -10,8 +10,8 @@ pub(crate) mod rows;
 
 use carillon_core::job::{JobStatus, JobType};
 use carillon_core::shard::shard_of;
-use sqlx::QueryBuilder;
 use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, QueryBuilder};
 use uuid::Uuid;
 
 pub use changes::{Paused, REASON_PAUSED, pause, resume};
@@ -23,26 +23,25 @@ use crate::idempotency::{self, Key};
 use crate::page::{self, Page, Slice};
 use crate::revisions::definition_of;
 use crate::{Error, Result, Store, queues};
-use rows::{JobRow, SELECT_JOB, TimetableWritten};
+use rows::{JobRow, SELECT_JOB};
 
-/// One statement, so one transaction and one round trip: the key first, since a conflict on it must stop the rest. Nothing is
-/// written if the name of the queue is not known ([`crate::queues`]).
+/// One statement, so one transaction and one round trip: the idempotency key first, since a conflict on it must stop the rest.
+/// Nothing is written if the name of the queue is not known ([`crate::queues`]). `$1` is the row by its columns, of which
+/// `{columns}` are named: what an older program does not know has its default.
 const INSERT_JOB: &str = concat!(
     "
-    WITH queue AS (
-        SELECT name FROM queues WHERE name = $14 FOR KEY SHARE
+    WITH new AS MATERIALIZED (
+        SELECT * FROM jsonb_populate_record(NULL::jobs, $1::jsonb)
+    ), queue AS (
+        SELECT name AS known FROM queues WHERE name = (SELECT queue FROM new) FOR KEY SHARE
     ), key AS (
         INSERT INTO idempotency_keys (scope, key, fingerprint, resource_id)
-        SELECT $26::text, $27::text, $28::bytea, $1 FROM queue WHERE $27::text IS NOT NULL
+        SELECT $4::text, $5::text, $6::bytea, new.id FROM queue, new WHERE $5::text IS NOT NULL
         ON CONFLICT DO NOTHING RETURNING resource_id
     ), job AS (
-        INSERT INTO jobs (id, name, description, type, status, schedule, timezone, timetable, start_date, end_date,
-                          max_executions, handler_name, handler_type, payload, queue, priority, max_retries,
-                          retry_delay_ms, timeout_ms, concurrency, allow_overlap, tags, metadata, platform_id,
-                          created_by, created_at, updated_at)
-        SELECT $1, $2, $3, $4, 'ACTIVE', $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-               $22, $23, $24, $25, $25
-        FROM queue WHERE $27::text IS NULL OR EXISTS (SELECT FROM key)
+        INSERT INTO jobs ({columns}, payload, metadata)
+        SELECT {columns}, $2::jsonb, $3::jsonb
+        FROM queue, new WHERE $5::text IS NULL OR EXISTS (SELECT FROM key)
         RETURNING *
     ), revision AS (
         INSERT INTO job_revisions (job_id, revision, definition, created_by, created_at)
@@ -51,7 +50,7 @@ const INSERT_JOB: &str = concat!(
     ", created_by, created_at FROM job
     ), timer AS (
         INSERT INTO job_timers (job_id, shard, fire_at, queue, priority, revision, exhausted)
-        SELECT id, $30, $29::timestamptz, queue, priority, revision, $29::timestamptz IS NULL AND $4 <> 'EVENT' FROM job
+        SELECT id, $8, $7::timestamptz, queue, priority, revision, $7::timestamptz IS NULL AND type <> 'EVENT' FROM job
         RETURNING job_id, exhausted
     ), note AS (
         INSERT INTO job_attention (job_id) SELECT job_id FROM timer WHERE exhausted
@@ -61,73 +60,109 @@ const INSERT_JOB: &str = concat!(
     SELECT EXISTS (SELECT FROM queue) AS queue_is_known, EXISTS (SELECT FROM job) AS created"
 );
 
-/// Creates a job with its timer, its statistics and its idempotency key. If the key was taken meanwhile, answers with the
+/// Tries to write a job whose key another one has and then has no more.
+const KEY_TRIES: usize = 3;
+
+/// Creates a job with its timer, its statistics and its idempotency key. If that key was taken meanwhile, answers with the
 /// job that it led to.
 ///
 /// # Errors
-/// [`Error::KeyReused`] if the key was taken by another request; [`Error::QueuesExhausted`] if its queue would be one too many; or
-/// if Postgres is unavailable.
+/// [`Error::KeyReused`] if the idempotency key was taken by another request; [`Error::AlreadyExists`] if another job has its key;
+/// [`Error::QueuesExhausted`] if its queue would be one too many; or if Postgres is unavailable.
 pub async fn create(store: &Store, new: NewJob, key: Option<&Key>) -> Result<Job> {
-    // Boxed: its thirty values would make every caller's future large.
-    let (queue_is_known, mut created) = Box::pin(insert(&store.pool, &new, key)).await?;
-    if !queue_is_known {
-        created = Box::pin(insert_with_queue(store, &new, key)).await?;
-    }
-    if created {
-        return Ok(new.into_job());
+    // One whose holder is deleted just now is free the next time.
+    for _ in 0..KEY_TRIES {
+        let mut inserted = insert(&store.pool, &new, key).await?;
+        if inserted == Inserted::QueueUnknown {
+            inserted = insert_with_queue(store, &new, key).await?;
+        }
+        match inserted {
+            Inserted::Job => return Ok(new.into_job()),
+            Inserted::KeyTaken => {
+                if let Some(id) = holder(store, &new.definition).await? {
+                    return Err(Error::AlreadyExists { what: "job", id });
+                }
+            }
+            Inserted::Repeated | Inserted::QueueUnknown => break,
+        }
     }
     let known = idempotency::begin(store, key).await?.known;
     get(store, known.unwrap_or(new.id)).await
 }
 
-async fn insert_with_queue(store: &Store, new: &NewJob, key: Option<&Key>) -> Result<bool> {
-    let mut transaction = store.pool.begin().await?;
-    queues::add_on_conn(&mut transaction, &new.definition.queue, new.queues_max).await?;
-    let (_, created) = insert(&mut *transaction, new, key).await?;
-    // A job that was not written leaves no name behind either.
-    if created {
-        transaction.commit().await?;
+/// Refuses a job that [`create`] would refuse, as things stand.
+///
+/// # Errors
+/// As there.
+pub async fn check_new(store: &Store, new: &NewJob) -> Result<()> {
+    if let Some(id) = holder(store, &new.definition).await? {
+        return Err(Error::AlreadyExists { what: "job", id });
     }
-    Ok(created)
+    let mut connection = store.pool.acquire().await?;
+    queues::check_on_conn(&mut connection, &new.definition.queue, new.queues_max).await
 }
 
-/// Whether the name of the queue is known, and whether the job was written.
-async fn insert(executor: impl sqlx::PgExecutor<'_>, new: &NewJob, key: Option<&Key>) -> Result<(bool, bool)> {
-    let job = &new.definition;
-    let outcome = sqlx::query_as(INSERT_JOB)
-        .bind(new.id)
-        .bind(&job.name)
-        .bind(&job.description)
-        .bind(job.job_type.as_str())
-        .bind(&job.schedule)
-        .bind(&job.timezone)
-        .bind(Json(TimetableWritten { timetable: &new.timetable, schedules: &job.schedules }))
-        .bind(job.start_date)
-        .bind(job.end_date)
-        .bind(job.max_executions)
-        .bind(&job.handler_name)
-        .bind(job.handler_type.as_str())
-        .bind(ToWrite(&job.payload))
-        .bind(&job.queue)
-        .bind(job.priority.rank())
-        .bind(job.max_retries)
-        .bind(job.retry_delay_ms)
-        .bind(job.timeout_ms)
-        .bind(job.concurrency)
-        .bind(job.allow_overlap)
-        .bind(&job.tags)
-        .bind(ToWrite(&job.metadata))
-        .bind(&job.platform_id)
-        .bind(&job.created_by)
-        .bind(new.created_at)
+/// The job that has the key of `definition`.
+///
+/// # Errors
+/// If Postgres is unavailable.
+async fn holder(store: &Store, definition: &Definition) -> Result<Option<Uuid>> {
+    let Some(key) = &definition.key else { return Ok(None) };
+    let holder = "SELECT id FROM jobs
+                  WHERE platform_id IS NOT DISTINCT FROM $1 AND key = $2 AND status <> 'CANCELLED'";
+    Ok(sqlx::query_scalar(holder).bind(&definition.platform_id).bind(key).fetch_optional(&store.pool).await?)
+}
+
+/// What became of an INSERT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inserted {
+    /// It is written.
+    Job,
+    /// Nothing is: the idempotency key is known.
+    Repeated,
+    /// Nothing is: the name of its queue is not known.
+    QueueUnknown,
+    /// Nothing is: another job has its key.
+    KeyTaken,
+}
+
+async fn insert_with_queue(store: &Store, new: &NewJob, key: Option<&Key>) -> Result<Inserted> {
+    let mut transaction = store.pool.begin().await?;
+    queues::add_on_conn(&mut transaction, &new.definition.queue, new.queues_max).await?;
+    let inserted = insert(&mut *transaction, new, key).await?;
+    // A job that was not written leaves no name behind either.
+    if inserted == Inserted::Job {
+        transaction.commit().await?;
+    }
+    Ok(inserted)
+}
+
+async fn insert(executor: impl sqlx::PgExecutor<'_>, new: &NewJob, key: Option<&Key>) -> Result<Inserted> {
+    let unwritable = |error: serde_json::Error| Error::Unreadable { what: "new job", why: error.to_string() };
+    let row = new.row().map_err(unwritable)?;
+    let columns: Vec<String> =
+        row.as_object().into_iter().flatten().map(|(column, _)| format!("\"{column}\"")).collect();
+    let statement = INSERT_JOB.replace("{columns}", &columns.join(", "));
+    let outcome = sqlx::query_as(AssertSqlSafe(statement))
+        .bind(Json(&row))
+        .bind(ToWrite(&new.definition.payload))
+        .bind(ToWrite(&new.definition.metadata))
         .bind(key.map(|key| &key.scope))
         .bind(key.map(|key| &key.key))
         .bind(key.map(|key| &key.fingerprint))
         .bind(new.fire_at)
         .bind(shard_of(new.id))
         .fetch_one(executor)
-        .await?;
-    Ok(outcome)
+        .await;
+    let constraint_of =
+        |error: &sqlx::Error| error.as_database_error().and_then(|error| error.constraint().map(str::to_owned));
+    match outcome {
+        Ok((false, _)) => Ok(Inserted::QueueUnknown),
+        Ok((true, true)) => Ok(Inserted::Job),
+        Ok((true, false)) => Ok(Inserted::Repeated),
+        Err(error) if constraint_of(&error).as_deref() == Some("jobs_key") => Ok(Inserted::KeyTaken),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Reads one job.
@@ -147,18 +182,20 @@ async fn get_on(executor: impl sqlx::PgExecutor<'_>, id: Uuid) -> Result<Job> {
 
 /// Which jobs to list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
+pub struct Filter<'a> {
     /// Only those of this type.
     pub job_type: Option<JobType>,
     /// Only those of this status; without it all but deleted ones.
     pub status: Option<JobStatus>,
+    /// Only those of this key.
+    pub key: Option<&'a str>,
 }
 
 /// Lists jobs, newest first (ids are ordered by creation). The page is cut on `jobs` alone before the others are joined.
 ///
 /// # Errors
 /// If Postgres is unavailable.
-pub async fn list(store: &Store, filter: Filter, slice: Slice) -> Result<Page<Job>> {
+pub async fn list(store: &Store, filter: Filter<'_>, slice: Slice) -> Result<Page<Job>> {
     let mut query = QueryBuilder::new(SELECT_JOB);
     query.push(" WHERE j.id IN (SELECT id FROM jobs WHERE ");
     match filter.status {
@@ -167,6 +204,9 @@ pub async fn list(store: &Store, filter: Filter, slice: Slice) -> Result<Page<Jo
     };
     if let Some(job_type) = filter.job_type {
         query.push(" AND type = ").push_bind(job_type.as_str());
+    }
+    if let Some(key) = filter.key {
+        query.push(" AND key = ").push_bind(key);
     }
     query.push(" ORDER BY id DESC LIMIT ").push_bind(slice.limit_and_one());
     query.push(" OFFSET ").push_bind(i64::from(slice.offset)).push(") ORDER BY j.id DESC");

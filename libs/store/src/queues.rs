@@ -23,6 +23,16 @@ pub(crate) async fn add_on_conn(connection: &mut Connection, name: &str, queues_
         .execute(&mut *connection)
         .await?;
     // A statement of its own: it sees what others added before they let go of the lock.
+    check_on_conn(connection, name, queues_max).await?;
+    sqlx::query("INSERT INTO queues (name) VALUES ($1) ON CONFLICT DO NOTHING").bind(name).execute(connection).await?;
+    Ok(())
+}
+
+/// Refuses a name that would be one too many, as things stand.
+///
+/// # Errors
+/// [`Error::QueuesExhausted`] if there are `queues_max` others; or if Postgres is unavailable.
+pub(crate) async fn check_on_conn(connection: &mut Connection, name: &str, queues_max: u32) -> Result<()> {
     let (others, known): (i64, bool) =
         sqlx::query_as("SELECT count(*) FILTER (WHERE name <> $1), count(*) FILTER (WHERE name = $1) > 0 FROM queues")
             .bind(name)
@@ -31,7 +41,6 @@ pub(crate) async fn add_on_conn(connection: &mut Connection, name: &str, queues_
     if !known && others >= i64::from(queues_max) {
         return Err(Error::QueuesExhausted { queue: name.to_owned(), queues_max });
     }
-    sqlx::query("INSERT INTO queues (name) VALUES ($1) ON CONFLICT DO NOTHING").bind(name).execute(connection).await?;
     Ok(())
 }
 

@@ -121,6 +121,10 @@ pub(crate) fn of_store(failure: &Error) -> Status {
             details.add_bad_request_violation("queue", rule.as_str());
             Status::with_error_details(code, format!("queue: {rule}"), details)
         }
+        Error::AlreadyExists { what, id } => {
+            let details = ErrorDetails::with_resource_info(*what, id.to_string(), "", "");
+            Status::with_error_details(code, failure.to_string(), details)
+        }
         Error::KeyReused { .. } => {
             let details = ErrorDetails::with_error_info("REQUEST_ID_REUSED", "carillon", HashMap::new());
             Status::with_error_details(code, failure.to_string(), details)

@@ -91,6 +91,10 @@ impl Gateway {
     }
 }
 
+fn create(job: v1::Job) -> v1::CreateJobRequest {
+    v1::CreateJobRequest { job: Some(job), ..v1::CreateJobRequest::default() }
+}
+
 fn cleanup() -> Value {
     json!({"name": "Daily Cleanup", "schedule": "0 2 * * *", "handler_name": "cleanup:old_traces",
            "payload": {"retention_days": 30}, "created_by": "admin"})
@@ -109,19 +113,19 @@ async fn grpc_and_json_are_one_api_on_one_port() -> Result<()> {
     let job = jobs.get_job(v1::GetJobRequest { id: id.clone() }).await?.into_inner();
     assert_eq!((job.name.as_str(), job.priority()), ("Daily Cleanup", v1::Priority::Medium));
 
-    let request = v1::CreateRecurringJobRequest {
+    let job = v1::Job {
         name: "Beat".into(),
         interval: "90s".into(),
         handler_name: "health:check".into(),
-        request_id: "r1".into(),
-        ..v1::CreateRecurringJobRequest::default()
+        ..v1::Job::default()
     };
+    let request = v1::CreateJobRequest { request_id: "r1".into(), ..create(job) };
     let beat = jobs.create_recurring_job(request).await?.into_inner();
-    let body = json!({"name": "Beat", "interval": "90s", "handlerName": "health:check", "requestId": "r1"});
-    let (_, again) = gateway.post("/jobs/recurring", &body).await?;
+    let body = json!({"name": "Beat", "interval": "90s", "handlerName": "health:check"});
+    let (_, again) = gateway.post("/jobs/recurring?requestId=r1", &body).await?;
     assert_eq!(again["id"], beat.id, "the same request over JSON has the same fingerprint");
     let (status, read) = gateway.get(&format!("/jobs/{}", beat.id)).await?;
-    assert_eq!((status, &read["schedule"], &read["type"]), (StatusCode::OK, &json!("@every 90s"), &json!("RECURRING")));
+    assert_eq!((status, &read["interval"], &read["type"]), (StatusCode::OK, &json!("90s"), &json!("RECURRING")));
 
     let execution =
         jobs.trigger_job(v1::TriggerJobRequest { id: id.clone(), ..v1::TriggerJobRequest::default() }).await?;
@@ -132,7 +136,7 @@ async fn grpc_and_json_are_one_api_on_one_port() -> Result<()> {
     let unknown = executions.get_execution(v1::GetExecutionRequest { id: id.clone() }).await;
     assert_eq!(unknown.map_err(|status| status.code()).err(), Some(Code::NotFound));
 
-    let refused = jobs.create_cron_job(v1::CreateCronJobRequest::default()).await.err().context("accepted")?;
+    let refused = jobs.create_cron_job(v1::CreateJobRequest::default()).await.err().context("accepted")?;
     let (status, body) = gateway.post("/jobs/cron", &json!({})).await?;
     assert_eq!((status, &body["message"]), (StatusCode::BAD_REQUEST, &json!(refused.message())));
     gateway.stop().await
@@ -169,27 +173,18 @@ async fn a_timetable_is_kept_as_it_was_written() -> Result<()> {
         assert_eq!((&job["dst_gap"], &job["dst_overlap"]), (&json!("SKIP"), &json!("BOTH")));
     }
     // What a job shows, a job can be made of.
-    let again = json!({"name": "Again", "handler_name": "reports:generate", "schedules": created["schedules"],
-                       "exclusions": created["exclusions"], "dst_gap": created["dst_gap"], "interval": null});
-    assert_eq!(
-        gateway.post("/jobs/cron", &again).await?.0,
-        StatusCode::BAD_REQUEST,
-        "interval is no field of a cron job"
-    );
-    let again = json!({"name": "Again", "handler_name": "reports:generate", "schedules": created["schedules"],
-                       "exclusions": created["exclusions"], "dst_gap": created["dst_gap"]});
-    assert_eq!(gateway.post("/jobs/cron", &again).await?.0, StatusCode::CREATED);
+    assert_eq!(gateway.post("/jobs/cron", &created).await?.0, StatusCode::CREATED);
 
     let mut jobs = JobServiceClient::new(gateway.channel().await?);
     let nights = v1::Exclusion { cron: Some("* 0-5 * * *".into()), ..v1::Exclusion::default() };
-    let recurring = v1::CreateRecurringJobRequest {
+    let recurring = v1::Job {
         name: "Beat".into(),
         interval: "90s".into(),
         handler_name: "health:check".into(),
         exclusions: vec![nights.clone()],
-        ..v1::CreateRecurringJobRequest::default()
+        ..v1::Job::default()
     };
-    let beat = jobs.create_recurring_job(recurring).await?.into_inner();
+    let beat = jobs.create_recurring_job(create(recurring)).await?.into_inner();
     assert_eq!((beat.exclusions, beat.schedules, beat.dst_gap), (vec![nights], vec![], None));
 
     let past = json!({"name": "n", "handler_name": "a:b", "schedules": ["0 0 9 1 1 ? 2020"]});

@@ -5,32 +5,45 @@ use carillon_core::schedule::{DstGap, DstOverlap, Exclusion, TimetableSpec};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::document::Document;
 use crate::{Error, Result};
 
-/// What an author decides about a job.
-#[derive(Clone, Debug, PartialEq)]
+/// What an author decides about a job. Its fields are columns of `jobs`, by name, but for those that are skipped: documents are
+/// read and written by themselves, and what is said of when it fires stands in `jobs.timetable`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Definition {
     /// What people call it.
     pub name: String,
     /// What it is for.
     pub description: String,
     /// What makes it fire.
+    #[serde(rename = "type")]
     pub job_type: JobType,
-    /// The schedule as written.
+    /// Its author's own name for it.
+    pub key: Option<String>,
+    /// The cron expression as written.
     pub schedule: String,
     /// Further schedules, as written.
+    #[serde(skip)]
     pub schedules: Vec<String>,
+    /// The interval as written.
+    pub interval: String,
+    /// The one instant.
+    pub execute_at: Option<DateTime<Utc>>,
     /// IANA time zone of the schedules.
     pub timezone: String,
     /// When it does not fire after all.
+    #[serde(skip)]
     pub exclusions: Vec<Exclusion>,
     /// What becomes of a local time that does not exist, if the author chose.
+    #[serde(skip)]
     pub dst_gap: Option<DstGap>,
     /// Which pass of a local time that occurs twice fires, if the author chose.
+    #[serde(skip)]
     pub dst_overlap: Option<DstOverlap>,
     /// No fire before.
     pub start_date: Option<DateTime<Utc>>,
@@ -43,10 +56,12 @@ pub struct Definition {
     /// Where it runs.
     pub handler_type: HandlerType,
     /// Its parameters, a JSON object.
+    #[serde(skip)]
     pub payload: Value,
     /// The line of work that its executions wait in.
     pub queue: String,
     /// Which of several due fires goes first.
+    #[serde(with = "rank")]
     pub priority: Priority,
     /// Attempts after the first one failed.
     pub max_retries: i32,
@@ -61,11 +76,26 @@ pub struct Definition {
     /// Labels.
     pub tags: Vec<String>,
     /// Anything worth keeping, a JSON object.
+    #[serde(skip)]
     pub metadata: Value,
     /// The tenant; none for a global job.
     pub platform_id: Option<String>,
     /// Who created it.
     pub created_by: String,
+}
+
+/// A priority as Postgres keeps it.
+mod rank {
+    use carillon_core::job::Priority;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(priority: &Priority, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_i16(priority.rank())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Priority, D::Error> {
+        i16::deserialize(deserializer).map(Priority::from_rank)
+    }
 }
 
 /// A job to be created.
@@ -131,11 +161,11 @@ impl Job {
 /// What is written to `jobs.timetable`: the meaning, and beside it the further schedules as written, since an `@every` line
 /// is kept anchored and no longer tells its text. Who wants the meaning reads a [`TimetableSpec`], which passes over the rest.
 #[derive(Serialize)]
-pub(super) struct TimetableWritten<'a> {
+struct TimetableWritten<'a> {
     #[serde(flatten)]
-    pub(super) timetable: &'a TimetableSpec,
+    timetable: &'a TimetableSpec,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    pub(super) schedules: &'a [String],
+    schedules: &'a [String],
 }
 
 /// What is shown of `jobs.timetable`. Its specs are passed over: a kind of spec that a newer program writes hinders nobody
@@ -152,12 +182,52 @@ struct TimetableShown {
     dst_overlap: Option<DstOverlap>,
 }
 
+/// The row of a new job, but for its documents: as `jsonb_populate_record` takes it.
+#[derive(Serialize)]
+struct RowWritten<'a> {
+    id: Uuid,
+    status: JobStatus,
+    timetable: TimetableWritten<'a>,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+    #[serde(flatten)]
+    definition: &'a Definition,
+}
+
+impl NewJob {
+    /// Its row in `jobs`, but for the documents.
+    ///
+    /// # Errors
+    /// If it has no JSON form.
+    pub(super) fn row(&self) -> serde_json::Result<Value> {
+        serde_json::to_value(RowWritten {
+            id: self.id,
+            status: JobStatus::Active,
+            timetable: TimetableWritten { timetable: &self.timetable, schedules: &self.definition.schedules },
+            created_at: self.created_at,
+            updated_at: self.created_at,
+            definition: &self.definition,
+        })
+    }
+}
+
+/// How a job stands, beside its definition.
+#[derive(Deserialize)]
+struct State {
+    id: Uuid,
+    status: JobStatus,
+    revision: i64,
+    timetable: TimetableShown,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+    paused_at: Option<DateTime<Utc>>,
+    completed_at: Option<DateTime<Utc>>,
+    cancelled_at: Option<DateTime<Utc>>,
+}
+
 /// What [`JobRow`] is read from; a `WHERE` follows. Three primary keys, no aggregate.
 pub(super) const SELECT_JOB: &str = "
-    SELECT j.id, j.name, j.description, j.type, j.status, j.revision, j.schedule, j.timezone, j.timetable, j.start_date,
-           j.end_date, j.max_executions, j.handler_name, j.handler_type, j.payload, j.queue, j.priority, j.max_retries,
-           j.retry_delay_ms, j.timeout_ms, j.concurrency, j.allow_overlap, j.tags, j.metadata, j.platform_id,
-           j.created_by, j.created_at, j.updated_at, j.paused_at, j.completed_at, j.cancelled_at,
+    SELECT to_jsonb(j) - '{payload,metadata}'::text[] AS job, j.payload, j.metadata,
            t.fire_at AS next_run, COALESCE(t.claimed_count, 0) AS executions_count, s.last_run_at AS last_run,
            COALESCE(s.success_count, 0) AS success_count, COALESCE(s.failure_count, 0) AS failure_count,
            COALESCE(s.total_duration_ms, 0) AS total_duration_ms
@@ -165,37 +235,9 @@ pub(super) const SELECT_JOB: &str = "
 
 #[derive(sqlx::FromRow)]
 pub(super) struct JobRow {
-    id: Uuid,
-    name: String,
-    description: String,
-    r#type: String,
-    status: String,
-    revision: i64,
-    schedule: String,
-    timezone: String,
-    timetable: Json<TimetableShown>,
-    start_date: Option<DateTime<Utc>>,
-    end_date: Option<DateTime<Utc>>,
-    max_executions: Option<i64>,
-    handler_name: String,
-    handler_type: String,
+    job: Json<Box<RawValue>>,
     payload: Document,
-    queue: String,
-    priority: i16,
-    max_retries: i32,
-    retry_delay_ms: i32,
-    timeout_ms: i32,
-    concurrency: i32,
-    allow_overlap: bool,
-    tags: Vec<String>,
     metadata: Document,
-    platform_id: Option<String>,
-    created_by: String,
-    created_at: DateTime<Utc>,
-    updated_at: DateTime<Utc>,
-    paused_at: Option<DateTime<Utc>>,
-    completed_at: Option<DateTime<Utc>>,
-    cancelled_at: Option<DateTime<Utc>>,
     next_run: Option<DateTime<Utc>>,
     executions_count: i64,
     last_run: Option<DateTime<Utc>>,
@@ -215,57 +257,34 @@ impl TryFrom<JobRow> for Job {
     type Error = Error;
 
     fn try_from(row: JobRow) -> Result<Self> {
-        let TimetableShown { schedules, exclusions, dst_gap, dst_overlap } = row.timetable.0;
+        let unreadable = |error: serde_json::Error| Error::Unreadable { what: "row of a job", why: error.to_string() };
+        let state: State = serde_json::from_str(row.job.get()).map_err(unreadable)?;
+        let definition: Definition = serde_json::from_str(row.job.get()).map_err(unreadable)?;
+        let TimetableShown { schedules, exclusions, dst_gap, dst_overlap } = state.timetable;
+        let (payload, metadata) = (row.payload.value, row.metadata.value);
         Ok(Self {
-            id: row.id,
-            definition: Definition {
-                name: row.name,
-                description: row.description,
-                job_type: word("jobs.type", &row.r#type)?,
-                schedule: row.schedule,
-                schedules,
-                timezone: row.timezone,
-                exclusions,
-                dst_gap,
-                dst_overlap,
-                start_date: row.start_date,
-                end_date: row.end_date,
-                max_executions: row.max_executions,
-                handler_name: row.handler_name,
-                handler_type: word("jobs.handler_type", &row.handler_type)?,
-                payload: row.payload.value,
-                queue: row.queue,
-                priority: Priority::from_rank(row.priority),
-                max_retries: row.max_retries,
-                retry_delay_ms: row.retry_delay_ms,
-                timeout_ms: row.timeout_ms,
-                concurrency: row.concurrency,
-                allow_overlap: row.allow_overlap,
-                tags: row.tags,
-                metadata: row.metadata.value,
-                platform_id: row.platform_id,
-                created_by: row.created_by,
-            },
-            status: word("jobs.status", &row.status)?,
-            revision: row.revision,
+            id: state.id,
+            definition: Definition { schedules, exclusions, dst_gap, dst_overlap, payload, metadata, ..definition },
+            status: state.status,
+            revision: state.revision,
             next_run: row.next_run,
             last_run: row.last_run,
             executions_count: row.executions_count,
             success_count: row.success_count,
             failure_count: row.failure_count,
             total_duration_ms: row.total_duration_ms,
-            created_at: row.created_at,
-            updated_at: row.updated_at,
-            paused_at: row.paused_at,
-            completed_at: row.completed_at,
-            cancelled_at: row.cancelled_at,
+            created_at: state.created_at,
+            updated_at: state.updated_at,
+            paused_at: state.paused_at,
+            completed_at: state.completed_at,
+            cancelled_at: state.cancelled_at,
         })
     }
 }
 
 impl NewJob {
     /// What it is once it is written, so that creating needs no reading.
-    pub(super) fn into_job(self) -> Job {
+    pub fn into_job(self) -> Job {
         Job {
             id: self.id,
             definition: self.definition,

@@ -30,7 +30,7 @@ async fn jobs_are_listed_newest_first_by_type_and_status() -> Result<()> {
     jobs::pause(&bench.store, ids[0]).await?;
     jobs::delete(&bench.store, ids[2]).await?;
     let list = async |job_type, status, limit, offset| -> Result<(Vec<Uuid>, bool)> {
-        let page = jobs::list(&bench.store, Filter { job_type, status }, Slice { limit, offset }).await?;
+        let page = jobs::list(&bench.store, Filter { job_type, status, key: None }, Slice { limit, offset }).await?;
         Ok((page.items.into_iter().map(|job| job.id).collect(), page.has_more))
     };
     assert_eq!(list(None, None, 9, 0).await?, (vec![ids[0], ids[1], ids[3], ids[4]], false), "deleted ones left out");

@@ -6,9 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use carillon_proto::v1::job_service_client::JobServiceClient;
-use carillon_proto::v1::{
-    CreateCronJobRequest, CreateOneTimeJobRequest, CreateRecurringJobRequest, JobStatus, ListJobsRequest,
-};
+use carillon_proto::v1::{CreateJobRequest, Job, JobStatus, ListJobsRequest};
 use prost_types::value::Kind;
 use prost_types::{Struct, Timestamp, Value};
 use tonic::transport::{Channel, Endpoint};
@@ -45,61 +43,65 @@ async fn has_jobs(client: &mut Client) -> Result<bool> {
 
 async fn create(client: &mut Client) -> Result<()> {
     let created_by = "carillon dev";
-    let cron = CreateCronJobRequest {
+    let cron = Job {
         name: "every 5 seconds".into(),
         description: "A cron expression with a seconds field".into(),
         schedule: "*/5 * * * * *".into(),
         handler_name: "test:echo".into(),
         payload: Some(object([("greeting", Kind::StringValue("hello".into()))])),
         created_by: created_by.into(),
-        ..CreateCronJobRequest::default()
+        ..Job::default()
     };
-    client.create_cron_job(cron).await?;
-    let recurring = CreateRecurringJobRequest {
+    client.create_job(of(cron)).await?;
+    let recurring = Job {
         name: "each 3 seconds, for 250 ms".into(),
         description: "A fixed interval in real elapsed time".into(),
         interval: "3s".into(),
         handler_name: "test:sleep".into(),
         payload: Some(object([("ms", Kind::NumberValue(250.0))])),
         created_by: created_by.into(),
-        ..CreateRecurringJobRequest::default()
+        ..Job::default()
     };
-    client.create_recurring_job(recurring).await?;
-    let once = CreateOneTimeJobRequest {
+    client.create_job(of(recurring)).await?;
+    let once = Job {
         name: "once, 8 seconds on".into(),
         description: "One instant; the job is COMPLETED afterwards".into(),
         execute_at: Some(Timestamp::from(SystemTime::now() + Duration::from_secs(8))),
         handler_name: "health:check".into(),
         created_by: created_by.into(),
-        ..CreateOneTimeJobRequest::default()
+        ..Job::default()
     };
-    client.create_one_time_job(once).await?;
-    let flaky = CreateCronJobRequest {
+    client.create_job(of(once)).await?;
+    let flaky = Job {
         name: "fails twice, then works".into(),
         description: "Retries with exponential backoff".into(),
         schedule: "10/20 * * * * *".into(),
         payload: Some(object([("times", Kind::NumberValue(2.0)), ("message", Kind::StringValue("not yet".into()))])),
         ..failing(created_by)
     };
-    client.create_cron_job(flaky).await?;
-    let hopeless = CreateCronJobRequest {
+    client.create_job(of(flaky)).await?;
+    let hopeless = Job {
         name: "fails for good".into(),
         description: "Out of attempts: FAILED".into(),
         schedule: "0 * * * * *".into(),
         payload: Some(object([("message", Kind::StringValue("it never works".into()))])),
         ..failing(created_by)
     };
-    client.create_cron_job(hopeless).await?;
+    client.create_job(of(hopeless)).await?;
     Ok(())
 }
 
-fn failing(created_by: &str) -> CreateCronJobRequest {
-    CreateCronJobRequest {
+fn of(job: Job) -> CreateJobRequest {
+    CreateJobRequest { job: Some(job), ..CreateJobRequest::default() }
+}
+
+fn failing(created_by: &str) -> Job {
+    Job {
         handler_name: "test:fail".into(),
         max_retries: Some(2),
         retry_delay_ms: Some(1_000),
         created_by: created_by.into(),
-        ..CreateCronJobRequest::default()
+        ..Job::default()
     }
 }
 

@@ -131,6 +131,13 @@ impl Checks {
         number
     }
 
+    /// A number from `least` to `most`, or else the default.
+    pub(crate) fn count_or(&mut self, field: &str, given: Option<u32>, default: u32, least: u32, most: u32) -> i32 {
+        let number = given.map_or(default, |given| self.number(field, given, least, most));
+        // Within the limits; beyond them the request is refused.
+        i32::try_from(number).unwrap_or(i32::MAX)
+    }
+
     /// An instant, cut off to the millisecond.
     pub(crate) fn instant(&mut self, field: &str, timestamp: Option<Timestamp>) -> Option<DateTime<Utc>> {
         // Years 1 to 9999.

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use carillon_core::job::JobType;
 use carillon_core::trace::TraceContext;
 use carillon_core::{ids, limits};
 use carillon_proto::v1;
 use carillon_proto::v1::job_service_server::JobService;
 use carillon_store::idempotency::{self, Beginning, Key};
-use carillon_store::jobs::{self, Deleting, Filter, Job, NewJob, Paused};
+use carillon_store::jobs::{self, Definition, Deleting, Filter, Job, NewJob, Paused};
 use carillon_store::triggers::{self, NewTrigger, Triggered};
-use chrono::DateTime;
+use chrono::{DateTime, Utc};
 use prost::Message;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
@@ -18,11 +19,11 @@ use tracing::info;
 use uuid::Uuid;
 
 use super::checks::Checks;
-use super::definition::{self, Draft};
+use super::job::{self, Rules};
 use super::when::When;
-use super::{executions, key, slice, when, words};
+use super::{executions, key, slice, words};
 use crate::backend::Backend;
-use crate::{observe, values};
+use crate::observe;
 
 /// Creates jobs and rules their life.
 #[derive(Clone, Debug)]
@@ -32,22 +33,31 @@ type Reply<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl JobService for Jobs {
-    async fn create_cron_job(&self, request: Request<v1::CreateCronJobRequest>) -> Reply<v1::Job> {
-        observe::call("CreateCronJob", self.create("CreateCronJob", request, definition::cron)).await
+    async fn create_job(&self, request: Request<v1::CreateJobRequest>) -> Reply<v1::Job> {
+        observe::call("CreateJob", Box::pin(self.create("CreateJob", None, request))).await
     }
 
-    async fn create_one_time_job(&self, request: Request<v1::CreateOneTimeJobRequest>) -> Reply<v1::Job> {
-        observe::call("CreateOneTimeJob", self.create("CreateOneTimeJob", request, definition::one_time)).await
+    async fn create_cron_job(&self, request: Request<v1::CreateJobRequest>) -> Reply<v1::Job> {
+        observe::call("CreateCronJob", Box::pin(self.create("CreateCronJob", Some(JobType::Cron), request))).await
     }
 
-    async fn create_recurring_job(&self, request: Request<v1::CreateRecurringJobRequest>) -> Reply<v1::Job> {
-        observe::call("CreateRecurringJob", self.create("CreateRecurringJob", request, definition::recurring)).await
+    async fn create_one_time_job(&self, request: Request<v1::CreateJobRequest>) -> Reply<v1::Job> {
+        observe::call("CreateOneTimeJob", Box::pin(self.create("CreateOneTimeJob", Some(JobType::OneTime), request)))
+            .await
+    }
+
+    async fn create_recurring_job(&self, request: Request<v1::CreateJobRequest>) -> Reply<v1::Job> {
+        observe::call(
+            "CreateRecurringJob",
+            Box::pin(self.create("CreateRecurringJob", Some(JobType::Recurring), request)),
+        )
+        .await
     }
 
     async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Reply<v1::Job> {
         observe::call("GetJob", async {
             let id = checked_id(&request, &request.get_ref().id)?;
-            Ok(to_wire(self.0.ask(jobs::get(self.0.store(), id)).await?))
+            Ok(job::show(self.0.ask(jobs::get(self.0.store(), id)).await?))
         })
         .await
     }
@@ -59,11 +69,11 @@ impl JobService for Jobs {
     async fn pause_job(&self, request: Request<v1::PauseJobRequest>) -> Reply<v1::Job> {
         observe::call("PauseJob", async {
             let id = checked_id(&request, &request.get_ref().id)?;
-            let Paused { job, withdrawn } = self.0.ask(jobs::pause(self.0.store(), id)).await?;
+            let Paused { job: paused, withdrawn } = self.0.ask(jobs::pause(self.0.store(), id)).await?;
             // R8a, H113: in the set before anybody is told, and before the answer.
             self.0.tell_cancelled(&withdrawn).await;
             self.0.tell_job_changed(id).await;
-            Ok(to_wire(job))
+            Ok(job::show(paused))
         })
         .await
     }
@@ -71,9 +81,9 @@ impl JobService for Jobs {
     async fn resume_job(&self, request: Request<v1::ResumeJobRequest>) -> Reply<v1::Job> {
         observe::call("ResumeJob", async {
             let id = checked_id(&request, &request.get_ref().id)?;
-            let job = self.0.ask(jobs::resume(self.0.store(), id)).await?;
+            let resumed = self.0.ask(jobs::resume(self.0.store(), id)).await?;
             tokio::join!(self.0.tell_job_changed(id), self.0.wake());
-            Ok(to_wire(job))
+            Ok(job::show(resumed))
         })
         .await
     }
@@ -116,16 +126,19 @@ impl Jobs {
         }
     }
 
-    /// The three ways to create a job differ only in how the request is read.
-    async fn create<R: Message>(
+    /// `job_type` is the one that the call wants.
+    async fn create(
         &self,
         method: &str,
-        request: Request<R>,
-        read: impl Fn(R, usize, &mut Checks) -> Draft,
+        job_type: Option<JobType>,
+        request: Request<v1::CreateJobRequest>,
     ) -> Result<v1::Job, Status> {
         let mut checks = Checks::of(&request);
         let fingerprint_of = request.get_ref().encode_to_vec();
-        let Draft { definition, when, request_id } = read(request.into_inner(), self.0.payload_bytes_max, &mut checks);
+        let request = request.into_inner();
+        let rules = Rules { job_type, allow_past: request.allow_past, payload_bytes_max: self.0.payload_bytes_max };
+        let (definition, when) = job::read(request.job.unwrap_or_default(), rules, &mut checks);
+        let request_id = checks.text("request_id", &request.request_id, 0, limits::WORD_CHARS_MAX);
         // Without a clock: any instant serves.
         let (when, parsed) = when.look(&self.0, |when| when.parse(Uuid::nil(), DateTime::UNIX_EPOCH)).await?;
         if let Err(violations) = parsed {
@@ -135,30 +148,45 @@ impl Jobs {
             self.check_against_the_clock(when, &mut checks).await;
             return checks.finish().and(Err(Status::internal("a request that is wrong was not refused")));
         }
-        let draft = Draft { definition, when, request_id };
-        let scope = format!("job/{}", draft.definition.platform_id.as_deref().unwrap_or_default());
-        let key = key(scope, method, &draft.request_id, &fingerprint_of);
-        let job = self.create_checked(draft, key).await?;
-        Ok(to_wire(job))
+        let scope = format!("job/{}", definition.platform_id.as_deref().unwrap_or_default());
+        let key = key(scope, method, &request_id, &fingerprint_of);
+        if request.validate_only {
+            return self.rehearse(definition, when, key).await;
+        }
+        Ok(job::show(self.create_checked(definition, when, key).await?))
     }
 
-    async fn create_checked(&self, draft: Draft, key: Option<Key>) -> Result<Job, Status> {
+    async fn create_checked(&self, definition: Definition, when: When, key: Option<Key>) -> Result<Job, Status> {
         let store = self.0.store();
         let beginning = self.0.ask(idempotency::begin(store, key.as_ref())).await?;
         if let Some(known) = beginning.known {
             return self.0.ask(jobs::get(store, known)).await;
         }
-        let mut random = [0; 10];
-        random.copy_from_slice(&Uuid::new_v4().as_bytes()[6..]);
-        let id = ids::job_created(beginning.now, random);
-        let now = beginning.now;
-        let (_, first) = draft.when.look(&self.0, move |when| when.first_fire(id, now)).await?;
-        let (timetable, fire_at) = first.map_err(|violations| crate::error_response::invalid(&violations))?;
-        let queues_max = self.0.queues_max;
-        let new = NewJob { id, definition: draft.definition, timetable, fire_at, created_at: now, queues_max };
+        let new = self.new_job(definition, when, beginning.now).await?;
         let job = self.0.ask(jobs::create(store, new, key.as_ref())).await?;
         self.0.wake().await;
         Ok(job)
+    }
+
+    /// The job as it would be, without an id.
+    async fn rehearse(&self, definition: Definition, when: When, key: Option<Key>) -> Result<v1::Job, Status> {
+        let store = self.0.store();
+        let beginning = self.0.ask(idempotency::begin(store, key.as_ref())).await?;
+        if let Some(known) = beginning.known {
+            return Ok(job::show(self.0.ask(jobs::get(store, known)).await?));
+        }
+        let new = self.new_job(definition, when, beginning.now).await?;
+        self.0.ask(jobs::check_new(store, &new)).await?;
+        Ok(v1::Job { id: String::new(), ..job::show(new.into_job()) })
+    }
+
+    async fn new_job(&self, definition: Definition, when: When, now: DateTime<Utc>) -> Result<NewJob, Status> {
+        let mut random = [0; 10];
+        random.copy_from_slice(&Uuid::new_v4().as_bytes()[6..]);
+        let id = ids::job_created(now, random);
+        let (_, first) = when.look(&self.0, move |when| when.first_fire(id, now)).await?;
+        let (timetable, fire_at) = first.map_err(|violations| crate::error_response::invalid(&violations))?;
+        Ok(NewJob { id, definition, timetable, fire_at, created_at: now, queues_max: self.0.queues_max })
     }
 
     /// A request that is wrong anyway should also hear of what only the clock can tell, if Postgres is there to ask.
@@ -179,11 +207,12 @@ impl Jobs {
         let filter = Filter {
             job_type: words::read_job_type(&mut checks, "type", request.r#type),
             status: words::read_job_status(&mut checks, "status", request.status),
+            key: Some(request.key.as_str()).filter(|key| !key.is_empty()),
         };
         let slice = slice(&mut checks, request.limit, request.offset);
         checks.finish()?;
         let page = self.0.ask(jobs::list(self.0.store(), filter, slice)).await?;
-        Ok(v1::ListJobsResponse { jobs: page.items.into_iter().map(to_wire).collect(), has_more: page.has_more })
+        Ok(v1::ListJobsResponse { jobs: page.items.into_iter().map(job::show).collect(), has_more: page.has_more })
     }
 
     async fn trigger(&self, request: Request<v1::TriggerJobRequest>) -> Result<v1::Execution, Status> {
@@ -218,51 +247,4 @@ fn checked_id<T>(request: &Request<T>, id: &str) -> Result<Uuid, Status> {
 /// W3C trace context of the caller; one that is not well-formed is as good as none.
 fn trace(metadata: &MetadataMap) -> Option<TraceContext> {
     metadata.get("traceparent")?.to_str().ok()?.parse().ok()
-}
-
-fn to_wire(job: Job) -> v1::Job {
-    let avg_duration_ms = values::to_count(job.avg_duration_ms());
-    let definition = job.definition;
-    v1::Job {
-        id: job.id.to_string(),
-        name: definition.name,
-        description: definition.description,
-        r#type: words::job_type(definition.job_type).into(),
-        status: words::job_status(job.status).into(),
-        schedule: definition.schedule,
-        timezone: definition.timezone,
-        next_run: job.next_run.map(values::to_timestamp),
-        last_run: job.last_run.map(values::to_timestamp),
-        start_date: definition.start_date.map(values::to_timestamp),
-        end_date: definition.end_date.map(values::to_timestamp),
-        max_executions: definition.max_executions.map(values::to_count),
-        handler_name: definition.handler_name,
-        handler_type: words::handler_type(definition.handler_type).into(),
-        payload: Some(values::to_struct(definition.payload)),
-        max_retries: values::to_count(definition.max_retries.into()),
-        retry_delay_ms: values::to_count(definition.retry_delay_ms.into()),
-        timeout_ms: values::to_count(definition.timeout_ms.into()),
-        priority: words::priority(definition.priority).into(),
-        concurrency: values::to_count(definition.concurrency.into()),
-        allow_overlap: definition.allow_overlap,
-        executions_count: values::to_count(job.executions_count),
-        success_count: values::to_count(job.success_count),
-        failure_count: values::to_count(job.failure_count),
-        avg_duration_ms,
-        tags: definition.tags,
-        metadata: Some(values::to_struct(definition.metadata)),
-        platform_id: definition.platform_id,
-        created_by: definition.created_by,
-        created_at: Some(values::to_timestamp(job.created_at)),
-        updated_at: Some(values::to_timestamp(job.updated_at)),
-        completed_at: job.completed_at.map(values::to_timestamp),
-        cancelled_at: job.cancelled_at.map(values::to_timestamp),
-        queue: definition.queue,
-        paused_at: job.paused_at.map(values::to_timestamp),
-        revision: values::to_count(job.revision),
-        schedules: definition.schedules,
-        exclusions: definition.exclusions.into_iter().map(when::exclusion_to_wire).collect(),
-        dst_gap: definition.dst_gap.map(|gap| words::dst_gap(gap).into()),
-        dst_overlap: definition.dst_overlap.map(|overlap| words::dst_overlap(overlap).into()),
-    }
 }

@@ -3,8 +3,8 @@
 //! after [`Checks::finish`].
 
 mod checks;
-mod definition;
 mod executions;
+mod job;
 mod jobs;
 mod schedules;
 #[cfg(test)]

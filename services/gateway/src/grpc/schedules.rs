@@ -12,11 +12,12 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::checks::Checks;
-use super::when::{self, Frame, Source};
+use super::when::{Frame, Given};
 use crate::backend::Backend;
 use crate::{observe, values};
 
 const COUNT_DEFAULT: u32 = 10;
+const CHOICES: &str = "must be given, or else schedules, interval or execute_at";
 
 /// Answers questions about schedules.
 #[derive(Clone, Debug)]
@@ -39,7 +40,13 @@ impl Schedules {
     ) -> Result<v1::PreviewScheduleResponse, Status> {
         let mut checks = Checks::of(&request);
         let request = request.into_inner();
-        let source = source(&request, &mut checks);
+        let given = Given {
+            schedule: &request.schedule,
+            schedules: &request.schedules,
+            interval: &request.interval,
+            execute_at: request.execute_at.as_ref(),
+        };
+        let (_, source) = given.read(None, CHOICES, true, &mut checks);
         let most = u32::try_from(PREVIEW_MAX).unwrap_or(u32::MAX);
         let count = checks.number("count", request.count.unwrap_or(COUNT_DEFAULT), 1, most);
         let from = checks.instant("from", request.from);
@@ -83,24 +90,5 @@ fn shown(timetable: &Timetable, from: DateTime<Utc>, count: usize) -> v1::Previe
             .collect(),
         description: timetable.describe(),
         reason: reason.unwrap_or_default(),
-    }
-}
-
-fn source(request: &v1::PreviewScheduleRequest, checks: &mut Checks) -> Source {
-    let has_lines = !request.schedule.is_empty() || !request.schedules.is_empty();
-    match (has_lines, request.interval.is_empty()) {
-        (true, true) => when::lines(&request.schedule, &request.schedules, checks),
-        (false, false) => when::interval("interval", &request.interval, checks).1,
-        (false, true) => {
-            // One that could not be read is no missing one.
-            if !checks.is_wrong("schedules") && !checks.is_wrong("interval") {
-                checks.refuse("schedule", "must be given, or else schedules or interval");
-            }
-            Source::Unreadable
-        }
-        (true, false) => {
-            checks.refuse("interval", "must not be given together with schedule or schedules: use @every there");
-            Source::Unreadable
-        }
     }
 }

@@ -6,11 +6,14 @@ use std::time::Duration;
 use carillon_core::schedule::{DstGap, DstOverlap};
 use carillon_proto::v1;
 use carillon_proto::v1::job_service_server::JobService;
+use carillon_store::jobs::Definition;
 use carillon_store::{Store, StoreOptions};
 use carillon_stream::{Redis, RedisOptions};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
+use super::job::{self, Rules};
+use super::when::{self, When};
 use super::*;
 use crate::admission::Admission;
 use crate::json::KnownMistakes;
@@ -39,36 +42,41 @@ pub(super) fn wrong(status: &Status) -> Vec<String> {
     found
 }
 
-pub(super) fn cron() -> v1::CreateCronJobRequest {
-    v1::CreateCronJobRequest {
-        name: "n".into(),
-        schedule: "0 2 * * *".into(),
-        handler_name: "a:b".into(),
-        ..v1::CreateCronJobRequest::default()
-    }
+pub(super) fn cron() -> v1::Job {
+    v1::Job { name: "n".into(), schedule: "0 2 * * *".into(), handler_name: "a:b".into(), ..v1::Job::default() }
+}
+
+pub(super) fn create(job: v1::Job) -> v1::CreateJobRequest {
+    v1::CreateJobRequest { job: Some(job), ..v1::CreateJobRequest::default() }
+}
+
+/// As `CreateJob` reads it.
+pub(super) fn read(job: v1::Job, checks: &mut Checks) -> (Definition, When) {
+    let rules = Rules { job_type: None, allow_past: true, payload_bytes_max: 1_024 };
+    job::read(job, rules, checks)
 }
 
 #[tokio::test]
 async fn all_wrong_fields_of_a_job_are_named_at_once() {
-    let request = v1::CreateCronJobRequest {
+    let request = v1::Job {
         schedule: "61 2 * * *".into(),
         timezone: "Mars/Olympus".into(),
         handler_name: "Cleanup".into(),
-        handler_type: Some(v1::HandlerType::Http.into()),
+        handler_type: v1::HandlerType::Http.into(),
         max_executions: Some(0),
         max_retries: Some(101),
         retry_delay_ms: Some(86_400_001),
         timeout_ms: Some(0),
-        priority: Some(77),
+        priority: 77,
         concurrency: Some(2),
         tags: vec!["ok".into(), String::new()],
         queue: "A queue".into(),
         platform_id: Some(String::new()),
         created_by: "x".repeat(201),
-        request_id: "\0".into(),
         payload: Some(crate::values::to_struct(serde_json::json!({"text": "x".repeat(1_024)}))),
-        ..v1::CreateCronJobRequest::default()
+        ..v1::Job::default()
     };
+    let request = v1::CreateJobRequest { request_id: "\0".into(), ..create(request) };
     let status = Jobs(alone()).create_cron_job(Request::new(request)).await.unwrap_err();
     let found = wrong(&status);
     let fields: Vec<&str> = found.iter().map(|violation| violation.split(':').next().unwrap()).collect();
@@ -102,18 +110,18 @@ async fn all_wrong_fields_of_a_job_are_named_at_once() {
 #[tokio::test]
 async fn intervals_and_instants_are_checked() {
     let jobs = Jobs(alone());
-    let request = v1::CreateRecurringJobRequest {
+    let request = v1::Job {
         name: "n".into(),
         handler_name: "a:b".into(),
         interval: "50ms".into(),
         start_date: Some(prost_types::Timestamp { seconds: 10, nanos: 0 }),
         end_date: Some(prost_types::Timestamp { seconds: 5, nanos: 0 }),
-        ..v1::CreateRecurringJobRequest::default()
+        ..v1::Job::default()
     };
-    let found = wrong(&jobs.create_recurring_job(Request::new(request)).await.unwrap_err());
+    let found = wrong(&jobs.create_recurring_job(Request::new(create(request))).await.unwrap_err());
     assert!(found.iter().any(|violation| violation.starts_with("interval: ")), "{found:?}");
-    let request = v1::CreateOneTimeJobRequest { name: "n".into(), ..v1::CreateOneTimeJobRequest::default() };
-    let found = wrong(&jobs.create_one_time_job(Request::new(request)).await.unwrap_err());
+    let request = v1::Job { name: "n".into(), ..v1::Job::default() };
+    let found = wrong(&jobs.create_one_time_job(Request::new(create(request))).await.unwrap_err());
     assert_eq!(found, ["execute_at: must be given", "handler_name: must be given"]);
 }
 
@@ -121,15 +129,15 @@ async fn intervals_and_instants_are_checked() {
 async fn concurrency_goes_with_overlap() {
     let draft = |request| {
         let mut checks = Checks::default();
-        let draft = definition::cron(request, 1_024, &mut checks);
-        (draft.definition.concurrency, checks.is_clean())
+        let (definition, _) = read(request, &mut checks);
+        (definition.concurrency, checks.is_clean())
     };
     assert_eq!(draft(cron()), (1, true));
-    assert_eq!(draft(v1::CreateCronJobRequest { concurrency: Some(1), ..cron() }), (1, true));
-    assert!(!draft(v1::CreateCronJobRequest { concurrency: Some(0), ..cron() }).1);
-    let overlapping = v1::CreateCronJobRequest { allow_overlap: true, ..cron() };
+    assert_eq!(draft(v1::Job { concurrency: Some(1), ..cron() }), (1, true));
+    assert!(!draft(v1::Job { concurrency: Some(0), ..cron() }).1);
+    let overlapping = v1::Job { allow_overlap: true, ..cron() };
     assert_eq!(draft(overlapping.clone()), (0, true));
-    assert_eq!(draft(v1::CreateCronJobRequest { concurrency: Some(7), ..overlapping }), (7, true));
+    assert_eq!(draft(v1::Job { concurrency: Some(7), ..overlapping }), (7, true));
 }
 
 /// What the JSON side could not read stops every call, whatever else is right about it, before anybody is asked.
@@ -138,7 +146,7 @@ async fn no_call_goes_on_with_known_mistakes() {
     let backend = alone();
     let known = KnownMistakes(Arc::new(vec![carillon_core::error::FieldViolation::new("nmae", "is not a field")]));
     let transcoder_free_calls = every_call(&backend, &known).await;
-    assert_eq!(transcoder_free_calls.len(), 13);
+    assert_eq!(transcoder_free_calls.len(), 14);
     for status in transcoder_free_calls {
         assert_eq!(wrong(&status), ["nmae: is not a field"]);
     }
@@ -156,26 +164,23 @@ async fn every_call(backend: &Arc<Backend>, known: &KnownMistakes) -> Vec<Status
     let jobs = Jobs(Arc::clone(backend));
     let executions = Executions(Arc::clone(backend));
     let schedules = Schedules(Arc::clone(backend));
-    let once = v1::CreateOneTimeJobRequest {
+    let once = v1::Job {
         name: "n".into(),
         handler_name: "a:b".into(),
         execute_at: Some(prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 }),
-        ..v1::CreateOneTimeJobRequest::default()
+        ..v1::Job::default()
     };
-    let recurring = v1::CreateRecurringJobRequest {
-        name: "n".into(),
-        handler_name: "a:b".into(),
-        interval: "1h".into(),
-        ..v1::CreateRecurringJobRequest::default()
-    };
+    let recurring =
+        v1::Job { name: "n".into(), handler_name: "a:b".into(), interval: "1h".into(), ..v1::Job::default() };
     let preview = v1::PreviewScheduleRequest { schedule: "@daily".into(), ..v1::PreviewScheduleRequest::default() };
     let list = v1::ListJobExecutionsRequest { job_id: id.clone(), ..v1::ListJobExecutionsRequest::default() };
     let trigger = v1::TriggerJobRequest { id: id.clone(), ..v1::TriggerJobRequest::default() };
     let cancel = v1::CancelExecutionRequest { id: id.clone(), ..v1::CancelExecutionRequest::default() };
     vec![
-        jobs.create_cron_job(with(cron(), known)).await.unwrap_err(),
-        jobs.create_one_time_job(with(once, known)).await.unwrap_err(),
-        jobs.create_recurring_job(with(recurring, known)).await.unwrap_err(),
+        jobs.create_job(with(create(cron()), known)).await.unwrap_err(),
+        jobs.create_cron_job(with(create(cron()), known)).await.unwrap_err(),
+        jobs.create_one_time_job(with(create(once), known)).await.unwrap_err(),
+        jobs.create_recurring_job(with(create(recurring), known)).await.unwrap_err(),
         jobs.get_job(with(v1::GetJobRequest { id: id.clone() }, known)).await.unwrap_err(),
         jobs.list_jobs(with(v1::ListJobsRequest::default(), known)).await.unwrap_err(),
         jobs.pause_job(with(v1::PauseJobRequest { id: id.clone() }, known)).await.unwrap_err(),
@@ -191,7 +196,7 @@ async fn every_call(backend: &Arc<Backend>, known: &KnownMistakes) -> Vec<Status
 
 #[tokio::test]
 async fn without_postgres_the_answer_says_when_to_try_again() {
-    let status = Jobs(alone()).create_cron_job(Request::new(cron())).await.unwrap_err();
+    let status = Jobs(alone()).create_cron_job(Request::new(create(cron()))).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.get_details_retry_info().unwrap().retry_delay.is_some());
 }
@@ -349,35 +354,35 @@ async fn schedules_and_exclusions_are_bounded() {
 #[test]
 fn only_what_the_clock_tells_is_left_for_the_clock() {
     let now: chrono::DateTime<chrono::Utc> = "2026-11-27T12:00:00Z".parse().unwrap();
-    let first = |request: v1::CreateCronJobRequest| {
+    let first = |request: v1::Job| {
         let mut checks = Checks::default();
-        let when = definition::cron(request, 1_024, &mut checks).when;
+        let (_, when) = read(request, &mut checks);
         assert!(checks.is_clean(), "{checks:?}");
         let first = when.first_fire(uuid::Uuid::nil(), now);
         first.map(|(spec, at)| (spec, at.unwrap().to_string())).map_err(|wrong| wrong[0].to_string())
     };
     let at = |text: &str| Some(crate::values::to_timestamp(text.parse().unwrap()));
-    let past = v1::CreateCronJobRequest { schedule: "0 0 9 1 1 ? 2020".into(), ..cron() };
+    let past = v1::Job { schedule: "0 0 9 1 1 ? 2020".into(), ..cron() };
     let last = "has no fire after 2026-11-27T12:00:00Z; its last was 2020-01-01T09:00:00Z";
     assert_eq!(first(past.clone()).unwrap_err(), format!("schedule: {last}"));
-    let listed = v1::CreateCronJobRequest { schedule: String::new(), schedules: vec![past.schedule.clone()], ..cron() };
+    let listed = v1::Job { schedule: String::new(), schedules: vec![past.schedule.clone()], ..cron() };
     assert_eq!(first(listed).unwrap_err(), format!("schedules[0]: {last}"));
-    let far_end = v1::CreateCronJobRequest { end_date: at("2090-01-01T00:00:00Z"), ..past };
+    let far_end = v1::Job { end_date: at("2090-01-01T00:00:00Z"), ..past };
     assert_eq!(first(far_end).unwrap_err(), format!("schedule: {last}"), "the end is not to blame");
-    let ended = v1::CreateCronJobRequest { end_date: at("2026-11-27T11:00:00Z"), ..cron() };
+    let ended = v1::Job { end_date: at("2026-11-27T11:00:00Z"), ..cron() };
     assert_eq!(
         first(ended).unwrap_err(),
         "end_date: with it the schedule has no fire after 2026-11-27T12:00:00Z; its last was 2026-11-27T02:00:00Z"
     );
     let out =
         v1::Exclusion { from: Some("2026-11-27".into()), to: Some("9999-12-31".into()), ..v1::Exclusion::default() };
-    let excluded = v1::CreateCronJobRequest { exclusions: vec![out], ..cron() };
+    let excluded = v1::Job { exclusions: vec![out], ..cron() };
     assert!(first(excluded).unwrap_err().starts_with("exclusions: with them the schedule has no fire after"));
 
     // `@every` counts from the creation, or from the start date.
-    let every = v1::CreateCronJobRequest { schedules: vec!["@every 90m".into()], ..cron() };
+    let every = v1::Job { schedules: vec!["@every 90m".into()], ..cron() };
     assert_eq!(first(every.clone()).unwrap().1, "2026-11-27 12:00:00 UTC".replace("12:00", "13:30"));
-    let start = v1::CreateCronJobRequest { start_date: at("2026-11-27T11:00:00Z"), ..every };
+    let start = v1::Job { start_date: at("2026-11-27T11:00:00Z"), ..every };
     let (spec, next) = first(start).unwrap();
     assert_eq!(next, "2026-11-27 12:30:00 UTC");
     assert!(format!("{spec:?}").contains("Every { interval_ms: 5400000, anchor: 2026-11-27T11:00:00Z }"), "{spec:?}");
@@ -385,20 +390,17 @@ fn only_what_the_clock_tells_is_left_for_the_clock() {
 
 #[test]
 fn what_is_not_chosen_stays_unchosen() {
-    let read = |request| {
+    let chosen_by = |request| {
         let mut checks = Checks::default();
-        let definition = definition::cron(request, 1_024, &mut checks).definition;
+        let (definition, _) = read(request, &mut checks);
         (definition.dst_gap, definition.dst_overlap, checks.is_clean())
     };
-    assert_eq!(read(cron()), (None, None, true));
-    assert_eq!(read(v1::CreateCronJobRequest { dst_gap: Some(0), dst_overlap: Some(0), ..cron() }), (None, None, true));
-    let chosen = v1::CreateCronJobRequest {
-        dst_gap: Some(v1::DstGap::Skip.into()),
-        dst_overlap: Some(v1::DstOverlap::Last.into()),
-        ..cron()
-    };
-    assert_eq!(read(chosen), (Some(DstGap::Skip), Some(DstOverlap::Last), true));
-    assert!(!read(v1::CreateCronJobRequest { dst_gap: Some(3), ..cron() }).2);
+    assert_eq!(chosen_by(cron()), (None, None, true));
+    assert_eq!(chosen_by(v1::Job { dst_gap: Some(0), dst_overlap: Some(0), ..cron() }), (None, None, true));
+    let chosen =
+        v1::Job { dst_gap: Some(v1::DstGap::Skip.into()), dst_overlap: Some(v1::DstOverlap::Last.into()), ..cron() };
+    assert_eq!(chosen_by(chosen), (Some(DstGap::Skip), Some(DstOverlap::Last), true));
+    assert!(!chosen_by(v1::Job { dst_gap: Some(3), ..cron() }).2);
 }
 
 #[test]
@@ -421,8 +423,8 @@ fn exclusions_read_back_as_they_were_given() {
     };
     let given: Vec<v1::Exclusion> = given.into_iter().map(exclusion).collect();
     let mut checks = Checks::default();
-    let request = v1::CreateCronJobRequest { exclusions: given.clone(), ..cron() };
-    let definition = definition::cron(request, 1_024, &mut checks).definition;
+    let request = v1::Job { exclusions: given.clone(), ..cron() };
+    let (definition, _) = read(request, &mut checks);
     assert!(checks.is_clean(), "{checks:?}");
     assert_eq!(definition.exclusions.into_iter().map(when::exclusion_to_wire).collect::<Vec<_>>(), given);
 }
@@ -466,8 +468,8 @@ async fn a_preview_needs_postgres_only_for_now() {
     assert_eq!(
         found,
         [
-            "schedule: must be given, or else schedules or interval",
-            "interval: must not be given together with schedule or schedules: use @every there",
+            "schedule: must be given, or else schedules, interval or execute_at",
+            "interval: must not be given together with schedule",
             "count: must be 1 to 1000, is 1001",
             "count: must be 1 to 1000, is 0",
             "job_id: must be a UUID, is \"7\"",

@@ -5,6 +5,7 @@
 //! back the names by which the client knows them: `schedule`, `schedules[1]`, `exclusions[4].timezone`.
 
 use carillon_core::error::{FieldViolation, quoted};
+use carillon_core::job::JobType;
 use carillon_core::schedule::{
     DstGap, DstOverlap, Exclusion, Next, ScheduleError, Spec, Timetable, TimetableSpec, anchor,
 };
@@ -30,6 +31,8 @@ pub(super) enum Source {
     Every(u64),
     /// An instant, and whether it may be past.
     Once(DateTime<Utc>, bool),
+    /// No instants: it fires by event, dependency or hand.
+    None,
     /// It could not be read; the checks know.
     Unreadable,
 }
@@ -66,35 +69,133 @@ pub(super) struct When {
     pub(super) dst_overlap: Option<DstOverlap>,
 }
 
-/// The expressions of `schedule` and `schedules`: at least one.
-pub(super) fn lines(schedule: &str, schedules: &[String], checks: &mut Checks) -> Source {
+/// What a job or a preview says about when, one of which is given.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Given<'a> {
+    pub(super) schedule: &'a str,
+    pub(super) schedules: &'a [String],
+    pub(super) interval: &'a str,
+    pub(super) execute_at: Option<&'a Timestamp>,
+}
+
+impl Given<'_> {
+    /// The types that its fields speak of, each with the field that is to be blamed for it.
+    fn types(&self) -> Vec<(JobType, &'static str)> {
+        let line = if self.schedule.is_empty() { "schedules" } else { "schedule" };
+        let given = [
+            (!self.schedule.is_empty() || !self.schedules.is_empty(), JobType::Cron, line),
+            (self.execute_at.is_some(), JobType::OneTime, "execute_at"),
+            (!self.interval.is_empty(), JobType::Recurring, "interval"),
+        ];
+        given.into_iter().filter(|(is_given, ..)| *is_given).map(|(_, of, field)| (of, field)).collect()
+    }
+
+    /// What a job of this type is to be read from. `allow_past`: whether its instant may be past.
+    fn source(&self, job_type: JobType, allow_past: bool, checks: &mut Checks) -> Source {
+        match job_type {
+            JobType::Cron => lines(self.schedule, self.schedules),
+            JobType::Recurring => interval("interval", self.interval, checks),
+            JobType::OneTime => {
+                let at = checks.instant("execute_at", self.execute_at.copied());
+                at.map_or(Source::Unreadable, |at| Source::Once(at, allow_past))
+            }
+            JobType::Event => Source::None,
+        }
+    }
+
+    /// Reads what is given for a job of `wanted` type; of the one that follows from it if that is not said. `choices` is what
+    /// to say if nothing is given.
+    pub(super) fn read(
+        &self,
+        wanted: Option<JobType>,
+        choices: &str,
+        allow_past: bool,
+        checks: &mut Checks,
+    ) -> (JobType, Source) {
+        const FIELDS: [&str; 4] = ["schedule", "schedules", "interval", "execute_at"];
+        let given = self.types();
+        let job_type = wanted.or(given.first().map(|(of, _)| *of));
+        for (of, field) in &given {
+            if Some(*of) != job_type {
+                let rule = match (wanted, given.first()) {
+                    (Some(wanted), _) => format!("must not be given for a job of the type {wanted}"),
+                    (None, Some((_, first))) => format!("must not be given together with {first}"),
+                    (None, None) => unreachable!("one is given"),
+                };
+                checks.refuse(field, rule);
+            }
+        }
+        let Some(job_type) = job_type else {
+            // One that could not be read is no missing one.
+            if !FIELDS.iter().any(|field| checks.is_wrong(field)) {
+                checks.refuse("schedule", choices);
+            }
+            return (JobType::Event, Source::Unreadable);
+        };
+        if job_type != JobType::Event && !given.iter().any(|(of, _)| *of == job_type) {
+            let (field, rule) = match job_type {
+                JobType::OneTime => ("execute_at", "must be given"),
+                JobType::Recurring => ("interval", "must be given"),
+                JobType::Cron | JobType::Event => ("schedule", "must be given, or else schedules"),
+            };
+            if field != "schedule" || !checks.is_wrong("schedules") {
+                checks.refuse(field, rule);
+            }
+            return (job_type, Source::Unreadable);
+        }
+        (job_type, self.source(job_type, allow_past, checks))
+    }
+}
+
+/// When a job fires. `wanted` is the type that its call wants.
+pub(super) fn of_job(
+    job: &v1::Job,
+    given_type: Option<JobType>,
+    wanted: Option<JobType>,
+    allow_past: bool,
+    checks: &mut Checks,
+) -> (JobType, When) {
+    const CHOICES: &str =
+        "must be given, or else schedules, interval or execute_at; a job without any must be of the type EVENT";
+    if let (Some(given), Some(wanted)) = (given_type, wanted)
+        && given != wanted
+    {
+        checks.refuse("type", format!("must be {wanted} here, is {given}: POST /jobs takes any type"));
+    }
+    let given = Given {
+        schedule: &job.schedule,
+        schedules: &job.schedules,
+        interval: &job.interval,
+        execute_at: job.execute_at.as_ref(),
+    };
+    let (job_type, source) = given.read(wanted.or(given_type), CHOICES, allow_past, checks);
+    let frame = Frame {
+        timezone: job.timezone.clone(),
+        start_date: job.start_date,
+        end_date: job.end_date,
+        exclusions: job.exclusions.clone(),
+        dst_gap: job.dst_gap,
+        dst_overlap: job.dst_overlap,
+    };
+    (job_type, frame.around(source, checks))
+}
+
+/// The expressions of `schedule` and `schedules`.
+fn lines(schedule: &str, schedules: &[String]) -> Source {
     let one = (!schedule.is_empty()).then(|| Line { field: "schedule".to_owned(), text: schedule.to_owned() });
     let further = schedules.iter().enumerate();
     let further = further.map(|(index, text)| Line { field: format!("schedules[{index}]"), text: text.clone() });
-    let lines: Vec<Line> = one.into_iter().chain(further).collect();
-    if lines.is_empty() {
-        if !checks.is_wrong("schedules") {
-            checks.refuse("schedule", "must be given, or else schedules");
-        }
-        return Source::Unreadable;
-    }
-    Source::Lines(lines)
+    Source::Lines(one.into_iter().chain(further).collect())
 }
 
-/// Reads an interval such as `1h30m`; answers with its text, too.
-pub(super) fn interval(field: &str, text: &str, checks: &mut Checks) -> (String, Source) {
-    let text = checks.text(field, text, 1, 100).trim().to_owned();
-    if text.is_empty() {
-        return (text, Source::Unreadable);
-    }
-    match carillon_core::schedule::parse_interval(&text) {
-        Ok(interval) => {
-            let source = Source::Every(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX));
-            (text, source)
-        }
+/// Reads an interval such as `1h30m`.
+fn interval(field: &str, text: &str, checks: &mut Checks) -> Source {
+    let text = checks.text(field, text, 1, 100);
+    match carillon_core::schedule::parse_interval(text.trim()) {
+        Ok(interval) => Source::Every(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX)),
         Err(error) => {
             checks.refuse(field, rule_of(&error.message));
-            (text, Source::Unreadable)
+            Source::Unreadable
         }
     }
 }
@@ -207,6 +308,14 @@ impl When {
         self.source != Source::Unreadable
     }
 
+    /// The one instant, if it is one.
+    pub(super) fn instant(&self) -> Option<DateTime<Utc>> {
+        match self.source {
+            Source::Once(at, _) => Some(at),
+            _ => None,
+        }
+    }
+
     /// What it means at `now`: what has no anchor of its own counts from the start date, or else from `now`.
     pub(super) fn timetable(&self, now: DateTime<Utc>) -> TimetableSpec {
         let specs = match &self.source {
@@ -215,7 +324,7 @@ impl When {
                 vec![Spec::Every { interval_ms: *interval_ms, anchor: anchor(*interval_ms, self.start, now) }]
             }
             Source::Once(at, _) => vec![Spec::Once(*at)],
-            Source::Unreadable => Vec::new(),
+            Source::None | Source::Unreadable => Vec::new(),
         };
         let spec = TimetableSpec {
             specs,
@@ -278,7 +387,7 @@ impl When {
             },
             Source::Every(_) => "interval",
             Source::Once(..) => "execute_at",
-            Source::Unreadable => "schedule",
+            Source::None | Source::Unreadable => "schedule",
         }
     }
 

@@ -7,10 +7,10 @@ use tonic::Request;
 use uuid::Uuid;
 
 use super::checks::Checks;
-use super::definition;
+use super::job::{self, Rules};
 use super::schedules::Schedules;
-use super::tests::{alone, cron};
-use super::when::{self, When};
+use super::tests::{alone, cron, read};
+use super::when;
 use crate::values;
 
 fn instant(text: &str) -> Option<prost_types::Timestamp> {
@@ -22,9 +22,9 @@ fn pattern(cron: &str, timezone: &str) -> v1::Exclusion {
 }
 
 /// Why a job is refused that is created on 27 November 2026.
-fn refused(draft: impl FnOnce(&mut Checks) -> definition::Draft) -> String {
+fn refused(job: v1::Job) -> String {
     let mut checks = Checks::default();
-    let when: When = draft(&mut checks).when;
+    let (_, when) = read(job, &mut checks);
     assert!(checks.is_clean(), "{checks:?}");
     let now: DateTime<Utc> = "2026-11-27T12:00:00Z".parse().unwrap();
     let wrong = when.first_fire(Uuid::nil(), now).unwrap_err();
@@ -34,36 +34,31 @@ fn refused(draft: impl FnOnce(&mut Checks) -> definition::Draft) -> String {
 
 #[test]
 fn exclusions_that_cannot_be_searched_are_refused_as_such() {
-    let request = v1::CreateCronJobRequest {
+    let request = v1::Job {
         schedule: "* * * * *".into(),
         exclusions: vec![pattern("*/2 * * * *", "UTC"), pattern("1-59/2 * * * *", "Asia/Tokyo")],
         ..cron()
     };
-    let rule = refused(|checks| definition::cron(request, 1_024, checks));
+    let rule = refused(request);
     let begin = "exclusions: cannot be searched: a search that began at 2026-11-27T12:00:00Z found nothing up to ";
     assert!(rule.starts_with(begin) && rule.contains("make them fewer and coarser"), "{rule}");
 }
 
 #[test]
 fn the_field_that_leaves_nothing_is_named_as_the_client_knows_it() {
-    let once = v1::CreateOneTimeJobRequest {
+    let once = v1::Job {
         name: "n".into(),
         handler_name: "a:b".into(),
         execute_at: instant("2020-01-01T00:00:00Z"),
         start_date: instant("2021-01-01T00:00:00Z"),
-        allow_past: true,
-        ..v1::CreateOneTimeJobRequest::default()
+        ..v1::Job::default()
     };
     let before = "execute_at: 2020-01-01T00:00:00Z is before start_date, 2021-01-01T00:00:00Z";
-    assert_eq!(refused(|checks| definition::one_time(once, 1_024, checks)), before);
-    let late = v1::CreateCronJobRequest {
-        schedule: "0 0 0 1 1 ? 2027".into(),
-        start_date: instant("2028-01-01T00:00:00Z"),
-        ..cron()
-    };
+    assert_eq!(refused(once), before);
+    let late = v1::Job { schedule: "0 0 0 1 1 ? 2027".into(), start_date: instant("2028-01-01T00:00:00Z"), ..cron() };
     let rule = "start_date: can never fire: its last instant is before start_date";
-    assert_eq!(refused(|checks| definition::cron(late, 1_024, checks)), rule);
-    let short = v1::CreateCronJobRequest {
+    assert_eq!(refused(late), rule);
+    let short = v1::Job {
         schedule: "0 0 1 1 *".into(),
         start_date: instant("2026-12-01T00:00:00Z"),
         end_date: instant("2026-12-30T00:00:00Z"),
@@ -71,17 +66,14 @@ fn the_field_that_leaves_nothing_is_named_as_the_client_knows_it() {
         ..cron()
     };
     let rule = "end_date: can never fire: none of its instants lies between start_date and end_date";
-    assert_eq!(refused(|checks| definition::cron(short, 1_024, checks)), rule);
+    assert_eq!(refused(short), rule);
 }
 
 #[test]
 fn time_zones_are_shown_as_the_database_spells_them() {
-    let request = v1::CreateCronJobRequest {
-        timezone: "europe/berlin".into(),
-        exclusions: vec![pattern("* 0-5 * * *", "ASIA/TOKYO")],
-        ..cron()
-    };
-    let definition = definition::cron(request, 1_024, &mut Checks::default()).definition;
+    let request =
+        v1::Job { timezone: "europe/berlin".into(), exclusions: vec![pattern("* 0-5 * * *", "ASIA/TOKYO")], ..cron() };
+    let (definition, _) = read(request, &mut Checks::default());
     assert_eq!(definition.timezone, "Europe/Berlin");
     let shown: Vec<v1::Exclusion> = definition.exclusions.into_iter().map(when::exclusion_to_wire).collect();
     assert_eq!(shown, [pattern("* 0-5 * * *", "Asia/Tokyo")]);
@@ -91,7 +83,7 @@ fn time_zones_are_shown_as_the_database_spells_them() {
 fn dates_that_no_instant_can_have_are_refused() {
     let mut checks = Checks::default();
     let far = v1::Exclusion { date: Some("+10000-01-01".into()), ..v1::Exclusion::default() };
-    let _ = definition::cron(v1::CreateCronJobRequest { exclusions: vec![far], ..cron() }, 1_024, &mut checks);
+    let _ = read(v1::Job { exclusions: vec![far], ..cron() }, &mut checks);
     let rule = "exclusions[0].date: must be a date of the years 1 to 9999, is \"+10000-01-01\"";
     assert_eq!(super::tests::wrong(&checks.finish().unwrap_err()), [rule]);
 }
@@ -125,18 +117,19 @@ fn the_page_about_single_instants_is_true() {
     let mut examples = 0;
     for block in PAGE.split("```json created ").skip(1) {
         let (now, rest) = block.split_once('\n').unwrap();
+        let (now, allow_past) = now.strip_suffix("?allow_past=true").map_or((now, false), |now| (now, true));
         let (request, rest) = rest.split_once("```\n```json answer\n").unwrap();
         let answer: serde_json::Value = serde_json::from_str(rest.split_once("```").unwrap().0).unwrap();
         let request: serde_json::Value = serde_json::from_str(request).unwrap();
         let mut checks = Checks::default();
-        let request = v1::CreateOneTimeJobRequest {
+        let job = v1::Job {
             name: "n".into(),
             handler_name: "a:b".into(),
             execute_at: instant(request["execute_at"].as_str().unwrap()),
-            allow_past: request["allow_past"].as_bool().unwrap_or_default(),
-            ..v1::CreateOneTimeJobRequest::default()
+            ..v1::Job::default()
         };
-        let when = definition::one_time(request, 1_024, &mut checks).when;
+        let rules = Rules { job_type: None, allow_past, payload_bytes_max: 1_024 };
+        let (_, when) = job::read(job, rules, &mut checks);
         assert!(checks.is_clean(), "{checks:?}");
         let found = match when.first_fire(Uuid::nil(), now.parse().unwrap()) {
             Ok((_, first)) => serde_json::json!({"next_run": carillon_core::schedule::utc(first.unwrap())}),

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use carillon_core::error::FieldViolation;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage};
 use serde::Serialize;
 use serde_json::Value as Json;
 use tonic::Status;
@@ -38,6 +38,8 @@ use crate::observe;
 use codec::DynamicCodec;
 use reply::Shown;
 use routes::{Found, Route, Routes};
+
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// Headers that go along as gRPC metadata.
 const FORWARDED: [&str; 3] = ["traceparent", "tracestate", "x-request-id"];
@@ -124,7 +126,11 @@ impl Transcoder {
                 return self.failed(&status.into());
             }
         };
-        let (message, mistakes) = route.request(values, parts.uri.query().unwrap_or_default(), read.as_ref());
+        let query = parts.uri.query().unwrap_or_default();
+        let (mut message, mut mistakes) = route.request(values, query, read.as_ref());
+        if let Some(rule) = take_idempotency_key(&mut message, &parts.headers) {
+            mistakes.push(FieldViolation::new("request_id", rule));
+        }
         match self.call(route, message, mistakes, &parts.headers).await {
             Ok(message) => succeeded(route, &message),
             Err(status) => self.failed(&status.into()),
@@ -243,6 +249,20 @@ fn json(status: StatusCode, bytes: Vec<u8>) -> Response<Body> {
 
 fn body_refused(rule: impl Into<String>) -> Status {
     invalid(&[FieldViolation::new("body", rule)])
+}
+
+/// The header that says what `request_id` says, of calls that have one. Answers with what is wrong with it.
+fn take_idempotency_key(message: &mut DynamicMessage, headers: &HeaderMap) -> Option<String> {
+    let field = message.descriptor().get_field_by_name("request_id")?;
+    let Ok(key) = headers.get(IDEMPOTENCY_KEY)?.to_str() else {
+        return Some("must be of visible ASCII characters in the header idempotency-key".to_owned());
+    };
+    let key = prost_reflect::Value::String(key.to_owned());
+    if message.has_field(&field) && *message.get_field(&field) != key {
+        return Some("is another one than the header idempotency-key says".to_owned());
+    }
+    message.set_field(&field, key);
+    None
 }
 
 /// A web page of another origin can make a browser send these content types without asking first; nothing else that is not

@@ -62,6 +62,26 @@ pub(crate) fn message(
     Some(message)
 }
 
+/// Reads a body that is one field of a request. A field of the request that is named in it is told where it belongs.
+pub(crate) fn body_message(
+    descriptor: &MessageDescriptor,
+    json: &Json,
+    request: &MessageDescriptor,
+    mistakes: &mut Mistakes,
+) -> Option<DynamicMessage> {
+    let Json::Object(object) = json else { return message(descriptor, json, "", mistakes) };
+    let is_misplaced = |name: &str| field_named(descriptor, name).is_none() && field_named(request, name).is_some();
+    let (misplaced, rest): (Vec<_>, Vec<_>) = object.iter().partition(|(name, _)| is_misplaced(name));
+    if misplaced.is_empty() {
+        return message(descriptor, json, "", mistakes);
+    }
+    for (name, _) in misplaced {
+        mistakes.add(name, "is no part of the body here: give it as a parameter of the query");
+    }
+    let rest = rest.into_iter().map(|(name, json)| (name.clone(), json.clone())).collect();
+    message(descriptor, &Json::Object(rest), "", mistakes)
+}
+
 /// Both spellings: `max_retries` and `maxRetries`.
 pub(crate) fn field_named(descriptor: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
     descriptor.get_field_by_name(name).or_else(|| descriptor.get_field_by_json_name(name))

@@ -193,6 +193,14 @@ impl Route {
             }
             Body::Whole => request::message(&self.input, json, "", mistakes),
             Body::Field(name) => {
+                let field = self.input.get_field_by_name(name)?;
+                let mut message = DynamicMessage::new(self.input.clone());
+                if let Kind::Message(inner) = field.kind() {
+                    // Whoever writes the body names its fields as they stand in it.
+                    let read = request::body_message(&inner, json, &self.input, mistakes)?;
+                    message.set_field(&field, Value::Message(read));
+                    return Some(message);
+                }
                 let wrapped = BTreeMap::from([(name.clone(), json.clone())]);
                 request::message(&self.input, &Json::Object(wrapped), "", mistakes)
             }

@@ -14,7 +14,7 @@ use super::*;
 /// Answers with what the request says; remembers it.
 #[derive(Default)]
 struct Echo {
-    cron: Mutex<Option<v1::CreateCronJobRequest>>,
+    created: Mutex<Option<v1::CreateJobRequest>>,
     list: Mutex<Option<v1::ListJobsRequest>>,
     mistakes: Mutex<Vec<String>>,
     traceparent: Mutex<Option<String>>,
@@ -39,18 +39,23 @@ type Answer<T> = Result<Reply<T>, Status>;
 
 #[tonic::async_trait]
 impl JobService for Echo {
-    async fn create_cron_job(&self, request: tonic::Request<v1::CreateCronJobRequest>) -> Answer<v1::Job> {
+    async fn create_job(&self, request: tonic::Request<v1::CreateJobRequest>) -> Answer<v1::Job> {
+        self.create_cron_job(request).await
+    }
+
+    async fn create_cron_job(&self, request: tonic::Request<v1::CreateJobRequest>) -> Answer<v1::Job> {
         let request = self.open(request)?;
-        let job = v1::Job { name: request.name.clone(), payload: request.payload.clone(), ..v1::Job::default() };
-        *self.cron.lock().unwrap() = Some(request);
+        let given = request.job.clone().unwrap_or_default();
+        let job = v1::Job { name: given.name, payload: given.payload, ..v1::Job::default() };
+        *self.created.lock().unwrap() = Some(request);
         Ok(Reply::new(job))
     }
 
-    async fn create_one_time_job(&self, _: tonic::Request<v1::CreateOneTimeJobRequest>) -> Answer<v1::Job> {
+    async fn create_one_time_job(&self, _: tonic::Request<v1::CreateJobRequest>) -> Answer<v1::Job> {
         Err(crate::error_response::unavailable("Postgres is away"))
     }
 
-    async fn create_recurring_job(&self, _: tonic::Request<v1::CreateRecurringJobRequest>) -> Answer<v1::Job> {
+    async fn create_recurring_job(&self, _: tonic::Request<v1::CreateJobRequest>) -> Answer<v1::Job> {
         Err(Status::already_exists("it is there"))
     }
 
@@ -160,7 +165,8 @@ async fn a_create_is_201_and_every_field_is_there() {
     for (field, value) in [
         ("description", "\"\""),
         ("next_run", "null"),
-        ("max_retries", "0"),
+        ("max_retries", "null"),
+        ("executions_count", "0"),
         ("tags", "[]"),
         ("max_executions", "null"),
         ("allow_overlap", "false"),
@@ -169,8 +175,8 @@ async fn a_create_is_201_and_every_field_is_there() {
     ] {
         assert_eq!(json[field].to_string(), value, "{field}");
     }
-    let seen = bench.echo.cron.lock().unwrap().take().unwrap();
-    assert_eq!((seen.max_retries, seen.priority, seen.retry_delay_ms), (Some(0), Some(3), None));
+    let seen = bench.echo.created.lock().unwrap().take().unwrap().job.unwrap();
+    assert_eq!((seen.max_retries, seen.priority, seen.retry_delay_ms), (Some(0), 3, None));
     assert_eq!(seen.start_date.unwrap().seconds, 1_798_761_600);
     assert_eq!(seen.tags, ["a"]);
 }
@@ -192,7 +198,7 @@ async fn all_mistakes_are_named_at_once_by_path_and_rule() {
             "metadata.id: the integer 9007199254740993 is beyond ±2^53 and would lose digits: send it as a string",
             "metadata.in.n: the integer -9007199254740993 is beyond ±2^53 and would lose digits: send it as a string",
             "name: must be a string, is 7",
-            "nmae: is not a field of CreateCronJobRequest",
+            "nmae: is not a field of Job",
             "payload: must be an object, is a list",
             "priority: must be one of LOW, MEDIUM, HIGH, CRITICAL, is \"urgent\"",
             "retry_delay_ms: is given twice, in both spellings",
@@ -215,7 +221,7 @@ async fn an_error_has_code_message_and_typed_details() {
     assert_eq!((status, &json["code"]), (400, &Json::from(3)));
     assert_eq!(
         json["details"].to_string(),
-        r#"[{"@type":"type.googleapis.com/google.rpc.BadRequest","field_violations":[{"description":"is not a field of CreateCronJobRequest","field":"nmae"}]}]"#
+        r#"[{"@type":"type.googleapis.com/google.rpc.BadRequest","field_violations":[{"description":"is not a field of Job","field":"nmae"}]}]"#
     );
     let (status, json) = bench.call("GET", "/executions/7", "").await;
     assert_eq!(
@@ -323,10 +329,7 @@ async fn the_deepest_document_passes_through() {
         assert_eq!(status, 201, "{json}");
         for deeper in [levels + 1, 50, 150, 400] {
             let found = bench.mistakes(&body(deeper)).await;
-            assert_eq!(
-                found,
-                ["nmae: is not a field of CreateCronJobRequest", "payload: must not be nested deeper than 30 levels"]
-            );
+            assert_eq!(found, ["nmae: is not a field of Job", "payload: must not be nested deeper than 30 levels"]);
         }
     }
 }
