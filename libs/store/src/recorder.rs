@@ -10,16 +10,19 @@
 
 mod unlocked;
 
+use std::collections::HashMap;
+
 use carillon_core::execution::Status;
 use chrono::{DateTime, Utc};
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::bounded::Connection;
 use crate::{Error, Result, Store, days};
 
 /// An execution that is in hand: what every guard compares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Held {
     /// The execution.
     pub execution: Uuid,
@@ -120,7 +123,7 @@ const EXECUTIONS_MARK_RUNNING: &str = "
 UPDATE job_executions e SET status = 'RUNNING', worker_id = $1, started_at = i.started_at, revision = i.revision
 FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::timestamptz[], $6::bigint[]) AS i(id, claim, take, started_at, revision)
 WHERE e.id = i.id AND {days of e.id} AND e.claim = i.claim AND e.take = i.take AND e.status = 'QUEUED'
-RETURNING e.id, e.cancel_requested";
+RETURNING e.id, e.claim, e.take, e.cancel_requested";
 
 /// R11, R17a. One statement: the rows and all that follows from them. Expected plan: nested loops from the batch into the
 /// primary keys (the pool of these connections allows nothing else); their days prune the partitions.
@@ -148,7 +151,7 @@ WITH input AS (
     FROM input i
     WHERE e.id = i.id AND {days of e.id} AND e.claim = i.claim AND e.take = i.take
       AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND e.worker_id = $1)
-    RETURNING e.id, e.job_id, e.shard, e.claim, e.status, e.completed_at, e.duration_ms, i.next_retry_at, i.queue, i.priority,
+    RETURNING e.id, e.job_id, e.shard, e.claim, e.take, e.status, e.completed_at, e.duration_ms, i.next_retry_at, i.queue, i.priority,
               i.attempt, i.status AS ended, i.timed_out, i.started_at, i.ended_at, i.error, i.error_stack
 ), stats AS (
     UPDATE job_stats s
@@ -187,12 +190,12 @@ WITH input AS (
          AS l(id, attempt, line, timestamp, level, message)
     -- Not a join: without hash joins that would compare each line with each row. IS TRUE makes it a hashed look-up
     -- (measured with 1,000 ends of two lines each: 320 ms as a join, 65 ms so; 28 November).
-    WHERE cardinality($18::uuid[]) > 0 AND (l.id IN (SELECT id FROM finished)) IS TRUE
+    WHERE cardinality($18::uuid[]) > 0 AND ((l.id, l.attempt) IN (SELECT id, attempt FROM finished)) IS TRUE
     ON CONFLICT DO NOTHING
 ), notes AS (
     INSERT INTO job_attention (job_id) SELECT DISTINCT job_id FROM finished WHERE status <> 'RETRYING' AND job_id = ANY ($24)
 )
-SELECT id, status FROM finished";
+SELECT id, claim, take, status FROM finished";
 
 /// For what a guarded UPDATE did not return.
 const EXECUTIONS_LOOK: &str = "
@@ -255,10 +258,10 @@ async fn mark_running_on_conn(connection: &mut Connection, worker: Uuid, started
         .bind(started.iter().map(|started| started.revision).collect::<Vec<_>>())
         .fetch_all(&mut *connection)
         .await?;
-    let mut written = std::collections::HashMap::new();
+    let mut written = HashMap::new();
     for row in rows {
         let cancel_requested = row.try_get("cancel_requested")?;
-        written.insert(row.try_get::<Uuid, _>("id")?, Verdict::Running { cancel_requested });
+        written.insert(held_of(&row)?, Verdict::Running { cancel_requested });
     }
     judge_on_conn(connection, Some(worker), &held, written).await
 }
@@ -302,12 +305,17 @@ async fn finish_on_conn(
         .bind(ended_jobs)
         .fetch_all(&mut *connection)
         .await?;
-    let mut written = std::collections::HashMap::with_capacity(rows.len());
+    let mut written = HashMap::with_capacity(rows.len());
     for row in rows {
         let status = read_status(row.try_get("status")?)?;
-        written.insert(row.try_get::<Uuid, _>("id")?, Verdict::Recorded(status));
+        written.insert(held_of(&row)?, Verdict::Recorded(status));
     }
     judge_on_conn(connection, worker, &held, written).await
+}
+
+/// Which of those in hand a row was written for: of two attempts of one execution in a flush only one can be it.
+fn held_of(row: &PgRow) -> Result<Held> {
+    Ok(Held { execution: row.try_get("id")?, claim: row.try_get("claim")?, take: row.try_get("take")? })
 }
 
 /// R11: for the rows that a guarded UPDATE did not return, one SELECT says why.
@@ -315,11 +323,11 @@ async fn judge_on_conn(
     connection: &mut Connection,
     worker: Option<Uuid>,
     held: &[Held],
-    written: std::collections::HashMap<Uuid, Verdict>,
+    written: HashMap<Held, Verdict>,
 ) -> Result<Vec<Verdict>> {
     let refused: Vec<Uuid> =
-        held.iter().map(|held| held.execution).filter(|execution| !written.contains_key(execution)).collect();
-    let mut seen = std::collections::HashMap::new();
+        held.iter().filter(|held| !written.contains_key(*held)).map(|held| held.execution).collect();
+    let mut seen = HashMap::new();
     if !refused.is_empty() {
         for row in
             sqlx::query(days::of(EXECUTIONS_LOOK, refused.iter().copied())).bind(&refused).fetch_all(connection).await?
@@ -332,7 +340,7 @@ async fn judge_on_conn(
             seen.insert(row.try_get::<Uuid, _>("id")?, (claim, take, status, worker_id, cancel_requested));
         }
     }
-    let verdicts = held.iter().map(|held| match (written.get(&held.execution), seen.get(&held.execution)) {
+    let verdicts = held.iter().map(|held| match (written.get(held), seen.get(&held.execution)) {
         (Some(verdict), _) => *verdict,
         (None, None) => Verdict::Over { unknown: true },
         (None, Some((claim, take, status, worker_id, cancel_requested))) => {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use carillon_core::execution::Status;
-use carillon_store::recorder::{Finished, Verdict};
+use carillon_store::recorder::{Finished, Held, LogLine, Verdict};
 use carillon_store::{Error, Store};
 use serde_json::json;
 use uuid::Uuid;
@@ -119,6 +119,26 @@ async fn r11_every_guard_refuses_writes_nothing_and_says_why() -> Result<()> {
 }
 
 /// RUNNING at oneself, but by a later take: R11 calls that LOST, and acknowledges nothing.
+/// Seed 307: an executor that was cut off for long had an end of the last attempt to write when it ended the next one. Which of the
+/// two a row was written for is told by its claim.
+#[tokio::test]
+async fn r11_of_two_attempts_of_one_execution_in_a_flush_the_one_that_is_over_is_told_so() -> Result<()> {
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open_one(&mut bench.leader().await?).await?;
+    let last = Held { claim: held.claim - 1, ..held };
+    let line = |attempt, message: &str| Finished {
+        attempt,
+        logs: vec![LogLine { timestamp: end(), level: "INFO", message: message.to_owned() }],
+        ..finished(held, Status::Success)
+    };
+    let ends = [Finished { held: last, ..line(1, "late") }, line(2, "in time")];
+    let (_, verdicts) = bench.store.record(worker, &[], &ends, &[]).await?;
+    assert_eq!(verdicts, [OVER, Verdict::Recorded(Status::Success)]);
+    assert_eq!(logs(&bench, held.execution).await?, [(2, 1, "INFO".to_owned(), "in time".to_owned())]);
+    bench.assert_counters().await
+}
+
 #[tokio::test]
 async fn r11_an_earlier_take_of_the_same_worker_is_lost() -> Result<()> {
     let bench = Bench::new().await?;
