@@ -184,12 +184,12 @@ BEGIN
 END
 $$;
 
--- How much of a row lies beside it, or could: rows move under a lock that others wait for, 2 MiB of them at most (measured, 28
+-- How much of a row lies beside it, or could: rows move under a lock that others wait for, 1 MiB of them at most (measured, 28
 -- November: 40 MB a second).
 CREATE FUNCTION carillon_bytes(parent text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE parent
         WHEN 'job_executions' THEN 'pg_column_size(payload), pg_column_size(result), pg_column_size(metadata),
-                                    pg_column_size(error), pg_column_size(error_stack)'
+                                    pg_column_size(error), pg_column_size(error_stack), pg_column_size(reason)'
         WHEN 'execution_attempts' THEN 'pg_column_size(error), pg_column_size(error_stack)'
         ELSE 'pg_column_size(message)'
     END
@@ -205,7 +205,7 @@ END
 $$;
 
 -- Makes one partition if it is missing: 'made', 'there', 'busy'. Rows that already fell into the default partition move
--- over, 1,000 and 2 MiB at most: of a day that has more it is 'late', and they leave the default partition by their age. That nothing
+-- over, 1,000 and 1 MiB at most: of a day that has more it is 'late', and they leave the default partition by their age. That nothing
 -- else of its range lies there Postgres must see for itself, under the lock: quick while the default partition is small,
 -- else 'large' until carillon_bar_partition has made it provable.
 CREATE FUNCTION carillon_make_partition(parent text, child text, lower_id uuid, upper_id uuid) RETURNS text
@@ -235,7 +235,7 @@ BEGIN
     EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', fallback);
     SELECT many, bytes INTO strays, bytes_of_strays
     FROM carillon_weigh(parent, fallback, carillon_within(parent, lower_id, upper_id));
-    IF strays > 1000 OR bytes_of_strays > 2 * 1024 * 1024 THEN
+    IF strays > 1000 OR bytes_of_strays > 1024 * 1024 THEN
         EXECUTE format('DROP TABLE %I', child);
         RETURN 'late';
     END IF;
@@ -329,22 +329,25 @@ $$;
 
 -- Takes a day out of its table, renamed to `…_gone`: 'detached', 'gone', 'busy', or 'open' for a day of executions that is
 -- not closed. What is still open moves to the default partition in the same transaction; the attempts of what moved follow
--- it, so their day goes after that of the executions: 1,000 and 2 MiB at most, else 'large'.
+-- it, so their day goes after that of the executions: 1,000 and 1 MiB at most, else 'large'.
 CREATE FUNCTION carillon_detach_partition(parent text, child text, lower_id uuid, upper_id uuid) RETURNS text
 LANGUAGE plpgsql AS $$
 DECLARE
     fallback text := parent || '_default';
     key text := CASE parent WHEN 'job_executions' THEN 'id' ELSE 'execution_id' END;
     kept uuid[];
-    attempts record;
+    moving record;
 BEGIN
     IF NOT carillon_upkeep(child) THEN
         RETURN 'gone';
     END IF;
-    IF parent = 'execution_attempts' THEN
-        SELECT * INTO attempts FROM carillon_weigh(parent, child,
-            format('execution_id IN (SELECT id FROM job_executions_default WHERE id >= %L AND id < %L)', lower_id, upper_id));
-        IF attempts.many > 1000 OR attempts.bytes > 2 * 1024 * 1024 THEN
+    -- Of executions once more: what is open of a closed day may have failed since, with more to say.
+    IF parent <> 'job_execution_logs' THEN
+        SELECT * INTO moving FROM carillon_weigh(parent, child, CASE parent
+            WHEN 'job_executions' THEN 'completed_at IS NULL'
+            ELSE format('execution_id IN (SELECT id FROM job_executions_default WHERE id >= %L AND id < %L)', lower_id, upper_id)
+        END);
+        IF moving.many > 1000 OR moving.bytes > 1024 * 1024 THEN
             RETURN 'large';
         END IF;
     END IF;

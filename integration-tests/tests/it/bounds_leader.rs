@@ -95,3 +95,41 @@ async fn s6_a_leader_that_loses_redis_gives_the_lock_to_one_that_reaches_it() {
     world.finish(triggering).await;
     world.judge(LOAD_MAX).await;
 }
+
+/// R2: a replica whose master is gone answers each command at once, and nothing but that. Whoever led by it does not lead any more,
+/// and nothing is claimed, until it is a master.
+#[tokio::test]
+async fn a_redis_that_answers_only_that_it_cannot_is_as_good_as_none() {
+    let mut world = World::start("masterdown", plan()).await;
+    let leader = world.leader().await;
+    for words in [&["CONFIG", "SET", "replica-serve-stale-data", "no"][..], &["REPLICAOF", "127.0.0.1", "1"]] {
+        world.redis.command(words).expect("redis takes it");
+    }
+    let leaders = |world: &mut World| -> anyhow::Result<f64> {
+        world.cluster.nodes_of(Role::Dispatcher).map(|node| node.metric("carillon_dispatcher_leader", &[])).sum()
+    };
+    soon("nobody to lead", || {
+        std::future::ready(match leaders(&mut world) {
+            Ok(0.0) => Ok(()),
+            seen => Err(format!("{seen:?} do")),
+        })
+    })
+    .await;
+    let api = world.api();
+    let due = in_ms(500);
+    let job = api.create("once", &json!({"name": "n", "execute_at": rfc3339(due), "handler_name": "test:echo"})).await;
+    world.expected.push((id_of(&job), due));
+    // Long enough for a leader to have claimed it, and for it to have given the lock back again.
+    let until = tokio::time::Instant::now() + Duration::from_secs(5);
+    while tokio::time::Instant::now() < until {
+        assert_eq!(leaders(&mut world).expect("they answer"), 0.0, "{leader} led");
+        assert_eq!(
+            world.count("SELECT count(*) FROM dispatch_batches").await.expect("postgres answers"),
+            0,
+            "nothing is claimed"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    world.redis.promote().expect("redis answers");
+    world.judge(LOAD_MAX).await;
+}

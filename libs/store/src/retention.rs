@@ -19,7 +19,7 @@ use crate::{Result, Store, days};
 /// How many executions of one day may be open when it is dropped, and how many bytes their documents and texts may have in
 /// Postgres: they move under a lock that others wait for, 40 MB a second (measured, 28 November).
 const OPEN_MAX: usize = 1_000;
-const OPEN_BYTES_MAX: i64 = 2 * 1024 * 1024;
+const OPEN_BYTES_MAX: i64 = 1024 * 1024;
 /// A day that has more is looked at again after this time only, since each look reads all of it.
 const CROWDED_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 /// Rows in one step.

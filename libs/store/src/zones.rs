@@ -47,7 +47,7 @@ WITH wanted AS (
     SELECT * FROM UNNEST($1::uuid[], $2::bigint[], $3::timestamptz[], $4::timestamptz[]) AS w(job_id, revision, stands_at, fire_at)
 ), free AS MATERIALIZED (
     SELECT t.job_id, w.fire_at FROM job_timers t JOIN wanted w ON w.job_id = t.job_id
-    WHERE t.revision = w.revision AND t.fire_at = w.stands_at FOR NO KEY UPDATE OF t SKIP LOCKED
+    WHERE t.revision = w.revision AND t.fire_at = w.stands_at AND EXISTS (SELECT FROM zone_walk WHERE rules = $5) FOR NO KEY UPDATE OF t SKIP LOCKED
 )
 UPDATE job_timers t SET fire_at = f.fire_at FROM free f WHERE t.job_id = f.job_id
 RETURNING t.job_id";
@@ -58,7 +58,7 @@ WITH wanted AS (
     SELECT * FROM UNNEST($1::uuid[], $2::bigint[], $3::timestamptz[], $4::timestamptz[]) AS w(job_id, revision, stands_at, fire_at)
 ), free AS MATERIALIZED (
     SELECT j.id, w.fire_at FROM jobs j JOIN wanted w ON w.job_id = j.id
-    WHERE j.revision = w.revision AND j.held_at = w.stands_at FOR NO KEY UPDATE OF j SKIP LOCKED
+    WHERE j.revision = w.revision AND j.held_at = w.stands_at AND EXISTS (SELECT FROM zone_walk WHERE rules = $5) FOR NO KEY UPDATE OF j SKIP LOCKED
 )
 UPDATE jobs j SET held_at = f.fire_at FROM free f WHERE j.id = f.id
 RETURNING j.id";
@@ -147,11 +147,12 @@ pub async fn page_end(store: &Store, after: Uuid) -> Result<Option<Uuid>> {
     Ok(sqlx::query_scalar(end).bind(after).bind(PAGE).fetch_optional(&store.pool).await?)
 }
 
-/// Moves timers. Answers of which jobs; of the others the timer was locked, or had been moved by somebody else.
+/// Moves timers by `rules`. Answers of which jobs; of the others the timer was locked, or had been moved by somebody else, or
+/// somebody walks by other rules by now.
 ///
 /// # Errors
 /// If Postgres is unavailable; [`crate::Error::Conflict`]: nothing was done, try again.
-pub async fn reckon(store: &Store, reckoned: &[Reckoned]) -> Result<Vec<Uuid>> {
+pub async fn reckon(store: &Store, rules: i64, reckoned: &[Reckoned]) -> Result<Vec<Uuid>> {
     let mut moved = Vec::new();
     for (is_paused, statement) in [(false, TIMERS_RECKON), (true, JOBS_RECKON)] {
         let some: Vec<&Reckoned> = reckoned.iter().filter(|one| one.is_paused == is_paused).collect();
@@ -162,23 +163,20 @@ pub async fn reckon(store: &Store, reckoned: &[Reckoned]) -> Result<Vec<Uuid>> {
             .bind(some.iter().map(|one| one.job).collect::<Vec<_>>())
             .bind(some.iter().map(|one| one.revision).collect::<Vec<_>>())
             .bind(some.iter().map(|one| one.from).collect::<Vec<_>>())
-            .bind(some.iter().map(|one| one.to).collect::<Vec<_>>());
+            .bind(some.iter().map(|one| one.to).collect::<Vec<_>>())
+            .bind(rules);
         moved.extend(jobs.fetch_all(&store.pool).await?);
     }
     Ok(moved)
 }
 
-/// Notes how far the walk by `rules` has come, unless somebody walks by others by now.
+/// Notes how far the walk by `rules` has come. Answers whether it goes on: somebody may walk by others by now.
 ///
 /// # Errors
 /// If Postgres is unavailable.
-pub async fn reached(store: &Store, rules: i64, reached: Uuid) -> Result<()> {
-    sqlx::query("UPDATE zone_walk SET reached = $2 WHERE rules = $1")
-        .bind(rules)
-        .bind(reached)
-        .execute(&store.pool)
-        .await?;
-    Ok(())
+pub async fn reached(store: &Store, rules: i64, reached: Uuid) -> Result<bool> {
+    let note = "UPDATE zone_walk SET reached = $2 WHERE rules = $1 AND ended_at IS NULL";
+    Ok(sqlx::query(note).bind(rules).bind(reached).execute(&store.pool).await?.rows_affected() > 0)
 }
 
 /// Notes that the walk by `rules` is over, unless somebody walks by others by now.

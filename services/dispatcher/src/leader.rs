@@ -287,7 +287,8 @@ impl Leader {
                 }
             }
             Err(error) => {
-                warn!("redis does not answer, nothing is claimed until it does: {:#}", anyhow::Error::from(error))
+                warn!("redis does not answer: {:#}", anyhow::Error::from(error));
+                self.refuse_silence()?;
             }
         }
         self.let_streams_leave().await?;

@@ -87,9 +87,15 @@ impl Leader {
         if self.shutdown.is_cancelled() {
             return Err(End::Stopped);
         }
-        if self.answered.elapsed() >= REDIS_SILENCE_MAX {
-            return Err(End::RedisSilent);
-        }
+        self.refuse_silence()?;
         self.alive(tokio::time::sleep(REDIS_PAUSE)).await
+    }
+
+    /// R2: for one whom Redis answers nothing but that it answers nothing (LOADING, say), each time at once.
+    ///
+    /// # Errors
+    /// [`End::RedisSilent`].
+    pub(crate) fn refuse_silence(&self) -> Result<(), End> {
+        if self.answered.elapsed() < REDIS_SILENCE_MAX { Ok(()) } else { Err(End::RedisSilent) }
     }
 }

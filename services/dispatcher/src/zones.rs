@@ -74,8 +74,11 @@ async fn walk(store: &Store, redis: &Redis, rules: i64) -> anyhow::Result<()> {
     let (began, mut moved) = (Instant::now(), 0);
     loop {
         let page_began = Instant::now();
-        let Some((reached, some)) = timeout(PAGE_MAX, page(store, after)).await?? else { break };
-        zones::reached(store, rules, reached).await?;
+        let Some((reached, some)) = timeout(PAGE_MAX, page(store, rules, after)).await?? else { break };
+        // Another leader walks by other data.
+        if !zones::reached(store, rules, reached).await? {
+            return Ok(());
+        }
         after = reached;
         moved += some;
         if some > 0 {
@@ -95,11 +98,11 @@ async fn walk(store: &Store, redis: &Redis, rules: i64) -> anyhow::Result<()> {
 /// One page. Answers where it ends and how many timers moved; `None`: there are no further jobs.
 ///
 /// What somebody holds is tried again. What Postgres refuses, again and again, is passed over: the jobs behind it have their turn.
-async fn page(store: &Store, after: Uuid) -> anyhow::Result<Option<(Uuid, usize)>> {
+async fn page(store: &Store, rules: i64, after: Uuid) -> anyhow::Result<Option<(Uuid, usize)>> {
     let (mut tries, mut moved) = (0, 0);
     loop {
         tries += 1;
-        match step(store, after).await {
+        match step(store, rules, after).await {
             Ok(Some(step)) => {
                 moved += step.moved;
                 if step.left == 0 || tries == TRIES {
@@ -127,12 +130,12 @@ struct Step {
     left: usize,
 }
 
-async fn step(store: &Store, after: Uuid) -> carillon_store::Result<Option<Step>> {
+async fn step(store: &Store, rules: i64, after: Uuid) -> carillon_store::Result<Option<Step>> {
     let Some(page) = zones::page(store, after).await? else { return Ok(None) };
     let reached = page.reached;
     // One that panics has found nothing: its timers stay where they are.
     let reckoned = tokio::task::spawn_blocking(move || reckon(page)).await.unwrap_or_default();
-    let moved = if reckoned.is_empty() { 0 } else { zones::reckon(store, &reckoned).await?.len() };
+    let moved = if reckoned.is_empty() { 0 } else { zones::reckon(store, rules, &reckoned).await?.len() };
     Ok(Some(Step { reached, moved, left: reckoned.len() - moved }))
 }
 

@@ -130,6 +130,16 @@ pub(crate) struct Writer {
     away_pause: Duration,
 }
 
+/// What the store has answered.
+struct Written {
+    /// As whom it was asked,
+    worker: Uuid,
+    /// and what an earlier incarnation had then.
+    left: Left,
+    /// First of what has started.
+    verdicts: Vec<Verdict>,
+}
+
 impl Recorder {
     pub(crate) const fn new(writer: Writer, flush_max: usize, incoming: mpsc::UnboundedReceiver<ToRecord>) -> Self {
         Self { writer, flush_max, incoming }
@@ -234,13 +244,12 @@ impl Writer {
             let mut whole: Option<Group> = None;
             loop {
                 let unlocked = self.unlocked_until.is_some_and(|until| Instant::now() < until);
-                let left = self.incarnation.left();
                 let error = match self.try_to_write(&group, unlocked).await {
-                    Ok((worker, verdicts)) => {
+                    Ok(written) => {
                         if whole.is_some() {
                             group.tell_given_up();
                         }
-                        self.written(group, worker, verdicts, &left);
+                        self.written(group, written);
                         break;
                     }
                     Err(error) => error,
@@ -288,10 +297,12 @@ impl Writer {
         self.store.rehearse_record(worker, &plain.finished, &plain.ended_jobs()).await.is_ok()
     }
 
-    /// Once, as whoever this executor is now: answers as the store does, and as whom it was asked.
-    async fn try_to_write(&mut self, group: &Group, unlocked: bool) -> Result<(Uuid, Vec<Verdict>), Error> {
+    /// Once, as whoever this executor is now.
+    async fn try_to_write(&mut self, group: &Group, unlocked: bool) -> Result<Written, Error> {
         self.progress.something_waits();
         let contact = self.incarnation.unbroken().await;
+        // What it was left with is known before it is, and only by then.
+        let left = self.incarnation.left();
         let (jobs, began) = (group.ended_jobs(), Instant::now());
         failpoint::reach("record:write").await;
         let outcome = if unlocked {
@@ -317,12 +328,12 @@ impl Writer {
         }
         outcome.map(|(mut verdicts, finished)| {
             verdicts.extend(finished);
-            (contact.worker, verdicts)
+            Written { worker: contact.worker, left, verdicts }
         })
     }
 
-    /// `left`: what an earlier incarnation had when it was asked.
-    fn written(&mut self, group: Group, worker: Uuid, verdicts: Vec<Verdict>, left: &Left) {
+    fn written(&mut self, group: Group, written: Written) {
+        let Written { worker, left, verdicts } = written;
         let now = Instant::now();
         let (mut shown, mut ends) = (Vec::with_capacity(group.started.len()), Vec::with_capacity(group.finished.len()));
         let mut locked = 0;

@@ -28,7 +28,7 @@ use tower::util::MapResponse;
 use tower::{Layer, Service};
 use tracing::{debug, warn};
 
-use crate::admission::{Admission, NoBody};
+use crate::admission::{Admission, NoBody, Share, Whole};
 use crate::error_response::of_depth;
 use crate::json::Transcoder;
 
@@ -72,19 +72,25 @@ impl Front {
 
     async fn call(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let (parts, body) = request.into_parts();
+        let share = parts.extensions.get::<Share>().cloned().unwrap_or_default();
+        let mut whole = Whole::default();
         let body = if parts.uri.path().starts_with(CONVERSATION) {
             Body::new(body)
         } else {
-            match self.admission.body(body, GRPC_BYTES_MAX).await {
-                Ok(bytes) => Body::new(Full::new(bytes)),
+            whole = match self.admission.body(body, GRPC_BYTES_MAX, &share).await {
+                Ok(whole) => whole,
                 Err(why) => return Ok(refused(why).into_http()),
-            }
+            };
+            Body::new(Full::new(whole.bytes.clone()))
         };
         let _admitted = match self.admission.request() {
             Ok(admitted) => admitted,
             Err(status) => return Ok(status.into_http()),
         };
-        self.grpc.clone().call(Request::from_parts(parts, body)).await
+        let response = self.grpc.clone().call(Request::from_parts(parts, body)).await;
+        // It is answered: its room is free.
+        drop(whole);
+        response
     }
 }
 
@@ -164,7 +170,9 @@ async fn connection(
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
         .adaptive_window(true);
-    let service = service_fn(move |request| {
+    let share = Share::default();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(share.clone());
         let front = Arc::clone(&front);
         async move { front.answer(request).await }
     });

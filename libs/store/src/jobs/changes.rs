@@ -16,7 +16,7 @@ use crate::bounded::Connection;
 use crate::history::Walk;
 use carillon_core::job::JobStatus;
 use carillon_core::misfire;
-use carillon_core::schedule::{Timetable, TimetableSpec};
+use carillon_core::schedule::{LOOKS_MAX, Timetable, TimetableSpec};
 use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -168,7 +168,7 @@ async fn resume_once(store: &Store, id: Uuid) -> Result<Job> {
     }
     stop_timer(&mut transaction, id).await?;
     let now = clock(&mut transaction).await?;
-    let fire_at = due_after_pause(&locked, id, now)?;
+    let fire_at = due_after_pause(locked, id, now).await?;
     sqlx::query("UPDATE job_timers SET fire_at = $2 WHERE job_id = $1")
         .bind(id)
         .bind(fire_at)
@@ -217,13 +217,19 @@ async fn has_ended(connection: &mut Connection, id: Uuid) -> Result<bool> {
 
 /// The instant that a resumed job is due at. `held_at` is where its timer stood, so everything from it to now was missed,
 /// what was due and not yet claimed when it was paused too.
-fn due_after_pause(locked: &Locked, id: Uuid, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>> {
+async fn due_after_pause(locked: Locked, id: Uuid, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>> {
     let Some(held_at) = locked.held_at else { return Ok(None) };
-    let timetable = Timetable::parse(&locked.timetable, id).map_err(|errors| Error::Unreadable {
-        what: "jobs.timetable",
-        why: errors.first().map_or_else(String::new, |error| error.message.clone()),
-    })?;
-    Ok(Some(misfire::resume(&timetable, held_at, now)))
+    let unreadable = |why: String| Error::Unreadable { what: "jobs.timetable", why };
+    // A dear one takes up to a second: not on a thread that serves others.
+    let search = tokio::task::spawn_blocking(move || {
+        let timetable = Timetable::parse_accepted(&locked.timetable, id, LOOKS_MAX)
+            .map_err(|errors| errors.first().map_or_else(String::new, |error| error.message.clone()))?;
+        Ok(misfire::resume(&timetable, held_at, now))
+    });
+    match search.await {
+        Ok(found) => found.map(Some).map_err(unreadable),
+        Err(error) => Err(unreadable(error.to_string())),
+    }
 }
 
 pub(super) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Locked> {

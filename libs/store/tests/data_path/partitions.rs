@@ -176,7 +176,7 @@ async fn rows_of_the_default_partition_move_into_the_one_that_is_made_for_them()
     Ok(())
 }
 
-/// They move under a lock: more than 2 MiB of them stay where they are, and so does their day.
+/// They move under a lock: more than 1 MiB of them stay where they are, and so does their day.
 #[tokio::test]
 async fn rows_of_the_default_partition_that_are_too_large_to_move_stay_there() -> Result<()> {
     let database = Database::new().await?;
@@ -191,7 +191,7 @@ async fn rows_of_the_default_partition_that_are_too_large_to_move_stay_there() -
             .fetch_one(&pool)
             .await?)
     };
-    open_many(&pool, &days, -100, 9, 250_000).await?;
+    open_many(&pool, &days, -100, 5, 250_000).await?;
     assert_eq!(make().await?, "late");
     sqlx::query("DELETE FROM job_executions WHERE id IN (SELECT id FROM job_executions LIMIT 2)")
         .execute(&pool)

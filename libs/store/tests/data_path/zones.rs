@@ -101,6 +101,11 @@ async fn a_timer_moves_unless_somebody_holds_it_or_has_moved_it_or_changed_its_j
     let page = page(&bench.store, Uuid::nil()).await?;
     let reckoned: Vec<Reckoned> = page.jobs.iter().map(|zoned| moved(zoned, to)).collect();
     assert_eq!(reckoned.len(), 5);
+    zones::walk(&bench.store, 2, DAY).await?;
+    assert!(zones::reckon(&bench.store, 1, &reckoned).await?.is_empty(), "somebody walks by other rules by now");
+    assert!(!zones::reached(&bench.store, 1, page.reached).await?);
+    zones::walk(&bench.store, 1, DAY).await?;
+    assert!(zones::reached(&bench.store, 1, page.reached).await?);
     sqlx::query("UPDATE job_timers SET fire_at = $2 WHERE job_id = $1")
         .bind(gone_on)
         .bind(elsewhere)
@@ -112,7 +117,7 @@ async fn a_timer_moves_unless_somebody_holds_it_or_has_moved_it_or_changed_its_j
         .await?;
     let mut foreign = bench.pool.begin().await?;
     sqlx::query("SELECT FROM job_timers WHERE job_id = $1 FOR UPDATE").bind(held).execute(&mut *foreign).await?;
-    let mut done = zones::reckon(&bench.store, &reckoned).await?;
+    let mut done = zones::reckon(&bench.store, 1, &reckoned).await?;
     done.sort_unstable();
     let mut expected = vec![free, paused];
     expected.sort_unstable();
@@ -122,6 +127,6 @@ async fn a_timer_moves_unless_somebody_holds_it_or_has_moved_it_or_changed_its_j
     }
     foreign.rollback().await?;
     let again: Vec<Reckoned> = reckoned.into_iter().filter(|one| one.job == held).collect();
-    assert_eq!(zones::reckon(&bench.store, &again).await?, [held], "once it is free");
+    assert_eq!(zones::reckon(&bench.store, 1, &again).await?, [held], "once it is free");
     Ok(())
 }

@@ -32,7 +32,7 @@ use tonic::body::Body;
 use tonic::client::{Grpc, GrpcService};
 use tonic::service::Routes as GrpcRoutes;
 
-use crate::admission::{Admission, NoBody};
+use crate::admission::{Admission, NoBody, Share, Whole};
 use crate::error_response::{http_status, invalid, retry_after};
 use crate::observe;
 use codec::DynamicCodec;
@@ -112,8 +112,9 @@ impl Transcoder {
                 return self.failed(&status.into());
             }
         };
-        let read = match self.read_body(route, &parts.headers, body).await {
-            Ok(json) => json,
+        let share = parts.extensions.get::<Share>().cloned().unwrap_or_default();
+        let (read, _room) = match self.read_body(route, &parts.headers, body, &share).await {
+            Ok(read) => read,
             Err(failure) => {
                 observe::record(&route.name, failure.status.code(), began);
                 return self.failed(&failure);
@@ -137,13 +138,20 @@ impl Transcoder {
         }
     }
 
-    async fn read_body<B>(&self, route: &Route, headers: &HeaderMap, body: B) -> Result<Option<document::Json>, Failure>
+    /// The body as JSON, and the room that it takes.
+    async fn read_body<B>(
+        &self,
+        route: &Route,
+        headers: &HeaderMap,
+        body: B,
+        share: &Share,
+    ) -> Result<(Option<document::Json>, Whole), Failure>
     where
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: std::fmt::Display,
     {
-        let bytes = match self.admission.body(body, self.body_bytes_max).await {
-            Ok(bytes) => bytes,
+        let whole = match self.admission.body(body, self.body_bytes_max, share).await {
+            Ok(whole) => whole,
             Err(NoBody::TooLarge) => {
                 let rule = format!("is larger than {} bytes", self.body_bytes_max);
                 return Err(Failure { http: StatusCode::PAYLOAD_TOO_LARGE, ..body_refused(rule).into() });
@@ -155,14 +163,17 @@ impl Transcoder {
             }
             Err(NoBody::NoRoom(status)) => return Err(status.into()),
         };
-        if bytes.iter().all(u8::is_ascii_whitespace) {
-            return Ok(None);
+        if whole.bytes.iter().all(u8::is_ascii_whitespace) {
+            return Ok((None, whole));
         }
         if route.has_body() && comes_from_a_foreign_form(headers) {
             let rule = "must be sent with the content type application/json";
             return Err(Failure { http: StatusCode::UNSUPPORTED_MEDIA_TYPE, ..body_refused(rule).into() });
         }
-        document::parse(&bytes).map(Some).map_err(|why| body_refused(format!("is not JSON: {why}")).into())
+        match document::parse(&whole.bytes) {
+            Ok(read) => Ok((Some(read), whole)),
+            Err(why) => Err(body_refused(format!("is not JSON: {why}")).into()),
+        }
     }
 
     async fn call(
