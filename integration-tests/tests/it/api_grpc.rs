@@ -217,3 +217,20 @@ async fn reflection_names_the_services_and_their_files() {
     }
     assert!(files >= 1);
 }
+
+/// As Python's client asks.
+#[tokio::test]
+async fn reflection_answers_in_its_older_form_too() {
+    use tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1alpha::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1alpha::server_reflection_response::MessageResponse;
+    let world = World::start("grpc_reflection_alpha", gateway()).await;
+    let mut reflection = ServerReflectionClient::new(channel(&world).await);
+    let list = MessageRequest::ListServices(String::new());
+    let ask =
+        tonic_reflection::pb::v1alpha::ServerReflectionRequest { host: String::new(), message_request: Some(list) };
+    let answers = reflection.server_reflection_info(tokio_stream::iter([ask])).await.unwrap();
+    let answer = answers.into_inner().message().await.unwrap().expect("an answer");
+    let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else { panic!("{answer:?}") };
+    assert!(list.service.iter().any(|service| service.name == "carillon.v1.JobService"), "{list:?}");
+}

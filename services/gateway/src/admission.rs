@@ -13,7 +13,8 @@ use http_body_util::BodyExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tonic::Status;
 
-use crate::error_response::unavailable;
+use crate::error_response::later;
+use crate::reason::Reason;
 
 /// How long the body of a request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -123,7 +124,7 @@ impl Admission {
 }
 
 fn full() -> Status {
-    unavailable("the gateway answers as many requests as it can at once: try again")
+    later(Reason::GatewayBusy, "the gateway answers as many requests as it can at once: try again")
 }
 
 fn no_room() -> NoBody {

@@ -19,7 +19,8 @@ use tonic::Status;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use crate::error_response::{of_store, unavailable};
+use crate::error_response::{internal, later, of_store};
+use crate::reason::Reason;
 
 const WORD_TIMEOUT: Duration = Duration::from_secs(1);
 const WORD_TIMEOUT_AWAY: Duration = Duration::from_millis(50);
@@ -70,7 +71,7 @@ impl Backend {
     pub(crate) async fn ask<T>(&self, work: impl Future<Output = carillon_store::Result<T>>) -> Result<T, Status> {
         match tokio::time::timeout(self.statement_timeout, work).await {
             Ok(outcome) => outcome.map_err(|error| of_store(&error)),
-            Err(_) => Err(unavailable("Postgres did not answer in time: try again")),
+            Err(_) => Err(later(Reason::PostgresBusy, "Postgres did not answer in time: try again")),
         }
     }
 
@@ -82,11 +83,11 @@ impl Backend {
     ) -> Result<T, Status> {
         let broken = |what: &str| {
             error!("work aside did not end: {what}");
-            Status::internal("internal error: see the gateway's log")
+            internal()
         };
         let turn = Arc::clone(&self.aside).acquire_owned();
         let turn = tokio::time::timeout(self.statement_timeout, turn).await;
-        let turn = turn.map_err(|_| unavailable("others with large schedules are before: try again"))?;
+        let turn = turn.map_err(|_| later(Reason::GatewayBusy, "others with large schedules are before: try again"))?;
         let turn = turn.map_err(|error| broken(&error.to_string()))?;
         let work = move || {
             // Held by the work itself, which goes on even if the caller has gone.

@@ -1,10 +1,10 @@
-//! The one place where failures become codes: kind to gRPC in one exhaustive table, gRPC to HTTP in another. What is inside
-//! (SQL, addresses, causes) goes to the log and never to the client.
+//! The one place where failures become answers: each has a [`Reason`], which says its codes. What is inside (SQL, addresses, causes)
+//! goes to the log and never to the client.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use carillon_core::error::{FieldViolation, Kind, quoted};
+use carillon_core::error::{FieldViolation, excerpt, quoted};
 use carillon_core::limits::VALUE_DEPTH_MAX;
 use carillon_store::Error;
 use http::StatusCode;
@@ -12,27 +12,42 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::{error, warn};
 
+use crate::reason::Reason;
+
+/// Whose reasons they are.
+const DOMAIN: &str = "carillon";
 /// When to try again while Postgres is away: about as long as a failover takes to begin.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Of all that is wrong with a request, in its details: they travel in a header, of which proxies take 8 KiB, base64 included. Further
+/// fields are counted.
+const VIOLATIONS_BYTES_MAX: usize = 3_000;
+const FIELD_CHARS_MAX: usize = 300;
+/// Of a message.
+const MESSAGE_CHARS_MAX: usize = 500;
 
-/// gRPC code of a kind of failure.
-const fn code_of(kind: Kind) -> Code {
-    match kind {
-        Kind::InvalidArgument => Code::InvalidArgument,
-        Kind::NotFound => Code::NotFound,
-        Kind::AlreadyExists => Code::AlreadyExists,
-        Kind::FailedPrecondition => Code::FailedPrecondition,
-        Kind::Conflict => Code::Aborted,
-        Kind::Exhausted => Code::ResourceExhausted,
-        Kind::Unauthenticated => Code::Unauthenticated,
-        Kind::Forbidden => Code::PermissionDenied,
-        Kind::Unavailable => Code::Unavailable,
-        Kind::Internal => Code::Internal,
-    }
+/// A failure with its reason.
+pub(crate) fn failed(reason: Reason, message: impl AsRef<str>, mut details: ErrorDetails) -> Status {
+    details.set_error_info(reason.word(), DOMAIN, HashMap::<String, String>::new());
+    Status::with_error_details(reason.code(), excerpt(message.as_ref(), MESSAGE_CHARS_MAX), details)
 }
 
-/// HTTP status of a gRPC code, as google.rpc.Code documents it.
-pub(crate) fn http_status(code: Code) -> StatusCode {
+/// One that says nothing beside.
+pub(crate) fn plain(reason: Reason, message: impl AsRef<str>) -> Status {
+    failed(reason, message, ErrorDetails::new())
+}
+
+/// One that tells when to try again.
+pub(crate) fn later(reason: Reason, message: impl AsRef<str>) -> Status {
+    failed(reason, message, ErrorDetails::with_retry_info(Some(RETRY_DELAY)))
+}
+
+/// HTTP status of a failure: that of its reason; of one from elsewhere what google.rpc.Code documents.
+pub(crate) fn http_status(status: &Status) -> StatusCode {
+    let reason = status.get_details_error_info().and_then(|info| Reason::of(&info.reason));
+    reason.map_or_else(|| http_status_of(status.code()), Reason::http)
+}
+
+fn http_status_of(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,
         Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => StatusCode::BAD_REQUEST,
@@ -50,33 +65,64 @@ pub(crate) fn http_status(code: Code) -> StatusCode {
     }
 }
 
-/// INVALID_ARGUMENT with every wrong field.
+/// Refuses a request for its fields, every one of which is named as far as there is room.
 pub(crate) fn invalid(violations: &[FieldViolation]) -> Status {
-    let mut details = ErrorDetails::new();
-    for violation in violations {
-        details.add_bad_request_violation(violation.field.as_str(), violation.rule.as_str());
-    }
     let message = match violations {
         [only] => only.to_string(),
         [first, ..] => format!("{first} (and {} more)", violations.len() - 1),
         [] => "the request is wrong".to_owned(),
     };
-    Status::with_error_details(Code::InvalidArgument, message, details)
+    failed(Reason::InvalidFields, message, named(violations))
 }
 
-/// INVALID_ARGUMENT, where a request was so deep that protobuf's decoder gave up, which tonic calls an internal error. The
-/// decoder tells what it was reading by its text alone: from the inside out, the field of the request last.
-pub(crate) fn of_depth(status: &Status) -> Option<Status> {
+fn named(violations: &[FieldViolation]) -> ErrorDetails {
+    let mut details = ErrorDetails::new();
+    let (mut bytes, mut named) = (0, 0);
+    for violation in violations {
+        let (field, rule) = (excerpt(&violation.field, FIELD_CHARS_MAX), excerpt(&violation.rule, MESSAGE_CHARS_MAX));
+        bytes += field.len() + rule.len();
+        if bytes > VIOLATIONS_BYTES_MAX && named > 0 {
+            details.add_bad_request_violation("", format!("{} more are wrong", violations.len() - named));
+            break;
+        }
+        details.add_bad_request_violation(field, rule);
+        named += 1;
+    }
+    details
+}
+
+/// What a request is told that is not JSON, or not read as such.
+pub(crate) fn body_refused(reason: Reason, rule: impl Into<String>) -> Status {
+    let violation = FieldViolation::new("body", rule);
+    failed(reason, violation.to_string(), named(&[violation]))
+}
+
+/// What tonic refuses by itself, before any service sees it, with a reason: it knows none of ours. `None`: it has one.
+pub(crate) fn with_reason(status: &Status, call: &str) -> Option<Status> {
+    if !status.details().is_empty() || status.code() == Code::Ok {
+        return None;
+    }
+    Some(match status.code() {
+        Code::Unimplemented if status.message().is_empty() => {
+            plain(Reason::CallUnknown, format!("there is no call {}", quoted(call)))
+        }
+        Code::Unimplemented => plain(Reason::CallUnknown, status.message()),
+        Code::OutOfRange | Code::ResourceExhausted => plain(Reason::RequestTooLarge, status.message()),
+        Code::Internal => of_depth(status).unwrap_or_else(|| plain(Reason::Undecodable, status.message())),
+        _ => return None,
+    })
+}
+
+/// A request so deep that protobuf's decoder gave up. The decoder tells what it was reading by its text alone: from the inside out,
+/// the field of the request last.
+fn of_depth(status: &Status) -> Option<Status> {
     let path = status.message().strip_suffix(": recursion limit reached")?;
     let outermost = path.rsplit(": ").next().unwrap_or_default();
     let (_, field) = outermost.split_once('.')?;
+    // Of a message in the request it is the field of that.
+    let inner = path.rsplit(": ").nth(1).and_then(|inner| inner.split_once('.')).map(|(_, inner)| inner);
+    let field = inner.filter(|_| field == "job").unwrap_or(field);
     Some(invalid(&[FieldViolation::new(field, format!("must not be nested deeper than {VALUE_DEPTH_MAX} levels"))]))
-}
-
-/// UNAVAILABLE with a hint when to try again.
-pub(crate) fn unavailable(message: impl Into<String>) -> Status {
-    let details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
-    Status::with_error_details(Code::Unavailable, message, details)
 }
 
 /// Seconds for a `Retry-After` header, if the status says when to try again.
@@ -85,32 +131,35 @@ pub(crate) fn retry_after(status: &Status) -> Option<u64> {
     Some(delay.as_secs().max(1))
 }
 
+/// A defect of ours, which is in the log.
+pub(crate) fn internal() -> Status {
+    plain(Reason::Internal, "internal error: see the gateway's log")
+}
+
 /// What a client is told of a failure of the store. Logged here, once.
 pub(crate) fn of_store(failure: &Error) -> Status {
-    let code = code_of(failure.kind());
     match failure {
         Error::Unavailable(cause) | Error::Refused(cause) => {
             // The health loop logs the outage itself; this one is for a single odd failure.
             tracing::debug!("a request found Postgres unavailable: {cause}");
-            unavailable("Postgres is away, or refuses to serve at the moment: try again")
+            later(Reason::PostgresUnavailable, "Postgres is away, or refuses to serve at the moment: try again")
         }
         Error::Busy(cause) => {
             warn!("a request waited for somebody else's lock, or its statement took too long: {cause}");
-            unavailable("somebody else holds what this needs, or it took too long: try again")
+            later(Reason::PostgresBusy, "somebody else holds what this needs, or it took too long: try again")
         }
         Error::Conflict(cause) => {
             warn!("a request lost against concurrent changes each time it was tried: {cause}");
-            let details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
-            Status::with_error_details(code, "somebody else changed it at the same time: try again", details)
+            later(Reason::ConcurrentChange, "somebody else changed it at the same time: try again")
         }
         Error::NotFound { what, id } => {
             let details = ErrorDetails::with_resource_info(*what, id.to_string(), "", "");
-            Status::with_error_details(code, failure.to_string(), details)
+            failed(Reason::NotFound, failure.to_string(), details)
         }
         Error::FailedPrecondition { what, why } => {
             let mut details = ErrorDetails::new();
             details.add_precondition_failure_violation("STATE", *what, why.as_str());
-            Status::with_error_details(code, why.as_str(), details)
+            failed(Reason::WrongState, why, details)
         }
         Error::QueuesExhausted { queue, queues_max } => {
             let rule = format!(
@@ -119,23 +168,20 @@ pub(crate) fn of_store(failure: &Error) -> Status {
             );
             let mut details = ErrorDetails::with_quota_failure_violation("gateway.queues_max", rule.as_str());
             details.add_bad_request_violation("queue", rule.as_str());
-            Status::with_error_details(code, format!("queue: {rule}"), details)
+            failed(Reason::QueuesExhausted, format!("queue: {rule}"), details)
         }
         Error::AlreadyExists { what, id } => {
             let details = ErrorDetails::with_resource_info(*what, id.to_string(), "", "");
-            Status::with_error_details(code, failure.to_string(), details)
+            failed(Reason::KeyTaken, failure.to_string(), details)
         }
-        Error::KeyReused { .. } => {
-            let details = ErrorDetails::with_error_info("REQUEST_ID_REUSED", "carillon", HashMap::new());
-            Status::with_error_details(code, failure.to_string(), details)
-        }
+        Error::KeyReused { .. } => plain(Reason::RequestIdReused, failure.to_string()),
         Error::Data(cause) | Error::Internal(cause) => {
             error!("a statement failed: {cause}");
-            Status::new(code, "internal error: see the gateway's log")
+            internal()
         }
         Error::Unreadable { .. } => {
             error!("{failure}");
-            Status::new(code, "internal error: see the gateway's log")
+            internal()
         }
     }
 }
@@ -172,9 +218,41 @@ mod tests {
     fn nothing_of_the_inside_gets_out() {
         let status = of_store(&Error::Unreadable { what: "jobs.type", why: "host=10.0.0.7".to_owned() });
         assert_eq!(status.code(), Code::Internal);
-        assert!(!status.message().contains("10.0.0.7") && status.details().is_empty());
+        assert!(
+            !status.message().contains("10.0.0.7") && !String::from_utf8_lossy(status.details()).contains("10.0.0.7")
+        );
+        assert_eq!(status.get_details_error_info().unwrap().reason, "INTERNAL");
         let status = of_store(&Error::NotFound { what: "job", id: uuid::Uuid::nil() });
-        assert_eq!(http_status(status.code()), StatusCode::NOT_FOUND);
-        assert_eq!(retry_after(&unavailable("x")), Some(1));
+        assert_eq!(http_status(&status), StatusCode::NOT_FOUND);
+        assert_eq!(http_status(&Status::not_found("x")), StatusCode::NOT_FOUND);
+        assert_eq!(retry_after(&later(Reason::GatewayBusy, "x")), Some(1));
+    }
+
+    #[test]
+    fn details_are_bounded_and_what_is_left_out_is_counted() {
+        let long = |at: usize| FieldViolation::new(format!("f{at}.{}", "x".repeat(900)), "y".repeat(900));
+        let status = invalid(&(0..50).map(long).collect::<Vec<_>>());
+        assert!(status.details().len() < 4_096, "{}", status.details().len());
+        let violations = status.get_details_bad_request().unwrap().field_violations;
+        let last = violations.last().unwrap();
+        assert_eq!((last.field.as_str(), last.description.as_str()), ("", "47 more are wrong"));
+        assert_eq!(violations.len(), 4);
+        assert_eq!(status.get_details_error_info().unwrap().reason, "INVALID_FIELDS");
+    }
+
+    #[test]
+    fn what_tonic_refuses_by_itself_has_a_reason_too() {
+        let of = |status: Status| with_reason(&status, "/carillon.v1.JobService/Nonsense");
+        let unknown = of(Status::unimplemented("")).unwrap();
+        assert_eq!(unknown.message(), "there is no call \"/carillon.v1.JobService/Nonsense\"");
+        for (status, reason) in [
+            (Status::unimplemented(""), "CALL_UNKNOWN"),
+            (Status::out_of_range("too large"), "REQUEST_TOO_LARGE"),
+            (Status::internal("failed to decode Protobuf message"), "UNDECODABLE"),
+            (Status::internal("failed: CreateJobRequest.job: recursion limit reached"), "INVALID_FIELDS"),
+        ] {
+            assert_eq!(of(status).unwrap().get_details_error_info().unwrap().reason, reason);
+        }
+        assert!(of(internal()).is_none() && of(Status::ok("")).is_none());
     }
 }

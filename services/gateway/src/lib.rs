@@ -20,6 +20,7 @@ mod grpc;
 mod health;
 mod json;
 mod observe;
+mod reason;
 mod server;
 mod values;
 
@@ -92,12 +93,14 @@ pub async fn run(config: Config, process: Process, listener: TcpListener) -> any
     outcome
 }
 
-/// Adds the reflection service, which shows the API and the health service.
+/// Adds the reflection service, which shows the API and the health service; in its older form too, which Python's client speaks.
 fn with_reflection(services: Routes) -> anyhow::Result<Routes> {
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(carillon_proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .context("the descriptors cannot be shown by reflection")?;
-    Ok(services.add_service(reflection))
+    let shown = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(carillon_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let (newer, older) = (shown().build_v1(), shown().build_v1alpha());
+    let unshown = "the descriptors cannot be shown by reflection";
+    Ok(services.add_service(newer.context(unshown)?).add_service(older.context(unshown)?))
 }

@@ -24,13 +24,13 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_web::{GrpcWebLayer, GrpcWebService};
-use tower::util::MapResponse;
 use tower::{Layer, Service};
 use tracing::{debug, warn};
 
 use crate::admission::{Admission, NoBody, Share, Whole};
-use crate::error_response::of_depth;
+use crate::error_response::{plain, with_reason};
 use crate::json::Transcoder;
+use crate::reason::Reason;
 
 /// How long the headers of a request, and the first byte of a connection, may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -45,12 +45,10 @@ const CONVERSATION: &str = "/grpc.reflection.";
 /// Pause after the system refused a connection (no file descriptor left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-type Mapping = fn(Response<Body>) -> Response<Body>;
-
 /// What answers requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Front {
-    grpc: GrpcWebService<MapResponse<Routes, Mapping>>,
+    grpc: GrpcWebService<Routes>,
     json: Transcoder,
     admission: Arc<Admission>,
 }
@@ -58,8 +56,7 @@ pub(crate) struct Front {
 impl Front {
     /// `services` are all gRPC services; `json` answers everything else.
     pub(crate) fn new(services: Routes, json: Transcoder, admission: Arc<Admission>) -> Self {
-        let services = MapResponse::new(services.prepare(), with_depth_named as Mapping);
-        Self { grpc: GrpcWebLayer::new().layer(services), json, admission }
+        Self { grpc: GrpcWebLayer::new().layer(services.prepare()), json, admission }
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
@@ -87,26 +84,24 @@ impl Front {
             Ok(admitted) => admitted,
             Err(status) => return Ok(status.into_http()),
         };
-        let response = self.grpc.clone().call(Request::from_parts(parts, body)).await;
+        let call = parts.uri.path().to_owned();
+        let response = self.grpc.clone().call(Request::from_parts(parts, body)).await?;
         // It is answered: its room is free.
         drop(whole);
-        response
+        let refused = Status::from_header_map(response.headers()).and_then(|status| with_reason(&status, &call));
+        Ok(refused.map_or(response, Status::into_http))
     }
 }
 
 fn refused(why: NoBody) -> Status {
     match why {
-        NoBody::TooLarge => Status::resource_exhausted(format!("the request is larger than {GRPC_BYTES_MAX} bytes")),
-        NoBody::Late(limit) => Status::deadline_exceeded(format!("the request did not arrive within {limit:?}")),
+        NoBody::TooLarge => {
+            plain(Reason::RequestTooLarge, format!("the request is larger than {GRPC_BYTES_MAX} bytes"))
+        }
+        NoBody::Late(limit) => plain(Reason::RequestLate, format!("the request did not arrive within {limit:?}")),
         NoBody::NoRoom(status) => status,
-        NoBody::Broken(why) => Status::cancelled(format!("the request could not be read: {why}")),
+        NoBody::Broken(why) => plain(Reason::RequestBroken, format!("the request could not be read: {why}")),
     }
-}
-
-/// A request that could not even be decoded reaches no service, which would name the field.
-fn with_depth_named(response: Response<Body>) -> Response<Body> {
-    let refused = Status::from_header_map(response.headers()).and_then(|status| of_depth(&status));
-    refused.map_or(response, Status::into_http)
 }
 
 /// Serves until `shutdown`, then lets requests in flight end.

@@ -23,6 +23,7 @@ use super::job::{self, Rules};
 use super::when::When;
 use super::{executions, key, slice, words};
 use crate::backend::Backend;
+use crate::error_response::internal;
 use crate::observe;
 
 /// Creates jobs and rules their life.
@@ -146,7 +147,7 @@ impl Jobs {
         }
         if !checks.is_clean() {
             self.check_against_the_clock(when, &mut checks).await;
-            return checks.finish().and(Err(Status::internal("a request that is wrong was not refused")));
+            return checks.finish().and(Err(internal()));
         }
         let scope = format!("job/{}", definition.platform_id.as_deref().unwrap_or_default());
         let key = key(scope, method, &request_id, &fingerprint_of);

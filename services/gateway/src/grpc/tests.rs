@@ -235,7 +235,9 @@ async fn post(backend: &Arc<Backend>, path: &str, body: serde_json::Value) -> (u
 
 /// The wrong fields of an answer, as `field: rule`, in order.
 fn fields(answer: &serde_json::Value) -> Vec<String> {
-    let violations = answer["details"][0]["field_violations"].as_array().unwrap_or_else(|| panic!("{answer}"));
+    let of_fields = answer["details"].as_array().unwrap_or_else(|| panic!("{answer}")).iter();
+    let of_fields = of_fields.filter_map(|detail| detail["field_violations"].as_array()).next();
+    let violations = of_fields.unwrap_or_else(|| panic!("{answer}"));
     let text = |json: &serde_json::Value| json.as_str().unwrap().to_owned();
     let mut found: Vec<String> =
         violations.iter().map(|one| format!("{}: {}", text(&one["field"]), text(&one["description"]))).collect();

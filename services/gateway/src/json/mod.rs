@@ -33,8 +33,9 @@ use tonic::client::{Grpc, GrpcService};
 use tonic::service::Routes as GrpcRoutes;
 
 use crate::admission::{Admission, NoBody, Share, Whole};
-use crate::error_response::{http_status, invalid, retry_after};
+use crate::error_response::{body_refused, http_status, later, plain, retry_after};
 use crate::observe;
+use crate::reason::Reason;
 use codec::DynamicCodec;
 use reply::Shown;
 use routes::{Found, Route, Routes};
@@ -68,19 +69,6 @@ struct ErrorBody<'a> {
     details: Vec<Json>,
 }
 
-/// A failure, and what HTTP wants to know beside the code.
-struct Failure {
-    status: Status,
-    http: StatusCode,
-    allow: Vec<Method>,
-}
-
-impl From<Status> for Failure {
-    fn from(status: Status) -> Self {
-        Self { http: http_status(status.code()), status, allow: Vec::new() }
-    }
-}
-
 impl Transcoder {
     /// Derives the routes from the descriptors; `service` is what they call.
     pub(crate) fn new(service: GrpcRoutes, body_bytes_max: usize, admission: Arc<Admission>) -> Result<Self, String> {
@@ -102,29 +90,35 @@ impl Transcoder {
         let (route, values) = match self.routes.find(&parts.method, path) {
             Found::Route(route, values) => (route, values),
             Found::OtherMethods(allow) => {
-                let status = Status::unimplemented(format!("{} is not a method of {path}", parts.method));
+                let why = format!("{} is not a method of {path}", parts.method);
+                let status = plain(Reason::MethodNotAllowed, why);
                 observe::record("none", status.code(), began);
-                return self.failed(&Failure { status, http: StatusCode::METHOD_NOT_ALLOWED, allow });
+                let mut response = self.failed(&status);
+                let methods: Vec<&str> = allow.iter().map(Method::as_str).collect();
+                if let Ok(value) = HeaderValue::from_str(&methods.join(", ")) {
+                    response.headers_mut().insert(ALLOW, value);
+                }
+                return response;
             }
             Found::Nothing => {
-                let status = Status::not_found(format!("there is nothing at {path}"));
+                let status = plain(Reason::PathUnknown, format!("there is nothing at {path}"));
                 observe::record("none", status.code(), began);
-                return self.failed(&status.into());
+                return self.failed(&status);
             }
         };
         let share = parts.extensions.get::<Share>().cloned().unwrap_or_default();
         let (read, _room) = match self.read_body(route, &parts.headers, body, &share).await {
             Ok(read) => read,
-            Err(failure) => {
-                observe::record(&route.name, failure.status.code(), began);
-                return self.failed(&failure);
+            Err(status) => {
+                observe::record(&route.name, status.code(), began);
+                return self.failed(&status);
             }
         };
         let _admitted = match self.admission.request() {
             Ok(admitted) => admitted,
             Err(status) => {
                 observe::record(&route.name, status.code(), began);
-                return self.failed(&status.into());
+                return self.failed(&status);
             }
         };
         let query = parts.uri.query().unwrap_or_default();
@@ -134,7 +128,7 @@ impl Transcoder {
         }
         match self.call(route, message, mistakes, &parts.headers).await {
             Ok(message) => succeeded(route, &message),
-            Err(status) => self.failed(&status.into()),
+            Err(status) => self.failed(&status),
         }
     }
 
@@ -145,7 +139,7 @@ impl Transcoder {
         headers: &HeaderMap,
         body: B,
         share: &Share,
-    ) -> Result<(Option<document::Json>, Whole), Failure>
+    ) -> Result<(Option<document::Json>, Whole), Status>
     where
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: std::fmt::Display,
@@ -154,25 +148,26 @@ impl Transcoder {
             Ok(whole) => whole,
             Err(NoBody::TooLarge) => {
                 let rule = format!("is larger than {} bytes", self.body_bytes_max);
-                return Err(Failure { http: StatusCode::PAYLOAD_TOO_LARGE, ..body_refused(rule).into() });
+                return Err(body_refused(Reason::RequestTooLarge, rule));
             }
-            Err(NoBody::Broken(why)) => return Err(body_refused(format!("could not be read: {why}")).into()),
+            Err(NoBody::Broken(why)) => {
+                return Err(body_refused(Reason::RequestBroken, format!("could not be read: {why}")));
+            }
             Err(NoBody::Late(limit)) => {
-                let status = Status::deadline_exceeded(format!("the body did not arrive within {limit:?}"));
-                return Err(Failure { http: StatusCode::REQUEST_TIMEOUT, ..status.into() });
+                return Err(plain(Reason::RequestLate, format!("the body did not arrive within {limit:?}")));
             }
-            Err(NoBody::NoRoom(status)) => return Err(status.into()),
+            Err(NoBody::NoRoom(status)) => return Err(status),
         };
         if whole.bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok((None, whole));
         }
         if route.has_body() && comes_from_a_foreign_form(headers) {
             let rule = "must be sent with the content type application/json";
-            return Err(Failure { http: StatusCode::UNSUPPORTED_MEDIA_TYPE, ..body_refused(rule).into() });
+            return Err(body_refused(Reason::MediaTypeUnsupported, rule));
         }
         match document::parse(&whole.bytes) {
             Ok(read) => Ok((Some(read), whole)),
-            Err(why) => Err(body_refused(format!("is not JSON: {why}")).into()),
+            Err(why) => Err(body_refused(Reason::InvalidFields, format!("is not JSON: {why}"))),
         }
     }
 
@@ -197,21 +192,15 @@ impl Transcoder {
         let mut service = self.service.clone();
         std::future::poll_fn(|context| GrpcService::<Body>::poll_ready(&mut service, context))
             .await
-            .map_err(|error| Status::unavailable(format!("not ready: {error}")))?;
+            .map_err(|error| later(Reason::GatewayBusy, format!("not ready: {error}")))?;
         let codec = DynamicCodec(route.output.clone());
         Ok(Grpc::new(service).unary(request, route.grpc_path.clone(), codec).await?.into_inner())
     }
 
-    fn failed(&self, failure: &Failure) -> Response<Body> {
-        let mut response = json(failure.http, self.error_body(&failure.status));
-        if let Some(seconds) = retry_after(&failure.status) {
+    fn failed(&self, status: &Status) -> Response<Body> {
+        let mut response = json(http_status(status), self.error_body(status));
+        if let Some(seconds) = retry_after(status) {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        if !failure.allow.is_empty() {
-            let methods: Vec<&str> = failure.allow.iter().map(Method::as_str).collect();
-            if let Ok(value) = HeaderValue::from_str(&methods.join(", ")) {
-                response.headers_mut().insert(ALLOW, value);
-            }
         }
         response
     }
@@ -256,10 +245,6 @@ fn json(status: StatusCode, bytes: Vec<u8>) -> Response<Body> {
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     response
-}
-
-fn body_refused(rule: impl Into<String>) -> Status {
-    invalid(&[FieldViolation::new("body", rule)])
 }
 
 /// The header that says what `request_id` says, of calls that have one. Answers with what is wrong with it.

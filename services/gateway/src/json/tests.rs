@@ -10,6 +10,7 @@ use http_body_util::{BodyExt as _, Full};
 use tonic::Response as Reply;
 
 use super::*;
+use crate::error_response::invalid;
 
 /// Answers with what the request says; remembers it.
 #[derive(Default)]
@@ -52,7 +53,7 @@ impl JobService for Echo {
     }
 
     async fn create_one_time_job(&self, _: tonic::Request<v1::CreateJobRequest>) -> Answer<v1::Job> {
-        Err(crate::error_response::unavailable("Postgres is away"))
+        Err(later(Reason::PostgresUnavailable, "Postgres is away"))
     }
 
     async fn create_recurring_job(&self, _: tonic::Request<v1::CreateJobRequest>) -> Answer<v1::Job> {
@@ -221,7 +222,7 @@ async fn an_error_has_code_message_and_typed_details() {
     assert_eq!((status, &json["code"]), (400, &Json::from(3)));
     assert_eq!(
         json["details"].to_string(),
-        r#"[{"@type":"type.googleapis.com/google.rpc.BadRequest","field_violations":[{"description":"is not a field of Job","field":"nmae"}]}]"#
+        r#"[{"@type":"type.googleapis.com/google.rpc.ErrorInfo","domain":"carillon","reason":"INVALID_FIELDS"},{"@type":"type.googleapis.com/google.rpc.BadRequest","field_violations":[{"description":"is not a field of Job","field":"nmae"}]}]"#
     );
     let (status, json) = bench.call("GET", "/executions/7", "").await;
     assert_eq!(
