@@ -74,6 +74,7 @@ const REVISIONS_BEYOND: &str = "
 SELECT revision FROM job_revisions WHERE job_id = $1 AND superseded_at IS NOT NULL
   AND revision < (SELECT revision FROM job_revisions WHERE job_id = $1 AND superseded_at IS NOT NULL
                   ORDER BY revision DESC OFFSET $2 - 1 LIMIT 1)
+  AND revision > $4
 ORDER BY revision LIMIT $3";
 
 const REVISIONS_FORGET: &str =
@@ -128,14 +129,20 @@ async fn forget_beyond(store: &Store, kept_max: i64) -> Result<u64> {
         let Some(last) = jobs.last() else { return Ok(forgotten) };
         behind = *last;
         for job in jobs {
-            let beyond: Vec<i64> = sqlx::query_scalar(REVISIONS_BEYOND)
-                .bind(job)
-                .bind(kept_max)
-                .bind(AT_ONCE)
-                .fetch_all(&store.pool)
-                .await?;
-            // The rest of more than that is for the next round.
-            forgotten += forget_of_job(store, job, &beyond).await?;
+            let mut after = 0;
+            loop {
+                let beyond: Vec<i64> = sqlx::query_scalar(REVISIONS_BEYOND)
+                    .bind(job)
+                    .bind(kept_max)
+                    .bind(AT_ONCE)
+                    .bind(after)
+                    .fetch_all(&store.pool)
+                    .await?;
+                let Some(last) = beyond.last().copied() else { break };
+                // Those that open executions name stay, however many: what is behind them has its turn.
+                forgotten += forget_of_job(store, job, &beyond).await?;
+                after = last;
+            }
         }
     }
 }

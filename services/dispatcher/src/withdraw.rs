@@ -15,7 +15,7 @@
 //! key holds something else, say) is let be for a while: what was named of it is let go of, and met again by the set or the
 //! walk, so that it keeps no other from its look.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use carillon_core::line::Line;
@@ -93,7 +93,7 @@ pub struct Withdrawal {
     /// To be looked at.
     named: HashSet<Uuid>,
     /// Jobs of which something may have been withdrawn.
-    jobs: HashSet<Uuid>,
+    jobs: BTreeSet<Uuid>,
     /// Redis has deleted their entries for this process, so nobody starts them, but their end is not written yet: somebody has
     /// locked what it touches. Whoever else asks hears that they are gone.
     unread: HashMap<Uuid, Seen>,
@@ -121,7 +121,7 @@ impl Withdrawal {
             handle: Handle(handle),
             shutdown,
             named: HashSet::new(),
-            jobs: HashSet::new(),
+            jobs: BTreeSet::new(),
             unread: HashMap::new(),
             waiting: HashMap::new(),
             refused: HashMap::new(),
@@ -192,10 +192,18 @@ impl Withdrawal {
 
     /// One look at what is due: a page of what was named, of the set, and of what has waited for W.
     async fn look(&mut self, set_due: &mut Instant) -> anyhow::Result<()> {
-        if let Some(job) = self.jobs.iter().next().copied() {
-            let withdrawn = self.store.executions_withdrawn_of_job(job).await?;
-            self.jobs.remove(&job);
-            withdrawn.into_iter().for_each(|execution| self.name(execution));
+        if let Some(job) = self.jobs.pop_first() {
+            match self.store.executions_withdrawn_of_job(job).await {
+                Ok(withdrawn) => withdrawn.into_iter().for_each(|execution| self.name(execution)),
+                Err(error) if error.is_unavailable() => {
+                    self.jobs.insert(job);
+                    return Err(error.into());
+                }
+                // One job's trouble keeps no other from its end: the leader's walk meets what is left of it (R17b).
+                Err(error) => {
+                    warn!(job.id = %job, "cannot look for what was withdrawn: {:#}", anyhow::Error::from(error))
+                }
+            }
         }
         if Instant::now() >= *set_due {
             *set_due = Instant::now() + SET_EVERY;

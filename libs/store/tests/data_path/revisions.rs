@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use carillon_core::agenda::Source;
 use carillon_core::execution::Status;
+use carillon_core::ids;
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
 use carillon_store::claim::{Decisions, NewExecution};
@@ -244,5 +245,31 @@ async fn beyond_a_thousand_the_oldest_leave_before_their_time() -> Result<()> {
     let kept = kept(&bench, job).await?;
     assert_eq!((kept.len(), &kept[..3]), (1_002, &[5, 10, 11][..]), "1,000, the one named, and the current one");
     assert_eq!(revisions::forget(&bench.store, 365 * DAY).await?, 0);
+    Ok(())
+}
+
+/// However many of the oldest are named: what is behind them leaves.
+#[tokio::test]
+async fn beyond_a_thousand_those_leave_too_that_lie_behind_a_thousand_which_are_named() -> Result<()> {
+    let bench = Bench::new().await?;
+    let job = bench.job().await?;
+    for statement in [
+        "WITH last AS (UPDATE jobs SET revision = 2010 WHERE id = $1), old AS (
+             UPDATE job_revisions SET superseded_at = now() WHERE job_id = $1 RETURNING definition)
+         INSERT INTO job_revisions (job_id, revision, definition, superseded_at)
+         SELECT $1, n, definition, CASE WHEN n < 2010 THEN now() END FROM old, generate_series(2, 2010) n",
+        "UPDATE job_timers SET claimed_count = 1000 WHERE job_id = $1",
+    ] {
+        sqlx::query(statement).bind(job).execute(&bench.pool).await?;
+    }
+    let open = "INSERT INTO job_executions (shard, id, job_id, claim, entry, seq, status, scheduled_at, revision)
+                SELECT 0, (substr($2::text, 1, 14) || substr(gen_random_uuid()::text, 15))::uuid, $1, 1, 1, 1, 'QUEUED', $3, n
+                FROM generate_series(1, 1000) n";
+    let now = bench.now().await?;
+    let first = ids::first_at(now).to_string();
+    sqlx::query(open).bind(job).bind(first).bind(now).execute(&bench.pool).await?;
+    let batch = "INSERT INTO dispatch_batches (shard, number, term, ids, claimed_at) VALUES (0, 1, 1, '{}', now())";
+    sqlx::query(batch).execute(&bench.pool).await?;
+    assert_eq!(revisions::forget(&bench.store, 365 * DAY).await?, 9, "1,001 to 1,009");
     Ok(())
 }
