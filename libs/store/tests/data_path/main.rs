@@ -15,7 +15,6 @@ mod leadership;
 mod locks;
 mod open_entries;
 mod partitions;
-mod planned;
 mod plans;
 mod release;
 mod retention;
