@@ -42,26 +42,26 @@ SELECT p.id, clock_timestamp() AS now, z.* FROM page p LEFT JOIN LATERAL (
 ) z ON true
 ORDER BY p.id";
 
-const TIMERS_RECKON: &str = "
+/// Where the instant stands, and by what its job is told: a timer's, or that of a paused job.
+macro_rules! reckon {
+    ($table:literal, $job:literal, $instant:literal) => {
+        concat!(
+            "
 WITH wanted AS (
-    SELECT * FROM UNNEST($1::uuid[], $2::bigint[], $3::timestamptz[], $4::timestamptz[]) AS w(job_id, revision, stands_at, fire_at)
+    SELECT * FROM UNNEST($1::uuid[], $2::bigint[], $3::timestamptz[], $4::timestamptz[]) AS w(job_id, revision, stands_at, moves_to)
 ), free AS MATERIALIZED (
-    SELECT t.job_id, w.fire_at FROM job_timers t JOIN wanted w ON w.job_id = t.job_id
-    WHERE t.revision = w.revision AND t.fire_at = w.stands_at AND EXISTS (SELECT FROM zone_walk WHERE rules = $5) FOR NO KEY UPDATE OF t SKIP LOCKED
+    SELECT t.", $job, " AS job_id, w.moves_to FROM ", $table, " t JOIN wanted w ON w.job_id = t.", $job, "
+    WHERE t.revision = w.revision AND t.", $instant, " = w.stands_at AND EXISTS (SELECT FROM zone_walk WHERE rules = $5)
+    FOR NO KEY UPDATE OF t SKIP LOCKED
 )
-UPDATE job_timers t SET fire_at = f.fire_at FROM free f WHERE t.job_id = f.job_id
-RETURNING t.job_id";
+UPDATE ", $table, " t SET ", $instant, " = f.moves_to FROM free f WHERE t.", $job, " = f.job_id
+RETURNING f.job_id"
+        )
+    };
+}
 
-/// The same for what is paused.
-const JOBS_RECKON: &str = "
-WITH wanted AS (
-    SELECT * FROM UNNEST($1::uuid[], $2::bigint[], $3::timestamptz[], $4::timestamptz[]) AS w(job_id, revision, stands_at, fire_at)
-), free AS MATERIALIZED (
-    SELECT j.id, w.fire_at FROM jobs j JOIN wanted w ON w.job_id = j.id
-    WHERE j.revision = w.revision AND j.held_at = w.stands_at AND EXISTS (SELECT FROM zone_walk WHERE rules = $5) FOR NO KEY UPDATE OF j SKIP LOCKED
-)
-UPDATE jobs j SET held_at = f.fire_at FROM free f WHERE j.id = f.id
-RETURNING j.id";
+const TIMERS_RECKON: &str = reckon!("job_timers", "job_id", "fire_at");
+const JOBS_RECKON: &str = reckon!("jobs", "id", "held_at");
 
 /// A job that is still to fire at an instant which may depend on the rules of a zone.
 #[derive(Clone, Debug)]

@@ -11,6 +11,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use carillon_kit::sleep_until;
 use carillon_store::jobs::Deleting;
 use carillon_store::{Store, attention};
 use carillon_stream::Redis;
@@ -197,13 +198,6 @@ async fn end_on(store: &Store, redis: &Redis, mut deleted: mpsc::Receiver<(i64, 
             },
             () = sleep_until(due) => {}
         }
-    }
-}
-
-async fn sleep_until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due.into()).await,
-        None => std::future::pending().await,
     }
 }
 

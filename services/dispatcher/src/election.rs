@@ -72,7 +72,7 @@ impl Election {
     /// # Errors
     /// If the process can never lead: a transaction pooler stands before Postgres.
     pub async fn run(self) -> anyhow::Result<()> {
-        gauge!("carillon_dispatcher_leader").set(0.0);
+        self.say_leads(false);
         if carillon_kit::wait_for("redis", &self.shutdown, || self.redis.reach()).await.is_err() {
             return Ok(());
         }
@@ -149,8 +149,7 @@ impl Election {
 
     async fn lead(&self, session: LeaderSession) -> anyhow::Result<()> {
         let notices = self.redis.subscribe(&[Topic::Wake, Topic::Ended, Topic::JobChanged])?;
-        gauge!("carillon_dispatcher_leader").set(1.0);
-        self.leads.send_replace(true);
+        self.say_leads(true);
         counter!("carillon_dispatcher_terms_total").increment(1);
         let leader = Leader::new(
             self.config.clone(),
@@ -170,8 +169,7 @@ impl Election {
             end = Box::pin(leader.run_term()) => Some(end),
             () = out_of_time => None,
         };
-        gauge!("carillon_dispatcher_leader").set(0.0);
-        self.leads.send_replace(false);
+        self.say_leads(false);
         let Some(end) = end else {
             warn!("postgres does not answer: the leader's session is let go of without a word");
             return Ok(());
@@ -194,6 +192,11 @@ impl Election {
             }
         }
         Ok(())
+    }
+
+    fn say_leads(&self, leads: bool) {
+        gauge!("carillon_dispatcher_leader").set(f64::from(u8::from(leads)));
+        self.leads.send_replace(leads);
     }
 
     async fn pause(&self, duration: Duration) {

@@ -128,19 +128,16 @@ impl Lease {
             let new = self.worker(Uuid::now_v7());
             let trying = self.store.worker_succeed(old, &new, &started, locked);
             match tokio::time::timeout(self.shared.lease / 4, trying).await {
-                Ok(Ok(Succession { mut kept, left })) => {
+                Ok(Ok(succession)) => {
                     info!(
-                        kept = kept.len(),
-                        left = left.len(),
+                        kept = succession.kept.len(),
+                        left = succession.left.len(),
                         started = started.len(),
                         "contact with postgres is back, as a new incarnation"
                     );
-                    self.shared.incarnation.leave(left.iter().copied());
-                    kept.extend(&left);
-                    let held = started.iter().map(|started| started.held).collect();
-                    let _ = self.engine.send(Message::Reasserted(kept.into_iter().collect(), held));
+                    let left = self.reassert(started, succession);
                     self.shared.incarnation.succeed(new.id);
-                    return only(started, &left);
+                    return left;
                 }
                 Ok(Err(error @ Error::Busy(_))) => {
                     // For one row's sake all the others would be lost too.
@@ -155,17 +152,21 @@ impl Lease {
         }
     }
 
+    /// Lets everybody know what of `started` is still this process'; answers what of it is left with an earlier incarnation.
+    fn reassert(&self, mut started: Vec<Started>, succession: Succession) -> Vec<Started> {
+        let Succession { kept, left } = succession;
+        self.shared.incarnation.leave(left.iter().copied());
+        let held = started.iter().map(|started| started.held).collect();
+        let _ = self.engine.send(Message::Reasserted(kept.iter().chain(&left).copied().collect(), held));
+        started.retain(|started| left.contains(&started.held.execution));
+        started
+    }
+
     /// R21: what was left, as far as it is free by now. Nobody else takes it meanwhile: the incarnation that has it lives.
     async fn adopt(&self, left: &mut Vec<Started>) {
         let worker = self.worker(self.shared.incarnation.contact().worker);
         match tokio::time::timeout(ADOPT_MAX, self.store.worker_adopt(&worker, left)).await {
-            Ok(Ok(Succession { mut kept, left: still })) => {
-                self.shared.incarnation.leave(still.iter().copied());
-                kept.extend(&still);
-                let held = left.iter().map(|started| started.held).collect();
-                let _ = self.engine.send(Message::Reasserted(kept.into_iter().collect(), held));
-                *left = only(std::mem::take(left), &still);
-            }
+            Ok(Ok(succession)) => *left = self.reassert(std::mem::take(left), succession),
             // Tried again; whether the contact broke, the beat tells.
             Ok(Err(error)) => debug!("what was left is not adopted yet: {:#}", anyhow::Error::from(error)),
             Err(_) => debug!("what was left is not adopted yet: no answer"),
@@ -204,8 +205,4 @@ impl Lease {
             slots: self.slots,
         }
     }
-}
-
-fn only(started: Vec<Started>, some: &[Uuid]) -> Vec<Started> {
-    started.into_iter().filter(|started| some.contains(&started.held.execution)).collect()
 }

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use carillon_core::execution::Status;
 use carillon_core::line::Line;
 use carillon_failpoint as failpoint;
+use carillon_kit::sleep_until;
 use carillon_store::recorder::{Finished, Started, Verdict};
 use carillon_store::{Error, Store};
 use carillon_stream::{EntryId, Redis};
@@ -185,13 +186,6 @@ async fn gather(
     }
 }
 
-async fn sleep_until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
 impl Writer {
     pub(crate) fn new(
         shared: &Shared,
@@ -255,17 +249,20 @@ impl Writer {
                     Err(error) => error,
                 };
                 let at = At { items: group.len(), plain: group.is_plain(), rehearsed, unlocked, tries };
-                let (mut next, pause) = after(Why::from(&error), at);
+                let (next, pause) = after(Why::from(&error), at);
                 let error = format!("{:#}", anyhow::Error::from(error));
                 debug!(items = at.items, tries, ?next, "a group is not written: {error}");
                 tokio::time::sleep(pause).await;
                 tries += 1;
-                if next == Next::Rehearse {
-                    rehearsed = self.would_be_written_plain(&group, &error).await;
-                    next = if rehearsed { Next::Again } else { Next::Aside };
-                }
                 match next {
-                    Next::Again | Next::Rehearse => {}
+                    Next::Again => {}
+                    Next::Rehearse => {
+                        rehearsed = self.would_be_written_plain(&group, &error).await;
+                        if !rehearsed {
+                            self.put_aside(group, &error);
+                            break;
+                        }
+                    }
                     Next::Unlocked => self.unlocked_until = Some(Instant::now() + UNLOCKED_FOR),
                     Next::Plain => {
                         whole = Some(group.clone());
@@ -276,18 +273,22 @@ impl Writer {
                         break;
                     }
                     Next::Aside => {
-                        warn!(items = at.items, "tried again later: {error}");
-                        if at.items > 1 {
-                            self.aside.too_many(at.items);
-                        }
-                        let now = Instant::now();
                         // Refused without it too: it was not the cause, and is kept.
-                        whole.take().unwrap_or(group).into_items().for_each(|item| self.aside.put(item, now));
+                        self.put_aside(whole.unwrap_or(group), &error);
                         break;
                     }
                 }
             }
         }
+    }
+
+    fn put_aside(&mut self, group: Group, error: &str) {
+        warn!(items = group.len(), "tried again later: {error}");
+        if group.len() > 1 {
+            self.aside.too_many(group.len());
+        }
+        let now = Instant::now();
+        group.into_items().for_each(|item| self.aside.put(item, now));
     }
 
     async fn would_be_written_plain(&self, group: &Group, error: &str) -> bool {
