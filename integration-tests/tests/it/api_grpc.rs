@@ -42,11 +42,6 @@ fn cron() -> Job {
     }
 }
 
-/// A request to create this job.
-pub(crate) fn create(job: Job) -> CreateJobRequest {
-    CreateJobRequest { job: Some(job), ..CreateJobRequest::default() }
-}
-
 fn wrong_fields(status: &Status) -> Vec<String> {
     let violations = status.get_details_bad_request().map(|details| details.field_violations).unwrap_or_default();
     let mut fields: Vec<String> = violations.into_iter().map(|violation| violation.field).collect();
@@ -67,7 +62,7 @@ async fn a_job_lives_its_life_over_grpc() {
         tags: vec!["nightly".into()],
         ..cron()
     };
-    let job = jobs.create_cron_job(create(request)).await.unwrap().into_inner();
+    let job = jobs.create_cron_job(CreateJobRequest::from(request)).await.unwrap().into_inner();
     assert_eq!((job.r#type(), job.status(), job.priority()), (JobType::Cron, JobStatus::Active, Priority::High));
     assert_eq!(
         (job.max_retries, job.timeout_ms, job.tags.as_slice()),
@@ -100,7 +95,7 @@ async fn a_job_lives_its_life_over_grpc() {
 
     let request =
         Job { name: "often".into(), interval: "1h".into(), handler_name: "test:echo".into(), ..Job::default() };
-    let recurring = jobs.create_recurring_job(create(request)).await.unwrap().into_inner();
+    let recurring = jobs.create_recurring_job(CreateJobRequest::from(request)).await.unwrap().into_inner();
     assert_eq!((recurring.schedule.as_str(), recurring.interval.as_str()), ("", "1h"));
     let request = ListJobsRequest { r#type: JobType::Recurring.into(), ..ListJobsRequest::default() };
     let list = jobs.list_jobs(request).await.unwrap().into_inner();
@@ -122,12 +117,12 @@ async fn errors_carry_their_code_and_details() {
         priority: 99,
         ..cron()
     };
-    let status = jobs.create_cron_job(create(request)).await.unwrap_err();
+    let status = jobs.create_cron_job(CreateJobRequest::from(request)).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     assert_eq!(wrong_fields(&status), ["max_retries", "name", "priority", "schedule", "timezone"], "{status}");
 
     let request = Job { name: "n".into(), handler_name: "a:b".into(), ..Default::default() };
-    let status = jobs.create_one_time_job(create(request)).await.unwrap_err();
+    let status = jobs.create_one_time_job(CreateJobRequest::from(request)).await.unwrap_err();
     assert_eq!((status.code(), wrong_fields(&status)), (Code::InvalidArgument, vec!["execute_at".to_owned()]));
     let status = jobs.list_jobs(ListJobsRequest { limit: Some(1_001), ..Default::default() }).await.unwrap_err();
     assert_eq!((status.code(), wrong_fields(&status)), (Code::InvalidArgument, vec!["limit".to_owned()]));
@@ -139,7 +134,7 @@ async fn errors_carry_their_code_and_details() {
     assert!(status.message().contains(&unknown), "{status}");
 
     // The same message over JSON has the same fingerprint: a key knows no encoding.
-    let request = CreateJobRequest { request_id: "k".into(), ..create(cron()) };
+    let request = CreateJobRequest { request_id: "k".into(), ..cron().into() };
     let job = jobs.create_cron_job(request.clone()).await.unwrap().into_inner();
     let given = cron();
     let body = json!({
@@ -160,14 +155,14 @@ async fn without_postgres_it_is_unavailable_with_a_hint_and_health_says_so() {
     let postgres = world.postgres.as_ref().expect("its own");
     health_is(&channel, ServingStatus::Serving).await;
     postgres.stop(StopMode::Fast);
-    let status = jobs.create_cron_job(create(cron())).await.unwrap_err();
+    let status = jobs.create_cron_job(CreateJobRequest::from(cron())).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     let hint = status.get_details_retry_info().and_then(|info| info.retry_delay);
     assert!(hint.is_some_and(|delay| !delay.is_zero()), "{hint:?}");
     health_is(&channel, ServingStatus::NotServing).await;
     postgres.start_again().expect("it starts");
     health_is(&channel, ServingStatus::Serving).await;
-    jobs.create_cron_job(create(cron())).await.unwrap();
+    jobs.create_cron_job(CreateJobRequest::from(cron())).await.unwrap();
 }
 
 /// Of the server as a whole and of each service.

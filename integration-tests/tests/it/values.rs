@@ -3,7 +3,9 @@
 
 use carillon_proto::v1::execution_service_client::ExecutionServiceClient;
 use carillon_proto::v1::job_service_client::JobServiceClient;
-use carillon_proto::v1::{GetExecutionRequest, GetJobRequest, Job, ListJobExecutionsRequest, TriggerJobRequest};
+use carillon_proto::v1::{
+    CreateJobRequest, GetExecutionRequest, GetJobRequest, Job, ListJobExecutionsRequest, TriggerJobRequest,
+};
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value as WireValue};
 use serde_json::{Value, json};
@@ -13,7 +15,6 @@ use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 use crate::api::id_of;
-use crate::api_grpc::create;
 use crate::world::{Plan, World};
 
 fn gateway() -> Plan {
@@ -126,7 +127,7 @@ async fn every_double_reads_back_with_the_same_bits_by_json_and_grpc() {
         metadata: Some(object("n", list(doubles.iter().copied().map(number).collect()))),
         ..Job::default()
     };
-    let created = jobs.create_cron_job(create(request)).await.expect("it is created").into_inner();
+    let created = jobs.create_cron_job(CreateJobRequest::from(request)).await.expect("it is created").into_inner();
     let over_grpc: Uuid = created.id.parse().expect("an id");
 
     for id in [over_json, over_grpc] {
@@ -284,7 +285,7 @@ async fn one_name_of_a_queue_too_many_is_refused_by_name() {
         queue: "reports".into(),
         ..Job::default()
     };
-    let status = jobs.create_cron_job(create(request)).await.expect_err("it is refused");
+    let status = jobs.create_cron_job(CreateJobRequest::from(request)).await.expect_err("it is refused");
     assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, format!("queue: {rule}").as_str()));
     let quota = status.get_details_quota_failure().map(|details| details.violations).unwrap_or_default();
     assert_eq!(quota.first().map(|violation| violation.subject.as_str()), Some("gateway.queues_max"));

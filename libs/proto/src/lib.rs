@@ -13,5 +13,12 @@ pub mod v1 {
     tonic::include_proto!("carillon.v1");
 }
 
+/// With nothing said beside the job.
+impl From<v1::Job> for v1::CreateJobRequest {
+    fn from(job: v1::Job) -> Self {
+        Self { job: Some(job), ..Self::default() }
+    }
+}
+
 /// The compiled protos with all imports, options (`google.api.http`) and comments, as a `google.protobuf.FileDescriptorSet`.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/carillon_descriptor.bin"));

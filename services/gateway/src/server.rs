@@ -27,7 +27,7 @@ use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer, Service};
 use tracing::{debug, warn};
 
-use crate::admission::{Admission, NoBody, Share, Whole};
+use crate::admission::{Admission, NoBody, Share};
 use crate::error_response::{plain, with_reason};
 use crate::json::Transcoder;
 use crate::reason::Reason;
@@ -70,15 +70,13 @@ impl Front {
     async fn call(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let (parts, body) = request.into_parts();
         let share = parts.extensions.get::<Share>().cloned().unwrap_or_default();
-        let mut whole = Whole::default();
-        let body = if parts.uri.path().starts_with(CONVERSATION) {
-            Body::new(body)
+        let (body, room) = if parts.uri.path().starts_with(CONVERSATION) {
+            (Body::new(body), None)
         } else {
-            whole = match self.admission.body(body, GRPC_BYTES_MAX, &share).await {
-                Ok(whole) => whole,
+            match self.admission.body(body, GRPC_BYTES_MAX, &share).await {
+                Ok(whole) => (Body::new(Full::new(whole.bytes.clone())), Some(whole)),
                 Err(why) => return Ok(refused(why).into_http()),
-            };
-            Body::new(Full::new(whole.bytes.clone()))
+            }
         };
         let _admitted = match self.admission.request() {
             Ok(admitted) => admitted,
@@ -87,7 +85,7 @@ impl Front {
         let call = parts.uri.path().to_owned();
         let response = self.grpc.clone().call(Request::from_parts(parts, body)).await?;
         // It is answered: its room is free.
-        drop(whole);
+        drop(room);
         let refused = Status::from_header_map(response.headers()).and_then(|status| with_reason(&status, &call));
         Ok(refused.map_or(response, Status::into_http))
     }

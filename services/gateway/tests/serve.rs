@@ -91,10 +91,6 @@ impl Gateway {
     }
 }
 
-fn create(job: v1::Job) -> v1::CreateJobRequest {
-    v1::CreateJobRequest { job: Some(job), ..v1::CreateJobRequest::default() }
-}
-
 fn cleanup() -> Value {
     json!({"name": "Daily Cleanup", "schedule": "0 2 * * *", "handler_name": "cleanup:old_traces",
            "payload": {"retention_days": 30}, "created_by": "admin"})
@@ -119,7 +115,7 @@ async fn grpc_and_json_are_one_api_on_one_port() -> Result<()> {
         handler_name: "health:check".into(),
         ..v1::Job::default()
     };
-    let request = v1::CreateJobRequest { request_id: "r1".into(), ..create(job) };
+    let request = v1::CreateJobRequest { request_id: "r1".into(), ..job.into() };
     let beat = jobs.create_recurring_job(request).await?.into_inner();
     let body = json!({"name": "Beat", "interval": "90s", "handlerName": "health:check"});
     let (_, again) = gateway.post("/jobs/recurring?requestId=r1", &body).await?;
@@ -184,7 +180,7 @@ async fn a_timetable_is_kept_as_it_was_written() -> Result<()> {
         exclusions: vec![nights.clone()],
         ..v1::Job::default()
     };
-    let beat = jobs.create_recurring_job(create(recurring)).await?.into_inner();
+    let beat = jobs.create_recurring_job(v1::CreateJobRequest::from(recurring)).await?.into_inner();
     assert_eq!((beat.exclusions, beat.schedules, beat.dst_gap), (vec![nights], vec![], None));
 
     let past = json!({"name": "n", "handler_name": "a:b", "schedules": ["0 0 9 1 1 ? 2020"]});

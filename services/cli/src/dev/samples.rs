@@ -52,7 +52,7 @@ async fn create(client: &mut Client) -> Result<()> {
         created_by: created_by.into(),
         ..Job::default()
     };
-    client.create_job(of(cron)).await?;
+    client.create_job(CreateJobRequest::from(cron)).await?;
     let recurring = Job {
         name: "each 3 seconds, for 250 ms".into(),
         description: "A fixed interval in real elapsed time".into(),
@@ -62,7 +62,7 @@ async fn create(client: &mut Client) -> Result<()> {
         created_by: created_by.into(),
         ..Job::default()
     };
-    client.create_job(of(recurring)).await?;
+    client.create_job(CreateJobRequest::from(recurring)).await?;
     let once = Job {
         name: "once, 8 seconds on".into(),
         description: "One instant; the job is COMPLETED afterwards".into(),
@@ -71,7 +71,7 @@ async fn create(client: &mut Client) -> Result<()> {
         created_by: created_by.into(),
         ..Job::default()
     };
-    client.create_job(of(once)).await?;
+    client.create_job(CreateJobRequest::from(once)).await?;
     let flaky = Job {
         name: "fails twice, then works".into(),
         description: "Retries with exponential backoff".into(),
@@ -79,7 +79,7 @@ async fn create(client: &mut Client) -> Result<()> {
         payload: Some(object([("times", Kind::NumberValue(2.0)), ("message", Kind::StringValue("not yet".into()))])),
         ..failing(created_by)
     };
-    client.create_job(of(flaky)).await?;
+    client.create_job(CreateJobRequest::from(flaky)).await?;
     let hopeless = Job {
         name: "fails for good".into(),
         description: "Out of attempts: FAILED".into(),
@@ -87,12 +87,8 @@ async fn create(client: &mut Client) -> Result<()> {
         payload: Some(object([("message", Kind::StringValue("it never works".into()))])),
         ..failing(created_by)
     };
-    client.create_job(of(hopeless)).await?;
+    client.create_job(CreateJobRequest::from(hopeless)).await?;
     Ok(())
-}
-
-fn of(job: Job) -> CreateJobRequest {
-    CreateJobRequest { job: Some(job), ..CreateJobRequest::default() }
 }
 
 fn failing(created_by: &str) -> Job {

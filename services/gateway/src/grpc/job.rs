@@ -26,10 +26,10 @@ pub(super) struct Rules {
 }
 
 /// Reads a job, as far as that is possible without a clock. What is OUTPUT_ONLY is passed over.
-pub(super) fn read(job: v1::Job, rules: Rules, checks: &mut Checks) -> (Definition, When) {
+pub(super) fn read(mut job: v1::Job, rules: Rules, checks: &mut Checks) -> (Definition, When) {
     let word_max = limits::WORD_CHARS_MAX;
     let given_type = words::read_job_type(checks, "type", job.r#type);
-    let (job_type, when) = when::of_job(&job, given_type, rules.job_type, rules.allow_past, checks);
+    let (job_type, when) = when::of_job(&mut job, given_type, rules.job_type, rules.allow_past, checks);
     let definition = Definition {
         name: checks.text("name", &job.name, 1, limits::NAME_CHARS_MAX),
         description: checks.text("description", &job.description, 0, limits::DESCRIPTION_CHARS_MAX),
@@ -82,12 +82,12 @@ pub(super) fn read(job: v1::Job, rules: Rules, checks: &mut Checks) -> (Definiti
     (definition, when)
 }
 
-/// Shows a job.
+/// Shows a job; one that is not written has no id.
 pub(super) fn show(job: Job) -> v1::Job {
     let avg_duration_ms = values::to_count(job.avg_duration_ms());
     let definition = job.definition;
     v1::Job {
-        id: job.id.to_string(),
+        id: Some(job.id).filter(|id| !id.is_nil()).map(|id| id.to_string()).unwrap_or_default(),
         name: definition.name,
         description: definition.description,
         r#type: words::job_type(definition.job_type).into(),

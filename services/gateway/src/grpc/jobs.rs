@@ -151,34 +151,30 @@ impl Jobs {
         }
         let scope = format!("job/{}", definition.platform_id.as_deref().unwrap_or_default());
         let key = key(scope, method, &request_id, &fingerprint_of);
-        if request.validate_only {
-            return self.rehearse(definition, when, key).await;
-        }
-        Ok(job::show(self.create_checked(definition, when, key).await?))
+        Ok(job::show(self.create_checked(definition, when, key, request.validate_only).await?))
     }
 
-    async fn create_checked(&self, definition: Definition, when: When, key: Option<Key>) -> Result<Job, Status> {
+    /// With `validate_only` it answers with the job as it would be, without an id.
+    async fn create_checked(
+        &self,
+        definition: Definition,
+        when: When,
+        key: Option<Key>,
+        validate_only: bool,
+    ) -> Result<Job, Status> {
         let store = self.0.store();
         let beginning = self.0.ask(idempotency::begin(store, key.as_ref())).await?;
         if let Some(known) = beginning.known {
             return self.0.ask(jobs::get(store, known)).await;
         }
         let new = self.new_job(definition, when, beginning.now).await?;
+        if validate_only {
+            self.0.ask(jobs::check_new(store, &new)).await?;
+            return Ok(Job { id: Uuid::nil(), ..new.into_job() });
+        }
         let job = self.0.ask(jobs::create(store, new, key.as_ref())).await?;
         self.0.wake().await;
         Ok(job)
-    }
-
-    /// The job as it would be, without an id.
-    async fn rehearse(&self, definition: Definition, when: When, key: Option<Key>) -> Result<v1::Job, Status> {
-        let store = self.0.store();
-        let beginning = self.0.ask(idempotency::begin(store, key.as_ref())).await?;
-        if let Some(known) = beginning.known {
-            return Ok(job::show(self.0.ask(jobs::get(store, known)).await?));
-        }
-        let new = self.new_job(definition, when, beginning.now).await?;
-        self.0.ask(jobs::check_new(store, &new)).await?;
-        Ok(v1::Job { id: String::new(), ..job::show(new.into_job()) })
     }
 
     async fn new_job(&self, definition: Definition, when: When, now: DateTime<Utc>) -> Result<NewJob, Status> {

@@ -46,10 +46,6 @@ pub(super) fn cron() -> v1::Job {
     v1::Job { name: "n".into(), schedule: "0 2 * * *".into(), handler_name: "a:b".into(), ..v1::Job::default() }
 }
 
-pub(super) fn create(job: v1::Job) -> v1::CreateJobRequest {
-    v1::CreateJobRequest { job: Some(job), ..v1::CreateJobRequest::default() }
-}
-
 /// As `CreateJob` reads it.
 pub(super) fn read(job: v1::Job, checks: &mut Checks) -> (Definition, When) {
     let rules = Rules { job_type: None, allow_past: true, payload_bytes_max: 1_024 };
@@ -76,7 +72,7 @@ async fn all_wrong_fields_of_a_job_are_named_at_once() {
         payload: Some(crate::values::to_struct(serde_json::json!({"text": "x".repeat(1_024)}))),
         ..v1::Job::default()
     };
-    let request = v1::CreateJobRequest { request_id: "\0".into(), ..create(request) };
+    let request = v1::CreateJobRequest { request_id: "\0".into(), ..request.into() };
     let status = Jobs(alone()).create_cron_job(Request::new(request)).await.unwrap_err();
     let found = wrong(&status);
     let fields: Vec<&str> = found.iter().map(|violation| violation.split(':').next().unwrap()).collect();
@@ -118,10 +114,10 @@ async fn intervals_and_instants_are_checked() {
         end_date: Some(prost_types::Timestamp { seconds: 5, nanos: 0 }),
         ..v1::Job::default()
     };
-    let found = wrong(&jobs.create_recurring_job(Request::new(create(request))).await.unwrap_err());
+    let found = wrong(&jobs.create_recurring_job(Request::new(v1::CreateJobRequest::from(request))).await.unwrap_err());
     assert!(found.iter().any(|violation| violation.starts_with("interval: ")), "{found:?}");
     let request = v1::Job { name: "n".into(), ..v1::Job::default() };
-    let found = wrong(&jobs.create_one_time_job(Request::new(create(request))).await.unwrap_err());
+    let found = wrong(&jobs.create_one_time_job(Request::new(v1::CreateJobRequest::from(request))).await.unwrap_err());
     assert_eq!(found, ["execute_at: must be given", "handler_name: must be given"]);
 }
 
@@ -177,10 +173,10 @@ async fn every_call(backend: &Arc<Backend>, known: &KnownMistakes) -> Vec<Status
     let trigger = v1::TriggerJobRequest { id: id.clone(), ..v1::TriggerJobRequest::default() };
     let cancel = v1::CancelExecutionRequest { id: id.clone(), ..v1::CancelExecutionRequest::default() };
     vec![
-        jobs.create_job(with(create(cron()), known)).await.unwrap_err(),
-        jobs.create_cron_job(with(create(cron()), known)).await.unwrap_err(),
-        jobs.create_one_time_job(with(create(once), known)).await.unwrap_err(),
-        jobs.create_recurring_job(with(create(recurring), known)).await.unwrap_err(),
+        jobs.create_job(with(v1::CreateJobRequest::from(cron()), known)).await.unwrap_err(),
+        jobs.create_cron_job(with(v1::CreateJobRequest::from(cron()), known)).await.unwrap_err(),
+        jobs.create_one_time_job(with(v1::CreateJobRequest::from(once), known)).await.unwrap_err(),
+        jobs.create_recurring_job(with(v1::CreateJobRequest::from(recurring), known)).await.unwrap_err(),
         jobs.get_job(with(v1::GetJobRequest { id: id.clone() }, known)).await.unwrap_err(),
         jobs.list_jobs(with(v1::ListJobsRequest::default(), known)).await.unwrap_err(),
         jobs.pause_job(with(v1::PauseJobRequest { id: id.clone() }, known)).await.unwrap_err(),
@@ -196,7 +192,7 @@ async fn every_call(backend: &Arc<Backend>, known: &KnownMistakes) -> Vec<Status
 
 #[tokio::test]
 async fn without_postgres_the_answer_says_when_to_try_again() {
-    let status = Jobs(alone()).create_cron_job(Request::new(create(cron()))).await.unwrap_err();
+    let status = Jobs(alone()).create_cron_job(Request::new(v1::CreateJobRequest::from(cron()))).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.get_details_retry_info().unwrap().retry_delay.is_some());
 }

@@ -94,7 +94,7 @@ impl Given<'_> {
     fn source(&self, job_type: JobType, allow_past: bool, checks: &mut Checks) -> Source {
         match job_type {
             JobType::Cron => lines(self.schedule, self.schedules),
-            JobType::Recurring => interval("interval", self.interval, checks),
+            JobType::Recurring => interval(self.interval, checks),
             JobType::OneTime => {
                 let at = checks.instant("execute_at", self.execute_at.copied());
                 at.map_or(Source::Unreadable, |at| Source::Once(at, allow_past))
@@ -117,10 +117,9 @@ impl Given<'_> {
         let job_type = wanted.or(given.first().map(|(of, _)| *of));
         for (of, field) in &given {
             if Some(*of) != job_type {
-                let rule = match (wanted, given.first()) {
-                    (Some(wanted), _) => format!("must not be given for a job of the type {wanted}"),
-                    (None, Some((_, first))) => format!("must not be given together with {first}"),
-                    (None, None) => unreachable!("one is given"),
+                let rule = match wanted {
+                    Some(wanted) => format!("must not be given for a job of the type {wanted}"),
+                    None => format!("must not be given together with {}", given[0].1),
                 };
                 checks.refuse(field, rule);
             }
@@ -147,9 +146,9 @@ impl Given<'_> {
     }
 }
 
-/// When a job fires. `wanted` is the type that its call wants.
+/// When a job fires; what stands around its source is taken out of it. `wanted` is the type that its call wants.
 pub(super) fn of_job(
-    job: &v1::Job,
+    job: &mut v1::Job,
     given_type: Option<JobType>,
     wanted: Option<JobType>,
     allow_past: bool,
@@ -170,10 +169,10 @@ pub(super) fn of_job(
     };
     let (job_type, source) = given.read(wanted.or(given_type), CHOICES, allow_past, checks);
     let frame = Frame {
-        timezone: job.timezone.clone(),
+        timezone: std::mem::take(&mut job.timezone),
         start_date: job.start_date,
         end_date: job.end_date,
-        exclusions: job.exclusions.clone(),
+        exclusions: std::mem::take(&mut job.exclusions),
         dst_gap: job.dst_gap,
         dst_overlap: job.dst_overlap,
     };
@@ -189,12 +188,12 @@ fn lines(schedule: &str, schedules: &[String]) -> Source {
 }
 
 /// Reads an interval such as `1h30m`.
-fn interval(field: &str, text: &str, checks: &mut Checks) -> Source {
-    let text = checks.text(field, text, 1, 100);
+fn interval(text: &str, checks: &mut Checks) -> Source {
+    let text = checks.text("interval", text, 1, 100);
     match carillon_core::schedule::parse_interval(text.trim()) {
         Ok(interval) => Source::Every(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX)),
         Err(error) => {
-            checks.refuse(field, rule_of(&error.message));
+            checks.refuse("interval", rule_of(&error.message));
             Source::Unreadable
         }
     }

@@ -33,7 +33,7 @@ use tonic::client::{Grpc, GrpcService};
 use tonic::service::Routes as GrpcRoutes;
 
 use crate::admission::{Admission, NoBody, Share, Whole};
-use crate::error_response::{body_refused, http_status, later, plain, retry_after};
+use crate::error_response::{body_refused, http_status, internal, later, plain, retry_after};
 use crate::observe;
 use crate::reason::Reason;
 use codec::DynamicCodec;
@@ -127,7 +127,7 @@ impl Transcoder {
             mistakes.push(FieldViolation::new("request_id", rule));
         }
         match self.call(route, message, mistakes, &parts.headers).await {
-            Ok(message) => succeeded(route, &message),
+            Ok(message) => self.succeeded(route, &message),
             Err(status) => self.failed(&status),
         }
     }
@@ -197,6 +197,22 @@ impl Transcoder {
         Ok(Grpc::new(service).unary(request, route.grpc_path.clone(), codec).await?.into_inner())
     }
 
+    fn succeeded(&self, route: &Route, message: &DynamicMessage) -> Response<Body> {
+        if route.output.full_name() == "google.protobuf.Empty" {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            return response;
+        }
+        let status = if route.name.starts_with("Create") { StatusCode::CREATED } else { StatusCode::OK };
+        match serde_json::to_vec(&Shown::whole(message)) {
+            Ok(bytes) => json(status, bytes),
+            Err(error) => {
+                tracing::error!(method = route.name, "an answer has no JSON form: {error}");
+                self.failed(&internal())
+            }
+        }
+    }
+
     fn failed(&self, status: &Status) -> Response<Body> {
         let mut response = json(http_status(status), self.error_body(status));
         if let Some(seconds) = retry_after(status) {
@@ -220,22 +236,6 @@ impl Transcoder {
         };
         let body = ErrorBody { code: status.code().into(), message: status.message(), details };
         serde_json::to_vec(&body).unwrap_or_default()
-    }
-}
-
-fn succeeded(route: &Route, message: &DynamicMessage) -> Response<Body> {
-    if route.output.full_name() == "google.protobuf.Empty" {
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::NO_CONTENT;
-        return response;
-    }
-    let status = if route.name.starts_with("Create") { StatusCode::CREATED } else { StatusCode::OK };
-    match serde_json::to_vec(&Shown::whole(message)) {
-        Ok(bytes) => json(status, bytes),
-        Err(error) => {
-            tracing::error!(method = route.name, "an answer has no JSON form: {error}");
-            json(StatusCode::INTERNAL_SERVER_ERROR, br#"{"code":13,"message":"internal error","details":[]}"#.to_vec())
-        }
     }
 }
 
