@@ -19,9 +19,9 @@ use metrics::{counter, histogram};
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::decide::{Decided, decide};
+use crate::decide::{Decided, Next, decide};
 use crate::definitions::Definitions;
-use crate::foresight::{Answer, Foresight, Found, Question};
+use crate::foresight::{Answer, Foresight, Found, Question, Searched};
 use crate::leader::{End, Leader, delta};
 use crate::outgoing::Batch;
 
@@ -46,6 +46,8 @@ const COPIED_BYTES_MAX: u64 = 2 << 20;
 /// So of retries.
 const RETRIES_MAX: i64 = 1_000;
 const _: () = assert!(RETRIES_MAX as usize <= ROWS_OF_ANY_SIZE, "retries fit");
+/// A claim waits so long for what is looked for and due by then: without it the claim would have to ask.
+const LOOKING_MAX: Duration = Duration::from_millis(20);
 /// What was refused by itself is tried again after this.
 const REFUSED_PAUSE: TimeDelta = TimeDelta::minutes(1);
 /// What could not be claimed for somebody else's lock, or for the server's own trouble, after this.
@@ -92,6 +94,7 @@ impl Leader {
         if rooms.is_empty() {
             return Ok(None);
         }
+        self.finish_looking(due).await;
         self.left.retain(|_, at| *at > now);
         let excluded: Vec<Uuid> = self.left.keys().copied().collect();
         let began = Instant::now();
@@ -109,11 +112,11 @@ impl Leader {
         left_out.extend(fit(&self.definitions, &mut claim));
         let threshold = delta(self.config.dispatcher.misfire_threshold);
         let foreseen = foresee(&mut self.foresight, &self.definitions, &mut self.left, &mut claim, threshold);
-        let decided =
-            decide(&claim.timers, &claim.triggers, &claim.retries, &self.definitions, &foreseen, claim.now, threshold);
+        let decided = decide(&claim.timers, &claim.triggers, &claim.retries, &self.definitions, &foreseen, claim.now);
         let number = claim.number;
         let committed = claim.commit(self.term, &decided.decisions, &self.unsettled).await?;
         failpoint::reach("claim:committed").await;
+        self.foresight.look_ahead(decided.next.iter().filter_map(|next| next.question(threshold)));
         self.marked.append(&mut self.unsettled);
         self.is_busy = !limited.is_empty();
         for slot in limited.into_iter().chain(left_out) {
@@ -146,19 +149,27 @@ impl Leader {
         Ok(batch)
     }
 
-    /// A dear timetable was searched: its timer is claimed now.
-    pub(crate) fn look_again(&mut self, answer: Answer) {
-        let now = self.session.clock().now();
-        match answer.found {
-            Found::Due(_) => {
-                self.left.remove(&answer.job);
-                self.agenda.note_exactly(answer.slot.clone(), now);
-            }
-            Found::Unreadable => self.set_unreadable_aside(answer.job, now),
-            // Another lane looks.
-            Found::Dear(_) => {}
+    async fn finish_looking(&mut self, due: DateTime<Utc>) {
+        let until = tokio::time::Instant::now() + LOOKING_MAX;
+        while self.foresight.is_looking_for(due) {
+            let Ok(searched) = tokio::time::timeout_at(until, self.foresight.next()).await else { break };
+            self.look_again(searched);
         }
-        self.foresight.keep(answer);
+    }
+
+    /// Timetables were searched: the timers for which claims had asked are claimed now.
+    pub(crate) fn look_again(&mut self, searched: Searched) {
+        let now = self.session.clock().now();
+        for Answer { question, found } in self.foresight.keep(searched) {
+            let Some(slot) = question.slot else { continue };
+            let job = question.job.definition.job;
+            if found == Found::Unreadable {
+                self.set_unreadable_aside(job, now);
+            } else {
+                self.left.remove(&job);
+                self.agenda.note_exactly(slot, now);
+            }
+        }
     }
 
     /// What its newest definition says is not known, so nothing fires by an older one. Read again when the job is changed, or
@@ -169,7 +180,7 @@ impl Leader {
     }
 
     fn learn_from(&mut self, decided: Decided, claimed: usize, took: Duration, now: DateTime<Utc>) {
-        for (line, at) in decided.next {
+        for Next { line, at, .. } in decided.next {
             if at <= self.horizon {
                 self.agenda.note((Source::Timer, line), at);
             }
@@ -338,8 +349,8 @@ fn leave_out(claim: &mut Claim<'_>, mut leave: impl FnMut(Uuid, i64, Option<usiz
     slots
 }
 
-/// What is known of the timers whose timetables may be dear. Those of which nothing is known yet are left out of the claim,
-/// asked about, and left alone until the answer comes.
+/// What a claim's timers lead to, as far as it was found. Those of which nothing is known yet are left out of the claim, asked
+/// about, and left alone until the answer comes.
 fn foresee(
     foresight: &mut Foresight,
     definitions: &Definitions,
@@ -347,18 +358,19 @@ fn foresee(
     claim: &mut Claim<'_>,
     misfire_threshold: TimeDelta,
 ) -> HashMap<Uuid, misfire::Due> {
-    let mut foreseen = HashMap::new();
+    let mut foreseen = HashMap::with_capacity(claim.timers.len());
     let now = claim.now;
     claim.timers.retain(|timer| {
-        let Some(job) = definitions.get(timer.job, timer.revision).filter(|job| job.timetable.is_none()) else {
-            return true;
-        };
-        if let Some(due) = foresight.take(timer.job, timer.revision, timer.fire_at) {
+        let Some(job) = definitions.get(timer.job, timer.revision) else { return true };
+        let fire_at = timer.fire_at;
+        if let Some(due) = job.due(fire_at, now, misfire_threshold) {
             foreseen.insert(timer.job, due);
             return true;
         }
-        let slot = (Source::Timer, timer.line.clone());
-        let until = foresight.ask(Question { job, fire_at: timer.fire_at, slot, now, misfire_threshold });
+        let slot = Some((Source::Timer, timer.line.clone()));
+        // However long the search takes, it is used.
+        let until = DateTime::<Utc>::MAX_UTC;
+        let until = foresight.ask(Question { job, fire_at, slot, now, until, misfire_threshold });
         left.insert(timer.job, until);
         false
     });

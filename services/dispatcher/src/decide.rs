@@ -2,15 +2,17 @@
 //! timers move. Pure; the claim's I/O is in `carillon_store::claim`.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use carillon_core::ids;
 use carillon_core::line::Line;
-use carillon_core::misfire::{self, Due};
+use carillon_core::misfire::Due;
 use carillon_store::claim::{Decisions, DueRetry, DueTimer, DueTrigger, Moved, MovedTimer, NewExecution};
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use crate::definitions::{Definitions, Known};
+use crate::foresight::Question;
 
 /// What the leader does about a claim.
 #[derive(Debug, Default)]
@@ -22,12 +24,33 @@ pub struct Decided {
     /// Jobs that this version cannot read: left alone.
     pub unreadable: Vec<Uuid>,
     /// Where the timers stand afterwards.
-    pub next: Vec<(Line, DateTime<Utc>)>,
+    pub next: Vec<Next>,
     /// Executions after which their job has no instant left.
     pub last: Vec<Uuid>,
 }
 
-/// Decides about all that is due at `now`, or soon. What a timetable says that may be dear to search was `foreseen`.
+/// Where a timer stands after a claim.
+#[derive(Clone, Debug)]
+pub struct Next {
+    /// Whose it is, in the revision by which it moved.
+    pub job: Arc<Known>,
+    /// Where it stands,
+    pub line: Line,
+    /// and at which instant.
+    pub at: DateTime<Utc>,
+}
+
+impl Next {
+    /// What to look for before it is due, if that can be found before: what comes after it, if it is claimed in time.
+    pub(crate) fn question(&self, misfire_threshold: TimeDelta) -> Option<Question> {
+        let Self { job, at, .. } = self;
+        let (fire_at, until) = (*at, at.checked_add_signed(misfire_threshold)?);
+        let question = || Question { job: job.clone(), fire_at, slot: None, now: fire_at, until, misfire_threshold };
+        job.is_foreseeable().then(question)
+    }
+}
+
+/// Decides about all that is due at `now`, or soon. What the timetables say was `foreseen`.
 pub fn decide(
     timers: &[DueTimer],
     triggers: &[DueTrigger],
@@ -35,7 +58,6 @@ pub fn decide(
     known: &Definitions,
     foreseen: &HashMap<Uuid, Due>,
     now: DateTime<Utc>,
-    misfire_threshold: TimeDelta,
 ) -> Decided {
     let mut deciding =
         Deciding { decided: Decided::default(), opened: HashMap::new(), touched: HashSet::new(), seq: 0 };
@@ -44,8 +66,7 @@ pub fn decide(
             deciding.decided.unreadable.push(timer.job);
             continue;
         };
-        let resolve = |timetable| misfire::resolve(timetable, timer.fire_at, now, misfire_threshold);
-        match foreseen.get(&timer.job).cloned().or_else(|| job.timetable.as_ref().map(resolve)) {
+        match foreseen.get(&timer.job) {
             Some(due) => deciding.timer(timer, &job, due, now),
             None => deciding.decided.unreadable.push(timer.job),
         }
@@ -73,15 +94,15 @@ struct Deciding {
 }
 
 impl Deciding {
-    fn timer(&mut self, timer: &DueTimer, job: &Known, due: Due, now: DateTime<Utc>) {
+    fn timer(&mut self, timer: &DueTimer, job: &Arc<Known>, due: &Due, now: DateTime<Utc>) {
         let definition = &job.definition;
         let budget = definition.max_executions.map(|max| max - timer.claimed_count);
         if budget.is_some_and(|left| left <= 0) {
-            self.moved(timer, None);
+            self.moved(timer, job, None);
             return;
         }
         let Some(fire) = due.fire else {
-            self.moved(timer, due.next);
+            self.moved(timer, job, due.next);
             return;
         };
         let open = timer.open + self.opened.get(&timer.job).copied().unwrap_or(0);
@@ -122,7 +143,7 @@ impl Deciding {
             new.reason = Some(overlap_reason(open, definition.open_max));
             self.decided.decisions.executions.push(new);
         }
-        self.moved(timer, next);
+        self.moved(timer, job, next);
     }
 
     fn trigger(&mut self, trigger: &DueTrigger, job: &Known) {
@@ -182,12 +203,12 @@ impl Deciding {
         self.decided.decisions.executions.push(NewExecution { seq, ..new });
     }
 
-    fn moved(&mut self, timer: &DueTimer, next: Option<DateTime<Utc>>) {
+    fn moved(&mut self, timer: &DueTimer, job: &Arc<Known>, next: Option<DateTime<Utc>>) {
         let to = Moved { fire_at: next, exhausted: next.is_none() };
         self.touched.insert(timer.job);
         self.decided.decisions.timers.push(MovedTimer { job: timer.job, to: Some(to) });
         if let Some(at) = next {
-            self.decided.next.push((timer.line.clone(), at));
+            self.decided.next.push(Next { job: job.clone(), line: timer.line.clone(), at });
         }
     }
 
@@ -213,6 +234,7 @@ mod tests {
     use std::time::Duration;
 
     use carillon_core::job::Priority;
+    use carillon_core::misfire;
     use carillon_core::schedule::{Exclusion, TimetableSpec};
     use carillon_store::definitions::Definition;
 
@@ -274,33 +296,44 @@ mod tests {
 
     const THRESHOLD: TimeDelta = TimeDelta::seconds(30);
 
+    /// With all foreseen that is known.
+    fn decided(known: &Definitions, timers: &[DueTimer], triggers: &[DueTrigger], now: DateTime<Utc>) -> Decided {
+        let due = |timer: &DueTimer| {
+            let job = known.get(timer.job, timer.revision)?;
+            Some((timer.job, misfire::resolve(job.timetable.as_ref()?, timer.fire_at, now, THRESHOLD)))
+        };
+        decide(timers, triggers, &[], known, &timers.iter().filter_map(due).collect(), now)
+    }
+
+    fn places(decided: &Decided) -> Vec<(Line, DateTime<Utc>)> {
+        decided.next.iter().map(|next| (next.line.clone(), next.at)).collect()
+    }
+
     #[test]
     fn a_fire_ahead_of_its_instant_is_claimed_and_the_timer_moves() {
         let known = known(Some(1), None, every_second());
-        let decided = decide(&[timer(0)], &[], &[], &known, &HashMap::new(), at(4_800), THRESHOLD);
+        let decided = decided(&known, &[timer(0)], &[], at(4_800));
         let new = &decided.decisions.executions[0];
         assert_eq!((new.seq, new.scheduled_at, new.skipped), (1, at(5_000), false));
         assert_eq!(decided.decisions.timers[0].to.unwrap().fire_at, Some(at(6_000)));
-        assert_eq!(decided.next, vec![(line(), at(6_000))]);
+        assert_eq!(places(&decided), [(line(), at(6_000))]);
     }
 
     #[test]
     fn with_an_open_predecessor_it_waits_for_its_instant_and_is_skipped_then() {
         let known = known(Some(1), None, every_second());
-        let ahead = decide(&[timer(1)], &[], &[], &known, &HashMap::new(), at(4_800), THRESHOLD);
+        let ahead = decided(&known, &[timer(1)], &[], at(4_800));
         assert_eq!(ahead.left, vec![(JOB, line(), at(5_000))]);
         assert!(ahead.decisions.executions.is_empty() && ahead.decisions.timers.is_empty());
-        let then = decide(&[timer(1)], &[], &[], &known, &HashMap::new(), at(5_000), THRESHOLD);
+        let then = decided(&known, &[timer(1)], &[], at(5_000));
         let new = &then.decisions.executions[0];
         assert!(new.skipped && new.seq == 0 && new.reason.as_ref().unwrap().contains("overlap"));
-        assert_eq!(then.next, vec![(line(), at(6_000))]);
+        assert_eq!(places(&then), [(line(), at(6_000))]);
     }
 
     #[test]
     fn concurrency_bounds_what_is_open() {
-        let decided = |max| {
-            decide(&[timer(3)], &[], &[], &known(max, None, every_second()), &HashMap::new(), at(5_000), THRESHOLD)
-        };
+        let decided = |max| decided(&known(max, None, every_second()), &[timer(3)], &[], at(5_000));
         assert!(!decided(None).decisions.executions[0].skipped);
         assert!(!decided(Some(4)).decisions.executions[0].skipped);
         assert!(decided(Some(3)).decisions.executions[0].skipped);
@@ -309,8 +342,7 @@ mod tests {
     #[test]
     fn what_one_claim_opens_counts_for_the_rest_of_it() {
         let known = known(Some(1), None, every_second());
-        let decided =
-            decide(&[timer(0)], &[trigger(7), trigger(8)], &[], &known, &HashMap::new(), at(5_000), THRESHOLD);
+        let decided = decided(&known, &[timer(0)], &[trigger(7), trigger(8)], at(5_000));
         let skipped: Vec<bool> = decided.decisions.executions.iter().map(|new| new.skipped).collect();
         assert_eq!(skipped, vec![false, true, true]);
         assert_eq!(decided.decisions.timers.len(), 1, "one row, one move");
@@ -318,15 +350,7 @@ mod tests {
 
     #[test]
     fn the_last_allowed_execution_ends_the_timetable() {
-        let decided = decide(
-            &[timer(0)],
-            &[],
-            &[],
-            &known(Some(1), Some(5), every_second()),
-            &HashMap::new(),
-            at(5_000),
-            THRESHOLD,
-        );
+        let decided = decided(&known(Some(1), Some(5), every_second()), &[timer(0)], &[], at(5_000));
         assert_eq!(decided.last, vec![decided.decisions.executions[0].id]);
         let to = decided.decisions.timers[0].to.unwrap();
         assert!(to.fire_at.is_none() && to.exhausted);
@@ -335,7 +359,7 @@ mod tests {
     #[test]
     fn a_one_time_job_is_exhausted_by_its_fire() {
         let known = known(Some(1), None, TimetableSpec::once(at(5_000)));
-        let decided = decide(&[timer(0)], &[], &[], &known, &HashMap::new(), at(5_000), THRESHOLD);
+        let decided = decided(&known, &[timer(0)], &[], at(5_000));
         assert!(decided.decisions.timers[0].to.unwrap().exhausted);
         assert_eq!(decided.last.len(), 1);
     }
@@ -360,12 +384,12 @@ mod tests {
         let mut due = timer(0);
         for _ in 0..2 {
             let foreseen = foreseen(&cut(), due.fire_at);
-            let decided = decide(&[due.clone()], &[], &[], &known, &foreseen, due.fire_at, THRESHOLD);
+            let decided = decide(&[due.clone()], &[], &[], &known, &foreseen, due.fire_at);
             assert!(decided.decisions.executions.is_empty());
             let to = decided.decisions.timers[0].to.unwrap();
             assert!(!to.exhausted && to.fire_at > Some(due.fire_at), "{to:?}");
             due.fire_at = to.fire_at.unwrap();
-            assert_eq!(decided.next, vec![(line(), due.fire_at)]);
+            assert_eq!(places(&decided), [(line(), due.fire_at)]);
         }
     }
 
@@ -376,13 +400,13 @@ mod tests {
         let foreseen = foreseen(&spec, at(61_000));
         let known = known(Some(1), None, spec);
         let due = DueTimer { fire_at: at(61_000), ..timer(0) };
-        let decided = decide(&[due], &[], &[], &known, &foreseen, at(61_000), THRESHOLD);
+        let decided = decide(&[due], &[], &[], &known, &foreseen, at(61_000));
         assert!(decided.decisions.executions.is_empty() && decided.decisions.timers[0].to.unwrap().exhausted);
     }
 
     #[test]
     fn an_unreadable_job_is_left_alone() {
-        let decided = decide(&[timer(0)], &[], &[], &Definitions::default(), &HashMap::new(), at(5_000), THRESHOLD);
+        let decided = decided(&Definitions::default(), &[timer(0)], &[], at(5_000));
         assert_eq!(decided.unreadable, vec![JOB]);
         assert!(decided.decisions.timers.is_empty());
     }

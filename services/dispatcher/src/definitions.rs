@@ -1,13 +1,16 @@
 //! What jobs mean, kept between claims by (job, revision), so that an execution is dispatched with the definition that its row
 //! names (R23a): a fire of a known job reads its narrow timer row only.
 //!
-//! A timetable that is long, or may be dear to search, is not parsed here but where it is searched ([`crate::foresight`]).
+//! Nothing is searched here. A timetable that is long, or may be dear to search, is not even parsed here but where it is
+//! searched ([`crate::foresight`]); what was found there is kept here, for the claim that it is for.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use carillon_core::schedule::{Timetable, TimetableSpec};
+use carillon_core::misfire::{self, Due};
+use carillon_core::schedule::{LOOKS_MAX, Spec, Timetable, TimetableSpec};
 use carillon_store::definitions::Definition;
+use chrono::{DateTime, TimeDelta, Utc};
 use tracing::error;
 use uuid::Uuid;
 
@@ -17,7 +20,7 @@ const KEPT_BYTES_MAX: usize = 96 * 1024 * 1024;
 const BYTES_EACH: usize = 768;
 /// Bytes of one spec of a timetable, as it was read and parsed.
 const BYTES_OF_A_SPEC: usize = 192;
-/// Specs of a timetable that is searched at once, if it has no exclusions: some 10 µs.
+/// Specs of an ordinary timetable, which has no exclusions: some 10 µs a search.
 const SPECS_CHEAP: usize = 4;
 
 /// A job's definition and when it fires.
@@ -25,11 +28,50 @@ const SPECS_CHEAP: usize = 4;
 pub struct Known {
     /// As Postgres has it.
     pub definition: Definition,
-    /// Its timetable, parsed. `None`: it may be dear, and is searched elsewhere.
+    /// Its timetable, parsed, if it is an ordinary one. `None`: it may be dear.
     pub timetable: Option<Timetable>,
+    ahead: Mutex<Option<Ahead>>,
+}
+
+/// What was found for a timer before it was claimed.
+#[derive(Debug)]
+struct Ahead {
+    /// Where the timer stands.
+    fire_at: DateTime<Utc>,
+    due: Due,
+    /// Until then it holds: for one that is later, something may have been missed.
+    until: DateTime<Utc>,
 }
 
 impl Known {
+    pub(crate) const fn new(definition: Definition, timetable: Option<Timetable>) -> Self {
+        Self { definition, timetable, ahead: Mutex::new(None) }
+    }
+
+    /// Whether its timetable is a single instant, of which nothing needs to be searched.
+    fn is_once(&self) -> bool {
+        self.definition.timetable.as_ref().is_some_and(|spec| matches!(spec.specs[..], [Spec::Once(_)]))
+    }
+
+    /// What a timer of it that stands at `fire_at` leads to, if that was found ahead.
+    pub fn due(&self, fire_at: DateTime<Utc>, now: DateTime<Utc>, misfire_threshold: TimeDelta) -> Option<Due> {
+        if let Some(timetable) = self.timetable.as_ref().filter(|_| self.is_once()) {
+            return Some(misfire::resolve(timetable, fire_at, now, misfire_threshold));
+        }
+        let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.as_ref().filter(|ahead| ahead.fire_at == fire_at && now <= ahead.until).map(|ahead| ahead.due.clone())
+    }
+
+    /// Keeps what was found for a timer that stands at `fire_at` and is claimed by `until`.
+    pub fn foresee(&self, fire_at: DateTime<Utc>, due: Due, until: DateTime<Utc>) {
+        *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) = Some(Ahead { fire_at, due, until });
+    }
+
+    /// Whether what comes next can be found as soon as its timer has moved, before it is asked for.
+    pub fn is_foreseeable(&self) -> bool {
+        self.timetable.is_some() && !self.is_once()
+    }
+
     fn bytes(&self) -> usize {
         let Definition { handler, payload, timetable, line, .. } = &self.definition;
         let specs = timetable.as_ref().map_or(0, |spec| spec.specs.len() + spec.exclusions.len());
@@ -38,7 +80,7 @@ impl Known {
     }
 }
 
-/// Whether instants of it are found at once, whatever it says.
+/// Whether instants of it are found soon, whatever it says.
 fn is_cheap(spec: &TimetableSpec) -> bool {
     spec.exclusions.is_empty() && spec.specs.len() <= SPECS_CHEAP
 }
@@ -67,9 +109,9 @@ impl Definitions {
         }
         for definition in definitions {
             let cheap = definition.timetable.as_ref().filter(|spec| is_cheap(spec));
-            match cheap.map(|spec| Timetable::parse(spec, definition.job)).transpose() {
+            match cheap.map(|spec| Timetable::parse_accepted(spec, definition.job, LOOKS_MAX)).transpose() {
                 Ok(timetable) => {
-                    let known = Known { definition, timetable };
+                    let known = Known::new(definition, timetable);
                     self.bytes += known.bytes();
                     self.known.insert((known.definition.job, known.definition.revision), Arc::new(known));
                 }

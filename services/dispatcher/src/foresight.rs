@@ -1,16 +1,18 @@
-//! What timetables say that may be dear to search: found outside of any claim and off the runtime's threads, then used by the
-//! claim that the timer is due for.
+//! What timetables say, found outside of any claim and off the runtime's threads, then used by the claim that the timer is due
+//! for. It is kept with the job's definition ([`Known::foresee`]).
 //!
-//! An ordinary timetable is searched in microseconds, by the claim itself. One with exclusions may cost 30 ms, and forty times
-//! as much after an outage; one with a thousand of them is 100 KiB to read. The first claim that meets such a timer leaves it
-//! where it is and asks here; as soon as the answer is there the timer is looked at again. Nobody else waits for it.
+//! Of an ordinary job what comes next is looked for as soon as its timer has moved, so that it is there before it is due. Of
+//! any other timer, and of the first that a leader sees of a job, nothing is known yet: the claim that meets it leaves it where
+//! it is and asks here; as soon as the answer is there the timer is looked at again. Nobody else waits for it.
 //!
-//! There are two lanes, a job at a time in each. In the quick one a search has [`QUICK_LOOKS`]; a job that needs more is set
-//! aside into the slow one, where there is a pause between two searches as long as the last took. So a thousand of the dearest
-//! cost half a core, and hold up others with exclusions for some seconds, those without not at all.
+//! There are three lanes. Ordinary timetables are searched in microseconds, many at a time, for [`ORDINARY_MAX`] at most. One
+//! with exclusions may cost 30 ms, and forty times as much after an outage; one with a thousand of them is 100 KiB to read. Of
+//! those the quick lane takes one at a time and has [`QUICK_LOOKS`] for each; a job that needs more is set aside into the slow
+//! one, where there is a pause between two searches as long as the last took. So a thousand of the dearest cost half a core, and
+//! hold up others with exclusions for some seconds, those without not at all.
 //! Nothing here outlives the term: the tasks end with it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,13 +29,16 @@ use uuid::Uuid;
 
 use crate::definitions::Known;
 
+/// Ordinary timetables searched in one go, and for how long.
+const ORDINARY_AT_ONCE: usize = 1_000;
+const ORDINARY_MAX: Duration = Duration::from_millis(20);
 /// Looks at exclusions that each search of the quick lane has; some 0.5 ms. A dozen calendars of holidays need a hundredth.
 const QUICK_LOOKS: usize = 16_000;
 /// Questions waiting, at most: what does not fit is asked again by the claim that meets it next.
 const WAITING_MAX: usize = 20_000;
 /// Jobs remembered as slow.
 const SLOW_MAX: usize = 20_000;
-/// Answers on their way. Both lanes wait when the leader does not fetch them.
+/// Answers on their way. The lanes wait when the leader does not fetch them.
 const ANSWERS_MAX: usize = 64;
 /// Until then a timer is left alone that could not be asked for, and one that was.
 const FULL_PAUSE: TimeDelta = TimeDelta::seconds(5);
@@ -48,78 +53,104 @@ pub(crate) struct Question {
     pub(crate) job: Arc<Known>,
     /// Where its timer stands.
     pub(crate) fire_at: DateTime<Utc>,
-    /// Where to look again once it is answered.
-    pub(crate) slot: Slot,
-    /// The database's time.
+    /// Where to look again once it is answered. `None`: nobody waits for it yet.
+    pub(crate) slot: Option<Slot>,
+    /// The database's time at which the timer is, or will be, claimed.
     pub(crate) now: DateTime<Utc>,
+    /// Until when the answer holds.
+    pub(crate) until: DateTime<Utc>,
     pub(crate) misfire_threshold: TimeDelta,
 }
 
 /// What was found.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    pub(crate) job: Uuid,
-    pub(crate) revision: i64,
-    pub(crate) fire_at: DateTime<Utc>,
-    pub(crate) slot: Slot,
+    pub(crate) question: Question,
     pub(crate) found: Found,
-    took: Duration,
 }
 
 /// What became of a question.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     Due(Due),
     /// The quick lane had not looks enough.
-    Dear(Box<Question>),
+    Dear,
+    /// The lane had not time enough.
+    Unanswered,
     /// This version cannot read the timetable, or Postgres did not give it.
     Unreadable,
 }
 
-/// The two lanes, and what they have found.
+/// What a lane found in one go.
 #[derive(Debug)]
-pub(crate) struct Foresight {
-    quick: VecDeque<Question>,
-    slow: VecDeque<Question>,
-    asked: HashSet<Uuid>,
-    answered: HashMap<Uuid, Answer>,
-    known_slow: HashSet<Uuid>,
-    store: Store,
-    answers: mpsc::Receiver<Answer>,
-    answer: mpsc::Sender<Answer>,
-    lanes: [Option<JoinHandle<()>>; 2],
+pub(crate) struct Searched {
+    answers: Vec<Answer>,
+    pace: Pace,
+    took: Duration,
 }
 
-impl Drop for Foresight {
+#[derive(Clone, Copy, Debug)]
+enum Pace {
+    Ordinary,
+    Quick,
+    Slow,
+}
+
+/// Questions that wait for one task.
+#[derive(Debug)]
+struct Lane {
+    pace: Pace,
+    waiting: VecDeque<Question>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Lane {
+    const fn new(pace: Pace) -> Self {
+        Self { pace, waiting: VecDeque::new(), task: None }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.task.as_ref().is_some_and(|task| !task.is_finished())
+    }
+}
+
+impl Drop for Lane {
     fn drop(&mut self) {
-        for lane in self.lanes.iter().flatten() {
-            lane.abort();
+        if let Some(task) = &self.task {
+            task.abort();
         }
     }
+}
+
+/// The lanes, and what is on its way in them.
+#[derive(Debug)]
+pub(crate) struct Foresight {
+    ordinary: Lane,
+    quick: Lane,
+    slow: Lane,
+    /// Of whose timers an answer is waited for.
+    asked: HashSet<Uuid>,
+    /// The first instant of all that is looked ahead.
+    soonest: Option<DateTime<Utc>>,
+    known_slow: HashSet<Uuid>,
+    store: Store,
+    found: mpsc::Receiver<Searched>,
+    finder: mpsc::Sender<Searched>,
 }
 
 impl Foresight {
     pub(crate) fn new(store: Store) -> Self {
-        let (answer, answers) = mpsc::channel(ANSWERS_MAX);
+        let (finder, found) = mpsc::channel(ANSWERS_MAX);
         Self {
-            quick: VecDeque::new(),
-            slow: VecDeque::new(),
+            ordinary: Lane::new(Pace::Ordinary),
+            quick: Lane::new(Pace::Quick),
+            slow: Lane::new(Pace::Slow),
             asked: HashSet::new(),
-            answered: HashMap::new(),
+            soonest: None,
             known_slow: HashSet::new(),
             store,
-            answers,
-            answer,
-            lanes: [None, None],
-        }
-    }
-
-    /// Takes what was found for a timer that stands at `fire_at`. An answer for another instant or revision is of the past.
-    pub(crate) fn take(&mut self, job: Uuid, revision: i64, fire_at: DateTime<Utc>) -> Option<Due> {
-        let answer = self.answered.remove(&job)?;
-        match answer.found {
-            Found::Due(due) if (answer.revision, answer.fire_at) == (revision, fire_at) => Some(due),
-            _ => None,
+            found,
+            finder,
         }
     }
 
@@ -132,86 +163,164 @@ impl Foresight {
                 return now + FULL_PAUSE;
             }
             self.asked.insert(job);
-            let lane = if self.known_slow.contains(&job) { &mut self.slow } else { &mut self.quick };
-            lane.push_back(question);
+            let pace = match &question.job.timetable {
+                Some(_) => Pace::Ordinary,
+                None if self.known_slow.contains(&job) => Pace::Slow,
+                None => Pace::Quick,
+            };
+            self.lane(pace).waiting.push_back(question);
             self.work();
         }
         now + ANSWER_MAX
     }
 
-    /// Waits for an answer. Nothing is lost if it is dropped while it waits.
-    pub(crate) async fn next(&mut self) -> Answer {
-        match self.answers.recv().await {
-            Some(answer) => answer,
+    /// Looks for what timers lead to that have just moved. What does not fit is asked for when it is due.
+    pub(crate) fn look_ahead(&mut self, questions: impl Iterator<Item = Question>) {
+        for question in questions {
+            if self.ordinary.waiting.len() >= WAITING_MAX {
+                break;
+            }
+            self.soonest = Some(self.soonest.map_or(question.fire_at, |soonest| soonest.min(question.fire_at)));
+            self.ordinary.waiting.push_back(question);
+        }
+        self.work();
+    }
+
+    /// Whether something is being looked for that is due by `due` itself: a claim that does not wait for it must ask.
+    pub(crate) fn is_looking_for(&self, due: DateTime<Utc>) -> bool {
+        self.soonest.is_some_and(|soonest| soonest <= due)
+    }
+
+    /// Waits for answers. Nothing is lost if it is dropped while it waits.
+    pub(crate) async fn next(&mut self) -> Searched {
+        match self.found.recv().await {
+            Some(searched) => searched,
             // Never: it holds a sender itself.
             None => std::future::pending().await,
         }
     }
 
-    /// An answer that is there already.
-    pub(crate) fn try_next(&mut self) -> Option<Answer> {
-        self.answers.try_recv().ok()
+    /// Answers that are there already.
+    pub(crate) fn try_next(&mut self) -> Option<Searched> {
+        self.found.try_recv().ok()
     }
 
-    /// Keeps an answer until the claim that it is for, and gives the lane its next question.
-    pub(crate) fn keep(&mut self, answer: Answer) {
-        histogram!("carillon_dispatcher_search_seconds").record(answer.took.as_secs_f64());
-        match answer.found {
-            Found::Dear(question) => {
-                if self.known_slow.len() < SLOW_MAX && self.known_slow.insert(answer.job) {
-                    warn!(job.id = %answer.job, "its timetable is dear to search, it is set aside: its fires may be late");
-                    counter!("carillon_dispatcher_set_aside_total").increment(1);
+    /// Keeps answers until the claims that they are for, gives the lanes their next questions, and returns what is answered.
+    pub(crate) fn keep(&mut self, searched: Searched) -> Vec<Answer> {
+        histogram!("carillon_dispatcher_search_seconds").record(searched.took.as_secs_f64());
+        // It has said all it has to, whether or not it has come to its end.
+        self.lane(searched.pace).task = None;
+        let mut answered = Vec::with_capacity(searched.answers.len());
+        let mut unanswered = Vec::new();
+        for Answer { question, found } in searched.answers {
+            let job = question.job.definition.job;
+            match &found {
+                Found::Unanswered => {
+                    unanswered.push(question);
+                    continue;
                 }
-                self.slow.push_back(*question);
+                Found::Dear => {
+                    if self.known_slow.len() < SLOW_MAX && self.known_slow.insert(job) {
+                        warn!(job.id = %job, "its timetable is dear to search, it is set aside: its fires may be late");
+                        counter!("carillon_dispatcher_set_aside_total").increment(1);
+                    }
+                    self.slow.waiting.push_back(question);
+                    continue;
+                }
+                Found::Due(due) => question.job.foresee(question.fire_at, due.clone(), question.until),
+                Found::Unreadable => {}
             }
-            Found::Due(_) => {
-                self.asked.remove(&answer.job);
-                self.answered.insert(answer.job, answer);
+            if question.slot.is_some() {
+                self.asked.remove(&job);
             }
-            Found::Unreadable => {
-                self.asked.remove(&answer.job);
-            }
+            answered.push(Answer { question, found });
+        }
+        for question in unanswered.into_iter().rev() {
+            self.ordinary.waiting.push_front(question);
         }
         self.work();
+        answered
     }
 
-    /// Gives each lane that is idle its next question.
+    const fn lane(&mut self, pace: Pace) -> &mut Lane {
+        match pace {
+            Pace::Ordinary => &mut self.ordinary,
+            Pace::Quick => &mut self.quick,
+            Pace::Slow => &mut self.slow,
+        }
+    }
+
+    /// Gives each lane that is idle its next questions.
     fn work(&mut self) {
-        for (lane, waiting, is_slow) in [(0, &mut self.quick, false), (1, &mut self.slow, true)] {
-            let is_busy = self.lanes[lane].as_ref().is_some_and(|task| !task.is_finished());
-            if is_busy {
+        for lane in [&mut self.ordinary, &mut self.quick, &mut self.slow] {
+            if lane.is_busy() {
                 continue;
             }
-            let Some(question) = waiting.pop_front() else { continue };
-            self.lanes[lane] = Some(tokio::spawn(work(question, self.store.clone(), self.answer.clone(), is_slow)));
+            let (store, finder) = (self.store.clone(), self.finder.clone());
+            match lane.pace {
+                Pace::Ordinary => {
+                    let count = lane.waiting.len().min(ORDINARY_AT_ONCE);
+                    let questions: Vec<Question> = lane.waiting.drain(..count).collect();
+                    if questions.is_empty() {
+                        self.soonest = None;
+                    } else {
+                        lane.task = Some(tokio::spawn(search_many(questions, finder)));
+                    }
+                }
+                Pace::Quick | Pace::Slow => {
+                    if let Some(question) = lane.waiting.pop_front() {
+                        lane.task = Some(tokio::spawn(search_one(question, lane.pace, store, finder)));
+                    }
+                }
+            }
         }
         gauge!("carillon_dispatcher_searches_waiting").set(u32::try_from(self.asked.len()).unwrap_or(u32::MAX));
     }
 }
 
-/// Answers one question.
-async fn work(question: Question, store: Store, answers: mpsc::Sender<Answer>, is_slow: bool) {
+/// Answers ordinary questions, as far as the time suffices.
+async fn search_many(questions: Vec<Question>, finder: mpsc::Sender<Searched>) {
+    let began = Instant::now();
+    let asked = questions.clone();
+    let searched = tokio::task::spawn_blocking(move || {
+        let search = |question: &Question| match &question.job.timetable {
+            Some(timetable) => Found::Due(resolve(timetable, question)),
+            None => Found::Unreadable,
+        };
+        let in_time =
+            |(n, question)| if n == 0 || began.elapsed() < ORDINARY_MAX { search(question) } else { Found::Unanswered };
+        asked.iter().enumerate().map(in_time).collect::<Vec<Found>>()
+    });
+    // If one panicked there is no answer for any.
+    let mut found = searched.await.unwrap_or_default().into_iter();
+    let answer = |question| Answer { question, found: found.next().unwrap_or(Found::Unreadable) };
+    let answers = questions.into_iter().map(answer).collect();
+    // If it fails, whoever asked is gone with the term.
+    let _ = finder.send(Searched { answers, pace: Pace::Ordinary, took: began.elapsed() }).await;
+}
+
+/// Answers one question about a timetable that may be dear.
+async fn search_one(question: Question, pace: Pace, store: Store, finder: mpsc::Sender<Searched>) {
     let began = Instant::now();
     let definition = &question.job.definition;
-    let (job, revision) = (definition.job, definition.revision);
     let spec = match &definition.timetable {
         Some(spec) => Some(spec.clone()),
-        None => read(&store, job, revision).await,
+        None => read(&store, definition.job, definition.revision).await,
     };
-    let (fire_at, slot) = (question.fire_at, question.slot.clone());
-    let looks = if is_slow { LOOKS_MAX } else { QUICK_LOOKS };
+    let looks = if matches!(pace, Pace::Slow) { LOOKS_MAX } else { QUICK_LOOKS };
+    let asked = question.clone();
     let searched = tokio::task::spawn_blocking(move || match spec {
-        Some(spec) => search(&spec, looks, question),
+        Some(spec) => search(&spec, looks, &asked),
         None => Found::Unreadable,
     });
     // One that panicked has no answer.
     let found = searched.await.unwrap_or(Found::Unreadable);
     let took = began.elapsed();
-    if is_slow {
+    if matches!(pace, Pace::Slow) {
         tokio::time::sleep(took).await;
     }
     // If it fails, whoever asked is gone with the term.
-    let _ = answers.send(Answer { job, revision, fire_at, slot, found, took }).await;
+    let _ = finder.send(Searched { answers: vec![Answer { question, found }], pace, took }).await;
 }
 
 async fn read(store: &Store, job: Uuid, revision: i64) -> Option<TimetableSpec> {
@@ -227,12 +336,16 @@ async fn read(store: &Store, job: Uuid, revision: i64) -> Option<TimetableSpec> 
     None
 }
 
-fn search(spec: &TimetableSpec, looks: usize, question: Question) -> Found {
+fn resolve(timetable: &Timetable, question: &Question) -> Due {
+    misfire::resolve(timetable, question.fire_at, question.now, question.misfire_threshold)
+}
+
+fn search(spec: &TimetableSpec, looks: usize, question: &Question) -> Found {
     let job = question.job.definition.job;
     match Timetable::parse_accepted(spec, job, looks) {
         Ok(timetable) => {
-            let due = misfire::resolve(&timetable, question.fire_at, question.now, question.misfire_threshold);
-            if timetable.was_cut() && looks < LOOKS_MAX { Found::Dear(Box::new(question)) } else { Found::Due(due) }
+            let due = resolve(&timetable, question);
+            if timetable.was_cut() && looks < LOOKS_MAX { Found::Dear } else { Found::Due(due) }
         }
         Err(errors) => {
             let why: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -253,6 +366,7 @@ mod tests {
     use chrono::{Datelike as _, Timelike as _};
 
     use super::*;
+    use crate::definitions::Definitions;
 
     fn question(timetable: TimetableSpec, now: DateTime<Utc>) -> Question {
         let line = Line::new("default", Priority::Medium);
@@ -271,11 +385,12 @@ mod tests {
             max_executions: None,
         };
         Question {
-            job: Arc::new(Known { definition, timetable: None }),
+            job: Arc::new(Known::new(definition, None)),
             fire_at: now,
-            slot: (Source::Timer, line),
+            slot: Some((Source::Timer, line)),
             now,
-            misfire_threshold: TimeDelta::seconds(30),
+            until: DateTime::<Utc>::MAX_UTC,
+            misfire_threshold: THRESHOLD,
         }
     }
 
@@ -285,8 +400,8 @@ mod tests {
         let mut calendar = TimetableSpec::cron("0 9 * * 1-5", "Europe/Berlin");
         calendar.exclusions = (1..=28).map(|day| Exclusion::cron(format!("* * {day} 12 *"))).collect();
         let asked = question(calendar.clone(), now);
-        let Found::Due(quick) = search(&calendar, QUICK_LOOKS, asked.clone()) else { panic!("an ordinary calendar") };
-        let Found::Due(slow) = search(&calendar, LOOKS_MAX, asked) else { panic!("an ordinary calendar") };
+        let Found::Due(quick) = search(&calendar, QUICK_LOOKS, &asked) else { panic!("an ordinary calendar") };
+        let Found::Due(slow) = search(&calendar, LOOKS_MAX, &asked) else { panic!("an ordinary calendar") };
         assert_eq!(quick, slow);
 
         // Ten a second, of which two zones leave none from January to November.
@@ -294,8 +409,8 @@ mod tests {
         dear.exclusions =
             vec![Exclusion::cron("*/2 * * 1-11 *"), Exclusion::cron("1-59/2 * * 1-11 *").in_timezone("Asia/Tokyo")];
         let asked = question(dear.clone(), now);
-        assert!(matches!(search(&dear, QUICK_LOOKS, asked.clone()), Found::Dear(_)));
-        assert!(matches!(search(&dear, LOOKS_MAX, asked), Found::Due(_)));
+        assert_eq!(search(&dear, QUICK_LOOKS, &asked), Found::Dear);
+        assert!(matches!(search(&dear, LOOKS_MAX, &asked), Found::Due(_)));
     }
 
     /// Daily, and all days but today's are excluded, behind 998 exclusions that have nothing to do with them: what is next is
@@ -313,21 +428,77 @@ mod tests {
     #[tokio::test]
     async fn what_the_quick_lane_sets_aside_is_found_by_the_slow_one() {
         let now = DateTime::from_timestamp_millis(1_795_800_000_000).unwrap();
-        let store = Store::connect_lazily(&StoreOptions::new("postgres://nobody@localhost/none", "test")).unwrap();
-        let mut foresight = Foresight::new(store);
+        let mut foresight = foresight();
         let asked = question(rarely(now), now);
-        let (job, until) = (asked.job.definition.job, foresight.ask(asked.clone()));
-        assert_eq!(until, now + ANSWER_MAX, "it is left alone until there is an answer");
-        let answer = foresight.next().await;
-        assert!(matches!(answer.found, Found::Dear(_)), "{answer:?}");
-        foresight.keep(answer);
-        assert!(foresight.take(job, 1, now).is_none(), "not known yet");
-        let answer = foresight.next().await;
-        foresight.keep(answer);
-        let due = foresight.take(job, 1, now).expect("found");
+        assert_eq!(foresight.ask(asked.clone()), now + ANSWER_MAX, "it is left alone until there is an answer");
+        let searched = foresight.next().await;
+        assert_eq!(searched.answers[0].found, Found::Dear);
+        assert!(foresight.keep(searched).is_empty());
+        assert!(asked.job.due(now, now, THRESHOLD).is_none(), "not known yet");
+        let searched = foresight.next().await;
+        assert_eq!(foresight.keep(searched).len(), 1);
+        let due = asked.job.due(now, now, THRESHOLD).expect("found");
         assert_eq!(due.fire, Some(now));
         assert!(due.next.is_some_and(|next| next > now + TimeDelta::days(27)), "{due:?}");
         foresight.ask(asked);
-        assert!(matches!(foresight.next().await.found, Found::Due(_)), "it is known to be dear");
+        assert!(matches!(foresight.next().await.answers[0].found, Found::Due(_)), "it is known to be dear");
     }
+
+    fn foresight() -> Foresight {
+        let options = StoreOptions::new("postgres://nobody@localhost/none", "test");
+        Foresight::new(Store::connect_lazily(&options).unwrap())
+    }
+
+    /// Of an ordinary job, as a leader knows it.
+    fn ordinary(n: u128, fire_at: DateTime<Utc>) -> Question {
+        let asked = question(TimetableSpec::cron("* * * * *", "Europe/Berlin"), fire_at);
+        let mut definition = asked.job.definition.clone();
+        definition.job = Uuid::from_u128(n);
+        let mut known = Definitions::default();
+        known.learn(vec![definition]);
+        Question { job: known.get(Uuid::from_u128(n), 1).unwrap(), ..asked }
+    }
+
+    #[tokio::test]
+    async fn what_is_looked_ahead_is_known_before_it_is_due_and_holds_until_something_may_have_been_missed() {
+        let at = DateTime::from_timestamp_millis(1_795_800_000_000).unwrap();
+        let next = at + TimeDelta::minutes(1);
+        let mut foresight = foresight();
+        let looked: Vec<Question> =
+            (0..2_500).map(|n| Question { slot: None, until: at + THRESHOLD, ..ordinary(n, at) }).collect();
+        foresight.look_ahead(looked.iter().cloned());
+        assert!(foresight.is_looking_for(at) && !foresight.is_looking_for(at - TimeDelta::milliseconds(1)));
+        let mut answered = 0;
+        while foresight.is_looking_for(at) {
+            let searched = foresight.next().await;
+            answered += foresight.keep(searched).len();
+        }
+        assert_eq!(answered, looked.len(), "in more than one go");
+        for question in &looked {
+            let due = Due { fire: Some(at), next: Some(next), missed_from: None };
+            assert_eq!(question.job.due(at, at + THRESHOLD, THRESHOLD), Some(due));
+            assert_eq!(question.job.due(at, at + THRESHOLD + TimeDelta::milliseconds(1), THRESHOLD), None);
+            assert_eq!(question.job.due(next, next, THRESHOLD), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_meets_an_ordinary_timer_unawares_is_answered_at_once() {
+        let at = DateTime::from_timestamp_millis(1_795_800_000_000).unwrap();
+        let late = at + TimeDelta::minutes(30);
+        let mut foresight = foresight();
+        let asked: Vec<Question> = (0..3).map(|n| Question { now: late, ..ordinary(n, at) }).collect();
+        for question in &asked {
+            foresight.ask(question.clone());
+        }
+        let mut answered = 0;
+        while answered < asked.len() {
+            let searched = foresight.next().await;
+            answered += foresight.keep(searched).iter().filter(|answer| answer.question.slot.is_some()).count();
+        }
+        let due = asked[0].job.due(at, late, THRESHOLD).expect("found");
+        assert_eq!((due.fire, due.missed_from), (Some(late), Some(at)));
+    }
+
+    const THRESHOLD: TimeDelta = TimeDelta::seconds(30);
 }

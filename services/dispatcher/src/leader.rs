@@ -206,8 +206,8 @@ impl Leader {
             self.tick().await?;
         }
         self.read_agenda().await?;
-        while let Some(answer) = self.foresight.try_next() {
-            self.look_again(answer);
+        while let Some(searched) = self.foresight.try_next() {
+            self.look_again(searched);
         }
         let claimed = self.claim_due().await?;
         let idle = claimed.is_none();
@@ -413,7 +413,7 @@ impl Leader {
         tokio::select! {
             () = self.shutdown.cancelled() => {}
             () = tokio::time::sleep_until(until.into()) => {}
-            answer = self.foresight.next() => self.look_again(answer),
+            searched = self.foresight.next() => self.look_again(searched),
             notice = self.notices.next() => {
                 self.hear(&notice);
                 self.hear_all().await;

@@ -3,7 +3,7 @@
 //! - [`election`] stands by until the shard's lock is free, then leads until its session is lost.
 //! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim ([`claim`]), publish and settle;
 //!   `rate` is how fast it claims, `glance` when it reads again what is near.
-//! - `foresight` searches timetables that are dear, beside the claims.
+//! - `foresight` searches timetables, beside the claims: no claim does.
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
 //!   what room there is for them.
 //! - [`reconcile`] publishes again what Redis has lost; [`withdraw`] ends what was cancelled and nobody reads; `attention`

@@ -62,12 +62,12 @@ pub(crate) fn describe() {
     describe_histogram!(
         "carillon_dispatcher_search_seconds",
         Unit::Seconds,
-        "Duration of a search for the next instant of a timetable that may be dear, beside the claims"
+        "Duration of searches for next instants, beside the claims: of one timetable that may be dear, or of up to 1,000 ordinary ones"
     );
     describe_gauge!(
         "carillon_dispatcher_searches_waiting",
         Unit::Count,
-        "Timers that are due and wait for such a search"
+        "Timers that are due and wait for such a search; those that are looked ahead for are not counted"
     );
     describe_upkeep();
 }
