@@ -71,9 +71,26 @@ impl Api {
 
     /// With a header.
     pub(crate) async fn post_with(&self, header: &str, value: &str, path: &str, body: &Value) -> Answer {
-        let request = self.client.post(format!("{}{BASE}{path}", self.url)).header(header, value).json(body);
+        self.ask_with(header, value, Method::POST, path, body).await
+    }
+
+    /// The same, by any method.
+    pub(crate) async fn ask_with(&self, header: &str, value: &str, method: Method, path: &str, body: &Value) -> Answer {
+        let request = self.client.request(method, format!("{}{BASE}{path}", self.url)).header(header, value).json(body);
         let response = request.send().await.unwrap_or_else(|error| panic!("{path}: {error:?}"));
         Answer::read(response).await.unwrap_or_else(|error| panic!("{path}: {error:?}"))
+    }
+
+    /// Changes a job, which must be accepted; answers with it.
+    pub(crate) async fn update(&self, job: Uuid, change: &Value) -> Value {
+        let answer = self.try_update(job, change).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.body
+    }
+
+    /// The same, whatever comes of it.
+    pub(crate) async fn try_update(&self, job: Uuid, change: &Value) -> Answer {
+        self.ask(Method::PATCH, &format!("/jobs/{job}"), Some(change)).await
     }
 
     /// Creates a job (`cron`, `once`, `recurring`) that must be accepted.

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use carillon_testkit::Role;
 use carillon_testkit::history::LostWorker;
 use chrono::{DateTime, TimeDelta, Utc};
-use serde_json::json;
+use reqwest::Method;
+use serde_json::{Value, json};
 
 use crate::api::{Api, id_of};
 use crate::load::{HUNDREDS, in_ms, one_time_jobs};
@@ -212,13 +213,13 @@ async fn a_leader_frozen_before_publishing_does_no_harm_when_it_wakes() {
     frozen_at("publish:send").await;
 }
 
-/// Row 44: what it has locked is free within five seconds, and what touches none of it does not wait for that.
-#[tokio::test]
-async fn a_gateway_frozen_in_the_middle_of_a_pause_holds_the_job_for_seconds_and_nothing_else() {
-    let (trap, order) = Trap::at("pause:commit", "freeze");
+/// Row 44: what it has locked is free within five seconds, and what touches none of it does not wait for that. `path` is of the
+/// job; the last answer is shown.
+async fn gateway_frozen_at(point: &str, name: &str, method: Method, path: &str, change: Value) -> Value {
+    let (trap, order) = Trap::at(point, "freeze");
     let plan = Plan { gateways: 2, dispatchers: 1, executors: 1, ..Plan::default() };
     let plan = plan.protocol(Duration::from_secs(2), Duration::from_secs(20)).set(carillon_failpoint::VARIABLE, order);
-    let mut world = World::start("frozen_pause", plan).await;
+    let mut world = World::start(name, plan).await;
     let gateways: Vec<(String, Api)> = world
         .cluster
         .nodes()
@@ -229,11 +230,11 @@ async fn a_gateway_frozen_in_the_middle_of_a_pause_holds_the_job_for_seconds_and
     let body = json!({"name": "t", "schedule": "0 0 1 1 *", "handler_name": "test:echo", "allow_overlap": true});
     let job = id_of(&gateways[0].1.create("cron", &body).await);
     let other = id_of(&gateways[0].1.create("cron", &body).await);
-    let pause = format!("/jobs/{job}/pause");
+    let path = format!("/jobs/{job}{path}");
     trap.arm();
     // The first one's caller gets no answer while it is frozen.
-    let (url, path) = (gateways[0].1.clone(), pause.clone());
-    let asked = tokio::spawn(async move { url.try_ask(reqwest::Method::POST, &path, Some(&json!({}))).await });
+    let first = (gateways[0].1.clone(), method.clone(), path.clone(), change.clone());
+    let asked = tokio::spawn(async move { first.0.try_ask(first.1, &first.2, Some(&first.3)).await });
     let (name, _) = trap.caught(&mut world).await;
     assert_eq!(name, gateways[0].0);
     let frozen = Instant::now();
@@ -243,16 +244,29 @@ async fn a_gateway_frozen_in_the_middle_of_a_pause_holds_the_job_for_seconds_and
     second.execution_in(execution, &["SUCCESS"]).await;
     assert!(frozen.elapsed() < OTHERS_GO_ON_WITHIN, "what touches none of it waited {:?}", frozen.elapsed());
     soon("the job to be free", || async {
-        let answer = second.try_ask(reqwest::Method::POST, &pause, Some(&json!({}))).await?;
+        let answer = second.try_ask(method.clone(), &path, Some(&change)).await?;
         anyhow::ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
         anyhow::Ok(())
     })
     .await;
     assert!(frozen.elapsed() < OTHERS_GO_ON_WITHIN, "the job was free after {:?}", frozen.elapsed());
     world.cluster.node(&name).thaw();
-    // Whatever it answers, it answers: its session is gone, and the job is paused already.
+    // Whatever it answers, it answers: its session is gone, and the job is changed already.
     let _ = asked.await.expect("it ends");
-    let row = second.ask(reqwest::Method::GET, &format!("/jobs/{job}"), None).await;
-    assert_eq!(row.body["status"], "PAUSED", "{}", row.body);
+    let row = second.job(job).await;
     world.judge(LOAD_MAX).await;
+    row
+}
+
+#[tokio::test]
+async fn a_gateway_frozen_in_the_middle_of_a_pause_holds_the_job_for_seconds_and_nothing_else() {
+    let job = gateway_frozen_at("pause:commit", "frozen_pause", Method::POST, "/pause", json!({})).await;
+    assert_eq!(job["status"], "PAUSED", "{job}");
+}
+
+#[tokio::test]
+async fn a_gateway_frozen_in_the_middle_of_an_update_holds_the_job_for_seconds_and_nothing_else() {
+    let change = json!({"tags": ["new"]});
+    let job = gateway_frozen_at("update:commit", "frozen_update", Method::PATCH, "", change).await;
+    assert_eq!((&job["tags"], &job["revision"]), (&json!(["new"]), &json!(2)), "{job}");
 }

@@ -45,6 +45,36 @@ pub fn resume(timetable: &Timetable, held_at: DateTime<Utc>, now: DateTime<Utc>)
     timetable.last_at_or_before(now, held_at).unwrap_or(held_at)
 }
 
+/// Where the timer of a job moves whose timetable is changed at `now` from `old` to `new`; it stood at `stood_at`.
+///
+/// To the first instant to come. But what was due before and had not fired yet is still due where `new` has it too. An instant
+/// of the past that only `new` has is none that was missed, so where there is one, what is before it is let go.
+pub fn change(
+    old: &Timetable,
+    new: &Timetable,
+    stood_at: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> Option<DateTime<Utc>> {
+    let still_due = stood_at.filter(|stood_at| *stood_at <= now).and_then(|stood_at| {
+        let (mut from, mut steps) = (None, 0);
+        for at in new.between(stood_at, now).take(MISSED_MAX) {
+            from = if fires_at(old, at) { from.or(Some(at)) } else { None };
+            steps += 1;
+        }
+        // So many that one fire will stand for all.
+        if steps < MISSED_MAX { from } else { new.last_at_or_before(now, stood_at).filter(|at| fires_at(old, *at)) }
+    });
+    still_due.or_else(|| new.next_after(now).timer())
+}
+
+/// Instants that a change looks at: of thirty seconds, by the shortest interval, there are 300.
+const MISSED_MAX: usize = 10_000;
+
+/// Whether `at` is one of a timetable's instants.
+pub fn fires_at(timetable: &Timetable, at: DateTime<Utc>) -> bool {
+    timetable.last_at_or_before(at, at) == Some(at)
+}
+
 /// By how much a change of a zone's rules moves an instant, at most: a zone may change sides of the date line.
 const MOVED_MAX: TimeDelta = TimeDelta::hours(26);
 
@@ -83,6 +113,25 @@ mod tests {
     }
 
     const THRESHOLD: TimeDelta = TimeDelta::seconds(30);
+
+    #[test]
+    fn a_changed_timetable_goes_on_with_what_is_to_come() {
+        let every = |seconds| {
+            Timetable::parse(&TimetableSpec::every(Duration::from_secs(seconds), at(0)), Uuid::nil()).unwrap()
+        };
+        let moves = |new: &Timetable, stood_at, now| change(&every(10), new, stood_at, at(now));
+        assert_eq!(moves(&every(3), Some(at(20_000)), 11_000), Some(at(12_000)));
+        // Due and not fired yet, and so it is by the new one.
+        assert_eq!(moves(&every(5), Some(at(10_000)), 11_000), Some(at(10_000)));
+        assert_eq!(moves(&every(10), Some(at(10_000)), 39_000), Some(at(10_000)), "all of them");
+        assert_eq!(moves(&every(15), Some(at(10_000)), 39_000), Some(at(30_000)), "15 000 was not missed");
+        assert_eq!(moves(&every(10), Some(at(10_000)), 900_000_000), Some(at(900_000_000)), "too many to look at");
+        // What only one of both has was not missed.
+        assert_eq!(moves(&every(7), Some(at(10_000)), 20_500), Some(at(21_000)));
+        assert_eq!(moves(&every(20), None, 30_500), Some(at(40_000)), "it stood nowhere: its timetable had ended");
+        let once = Timetable::parse(&TimetableSpec::once(at(5_000)), Uuid::nil()).unwrap();
+        assert_eq!(moves(&once, Some(at(20_000)), 11_000), None);
+    }
 
     #[test]
     fn what_is_a_little_late_fires_every_instant() {

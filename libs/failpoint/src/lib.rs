@@ -18,7 +18,7 @@ pub const VARIABLE: &str = "CARILLON_TEST_FAILPOINTS";
 
 /// Each point there is: those that an execution passes, in that order, then those of changes of a job. What a test names must be
 /// among them.
-pub const POINTS: [&str; 15] = [
+pub const POINTS: [&str; 16] = [
     "claim:begin",
     "claim:commit",
     "claim:committed",
@@ -34,6 +34,7 @@ pub const POINTS: [&str; 15] = [
     "acknowledge:send",
     "acknowledge:answered",
     "pause:commit",
+    "update:commit",
 ];
 
 /// The process is at this point.

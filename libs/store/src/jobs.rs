@@ -1,4 +1,5 @@
-//! Jobs: creating, reading and listing them here; pausing and resuming in [`changes`], deleting in [`deletion`].
+//! Jobs: creating, reading and listing them here; changing them in [`update`], pausing and resuming in [`changes`], deleting in
+//! [`deletion`].
 //!
 //! A job is three rows: `jobs` (the definition), `job_timers` (what the claim moves) and `job_stats` (what the recorder adds
 //! to). They are born in one statement and live as long as each other, so nobody who reads one asks whether the others are
@@ -7,6 +8,7 @@
 pub(crate) mod changes;
 pub(crate) mod deletion;
 pub(crate) mod rows;
+pub(crate) mod update;
 
 use carillon_core::job::{JobStatus, JobType};
 use carillon_core::shard::shard_of;
@@ -17,6 +19,7 @@ use uuid::Uuid;
 pub use changes::{Paused, REASON_PAUSED, pause, resume};
 pub use deletion::{Deleting, REASON_DELETED, delete};
 pub use rows::{Definition, Job, NewJob};
+pub use update::{REASON_CHANGED, Update, Updated, update};
 
 use crate::document::ToWrite;
 use crate::idempotency::{self, Key};
@@ -140,9 +143,7 @@ async fn insert_with_queue(store: &Store, new: &NewJob, key: Option<&Key>) -> Re
 async fn insert(executor: impl sqlx::PgExecutor<'_>, new: &NewJob, key: Option<&Key>) -> Result<Inserted> {
     let unwritable = |error: serde_json::Error| Error::Unreadable { what: "new job", why: error.to_string() };
     let row = new.row().map_err(unwritable)?;
-    let columns: Vec<String> =
-        row.as_object().into_iter().flatten().map(|(column, _)| format!("\"{column}\"")).collect();
-    let statement = INSERT_JOB.replace("{columns}", &columns.join(", "));
+    let statement = INSERT_JOB.replace("{columns}", &rows::columns_of(&row));
     let outcome = sqlx::query_as(AssertSqlSafe(statement))
         .bind(Json(&row))
         .bind(ToWrite(&new.definition.payload))

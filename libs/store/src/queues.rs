@@ -14,6 +14,18 @@ use crate::{Error, Result, Store};
 /// Names looked at together, so that none holds locks for long.
 const AT_ONCE: i64 = 1_000;
 
+/// Holds a name until the end of the transaction that needs it; adds it if it is not known.
+///
+/// # Errors
+/// [`Error::QueuesExhausted`] if it would be one too many; or if Postgres is unavailable.
+pub(crate) async fn hold_on_conn(connection: &mut Connection, name: &str, queues_max: u32) -> Result<()> {
+    let held = "SELECT FROM queues WHERE name = $1 FOR KEY SHARE";
+    if sqlx::query(held).bind(name).fetch_optional(&mut *connection).await?.is_none() {
+        add_on_conn(connection, name, queues_max).await?;
+    }
+    Ok(())
+}
+
 /// Adds a name, in the transaction that needs it; waits for everybody else who is adding one.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::history::Walk;
+use crate::page::{self, Page, Slice};
 use crate::{Error, Result, Store};
 
 /// Superseded revisions of one job that are kept for as long as executions are; of more the oldest leave before, except
@@ -58,6 +59,47 @@ RETURNING revision"
 pub async fn add_on(executor: impl sqlx::PgExecutor<'_>, job: Uuid, created_by: &str) -> Result<i64> {
     let revision = sqlx::query_scalar(REVISIONS_ADD).bind(job).bind(created_by).fetch_optional(executor).await?;
     revision.ok_or(Error::NotFound { what: "job", id: job })
+}
+
+/// One revision of a job.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct Revision {
+    /// Its number.
+    pub revision: i64,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// Who made it, if that was said.
+    pub created_by: String,
+    /// When the next one took its place.
+    pub superseded_at: Option<DateTime<Utc>>,
+    /// The columns of `jobs`, and members of `timetable`, that it changed. None if the one before it is not there.
+    pub changed: Vec<String>,
+}
+
+/// Each beside the one before it. Of the timetable its members, by name, but for what follows from `schedule` and the like.
+const REVISIONS_LIST: &str = "
+SELECT r.revision, r.created_at, r.created_by, r.superseded_at, ARRAY (
+    SELECT COALESCE(n.key, p.key)
+    FROM jsonb_each((r.definition - 'timetable') || ((r.definition -> 'timetable') - '{specs,timezone,start,end}'::text[])) n
+    FULL JOIN jsonb_each((b.definition - 'timetable') || ((b.definition -> 'timetable') - '{specs,timezone,start,end}'::text[])) p
+    ON n.key = p.key
+    WHERE b.definition IS NOT NULL AND n.value IS DISTINCT FROM p.value
+    ORDER BY 1) AS changed
+FROM job_revisions r LEFT JOIN job_revisions b ON b.job_id = r.job_id AND b.revision = r.revision - 1
+WHERE r.job_id = $1 ORDER BY r.revision DESC LIMIT $2 OFFSET $3";
+
+/// Lists the revisions of a job, newest first.
+///
+/// # Errors
+/// [`Error::NotFound`] for an unknown job; or if Postgres is unavailable.
+pub async fn list(store: &Store, job: Uuid, slice: Slice) -> Result<Page<Revision>> {
+    let query = sqlx::query(REVISIONS_LIST).bind(job).bind(slice.limit_and_one()).bind(i64::from(slice.offset));
+    let page = page::collect(&store.pool, query, slice, |row| Ok((0, sqlx::FromRow::from_row(row)?))).await?;
+    if page.items.is_empty() {
+        let known = sqlx::query("SELECT FROM jobs WHERE id = $1").bind(job).fetch_optional(&store.pool).await?;
+        known.ok_or(Error::NotFound { what: "job", id: job })?;
+    }
+    Ok(page)
 }
 
 /// Those that were superseded long ago, in order, from behind the last one of the page before.

@@ -20,6 +20,8 @@ const KEPT_BYTES_MAX: usize = 96 * 1024 * 1024;
 const BYTES_EACH: usize = 768;
 /// Bytes of one spec of a timetable, as it was read and parsed.
 const BYTES_OF_A_SPEC: usize = 192;
+/// Revisions of a job that are kept: of one that is changed often the newest.
+const REVISIONS_MAX: usize = 8;
 /// Specs of an ordinary timetable, which has no exclusions: some 10 µs a search.
 const SPECS_CHEAP: usize = 4;
 
@@ -54,7 +56,7 @@ impl Known {
     }
 
     /// What a timer of it that stands at `fire_at` leads to, if that was found ahead.
-    pub fn due(&self, fire_at: DateTime<Utc>, now: DateTime<Utc>, misfire_threshold: TimeDelta) -> Option<Due> {
+    pub(crate) fn due(&self, fire_at: DateTime<Utc>, now: DateTime<Utc>, misfire_threshold: TimeDelta) -> Option<Due> {
         if let Some(timetable) = self.timetable.as_ref().filter(|_| self.is_once()) {
             return Some(misfire::resolve(timetable, fire_at, now, misfire_threshold));
         }
@@ -88,14 +90,16 @@ fn is_cheap(spec: &TimetableSpec) -> bool {
 /// The definitions known so far.
 #[derive(Debug, Default)]
 pub struct Definitions {
-    known: HashMap<(Uuid, i64), Arc<Known>>,
+    /// Of each job some revisions, as they were learned.
+    known: HashMap<Uuid, Vec<Arc<Known>>>,
     bytes: usize,
 }
 
 impl Definitions {
     /// Those of `wanted` (job and revision) that are unknown.
     pub fn unknown(&self, wanted: impl Iterator<Item = (Uuid, i64)>) -> Vec<(Uuid, i64)> {
-        let mut unknown: Vec<(Uuid, i64)> = wanted.filter(|wanted| !self.known.contains_key(wanted)).collect();
+        let mut unknown: Vec<(Uuid, i64)> =
+            wanted.filter(|(job, revision)| self.get(*job, *revision).is_none()).collect();
         unknown.sort_unstable();
         unknown.dedup();
         unknown
@@ -111,9 +115,7 @@ impl Definitions {
             let cheap = definition.timetable.as_ref().filter(|spec| is_cheap(spec));
             match cheap.map(|spec| Timetable::parse_accepted(spec, definition.job, LOOKS_MAX)).transpose() {
                 Ok(timetable) => {
-                    let known = Known::new(definition, timetable);
-                    self.bytes += known.bytes();
-                    self.known.insert((known.definition.job, known.definition.revision), Arc::new(known));
+                    self.keep(Known::new(definition, timetable));
                 }
                 Err(errors) => {
                     let why: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -123,8 +125,34 @@ impl Definitions {
         }
     }
 
+    fn keep(&mut self, known: Known) {
+        self.bytes += known.bytes();
+        let revisions = self.known.entry(known.definition.job).or_default();
+        if revisions.len() == REVISIONS_MAX {
+            self.bytes = self.bytes.saturating_sub(revisions.remove(0).bytes());
+        }
+        revisions.push(Arc::new(known));
+    }
+
     /// What is known of a job in that revision.
     pub fn get(&self, job: Uuid, revision: i64) -> Option<Arc<Known>> {
-        self.known.get(&(job, revision)).cloned()
+        self.known.get(&job)?.iter().find(|known| known.definition.revision == revision).cloned()
+    }
+
+    /// What a timer of `job` that stands at `fire_at` leads to, if that was found ahead; for another revision of the same timetable
+    /// serves as well, or a job that is changed faster than a search is answered would not fire at all.
+    pub fn due(
+        &self,
+        job: &Known,
+        fire_at: DateTime<Utc>,
+        now: DateTime<Utc>,
+        misfire_threshold: TimeDelta,
+    ) -> Option<Due> {
+        let of_others = || {
+            let others = self.known.get(&job.definition.job).filter(|_| job.timetable.is_some())?;
+            let alike = others.iter().rev().filter(|other| other.definition.timetable == job.definition.timetable);
+            alike.filter_map(|other| other.due(fire_at, now, misfire_threshold)).next()
+        };
+        job.due(fire_at, now, misfire_threshold).or_else(of_others)
     }
 }

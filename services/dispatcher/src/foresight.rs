@@ -500,5 +500,24 @@ mod tests {
         assert_eq!((due.fire, due.missed_from), (Some(late), Some(at)));
     }
 
+    #[test]
+    fn what_was_found_of_one_revision_serves_for_another_of_the_same_timetable() {
+        let at = DateTime::from_timestamp_millis(1_795_800_000_000).unwrap();
+        let asked = question(TimetableSpec::cron("* * * * *", "UTC"), at);
+        let of_revision = |revision, schedule| {
+            let timetable = Some(TimetableSpec::cron(schedule, "UTC"));
+            carillon_store::definitions::Definition { revision, timetable, ..asked.job.definition.clone() }
+        };
+        let mut known = Definitions::default();
+        known.learn((1..=30).map(|revision| of_revision(revision, "* * * * *")).collect());
+        known.learn(vec![of_revision(31, "*/2 * * * *")]);
+        let (job, due) = (asked.job.definition.job, Due { fire: Some(at), next: None, missed_from: None });
+        let find = |revision| known.due(&known.get(job, revision).unwrap(), at, at, THRESHOLD);
+        assert_eq!(find(30), None);
+        known.get(job, 26).unwrap().foresee(at, due.clone(), at);
+        assert_eq!((find(26), find(30), find(31)), (Some(due.clone()), Some(due), None));
+        assert!(known.get(job, 23).is_none() && known.get(job, 24).is_some(), "the newest are kept");
+    }
+
     const THRESHOLD: TimeDelta = TimeDelta::seconds(30);
 }

@@ -59,6 +59,8 @@ reasons! {
     RequestIdReused = "REQUEST_ID_REUSED", AlreadyExists, 409;
     /// Right request, wrong state.
     WrongState = "WRONG_STATE", FailedPrecondition, 400;
+    /// Its `etag` is of a definition that is no longer the job's.
+    Superseded = "SUPERSEDED", Aborted, 409;
     /// Somebody else changed it at the same time.
     ConcurrentChange = "CONCURRENT_CHANGE", Aborted, 409;
     /// There are as many names of queues as there may be.

@@ -119,7 +119,7 @@ async fn withdrawn_on(connection: &mut Connection, id: Uuid) -> Result<Vec<Uuid>
 
 /// What of the job is QUEUED and was claimed ahead, in the order of ids. The caller has locked the job, so that nothing more
 /// of it is claimed.
-async fn queued_ahead_on(connection: &mut Connection, id: Uuid, now: DateTime<Utc>) -> Result<Vec<Uuid>> {
+pub(super) async fn queued_ahead_on(connection: &mut Connection, id: Uuid, now: DateTime<Utc>) -> Result<Vec<Uuid>> {
     let mut left = open_count_on(connection, id).await?;
     let mut walk = Walk::ahead(id, now);
     let mut ahead = Vec::new();
@@ -253,11 +253,11 @@ pub(super) async fn stop_timer(connection: &mut Connection, id: Uuid) -> Result<
     Ok(stood.flatten())
 }
 
-async fn clock(connection: &mut Connection) -> Result<DateTime<Utc>> {
+pub(super) async fn clock(connection: &mut Connection) -> Result<DateTime<Utc>> {
     Ok(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(connection).await?)
 }
 
-fn refused(what: &str, status: JobStatus) -> Error {
+pub(super) fn refused(what: &str, status: JobStatus) -> Error {
     let why = match status {
         JobStatus::Completed => "its schedule has ended",
         JobStatus::Cancelled => "it was deleted",

@@ -187,11 +187,41 @@ struct TimetableShown {
 struct RowWritten<'a> {
     id: Uuid,
     status: JobStatus,
-    timetable: TimetableWritten<'a>,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
     #[serde(flatten)]
+    definition: DefinitionWritten<'a>,
+}
+
+/// So the columns of a definition.
+#[derive(Serialize)]
+struct DefinitionWritten<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timetable: Option<TimetableWritten<'a>>,
+    #[serde(flatten)]
     definition: &'a Definition,
+}
+
+impl<'a> DefinitionWritten<'a> {
+    fn new(definition: &'a Definition, timetable: Option<&'a TimetableSpec>) -> Self {
+        let written = |timetable| TimetableWritten { timetable, schedules: &definition.schedules };
+        Self { timetable: timetable.map(written), definition }
+    }
+}
+
+/// The columns of a definition, but for the documents, and for what says when it fires if that is not given.
+///
+/// # Errors
+/// If it has no JSON form.
+pub(super) fn definition_row(definition: &Definition, timetable: Option<&TimetableSpec>) -> serde_json::Result<Value> {
+    serde_json::to_value(DefinitionWritten::new(definition, timetable))
+}
+
+/// The columns that a row names, for a statement.
+pub(super) fn columns_of(row: &Value) -> String {
+    let columns: Vec<String> =
+        row.as_object().into_iter().flatten().map(|(column, _)| format!("\"{column}\"")).collect();
+    columns.join(", ")
 }
 
 impl NewJob {
@@ -203,10 +233,9 @@ impl NewJob {
         serde_json::to_value(RowWritten {
             id: self.id,
             status: JobStatus::Active,
-            timetable: TimetableWritten { timetable: &self.timetable, schedules: &self.definition.schedules },
             created_at: self.created_at,
             updated_at: self.created_at,
-            definition: &self.definition,
+            definition: DefinitionWritten::new(&self.definition, Some(&self.timetable)),
         })
     }
 }

@@ -7,4 +7,5 @@ mod create;
 mod queues;
 mod read;
 mod trigger;
+mod update;
 mod values;

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use carillon_core::schedule::TimetableSpec;
 use carillon_testkit::{Proxy, Redis};
 use chrono::{TimeDelta, Utc};
 
@@ -30,6 +31,26 @@ async fn settled_batches_of_which_nothing_is_open_are_forgotten() -> Result<()> 
     leader.jobs(1, in_ms(0)).await?;
     leader.wake()?;
     leader.until_count("dispatch_batches", |count| count == 1).await?;
+    leader.end().await
+}
+
+/// R5: what is claimed a second time is refused by its id, and so may be all of a batch: that is no open batch.
+#[tokio::test]
+async fn a_batch_of_doubles_alone_is_settled() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    let due = in_ms(200);
+    leader.insert_jobs(1, due, 0, "default", &TimetableSpec::once(due)).await?;
+    leader.wake()?;
+    leader.until_count("job_executions", |fired| fired == 1).await?;
+    for _ in 0..3 {
+        // As a change of the job does it that finds the instant still to come.
+        let back = "UPDATE job_timers SET fire_at = (SELECT scheduled_at FROM job_executions), exhausted = false";
+        sqlx::query(back).execute(&leader.pool).await?;
+        leader.wake()?;
+        leader.until_count("job_timers WHERE exhausted", |ended| ended == 1).await?;
+    }
+    leader.until_count("dispatch_batches WHERE settled_at IS NULL", |open| open == 0).await?;
+    assert_eq!(leader.count("job_executions").await?, 1);
     leader.end().await
 }
 

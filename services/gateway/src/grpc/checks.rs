@@ -18,7 +18,7 @@ use crate::json::KnownMistakes;
 use crate::values;
 
 /// What is wrong with a request so far.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Checks {
     violations: Vec<FieldViolation>,
     /// How many of them, the first ones, the JSON side found.

@@ -130,7 +130,13 @@ pub(super) fn show(job: Job) -> v1::Job {
         success_count: values::to_count(job.success_count),
         failure_count: values::to_count(job.failure_count),
         avg_duration_ms,
+        etag: etag(job.revision),
     }
+}
+
+/// What a definition is known by. Quoted, as HTTP has it.
+pub(super) fn etag(revision: i64) -> String {
+    format!("\"{revision}\"")
 }
 
 fn handler_type(given: i32, checks: &mut Checks) -> HandlerType {

@@ -9,10 +9,12 @@ use carillon_core::{ids, limits};
 use carillon_proto::v1;
 use carillon_proto::v1::job_service_server::JobService;
 use carillon_store::idempotency::{self, Beginning, Key};
-use carillon_store::jobs::{self, Definition, Deleting, Filter, Job, NewJob, Paused};
+use carillon_store::jobs::{self, Definition, Deleting, Filter, Job, NewJob, Paused, Update, Updated};
+use carillon_store::revisions::{self, Revision};
 use carillon_store::triggers::{self, NewTrigger, Triggered};
 use chrono::{DateTime, Utc};
 use prost::Message;
+use prost_types::FieldMask;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use tracing::info;
@@ -21,10 +23,15 @@ use uuid::Uuid;
 use super::checks::Checks;
 use super::job::{self, Rules};
 use super::when::When;
-use super::{executions, key, slice, words};
+use super::{executions, key, slice, update, words};
 use crate::backend::Backend;
-use crate::error_response::internal;
+use crate::error_response::{internal, invalid, later, plain};
 use crate::observe;
+use crate::reason::Reason;
+use crate::values;
+
+/// How often a change is made again of what somebody else has changed meanwhile.
+const UPDATE_TRIES: usize = 5;
 
 /// Creates jobs and rules their life.
 #[derive(Clone, Debug)]
@@ -65,6 +72,21 @@ impl JobService for Jobs {
 
     async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Reply<v1::ListJobsResponse> {
         observe::call("ListJobs", self.list(request)).await
+    }
+
+    async fn update_job(&self, request: Request<v1::UpdateJobRequest>) -> Reply<v1::Job> {
+        observe::call("UpdateJob", Box::pin(self.update(request))).await
+    }
+
+    async fn set_job_schedule(&self, request: Request<v1::SetJobScheduleRequest>) -> Reply<v1::Job> {
+        observe::call("SetJobSchedule", Box::pin(self.update(request.map(of_schedule)))).await
+    }
+
+    async fn list_job_revisions(
+        &self,
+        request: Request<v1::ListJobRevisionsRequest>,
+    ) -> Reply<v1::ListJobRevisionsResponse> {
+        observe::call("ListJobRevisions", Box::pin(self.list_revisions(request))).await
     }
 
     async fn pause_job(&self, request: Request<v1::PauseJobRequest>) -> Reply<v1::Job> {
@@ -182,8 +204,86 @@ impl Jobs {
         random.copy_from_slice(&Uuid::new_v4().as_bytes()[6..]);
         let id = ids::job_created(now, random);
         let (_, first) = when.look(&self.0, move |when| when.first_fire(id, now)).await?;
-        let (timetable, fire_at) = first.map_err(|violations| crate::error_response::invalid(&violations))?;
+        let (timetable, fire_at) = first.map_err(|violations| invalid(&violations))?;
         Ok(NewJob { id, definition, timetable, fire_at, created_at: now, queues_max: self.0.queues_max })
+    }
+
+    async fn update(&self, request: Request<v1::UpdateJobRequest>) -> Result<v1::Job, Status> {
+        let mut checks = Checks::of(&request);
+        let request = request.into_inner();
+        let given = request.job.clone().unwrap_or_default();
+        let id = checks.id("id", &given.id);
+        checks.text("updated_by", &request.updated_by, 0, limits::WORD_CHARS_MAX);
+        if checks.is_wrong("id") {
+            return checks.finish().and(Err(internal()));
+        }
+        for _ in 0..UPDATE_TRIES {
+            let current = self.0.ask(jobs::get(self.0.store(), id)).await?;
+            if !given.etag.is_empty() && given.etag != job::etag(current.revision) {
+                let why = format!("the job has the etag {} by now, not {}", job::etag(current.revision), given.etag);
+                return Err(plain(Reason::Superseded, why));
+            }
+            if let Some(updated) = self.update_once(current, &given, &request, checks.clone()).await? {
+                return Ok(job::show(updated));
+            }
+        }
+        Err(later(Reason::ConcurrentChange, "somebody else changed it at the same time: try again"))
+    }
+
+    /// `None`: it is not as `current` has it any more.
+    async fn update_once(
+        &self,
+        current: Job,
+        given: &v1::Job,
+        request: &v1::UpdateJobRequest,
+        mut checks: Checks,
+    ) -> Result<Option<Job>, Status> {
+        let id = current.id;
+        let merged = update::merge(&job::show(current.clone()), given, request.update_mask.as_ref(), &mut checks);
+        let job_type = Some(current.definition.job_type);
+        let rules = Rules { job_type, allow_past: request.allow_past, payload_bytes_max: self.0.payload_bytes_max };
+        let (definition, when) = job::read(merged, rules, &mut checks);
+        let fires_alike = update::fires_alike(&current.definition, &definition);
+        // What it says of when it fires is known to be right if it is as it was.
+        let when = if fires_alike {
+            None
+        } else {
+            let (when, parsed) = when.look(&self.0, |when| when.parse(Uuid::nil(), DateTime::UNIX_EPOCH)).await?;
+            if let Err(violations) = parsed {
+                checks.schedule(violations);
+            }
+            Some(when)
+        };
+        checks.finish()?;
+        if update::is_unchanged(&current, &definition) {
+            return Ok(Some(current));
+        }
+        let timetable = match when {
+            Some(when) => {
+                let now = self.0.ask(idempotency::begin(self.0.store(), None)).await?.now;
+                let (_, first) = when.look(&self.0, move |when| when.first_fire(id, now)).await?;
+                Some(first.map_err(|violations| invalid(&violations))?)
+            }
+            None => None,
+        };
+        if request.validate_only {
+            let next_run = timetable.map_or(current.next_run, |(_, first)| first);
+            return Ok(Some(Job { definition, next_run, ..current }));
+        }
+        let update = Update {
+            definition,
+            revision: current.revision,
+            timetable,
+            updated_by: request.updated_by.clone(),
+            queues_max: self.0.queues_max,
+        };
+        let Some(Updated { job, ahead }) = self.0.ask(jobs::update(self.0.store(), id, &update)).await? else {
+            return Ok(None);
+        };
+        // R8a: in the set before anybody is told, and before the answer.
+        self.0.tell_cancelled(&ahead).await;
+        tokio::join!(self.0.tell_job_changed(id), self.0.wake());
+        Ok(Some(job))
     }
 
     /// A request that is wrong anyway should also hear of what only the clock can tell, if Postgres is there to ask.
@@ -212,6 +312,20 @@ impl Jobs {
         Ok(v1::ListJobsResponse { jobs: page.items.into_iter().map(job::show).collect(), has_more: page.has_more })
     }
 
+    async fn list_revisions(
+        &self,
+        request: Request<v1::ListJobRevisionsRequest>,
+    ) -> Result<v1::ListJobRevisionsResponse, Status> {
+        let mut checks = Checks::of(&request);
+        let request = request.into_inner();
+        let id = checks.id("id", &request.id);
+        let slice = slice(&mut checks, request.limit, request.offset);
+        checks.finish()?;
+        let page = self.0.ask(revisions::list(self.0.store(), id, slice)).await?;
+        let revisions = page.items.into_iter().map(revision_to_wire).collect();
+        Ok(v1::ListJobRevisionsResponse { revisions, has_more: page.has_more })
+    }
+
     async fn trigger(&self, request: Request<v1::TriggerJobRequest>) -> Result<v1::Execution, Status> {
         let mut checks = Checks::of(&request);
         let trace = trace(request.metadata());
@@ -231,6 +345,27 @@ impl Jobs {
             None => self.0.wake().await,
         }
         Ok(executions::to_wire(execution))
+    }
+}
+
+/// As a change of that field.
+fn of_schedule(request: v1::SetJobScheduleRequest) -> v1::UpdateJobRequest {
+    let v1::SetJobScheduleRequest { id, schedule, etag, updated_by } = request;
+    v1::UpdateJobRequest {
+        job: Some(v1::Job { id, schedule, etag, ..v1::Job::default() }),
+        update_mask: Some(FieldMask { paths: vec!["schedule".to_owned()] }),
+        updated_by,
+        ..v1::UpdateJobRequest::default()
+    }
+}
+
+fn revision_to_wire(revision: Revision) -> v1::JobRevision {
+    v1::JobRevision {
+        revision: values::to_count(revision.revision),
+        created_at: Some(values::to_timestamp(revision.created_at)),
+        created_by: revision.created_by,
+        superseded_at: revision.superseded_at.map(values::to_timestamp),
+        changed: revision.changed,
     }
 }
 

@@ -9,6 +9,7 @@ mod jobs;
 mod schedules;
 #[cfg(test)]
 mod tests;
+mod update;
 mod when;
 #[cfg(test)]
 mod when_tests;

@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use carillon_core::error::FieldViolation;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH, ORIGIN, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage};
 use serde::Serialize;
@@ -126,6 +126,9 @@ impl Transcoder {
         if let Some(rule) = take_idempotency_key(&mut message, &parts.headers) {
             mistakes.push(FieldViolation::new("request_id", rule));
         }
+        if let Err(rule) = take_if_match(route, &mut message, &parts.headers) {
+            mistakes.push(FieldViolation::new(routes::ETAG, rule));
+        }
         match self.call(route, message, mistakes, &parts.headers).await {
             Ok(message) => self.succeeded(route, &message),
             Err(status) => self.failed(&status),
@@ -205,7 +208,13 @@ impl Transcoder {
         }
         let status = if route.name.starts_with("Create") { StatusCode::CREATED } else { StatusCode::OK };
         match serde_json::to_vec(&Shown::whole(message)) {
-            Ok(bytes) => json(status, bytes),
+            Ok(bytes) => {
+                let mut response = json(status, bytes);
+                if let Some(etag) = etag_of(message) {
+                    response.headers_mut().insert(http::header::ETAG, etag);
+                }
+                response
+            }
             Err(error) => {
                 tracing::error!(method = route.name, "an answer has no JSON form: {error}");
                 self.failed(&internal())
@@ -259,6 +268,22 @@ fn take_idempotency_key(message: &mut DynamicMessage, headers: &HeaderMap) -> Op
     }
     message.set_field(&field, key);
     None
+}
+
+/// The header that says what `etag` says, of calls that have one. `*` is any that there is. Answers with what is wrong with it.
+fn take_if_match(route: &Route, message: &mut DynamicMessage, headers: &HeaderMap) -> Result<(), String> {
+    let Some(etag) = headers.get(IF_MATCH) else { return Ok(()) };
+    match etag.to_str().map(str::trim) {
+        Ok("*") => Ok(()),
+        Ok(etag) => route.take_etag(message, etag.trim_start_matches("W/").to_owned()),
+        Err(_) => Err("must be of visible ASCII characters in the header if-match".to_owned()),
+    }
+}
+
+/// The version of what is answered, if it has one.
+fn etag_of(message: &DynamicMessage) -> Option<HeaderValue> {
+    let field = message.descriptor().get_field_by_name(routes::ETAG)?;
+    HeaderValue::from_str(message.get_field(&field).as_str()?).ok()
 }
 
 /// A web page of another origin can make a browser send these content types without asking first; nothing else that is not

@@ -82,6 +82,12 @@ pub(crate) fn body_message(
     message(descriptor, &Json::Object(rest), "", mistakes)
 }
 
+/// The fields of `descriptor` that an object names, null or not.
+pub(crate) fn fields_given(descriptor: &MessageDescriptor, json: &Json) -> Vec<String> {
+    let Json::Object(object) = json else { return Vec::new() };
+    object.keys().filter_map(|name| field_named(descriptor, name)).map(|field| field.name().to_owned()).collect()
+}
+
 /// Both spellings: `max_retries` and `maxRetries`.
 pub(crate) fn field_named(descriptor: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
     descriptor.get_field_by_name(name).or_else(|| descriptor.get_field_by_json_name(name))
@@ -167,6 +173,8 @@ fn well_known(
         {
             Err(format!("must not be nested deeper than {VALUE_DEPTH_MAX} levels"))
         }
+        (scalar::MASK, Json::Text(text)) => scalar::mask_from_text(descriptor, text),
+        (scalar::MASK, _) => Err(format!("must be names of fields with commas between them, is {}", json.shown())),
         ("google.protobuf.Struct", Json::Object(object)) => Ok(structure(descriptor, object, path, mistakes)),
         ("google.protobuf.Struct", _) => Err(format!("must be an object, is {}", json.shown())),
         ("google.protobuf.ListValue", Json::List(elements)) => Ok(list_value(descriptor, elements, path, mistakes)),

@@ -8,13 +8,16 @@ use http::Method;
 use http::uri::PathAndQuery;
 use prost_reflect::{
     DescriptorPool, DynamicMessage, ExtensionDescriptor, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
-    Value,
+    ReflectMessage, Value,
 };
 
 use super::document::Json;
 use super::request::{self, Mistakes};
 use super::template::Template;
 use super::{query, scalar};
+
+/// The field that says which version something is.
+pub(crate) const ETAG: &str = "etag";
 
 /// One way to make one call over HTTP.
 #[derive(Clone, Debug)]
@@ -180,7 +183,47 @@ impl Route {
             Body::None => !top(name),
         };
         query::read(&mut message, query, takes, &mut mistakes);
+        if let (Some((mask, named)), Some(json)) = (self.mask(), body)
+            && !message.has_field(&mask)
+            && let Kind::Message(of) = mask.kind()
+        {
+            message.set_field(&mask, Value::Message(scalar::mask(&of, request::fields_given(&named, json))));
+        }
         (message, mistakes.into_violations())
+    }
+
+    /// The field of a PATCH that says which fields it changes, as the keys of its body do if it does not (so the grpc-gateway has
+    /// it), and whose fields they are.
+    fn mask(&self) -> Option<(FieldDescriptor, MessageDescriptor)> {
+        let Body::Field(body) = &self.body else { return None };
+        let is_mask =
+            |field: &FieldDescriptor| matches!(field.kind(), Kind::Message(of) if of.full_name() == scalar::MASK);
+        let mask = self.input.fields().find(is_mask).filter(|_| self.http_method == Method::PATCH)?;
+        match self.input.get_field_by_name(body)?.kind() {
+            Kind::Message(named) => Some((mask, named)),
+            _ => None,
+        }
+    }
+
+    /// Where a request of this call says which version it was made for: a field of its own, or of its body.
+    pub(crate) fn take_etag(&self, message: &mut DynamicMessage, etag: String) -> Result<(), String> {
+        let field = |of: &MessageDescriptor| of.get_field_by_name(ETAG);
+        let (at, field) = match (&self.body, field(&self.input)) {
+            (_, Some(field)) => (message, field),
+            (Body::Field(body), None) => {
+                let Some(body) = self.input.get_field_by_name(body) else { return Ok(()) };
+                let Some(inner) = message.get_field_mut(&body).as_message_mut() else { return Ok(()) };
+                let Some(field) = field(&inner.descriptor()) else { return Ok(()) };
+                (inner, field)
+            }
+            _ => return Ok(()),
+        };
+        let etag = Value::String(etag);
+        if at.has_field(&field) && *at.get_field(&field) != etag {
+            return Err("is another one than the header if-match says".to_owned());
+        }
+        at.set_field(&field, etag);
+        Ok(())
     }
 
     fn read_body(&self, json: &Json, mistakes: &mut Mistakes) -> Option<DynamicMessage> {
@@ -290,7 +333,7 @@ fn require_json_form(message: &MessageDescriptor, seen: &mut HashSet<String>) ->
     if !seen.insert(message.full_name().to_owned()) {
         return Ok(());
     }
-    if matches!(message.full_name(), "google.protobuf.FieldMask" | "google.protobuf.Any") {
+    if message.full_name() == "google.protobuf.Any" {
         return Err(format!("{} has no JSON form yet", message.full_name()));
     }
     for field in message.fields() {

@@ -8,6 +8,9 @@ use prost_reflect::{DynamicMessage, Kind, MessageDescriptor, Value};
 use super::document::Json;
 use super::words;
 
+/// The type of a list of fields.
+pub(crate) const MASK: &str = "google.protobuf.FieldMask";
+
 /// From a JSON value, by the proto3 mapping: integers also as strings, enums as words or numbers.
 pub(crate) fn from_json(kind: &Kind, json: &Json) -> Result<Value, String> {
     match (kind, json) {
@@ -45,6 +48,9 @@ pub(crate) fn from_text(kind: &Kind, text: &str) -> Result<Value, String> {
             .map(Value::EnumNumber)
             .ok_or_else(|| format!("must be one of {}, is {}", words::allowed(descriptor), quoted(text))),
         Kind::Float | Kind::Double => float(kind, text.parse().ok(), &quoted(text)),
+        Kind::Message(descriptor) if descriptor.full_name() == MASK => {
+            mask_from_text(descriptor, text).map(Value::Message)
+        }
         Kind::Message(descriptor) => time_from_text(descriptor, text).map(Value::Message),
         _ => integer(kind, text.parse().ok(), &quoted(text)),
     }
@@ -105,6 +111,36 @@ pub(crate) fn time_from_text(descriptor: &MessageDescriptor, text: &str) -> Resu
         }
     }
     Ok(message)
+}
+
+/// Fields separated by commas, in either spelling: `max_retries,timeoutMs`.
+pub(crate) fn mask_from_text(descriptor: &MessageDescriptor, text: &str) -> Result<DynamicMessage, String> {
+    const PATHS_MAX: usize = 200;
+    let paths: Vec<String> = text.split(',').filter(|path| !path.is_empty()).map(|path| snake(path.trim())).collect();
+    if paths.len() > PATHS_MAX {
+        return Err(format!("must name at most {PATHS_MAX} fields, names {}", paths.len()));
+    }
+    Ok(mask(descriptor, paths))
+}
+
+/// A list of these fields.
+pub(crate) fn mask(descriptor: &MessageDescriptor, paths: impl IntoIterator<Item = String>) -> DynamicMessage {
+    let mut message = DynamicMessage::new(descriptor.clone());
+    if let Some(field) = descriptor.get_field_by_name("paths") {
+        message.set_field(&field, Value::List(paths.into_iter().map(Value::String).collect()));
+    }
+    message
+}
+
+fn snake(path: &str) -> String {
+    let mut snake = String::with_capacity(path.len());
+    for letter in path.chars() {
+        if letter.is_ascii_uppercase() {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_lowercase());
+    }
+    snake
 }
 
 fn instant(text: &str) -> Option<(i64, i32)> {

@@ -69,6 +69,26 @@ impl JobService for Echo {
         Ok(Reply::new(v1::ListJobsResponse::default()))
     }
 
+    /// Answers with the fields that it is to change, as tags.
+    async fn update_job(&self, request: tonic::Request<v1::UpdateJobRequest>) -> Answer<v1::Job> {
+        let v1::UpdateJobRequest { job, update_mask, .. } = self.open(request)?;
+        let v1::Job { id, etag, .. } = job.unwrap_or_default();
+        let tags = update_mask.unwrap_or_default().paths;
+        Ok(Reply::new(v1::Job { id, etag, tags, ..v1::Job::default() }))
+    }
+
+    async fn set_job_schedule(&self, request: tonic::Request<v1::SetJobScheduleRequest>) -> Answer<v1::Job> {
+        let v1::SetJobScheduleRequest { id, schedule, etag, .. } = self.open(request)?;
+        Ok(Reply::new(v1::Job { id, schedule, etag, ..v1::Job::default() }))
+    }
+
+    async fn list_job_revisions(
+        &self,
+        _: tonic::Request<v1::ListJobRevisionsRequest>,
+    ) -> Answer<v1::ListJobRevisionsResponse> {
+        Err(Status::not_found("no such job"))
+    }
+
     async fn pause_job(&self, request: tonic::Request<v1::PauseJobRequest>) -> Answer<v1::Job> {
         Ok(Reply::new(v1::Job { id: self.open(request)?.id, ..v1::Job::default() }))
     }
@@ -140,6 +160,48 @@ impl Bench {
         assert_eq!(status, 400, "{json}");
         std::mem::take(&mut *self.echo.mistakes.lock().unwrap())
     }
+}
+
+#[tokio::test]
+async fn a_patch_changes_the_keys_of_its_body_unless_it_names_others() {
+    let bench = Bench::new();
+    let changed = async |query: &str, body: &str| {
+        let (status, job) = bench.call("PATCH", &format!("/jobs/7{query}"), body).await;
+        assert_eq!((status, &job["id"]), (200, &Json::from("7")), "{job}");
+        serde_json::from_value::<Vec<String>>(job["tags"].clone()).unwrap()
+    };
+    assert_eq!(changed("", r#"{"id": "7", "maxRetries": null, "name": "n"}"#).await, ["id", "max_retries", "name"]);
+    assert_eq!(
+        changed("?update_mask=timeoutMs,tags,%20name", r#"{"name": "n"}"#).await,
+        ["timeout_ms", "tags", "name"]
+    );
+    assert!(changed("", "").await.is_empty());
+    let (status, refused) = bench.call("PATCH", "/jobs/7", r#"{"id": "8"}"#).await;
+    assert_eq!(
+        (status, &refused["message"]),
+        (400, &Json::from("job.id: is given by the path, and otherwise by the body"))
+    );
+}
+
+#[tokio::test]
+async fn what_it_was_made_of_is_said_by_a_header_too() {
+    let bench = Bench::new();
+    let send = async |method: &str, path: &str, etag: &str, body: &str| {
+        let uri = format!("/api/v1/scheduler{path}");
+        bench.send(Request::builder().method(method).uri(uri).header("if-match", etag), body).await
+    };
+    for (method, path) in [("PATCH", "/jobs/7"), ("PUT", "/jobs/7/schedule")] {
+        for etag in ["\"3\"", "W/\"3\""] {
+            let (parts, job) = send(method, path, etag, "{}").await;
+            assert_eq!((parts.status.as_u16(), &job["etag"]), (200, &Json::from("\"3\"")), "{job}");
+            assert_eq!(parts.headers["etag"], "\"3\"");
+        }
+        assert_eq!(send(method, path, "*", "{}").await.1["etag"], Json::from(""));
+        let (parts, refused) = send(method, path, "\"3\"", r#"{"etag": "\"4\""}"#).await;
+        assert_eq!(parts.status.as_u16(), 400, "{refused}");
+    }
+    let (parts, _) = send("POST", "/jobs/7/pause", "\"3\"", "{}").await;
+    assert_eq!(parts.status.as_u16(), 200, "a call that has none");
 }
 
 /// The route table is part of the contract: a change of it must be seen in review.
@@ -245,10 +307,10 @@ async fn unknown_paths_and_methods_are_answered_in_json() {
         let (status, json) = bench.call("GET", path, "").await;
         assert_eq!((status, &json["code"]), (404, &Json::from(5)), "{path}");
     }
-    let request = Request::builder().method("PATCH").uri("/api/v1/scheduler/jobs/7");
+    let request = Request::builder().method("PUT").uri("/api/v1/scheduler/jobs/7");
     let (parts, json) = bench.send(request, "").await;
     assert_eq!((parts.status.as_u16(), &json["code"]), (405, &Json::from(12)));
-    assert_eq!(parts.headers["allow"], "GET, DELETE");
+    assert_eq!(parts.headers["allow"], "GET, PATCH, DELETE");
     let (status, json) = bench.call("GET", "/jobs/a%2Fb%20c", "").await;
     assert_eq!((status, &json["id"]), (200, &Json::from("a/b c")));
     assert_eq!(bench.call("HEAD", "/jobs/7", "").await.0, 200);

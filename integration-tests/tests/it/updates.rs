@@ -1,0 +1,181 @@
+//! A change of a job loses no fire and doubles none (R23a): what is claimed ahead goes by the new definition, or is withdrawn.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use carillon_core::execution::Status;
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::api::{Api, id_of, instant};
+use crate::load::{in_ms, rfc3339};
+use crate::world::{LOAD_MAX, Plan, SOON, World, soon};
+
+/// With time between a claim and its instant.
+fn claimed_long_ahead() -> Plan {
+    let plan = Plan { dispatchers: 1, executors: 1, ..Plan::default() };
+    plan.protocol(Duration::from_secs(3), Duration::from_secs(30)).set("CARILLON_DISPATCHER_LEAD", "750ms")
+}
+
+/// A job that fires once, claimed ahead of its instant.
+async fn claimed(api: &Api, at: DateTime<Utc>) -> (Uuid, Uuid) {
+    let body = json!({"name": "held", "execute_at": rfc3339(at), "handler_name": "test:echo", "payload": {"n": 1}});
+    let job = id_of(&api.create("once", &body).await);
+    let execution = soon("the claim ahead of the instant", || async {
+        let executions = api.executions(job).await;
+        ensure!(!executions.is_empty(), "no execution");
+        anyhow::Ok(id_of(&executions[0]))
+    })
+    .await;
+    (job, execution)
+}
+
+/// Tries until the change was answered before the instant: on a slow machine it may come too late, and promises nothing then.
+async fn changed_ahead(name: &str, change: impl Fn(DateTime<Utc>) -> Value, check: impl AsyncFn(&Api, Uuid, Uuid)) {
+    let mut world = World::start(name, claimed_long_ahead()).await;
+    let api = world.api();
+    for _ in 0..10 {
+        let at = in_ms(1_000);
+        let (job, execution) = claimed(&api, at).await;
+        world.expected.push((job, at));
+        let job_now = api.update(job, &change(at)).await;
+        if Utc::now() + TimeDelta::milliseconds(50) >= at {
+            continue;
+        }
+        if instant(&job_now["execute_at"]) != at {
+            world.expected.push((job, instant(&job_now["execute_at"])));
+        }
+        check(&api, job, execution).await;
+        world.judge(SOON).await;
+        return;
+    }
+    panic!("never before the instant");
+}
+
+#[tokio::test]
+async fn what_was_claimed_ahead_runs_the_new_definition() {
+    let change = |_| json!({"payload": {"n": 2}, "tags": ["new"], "max_retries": 1});
+    changed_ahead("update_ahead", change, async |api, job, execution| {
+        let ended = api.execution_in(execution, &["SUCCESS", "FAILED", "SKIPPED"]).await;
+        assert_eq!((&ended["result"], &ended["revision"]), (&json!({"n": 2}), &json!(2)), "{ended}");
+        api.job_in(job, "COMPLETED").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_no_longer_in_the_schedule_is_withdrawn_and_the_new_instant_fires() {
+    let change = |at: DateTime<Utc>| json!({"execute_at": rfc3339(at + TimeDelta::milliseconds(700))});
+    changed_ahead("update_withdraws", change, async |api, job, execution| {
+        let ended = api.execution_in(execution, &["SUCCESS", "FAILED", "SKIPPED"]).await;
+        let reason = "job changed: its schedule no longer has this instant";
+        assert_eq!((&ended["status"], &ended["reason"]), (&json!("SKIPPED"), &json!(reason)), "{ended}");
+        let job = api.job_in(job, "COMPLETED").await;
+        assert_eq!(job["success_count"], json!(1), "{job}");
+    })
+    .await;
+}
+
+/// A completed job with something to come is active again, and completes again.
+#[tokio::test]
+async fn a_completed_job_that_is_given_an_instant_to_come_is_active_again() {
+    let mut world = World::start("update_revives", Plan { dispatchers: 1, executors: 1, ..Plan::default() }).await;
+    let api = world.api();
+    let first = in_ms(200);
+    let body = json!({"name": "once", "execute_at": rfc3339(first), "handler_name": "test:echo", "allow_past": true});
+    let job = id_of(&api.create("once", &body).await);
+    let completed = api.job_in(job, "COMPLETED").await;
+    assert_eq!(
+        api.update(job, &json!({"tags": ["x"]})).await["status"],
+        completed["status"],
+        "nothing is to come by it"
+    );
+    let second = in_ms(600);
+    let again = api.update(job, &json!({"execute_at": rfc3339(second)})).await;
+    assert_eq!((&again["status"], &again["completed_at"]), (&json!("ACTIVE"), &Value::Null), "{again}");
+    let completed = api.job_in(job, "COMPLETED").await;
+    assert_eq!(completed["success_count"], json!(2), "{completed}");
+    world.expected.extend([(job, first), (job, second)]);
+    world.judge(SOON).await;
+}
+
+/// A paused job keeps what it is changed to, and resumes with it.
+#[tokio::test]
+async fn a_paused_job_is_changed_and_goes_on_by_what_it_is_then() {
+    let mut world = World::start("update_paused", Plan { dispatchers: 1, executors: 1, ..Plan::default() }).await;
+    let api = world.api();
+    let body =
+        json!({"name": "n", "execute_at": rfc3339(in_ms(3_600_000)), "handler_name": "test:echo", "payload": {"n": 1}});
+    let job = id_of(&api.create("once", &body).await);
+    assert_eq!(api.post(&format!("/jobs/{job}/pause"), &json!({})).await.status, 200);
+    let at = in_ms(400);
+    let changed = api.update(job, &json!({"execute_at": rfc3339(at), "payload": {"n": 2}})).await;
+    assert_eq!((&changed["status"], &changed["next_run"]), (&json!("PAUSED"), &Value::Null), "{changed}");
+    assert_eq!(api.post(&format!("/jobs/{job}/resume"), &json!({})).await.status, 200);
+    api.job_in(job, "COMPLETED").await;
+    let executions = api.executions(job).await;
+    assert_eq!((executions.len(), &executions[0]["result"]), (1, &json!({"n": 2})), "{executions:?}");
+    world.expected.push((job, at));
+    world.judge(SOON).await;
+}
+
+/// Edits of every kind at any moment around the instants, while executors die: each instant that stayed has one execution, and
+/// what each ran is what the revision says that it names.
+#[tokio::test]
+async fn edits_around_every_instant_lose_no_fire_and_double_none() {
+    const EVERY: TimeDelta = TimeDelta::milliseconds(200);
+    let plan = Plan { executors: 2, ..Plan::default() };
+    let mut world = World::start("update_storm", plan).await;
+    let api = world.api();
+    let end = in_ms(8_000);
+    let body = json!({
+        "name": "edited", "interval": "200ms", "handler_name": "test:echo", "payload": {"edit": 0},
+        "start_date": rfc3339(in_ms(500)), "end_date": rfc3339(end), "allow_overlap": true,
+    });
+    let created = api.create("recurring", &body).await;
+    let job = id_of(&created);
+    let first = instant(&created["next_run"]);
+    let mut edits = 0_u32;
+    let mut crash = Some(in_ms(3_000));
+    while Utc::now() < end - TimeDelta::milliseconds(500) {
+        edits += 1;
+        let turn = edits as usize / 4 % 2;
+        let change = match edits % 4 {
+            0 => json!({"tags": [format!("t{edits}")], "payload": {"edit": edits}}),
+            1 => json!({"priority": (["low", "high"][turn]), "payload": {"edit": edits}}),
+            // Reckoned anew, and the same instants.
+            2 => json!({"timezone": (["UTC", "Europe/Berlin"][turn]), "payload": {"edit": edits}}),
+            _ => json!({"max_retries": edits % 7, "payload": {"edit": edits}}),
+        };
+        let answer = api.try_update(job, &change).await;
+        assert!([200, 409].contains(&answer.status), "{}", answer.body);
+        if crash.is_some_and(|at| Utc::now() >= at) {
+            crash = None;
+            world.kill("executor-1");
+        }
+    }
+    assert!(edits > 50, "{edits} edits");
+    let mut at = first;
+    while at <= end {
+        world.expected.push((job, at));
+        at += EVERY;
+    }
+    let history = world.judge(LOAD_MAX).await;
+    assert_eq!(history.count(Status::Success), world.expected.len());
+    let wrong: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM job_executions e JOIN job_revisions r ON r.job_id = e.job_id AND r.revision = e.revision
+         WHERE e.job_id = $1 AND e.result IS DISTINCT FROM r.definition -> 'payload'",
+    )
+    .bind(job)
+    .fetch_one(&world.pool)
+    .await
+    .expect("postgres answers");
+    assert_eq!(wrong, 0, "executions ran something else than their revision says");
+    let by_revision: i64 = sqlx::query_scalar("SELECT count(DISTINCT revision) FROM job_executions WHERE job_id = $1")
+        .bind(job)
+        .fetch_one(&world.pool)
+        .await
+        .expect("postgres answers");
+    assert!(by_revision > 10, "{by_revision} revisions ran");
+}

@@ -1,0 +1,263 @@
+//! R23a: changing a job's definition, while executions of it may be claimed ahead.
+//!
+//! One transaction, in the lock order of [`super::changes`]: the name of the queue, the job, its timer, executions. What is
+//! claimed ahead and still to come is given the new revision, unless its instant is no longer one of the timetable's: then it is
+//! withdrawn, as a pause does it. The caller tells executors of each (R8a). What was withdrawn so and has not been recorded
+//! yet may come back with a later change.
+
+use carillon_core::ids;
+use carillon_core::job::JobStatus;
+use carillon_core::misfire;
+use carillon_core::schedule::{LOOKS_MAX, Timetable, TimetableSpec};
+use chrono::{DateTime, Utc};
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, Row};
+use uuid::Uuid;
+
+use super::changes::{REASON_PAUSED, clock, may_repeat, queued_ahead_on, refused};
+use super::rows::{self, word};
+use super::{Definition, Job, get_on};
+use crate::bounded::Connection;
+use crate::document::ToWrite;
+use crate::{Error, Result, Store, attention, days, queues, revisions};
+
+/// Why an execution that was claimed ahead did not start.
+pub const REASON_CHANGED: &str = "job changed: its schedule no longer has this instant";
+
+/// A change of a job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Update {
+    /// What it is to be: its type, key, platform and maker are those it has.
+    pub definition: Definition,
+    /// The revision that it was made of.
+    pub revision: i64,
+    /// What the schedules and exclusions of `definition` mean, and the first instant to fire at, if they say something else than
+    /// they did.
+    pub timetable: Option<(TimetableSpec, Option<DateTime<Utc>>)>,
+    /// Who changes it.
+    pub updated_by: String,
+    /// How many names of queues there may be, its own among them ([`crate::queues`]).
+    pub queues_max: u32,
+}
+
+/// A job that was changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Updated {
+    /// As it stands now.
+    pub job: Job,
+    /// R8a: executions that were claimed ahead and are now withdrawn, or to run with another definition: executors shall
+    /// hear of each.
+    pub ahead: Vec<Uuid>,
+}
+
+/// R23a: a retry keeps what its first attempt ran with. `$4` is why it stays withdrawn if it is: the job is paused.
+const EXECUTIONS_REVISE: &str = "
+UPDATE job_executions
+SET revision = $3, cancel_requested = withdrawn AND $4::text IS NOT NULL, withdrawn = withdrawn AND $4::text IS NOT NULL,
+    reason = CASE WHEN withdrawn THEN $4 ELSE reason END
+WHERE id = ANY ($1) AND {days of id} AND status = 'QUEUED' AND attempt = 1 AND scheduled_at > $2
+  AND (NOT cancel_requested OR withdrawn)
+RETURNING id";
+
+/// What a pause withdrew too: a resume shall not bring it back.
+const EXECUTIONS_FALL_AWAY: &str = "
+UPDATE job_executions SET cancel_requested = true, withdrawn = true, reason = $3
+WHERE id = ANY ($1) AND {days of id} AND status = 'QUEUED' AND attempt = 1 AND scheduled_at > $2
+  AND (NOT cancel_requested OR withdrawn)
+RETURNING id";
+
+const SCHEDULED_AT: &str = "SELECT id, scheduled_at FROM job_executions WHERE id = ANY ($1) AND {days of id}";
+
+const JOB_LOCK: &str = "
+SELECT status, revision, timetable, max_executions, held_at FROM jobs WHERE id = $1 FOR NO KEY UPDATE";
+
+const TIMER_LOCK: &str = "SELECT fire_at, claimed_count FROM job_timers WHERE job_id = $1 FOR UPDATE";
+
+/// `{columns}` are those that the row `$2` names: what an older program does not know stays.
+const JOB_WRITE: &str = "
+UPDATE jobs SET ({columns}, payload, metadata) =
+    (SELECT {columns}, $3::jsonb, $4::jsonb FROM jsonb_populate_record(NULL::jobs, $2::jsonb))
+WHERE id = $1";
+
+/// Changes a job. `None`: it is not of that revision any more, and nothing was done.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::FailedPrecondition`] for a CANCELLED job; [`Error::QueuesExhausted`] if its queue would be one
+/// too many; or if Postgres is unavailable.
+pub async fn update(store: &Store, id: Uuid, update: &Update) -> Result<Option<Updated>> {
+    let mut attempt = 1;
+    loop {
+        match Box::pin(update_once(store, id, update)).await {
+            Err(error) if may_repeat(&error, attempt).await => attempt += 1,
+            outcome => return outcome,
+        }
+    }
+}
+
+/// How the job stood, locked.
+struct Stood {
+    status: JobStatus,
+    timetable: TimetableSpec,
+    max_executions: Option<i64>,
+    /// Where its timer is, or was when the job was paused.
+    timer: Option<DateTime<Utc>>,
+    claimed_count: i64,
+    now: DateTime<Utc>,
+}
+
+/// Where a change leaves timer and executions.
+struct Placed {
+    fire_at: Option<DateTime<Utc>>,
+    stays: Vec<Uuid>,
+    falls_away: Vec<Uuid>,
+}
+
+async fn update_once(store: &Store, id: Uuid, update: &Update) -> Result<Option<Updated>> {
+    let mut transaction = store.pool.begin().await?;
+    queues::hold_on_conn(&mut transaction, &update.definition.queue, update.queues_max).await?;
+    let Some(stood) = lock(&mut transaction, id, update.revision).await? else { return Ok(None) };
+    if stood.status == JobStatus::Cancelled {
+        return Err(refused("changed", stood.status));
+    }
+    let is_paused = stood.status == JobStatus::Paused;
+    let moves = update.timetable.is_some() || stood.max_executions != update.definition.max_executions;
+    let ahead = ahead_on(&mut transaction, id, stood.now).await?;
+    let Placed { fire_at, stays, falls_away } = place(&stood, id, update, moves, ahead).await?;
+    write_definition(&mut transaction, id, update).await?;
+    if moves {
+        move_timer(&mut transaction, id, stood.status, fire_at).await?;
+    }
+    let revision = revisions::add_on(&mut *transaction, id, &update.updated_by).await?;
+    let mut ahead: Vec<Uuid> = sqlx::query_scalar(days::of(EXECUTIONS_REVISE, stays.iter().copied()))
+        .bind(&stays)
+        .bind(stood.now)
+        .bind(revision)
+        .bind(is_paused.then_some(REASON_PAUSED))
+        .fetch_all(&mut *transaction)
+        .await?;
+    let fallen: Vec<Uuid> = sqlx::query_scalar(days::of(EXECUTIONS_FALL_AWAY, falls_away.iter().copied()))
+        .bind(&falls_away)
+        .bind(stood.now)
+        .bind(REASON_CHANGED)
+        .fetch_all(&mut *transaction)
+        .await?;
+    ahead.extend(fallen);
+    if moves {
+        // Its timetable may end by this, and its last execution may have ended before.
+        attention::note_ended_on(&mut transaction, id).await?;
+    }
+    let job = get_on(&mut *transaction, id).await?;
+    carillon_failpoint::reach("update:commit").await;
+    transaction.commit().await?;
+    Ok(Some(Updated { job, ahead }))
+}
+
+/// Locks job and timer. `None`: it has another revision.
+async fn lock(connection: &mut Connection, id: Uuid, revision: i64) -> Result<Option<Stood>> {
+    let job = sqlx::query(JOB_LOCK).bind(id).fetch_optional(&mut *connection).await?;
+    let job = job.ok_or(Error::NotFound { what: "job", id })?;
+    if job.try_get::<i64, _>("revision")? != revision {
+        return Ok(None);
+    }
+    let timer = sqlx::query(TIMER_LOCK).bind(id).fetch_one(&mut *connection).await?;
+    let status = word("jobs.status", job.try_get("status")?)?;
+    let Json(timetable) = job.try_get("timetable")?;
+    let timer_at = if status == JobStatus::Paused { job.try_get("held_at")? } else { timer.try_get("fire_at")? };
+    Ok(Some(Stood {
+        status,
+        timetable,
+        max_executions: job.try_get("max_executions")?,
+        timer: timer_at,
+        claimed_count: timer.try_get("claimed_count")?,
+        now: clock(connection).await?,
+    }))
+}
+
+/// What is claimed ahead, by its instant.
+async fn ahead_on(connection: &mut Connection, id: Uuid, now: DateTime<Utc>) -> Result<Vec<(Uuid, DateTime<Utc>)>> {
+    let ahead = queued_ahead_on(connection, id, now).await?;
+    Ok(sqlx::query_as(days::of(SCHEDULED_AT, ahead.iter().copied())).bind(&ahead).fetch_all(connection).await?)
+}
+
+async fn place(
+    stood: &Stood,
+    id: Uuid,
+    update: &Update,
+    moves: bool,
+    ahead: Vec<(Uuid, DateTime<Utc>)>,
+) -> Result<Placed> {
+    if !moves {
+        let stays = ahead.into_iter().map(|(execution, _)| execution).collect();
+        return Ok(Placed { fire_at: None, stays, falls_away: Vec::new() });
+    }
+    let old = stood.timetable.clone();
+    let (new, first) = update.timetable.clone().unwrap_or_else(|| (old.clone(), None));
+    let (timer, now) = (stood.timer, stood.now);
+    // Dear ones take up to a second: not on a thread that serves others.
+    let search = tokio::task::spawn_blocking(move || {
+        let read = |spec| {
+            Timetable::parse_accepted(spec, id, LOOKS_MAX)
+                .map_err(|errors| errors.first().map_or_else(String::new, |error| error.message.clone()))
+        };
+        let (old, new) = (read(&old)?, read(&new)?);
+        // One that is past, and accepted as such, fires at once.
+        let fire_at = misfire::change(&old, &new, timer, now).or(first);
+        let is_timed = |execution, at| execution == ids::execution_for_fire(id, at);
+        let stays =
+            |(execution, at): &(Uuid, DateTime<Utc>)| !is_timed(*execution, *at) || misfire::fires_at(&new, *at);
+        let (stays, falls_away): (Vec<_>, Vec<_>) = ahead.into_iter().partition(stays);
+        Ok((fire_at, stays, falls_away))
+    });
+    let unreadable = |why: String| Error::Unreadable { what: "jobs.timetable", why };
+    let (fire_at, stays, falls_away) =
+        search.await.map_err(|error| unreadable(error.to_string()))?.map_err(unreadable)?;
+    let is_spent = update.definition.max_executions.is_some_and(|max| stood.claimed_count >= max);
+    let ids = |executions: Vec<(Uuid, _)>| executions.into_iter().map(|(execution, _)| execution).collect();
+    Ok(Placed { fire_at: fire_at.filter(|_| !is_spent), stays: ids(stays), falls_away: ids(falls_away) })
+}
+
+async fn write_definition(connection: &mut Connection, id: Uuid, update: &Update) -> Result<()> {
+    let Update { definition, timetable, .. } = update;
+    let unwritable = |error: serde_json::Error| Error::Unreadable { what: "changed job", why: error.to_string() };
+    let row = rows::definition_row(definition, timetable.as_ref().map(|(spec, _)| spec)).map_err(unwritable)?;
+    sqlx::query(AssertSqlSafe(JOB_WRITE.replace("{columns}", &rows::columns_of(&row))))
+        .bind(id)
+        .bind(Json(&row))
+        .bind(ToWrite(&definition.payload))
+        .bind(ToWrite(&definition.metadata))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// A paused job's timer stands still; a completed job with something to come is active again.
+async fn move_timer(
+    connection: &mut Connection,
+    id: Uuid,
+    status: JobStatus,
+    fire_at: Option<DateTime<Utc>>,
+) -> Result<()> {
+    match (status, fire_at) {
+        (JobStatus::Completed, None) => return Ok(()),
+        (JobStatus::Completed, Some(_)) => {
+            let revive = "UPDATE jobs SET status = 'ACTIVE', completed_at = NULL WHERE id = $1";
+            sqlx::query(revive).bind(id).execute(&mut *connection).await?;
+        }
+        (JobStatus::Paused, _) => {
+            let hold = "UPDATE jobs SET held_at = $2 WHERE id = $1";
+            sqlx::query(hold).bind(id).bind(fire_at).execute(&mut *connection).await?;
+        }
+        _ => {}
+    }
+    let stands_at = fire_at.filter(|_| status != JobStatus::Paused);
+    sqlx::query(
+        "UPDATE job_timers SET fire_at = $2, exhausted = $3::timestamptz IS NULL AND j.type <> 'EVENT'
+         FROM jobs j WHERE j.id = job_id AND job_id = $1",
+    )
+    .bind(id)
+    .bind(stands_at)
+    .bind(fire_at)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
