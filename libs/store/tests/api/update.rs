@@ -58,7 +58,8 @@ async fn what_stays_in_the_schedule_gets_the_new_revision_and_what_does_not_is_w
     let past = bench.execution(job.id, odd - TimeDelta::hours(1), "QUEUED").await?;
     let Updated { job: changed, mut ahead } = change(&bench, &job, &rescheduled(&job, "*/2 * * * *")).await?;
     let mut told = [stays, falls];
-    (ahead.sort_unstable(), told.sort_unstable());
+    ahead.sort_unstable();
+    told.sort_unstable();
     assert_eq!(ahead, told, "R8a");
     assert_eq!((changed.revision, changed.definition.schedule.as_str()), (2, "*/2 * * * *"));
     assert_eq!(changed.next_run.map(|at| at.timestamp() % 120), Some(0), "{:?}", changed.next_run);
