@@ -276,3 +276,38 @@ pub(crate) async fn may_repeat(error: &Error, attempt: u32) -> bool {
     tokio::time::sleep(Duration::from_millis(u64::from(attempt) * 10 + uneven)).await;
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+
+    /// The one thread for what blocks is taken: a search that is done there waits for it, and one that is done on the thread of
+    /// the runtime is over by the first look at it, before anything else had a turn.
+    #[test]
+    fn a_resume_searches_on_no_thread_that_serves_others() {
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        let held_at = DateTime::from_timestamp_millis(1_795_800_000_000).unwrap();
+        let locked = Locked {
+            status: JobStatus::Paused,
+            timetable: TimetableSpec::every(Duration::from_secs(1), held_at),
+            held_at: Some(held_at),
+        };
+        let found = runtime.block_on(async {
+            let (free, taken) = std::sync::mpsc::channel::<()>();
+            let thread = tokio::task::spawn_blocking(move || taken.recv().is_err());
+            let search = due_after_pause(locked, Uuid::from_u128(1), held_at + TimeDelta::milliseconds(5_500));
+            tokio::pin!(search);
+            tokio::select! {
+                biased;
+                found = &mut search => panic!("{found:?} was searched for on the runtime's own thread"),
+                () = tokio::task::yield_now() => {}
+            }
+            drop(free);
+            assert!(thread.await.unwrap(), "it was taken until now");
+            search.await
+        });
+        assert_eq!(found.unwrap(), Some(held_at + TimeDelta::seconds(5)));
+    }
+}
