@@ -41,6 +41,7 @@ mod seeds;
 mod slow_redis;
 mod stalls;
 mod stops;
+mod successions;
 mod swallowed;
 mod unrecorded;
 mod updates;

@@ -57,7 +57,7 @@ async fn what_cannot_be_recorded_for_a_foreign_lock_is_not_run_again_when_redis_
 }
 
 /// A beat whose outcome is not known makes the next incarnation.
-async fn cut_off_a_beat(world: &World) {
+pub(crate) async fn cut_off_a_beat(world: &World) {
     let mut stranger = world.pool.begin().await.expect("postgres answers");
     sqlx::query("LOCK TABLE workers").execute(&mut *stranger).await.expect("nobody has it for long");
     soon("a beat to be cut off", || async {

@@ -16,7 +16,7 @@
 /// The variable that says what happens where.
 pub const VARIABLE: &str = "CARILLON_TEST_FAILPOINTS";
 
-/// Each point there is: those that an execution passes, in that order, then those of changes of a job. What a test names must be
+/// Each point there is: those that an execution passes, in that order, then that of a new incarnation and that of a change of a job. What a test names must be
 /// among them.
 pub const POINTS: [&str; 16] = [
     "claim:begin",
@@ -33,6 +33,7 @@ pub const POINTS: [&str; 16] = [
     "record:committed",
     "acknowledge:send",
     "acknowledge:answered",
+    "adopt:begin",
     "pause:commit",
     "update:commit",
 ];

@@ -222,6 +222,7 @@ impl Store {
         if started.is_empty() {
             // A single statement is a transaction of its own: one round trip.
             let finished = finish_on_conn(&mut connection, Some(worker), &refs(finished), ended_jobs).await?;
+            carillon_failpoint::reach("record:committed").await;
             return Ok((Vec::new(), finished));
         }
         let mut transaction = connection.begin().await?;
@@ -229,6 +230,7 @@ impl Store {
         let finished = finish_on_conn(&mut transaction, Some(worker), &refs(finished), ended_jobs).await?;
         carillon_failpoint::reach("record:commit").await;
         transaction.commit().await?;
+        carillon_failpoint::reach("record:committed").await;
         Ok((started, finished))
     }
 

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use carillon_failpoint as failpoint;
 use carillon_store::recorder::Started;
 use carillon_store::workers::{Locked, Succession, Worker};
 use carillon_store::{Error, Store};
@@ -164,6 +165,7 @@ impl Lease {
 
     /// R21: what was left, as far as it is free by now. Nobody else takes it meanwhile: the incarnation that has it lives.
     async fn adopt(&self, left: &mut Vec<Started>) {
+        failpoint::reach("adopt:begin").await;
         let worker = self.worker(self.shared.incarnation.contact().worker);
         match tokio::time::timeout(ADOPT_MAX, self.store.worker_adopt(&worker, left)).await {
             Ok(Ok(succession)) => *left = self.reassert(std::mem::take(left), succession),

@@ -313,7 +313,6 @@ impl Writer {
         };
         match &outcome {
             Ok((_, finished)) => {
-                failpoint::reach("record:committed").await;
                 self.away_pause = AWAY_PAUSE;
                 histogram!("carillon_executor_flush_seconds").record(began.elapsed().as_secs_f64());
                 histogram!("carillon_executor_flush_items").record(u32::try_from(finished.len()).unwrap_or(u32::MAX));

@@ -40,7 +40,9 @@ impl Store {
         finished: &[Finished],
         ended_jobs: &[Uuid],
     ) -> Result<(Vec<Verdict>, Vec<Verdict>)> {
-        self.record_unlocked_by(Some(worker), started, finished, ended_jobs).await
+        let verdicts = self.record_unlocked_by(Some(worker), started, finished, ended_jobs).await?;
+        carillon_failpoint::reach("record:committed").await;
+        Ok(verdicts)
     }
 
     /// Without a worker (R17b) nothing is `started`, and only what is QUEUED is finished.
