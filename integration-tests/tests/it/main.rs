@@ -34,6 +34,7 @@ mod much;
 mod pooler;
 mod postgres_failover;
 mod redis_away;
+mod redis_full;
 mod refusing_postgres;
 mod retry;
 mod schedule;

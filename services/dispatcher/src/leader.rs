@@ -111,8 +111,10 @@ pub struct Leader {
     /// When the agenda was read last, and when it may be read again.
     last_refill: Instant,
     readable: Instant,
-    /// When Redis answered last.
+    /// When Redis answered last,
     pub(crate) answered: Instant,
+    /// and when the session was spoken to for its own sake.
+    pub(crate) spoken: Instant,
     /// There was more to claim than a batch holds.
     pub(crate) is_busy: bool,
     /// Rows that the next claim takes at most: fewer after one that was refused.
@@ -163,6 +165,7 @@ impl Leader {
             last_refill: now,
             readable: now,
             answered: now,
+            spoken: now,
             is_busy: false,
             last_slot: None,
             taking: Vec::new(),
@@ -268,7 +271,7 @@ impl Leader {
     /// Each second: the session is spoken to, Redis is looked at (R3).
     async fn tick(&mut self) -> Result<(), End> {
         self.next_tick = Instant::now() + TICK;
-        self.session.say_something().await?;
+        self.speak().await?;
         if self.session.clock_was_set() {
             warn!("the database's clock was set: what is due is reckoned anew");
             self.agenda = Agenda::default();

@@ -21,7 +21,7 @@ pub(crate) fn describe() {
     describe_counter!(
         "carillon_dispatcher_publish_failures_total",
         Unit::Count,
-        "Attempts to publish a batch that Redis did not answer; a batch is sent until it does"
+        "Attempts to publish a batch that Redis did not answer, or refused (full); a batch is sent until Redis takes it"
     );
     describe_counter!(
         "carillon_dispatcher_republished_total",

@@ -28,6 +28,13 @@ impl Leader {
         }
     }
 
+    /// R2: speaks to the session, which the server ends once it has been silent for too long.
+    pub(crate) async fn speak(&mut self) -> Result<(), End> {
+        self.session.say_something().await?;
+        self.spoken = Instant::now();
+        Ok(())
+    }
+
     /// Waits for Redis, or between two tries to reach it, while the session is spoken to each second (R2).
     ///
     /// # Errors
@@ -48,10 +55,10 @@ impl Leader {
                 outcome = &mut what => return Ok(outcome),
                 () = &mut given_up => return Err(End::Stopped),
                 () = &mut silent => return Err(End::RedisSilent),
-                () = tokio::time::sleep(TICK) => {
-                    let said = self.session.say_something().await;
+                // Since it was last spoken to, and not since this wait began: many short ones in a row are a long one.
+                () = tokio::time::sleep_until((self.spoken + TICK).into()) => {
                     // What is waited for may be a batch that is committed: it must not be let go of.
-                    said.map_err(|error| End::from(error).after_commit())?;
+                    self.speak().await.map_err(End::after_commit)?;
                 }
             }
         }
