@@ -31,6 +31,7 @@ mod lost_postgres;
 mod lost_redis;
 mod memory;
 mod much;
+mod newer_entry;
 mod pooler;
 mod postgres_failover;
 mod redis_away;
