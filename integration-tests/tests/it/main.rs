@@ -26,6 +26,7 @@ mod failover;
 mod failpoints;
 mod hostile;
 mod locks;
+mod long_handler;
 mod lost_gateways;
 mod lost_postgres;
 mod lost_redis;
