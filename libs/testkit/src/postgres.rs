@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use carillon_servers::{Home, Owner, PostgresServer, StopMode, USER, find_postgres, free_port};
-use chrono::{Days, NaiveTime, Utc};
+use chrono::{Days, NaiveDate, NaiveTime, TimeDelta, Utc};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::sync::OnceCell;
@@ -27,8 +27,10 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 const NAME: &str = "postgres";
 /// How long a standby may take to get what its primary has.
 const FOLLOW_MAX: Duration = Duration::from_secs(30);
-/// What a database is copied from.
+/// What a database is copied from, and the day around which it has partitions.
 const TEMPLATE: &str = "carillon_template";
+/// No test is given a database so shortly before midnight, as long as one takes that looks at days: it begins after it.
+const BEFORE_MIDNIGHT: TimeDelta = TimeDelta::seconds(90);
 /// Nothing here must survive a power cut; the commits still reach the log in order, so a kill -9 loses nothing.
 const FAST: [(&str, &str); 7] = [
     ("max_connections", CONNECTIONS_MAX),
@@ -46,6 +48,8 @@ static NEXT_NAME: AtomicU32 = AtomicU32::new(1);
 /// The server of this test process. Never dropped: the watcher of its home ends it with the process.
 struct Shared {
     url: String,
+    /// The day of the newest template.
+    template: tokio::sync::Mutex<Option<NaiveDate>>,
     _server: Mutex<PostgresServer>,
 }
 
@@ -63,7 +67,8 @@ impl Database {
     /// # Errors
     /// If Postgres is not installed or does not start.
     pub async fn new() -> Result<Self> {
-        Self::on(&shared().await?.url, Some(TEMPLATE)).await
+        let shared = shared().await?;
+        Self::on(&shared.url, Some(&shared.template_of(a_day().await?).await?)).await
     }
 
     /// An empty one, without a schema.
@@ -71,6 +76,7 @@ impl Database {
     /// # Errors
     /// If Postgres is not installed or does not start.
     pub async fn empty() -> Result<Self> {
+        a_day().await?;
         Self::on(&shared().await?.url, None).await
     }
 
@@ -174,7 +180,7 @@ impl Postgres {
         let server = start_server(home, settings.to_vec()).await?;
         let admin_url = server.url("postgres");
         let database = Database::on(&admin_url, None).await?;
-        migrate(database.url()).await?;
+        migrate(database.url(), a_day().await?).await?;
         Ok(Self { server: Mutex::new(server), database })
     }
 
@@ -264,15 +270,38 @@ async fn shared() -> Result<&'static Shared> {
         .get_or_try_init(|| async {
             let server = start_server(Home::temporary()?, Vec::new()).await?;
             let url = server.url("postgres");
-            let mut admin = PgConnection::connect(&url).await?;
-            run(&mut admin, format!("CREATE DATABASE {TEMPLATE}")).await?;
-            migrate(&with_database(&url, TEMPLATE)).await?;
-            // Nobody may be connected to what is copied, not even a curious test.
-            run(&mut admin, format!("ALTER DATABASE {TEMPLATE} ALLOW_CONNECTIONS false IS_TEMPLATE true")).await?;
-            admin.close().await?;
-            Ok(Shared { url, _server: Mutex::new(server) })
+            Ok(Shared { url, template: tokio::sync::Mutex::default(), _server: Mutex::new(server) })
         })
         .await
+}
+
+/// Today, by the clock that the servers of the tests have too, once it is sure to last for a test.
+async fn a_day() -> Result<NaiveDate> {
+    let limit = BEFORE_MIDNIGHT.to_std()? + Duration::from_secs(10);
+    wait_until("midnight to be over", limit, || {
+        let now = Utc::now();
+        let (day, later) = (now.date_naive(), (now + BEFORE_MIDNIGHT).date_naive());
+        std::future::ready(if later == day { Ok(day) } else { Err(now) })
+    })
+    .await
+}
+
+impl Shared {
+    /// The template of a day, made by the first who asks.
+    async fn template_of(&self, day: NaiveDate) -> Result<String> {
+        let mut newest = self.template.lock().await;
+        let name = format!("{TEMPLATE}_{}", day.format("%Y_%m_%d"));
+        if newest.is_none_or(|newest| newest < day) {
+            let mut admin = PgConnection::connect(&self.url).await?;
+            run(&mut admin, format!("CREATE DATABASE {name}")).await?;
+            migrate(&with_database(&self.url, &name), day).await?;
+            // Nobody may be connected to what is copied, not even a curious test.
+            run(&mut admin, format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false IS_TEMPLATE true")).await?;
+            admin.close().await?;
+            *newest = Some(day);
+        }
+        Ok(name)
+    }
 }
 
 /// On a thread for blocking work: making a data directory takes a second.
@@ -303,10 +332,9 @@ fn take_base_backup(port: u16, data: &Path) -> Result<()> {
 }
 
 /// As `carillon migrate` does it, from the same files: schema, then the partitions of the days around today.
-async fn migrate(url: &str) -> Result<()> {
+async fn migrate(url: &str, today: NaiveDate) -> Result<()> {
     let pool = PgPoolOptions::new().max_connections(1).connect(url).await?;
     sqlx::migrate!("../../migrations").run(&pool).await.context("cannot migrate")?;
-    let today = Utc::now().date_naive();
     for (back, ahead) in [(1, 0), (0, 0), (0, 1), (0, 2)] {
         let day = today - Days::new(back) + Days::new(ahead);
         let bounds = [day, day + Days::new(1)];

@@ -13,7 +13,7 @@ use carillon_store::claim::Decisions;
 use carillon_store::recorder::{Held, Verdict};
 use carillon_store::{Error, Store, StoreOptions, migrate, partitions};
 use carillon_testkit::{Database, wait_until};
-use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
+use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use uuid::Uuid;
@@ -40,13 +40,9 @@ impl Calendar {
     }
 }
 
+/// It stays so: no test begins shortly before midnight ([`Database::new`]).
 pub(crate) async fn today(pool: &PgPool) -> Result<Calendar> {
     let now: DateTime<Utc> = sqlx::query_scalar("SELECT now()").fetch_one(pool).await?;
-    // Midnight in the middle of a test moves all names by one: start behind it.
-    let tomorrow = (now.date_naive() + Days::new(1)).and_time(NaiveTime::MIN).and_utc();
-    if tomorrow - now < TimeDelta::seconds(30) {
-        return Ok(Calendar { today: tomorrow.date_naive() });
-    }
     Ok(Calendar { today: now.date_naive() })
 }
 
