@@ -111,9 +111,9 @@ pub struct Leader {
     /// When the agenda was read last, and when it may be read again.
     last_refill: Instant,
     readable: Instant,
-    /// When Redis answered last,
-    pub(crate) answered: Instant,
-    /// and when the session was spoken to for its own sake.
+    /// Since when something that Redis was asked is unanswered.
+    pub(crate) unanswered: Option<Instant>,
+    /// When the session was spoken to last for its own sake.
     pub(crate) spoken: Instant,
     /// There was more to claim than a batch holds.
     pub(crate) is_busy: bool,
@@ -164,7 +164,7 @@ impl Leader {
             glance: Glance::default(),
             last_refill: now,
             readable: now,
-            answered: now,
+            unanswered: None,
             spoken: now,
             is_busy: false,
             last_slot: None,

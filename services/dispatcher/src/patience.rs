@@ -11,10 +11,9 @@ use tracing::warn;
 use crate::TICK;
 use crate::leader::{End, Leader};
 
-/// R2: without an answer of Redis for so long, it does not lead.
+/// R2: without an answer of Redis for so long, it does not lead. Counted from the first question that is unanswered: a Redis that
+/// nobody asks, since a claim or this very process takes long, is not silent.
 const REDIS_SILENCE_MAX: Duration = Duration::from_secs(3);
-/// What one command gets in any case, however long nothing was asked before.
-const REDIS_ANSWER_MIN: Duration = Duration::from_secs(1);
 /// Between two tries to reach Redis.
 const REDIS_PAUSE: Duration = Duration::from_millis(100);
 /// How long a stop waits for Redis. A publish that is on its way in good order is through long before.
@@ -24,7 +23,7 @@ impl Leader {
     /// R2: takes note of whether Redis answered. That it is full is an answer too.
     pub(crate) fn note_answer<T>(&mut self, outcome: &carillon_stream::Result<T>) {
         if outcome.as_ref().err().is_none_or(carillon_stream::Error::is_answer) {
-            self.answered = Instant::now();
+            self.unanswered = None;
         }
     }
 
@@ -46,8 +45,8 @@ impl Leader {
             shutdown.cancelled().await;
             tokio::time::sleep(STOP_PATIENCE).await;
         };
-        let silent = (self.answered + REDIS_SILENCE_MAX).max(Instant::now() + REDIS_ANSWER_MIN);
-        let silent = tokio::time::sleep_until(silent.into());
+        let since = *self.unanswered.get_or_insert_with(Instant::now);
+        let silent = tokio::time::sleep_until((since + REDIS_SILENCE_MAX).into());
         tokio::pin!(what, given_up, silent);
         loop {
             tokio::select! {
@@ -103,6 +102,7 @@ impl Leader {
     /// # Errors
     /// [`End::RedisSilent`].
     pub(crate) fn refuse_silence(&self) -> Result<(), End> {
-        if self.answered.elapsed() < REDIS_SILENCE_MAX { Ok(()) } else { Err(End::RedisSilent) }
+        let is_silent = self.unanswered.is_some_and(|since| since.elapsed() >= REDIS_SILENCE_MAX);
+        if is_silent { Err(End::RedisSilent) } else { Ok(()) }
     }
 }
