@@ -16,9 +16,9 @@
 /// The variable that says what happens where.
 pub const VARIABLE: &str = "CARILLON_TEST_FAILPOINTS";
 
-/// Each point there is: those that an execution passes, in that order, then that of a new incarnation and that of a change of a job. What a test names must be
-/// among them.
-pub const POINTS: [&str; 16] = [
+/// Each point there is: those that an execution passes, in that order, then that of a new incarnation and those of changes of a
+/// job. What a test names must be among them.
+pub const POINTS: [&str; 17] = [
     "claim:begin",
     "claim:commit",
     "claim:committed",

@@ -5,35 +5,34 @@
 //! any other timer, and of the first that a leader sees of a job, nothing is known yet: the claim that meets it leaves it where
 //! it is and asks here; as soon as the answer is there the timer is looked at again. Nobody else waits for it.
 //!
-//! There are three lanes. Ordinary timetables are searched in microseconds, many at a time, for [`ORDINARY_MAX`] at most. One
+//! There are three lanes. Ordinary timetables are searched in microseconds, many at a time, for 20 ms at most. One
 //! with exclusions may cost 30 ms, and forty times as much after an outage; one with a thousand of them is 100 KiB to read. Of
-//! those the quick lane takes one at a time and has [`QUICK_LOOKS`] for each; a job that needs more is set aside into the slow
+//! those the quick lane takes one at a time and has 16,000 looks at exclusions for each; a job that needs more is set aside into the slow
 //! one, where there is a pause between two searches as long as the last took. So a thousand of the dearest cost half a core, and
 //! hold up others with exclusions for some seconds, those without not at all.
 //! Nothing here outlives the term: the tasks end with it.
 
+mod search;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use carillon_core::agenda::Slot;
-use carillon_core::misfire::{self, Due};
-use carillon_core::schedule::{LOOKS_MAX, Timetable, TimetableSpec};
+use carillon_core::misfire::Due;
 use carillon_store::Store;
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::{counter, gauge, histogram};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tracing::{error, warn};
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::definitions::Known;
+use search::{search_many, search_one};
 
-/// Ordinary timetables searched in one go, and for how long.
+/// Ordinary timetables searched in one go.
 const ORDINARY_AT_ONCE: usize = 1_000;
-const ORDINARY_MAX: Duration = Duration::from_millis(20);
-/// Looks at exclusions that each search of the quick lane has; some 0.5 ms. A dozen calendars of holidays need a hundredth.
-const QUICK_LOOKS: usize = 16_000;
 /// Questions waiting, at most: what does not fit is asked again by the claim that meets it next.
 const WAITING_MAX: usize = 20_000;
 /// Jobs remembered as slow.
@@ -43,9 +42,6 @@ const ANSWERS_MAX: usize = 64;
 /// Until then a timer is left alone that could not be asked for, and one that was.
 const FULL_PAUSE: TimeDelta = TimeDelta::seconds(5);
 const ANSWER_MAX: TimeDelta = TimeDelta::minutes(60);
-/// Tries to read a long timetable, with [`READ_PAUSE`] between them.
-const READS_MAX: u32 = 3;
-const READ_PAUSE: Duration = Duration::from_millis(200);
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -278,93 +274,17 @@ impl Foresight {
     }
 }
 
-/// Answers ordinary questions, as far as the time suffices.
-async fn search_many(questions: Vec<Question>, finder: mpsc::Sender<Searched>) {
-    let began = Instant::now();
-    let asked = questions.clone();
-    let searched = tokio::task::spawn_blocking(move || {
-        let search = |question: &Question| match &question.job.timetable {
-            Some(timetable) => Found::Due(resolve(timetable, question)),
-            None => Found::Unreadable,
-        };
-        let in_time =
-            |(n, question)| if n == 0 || began.elapsed() < ORDINARY_MAX { search(question) } else { Found::Unanswered };
-        asked.iter().enumerate().map(in_time).collect::<Vec<Found>>()
-    });
-    // If one panicked there is no answer for any.
-    let mut found = searched.await.unwrap_or_default().into_iter();
-    let answer = |question| Answer { question, found: found.next().unwrap_or(Found::Unreadable) };
-    let answers = questions.into_iter().map(answer).collect();
-    // If it fails, whoever asked is gone with the term.
-    let _ = finder.send(Searched { answers, pace: Pace::Ordinary, took: began.elapsed() }).await;
-}
-
-/// Answers one question about a timetable that may be dear.
-async fn search_one(question: Question, pace: Pace, store: Store, finder: mpsc::Sender<Searched>) {
-    let began = Instant::now();
-    let definition = &question.job.definition;
-    let spec = match &definition.timetable {
-        Some(spec) => Some(spec.clone()),
-        None => read(&store, definition.job, definition.revision).await,
-    };
-    let looks = if matches!(pace, Pace::Slow) { LOOKS_MAX } else { QUICK_LOOKS };
-    let asked = question.clone();
-    let searched = tokio::task::spawn_blocking(move || match spec {
-        Some(spec) => search(&spec, looks, &asked),
-        None => Found::Unreadable,
-    });
-    // One that panicked has no answer.
-    let found = searched.await.unwrap_or(Found::Unreadable);
-    let took = began.elapsed();
-    if matches!(pace, Pace::Slow) {
-        tokio::time::sleep(took).await;
-    }
-    // If it fails, whoever asked is gone with the term.
-    let _ = finder.send(Searched { answers: vec![Answer { question, found }], pace, took }).await;
-}
-
-async fn read(store: &Store, job: Uuid, revision: i64) -> Option<TimetableSpec> {
-    for _ in 0..READS_MAX {
-        match store.timetable(job, revision).await {
-            Ok(timetable) => return timetable,
-            Err(problem) => {
-                error!(job.id = %job, "its timetable cannot be read: {:#}", anyhow::Error::from(problem));
-                tokio::time::sleep(READ_PAUSE).await;
-            }
-        }
-    }
-    None
-}
-
-fn resolve(timetable: &Timetable, question: &Question) -> Due {
-    misfire::resolve(timetable, question.fire_at, question.now, question.misfire_threshold)
-}
-
-fn search(spec: &TimetableSpec, looks: usize, question: &Question) -> Found {
-    let job = question.job.definition.job;
-    match Timetable::parse_accepted(spec, job, looks) {
-        Ok(timetable) => {
-            let due = resolve(&timetable, question);
-            if timetable.was_cut() && looks < LOOKS_MAX { Found::Dear } else { Found::Due(due) }
-        }
-        Err(errors) => {
-            let why: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            error!(job.id = %job, "its timetable cannot be read, it does not fire: {}", why.join("; "));
-            Found::Unreadable
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use carillon_core::agenda::Source;
     use carillon_core::job::Priority;
     use carillon_core::line::Line;
-    use carillon_core::schedule::Exclusion;
+    use carillon_core::schedule::{Exclusion, LOOKS_MAX, TimetableSpec};
     use carillon_store::StoreOptions;
     use carillon_store::definitions::Definition;
     use chrono::{Datelike as _, Timelike as _};
 
+    use super::search::{QUICK_LOOKS, search};
     use super::*;
     use crate::definitions::Definitions;
 

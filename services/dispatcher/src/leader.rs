@@ -111,7 +111,9 @@ pub struct Leader {
     /// When the agenda was read last, and when it may be read again.
     last_refill: Instant,
     readable: Instant,
-    /// Since when something that Redis was asked is unanswered.
+    /// When Redis answered last,
+    pub(crate) answered: Instant,
+    /// and since when something that it was asked is unanswered.
     pub(crate) unanswered: Option<Instant>,
     /// When the session was spoken to last for its own sake.
     pub(crate) spoken: Instant,
@@ -164,6 +166,7 @@ impl Leader {
             glance: Glance::default(),
             last_refill: now,
             readable: now,
+            answered: now,
             unanswered: None,
             spoken: now,
             is_busy: false,
@@ -345,7 +348,7 @@ impl Leader {
             });
             let overdue = Instant::now() >= self.next_tick || self.passes.is_urgent() || self.shutdown.is_cancelled();
             let next = if overdue { None } else { self.claim_due().await? };
-            let outcome = self.alive(sending).await?;
+            let outcome = self.alive_while_sending(sending).await?;
             failpoint::reach("publish:answered").await;
             if let Ok(outcome) = &outcome {
                 self.note_answer(outcome);
@@ -370,7 +373,7 @@ impl Leader {
         loop {
             let redis = self.redis.clone();
             let sending = redis.publish(batch.number, self.term, &batch.lines, &batch.entries);
-            let outcome = self.alive(sending).await?;
+            let outcome = self.alive_while_sending(sending).await?;
             self.note_answer(&outcome);
             match outcome {
                 Ok(Published::Done(lengths)) => {

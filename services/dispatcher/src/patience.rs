@@ -11,9 +11,13 @@ use tracing::warn;
 use crate::TICK;
 use crate::leader::{End, Leader};
 
-/// R2: without an answer of Redis for so long, it does not lead. Counted from the first question that is unanswered: a Redis that
-/// nobody asks, since a claim or this very process takes long, is not silent.
+/// R2: without an answer of Redis for so long, it does not lead.
 const REDIS_SILENCE_MAX: Duration = Duration::from_secs(3);
+/// But from the first question that is unanswered so long is waited in any case: a Redis that nobody asks, since a claim or this
+/// very process takes long, is not silent;
+const ANSWER_MIN: Duration = Duration::from_secs(1);
+/// and so long for a batch, which may be 7 MB.
+const PUBLISH_MIN: Duration = REDIS_SILENCE_MAX;
 /// Between two tries to reach Redis.
 const REDIS_PAUSE: Duration = Duration::from_millis(100);
 /// How long a stop waits for Redis. A publish that is on its way in good order is through long before.
@@ -23,6 +27,7 @@ impl Leader {
     /// R2: takes note of whether Redis answered. That it is full is an answer too.
     pub(crate) fn note_answer<T>(&mut self, outcome: &carillon_stream::Result<T>) {
         if outcome.as_ref().err().is_none_or(carillon_stream::Error::is_answer) {
+            self.answered = Instant::now();
             self.unanswered = None;
         }
     }
@@ -39,6 +44,18 @@ impl Leader {
     /// # Errors
     /// The session is lost; Redis is silent; or the process stops, and [`STOP_PATIENCE`] later there is still no outcome.
     pub(crate) async fn alive<T>(&mut self, what: impl Future<Output = T>) -> Result<T, End> {
+        self.alive_for(ANSWER_MIN, what).await
+    }
+
+    /// The same, for a batch on its way.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn alive_while_sending<T>(&mut self, what: impl Future<Output = T>) -> Result<T, End> {
+        self.alive_for(PUBLISH_MIN, what).await
+    }
+
+    async fn alive_for<T>(&mut self, least: Duration, what: impl Future<Output = T>) -> Result<T, End> {
         let shutdown = self.shutdown.clone();
         // One for the whole wait: made anew at each turn of the loop it would never come.
         let given_up = async move {
@@ -46,7 +63,7 @@ impl Leader {
             tokio::time::sleep(STOP_PATIENCE).await;
         };
         let since = *self.unanswered.get_or_insert_with(Instant::now);
-        let silent = tokio::time::sleep_until((since + REDIS_SILENCE_MAX).into());
+        let silent = tokio::time::sleep_until((since + least).max(self.answered + REDIS_SILENCE_MAX).into());
         tokio::pin!(what, given_up, silent);
         loop {
             tokio::select! {
@@ -102,7 +119,7 @@ impl Leader {
     /// # Errors
     /// [`End::RedisSilent`].
     pub(crate) fn refuse_silence(&self) -> Result<(), End> {
-        let is_silent = self.unanswered.is_some_and(|since| since.elapsed() >= REDIS_SILENCE_MAX);
-        if is_silent { Err(End::RedisSilent) } else { Ok(()) }
+        let is_asked = self.unanswered.is_some_and(|since| since.elapsed() >= ANSWER_MIN);
+        if is_asked && self.answered.elapsed() >= REDIS_SILENCE_MAX { Err(End::RedisSilent) } else { Ok(()) }
     }
 }
