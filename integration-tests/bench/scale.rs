@@ -262,7 +262,9 @@ fn decisions(jobs: impl Iterator<Item = Uuid>, due: DateTime<Utc>) -> Decisions 
             created_by: String::new(),
             skipped: false,
         });
-        decisions.timers.push(MovedTimer { job, to: Some(Moved { fire_at: Some(far), exhausted: false }) });
+        decisions
+            .timers
+            .push(MovedTimer { job, to: Some(Moved { fire_at: Some(far), exhausted: false, unborn: None }) });
     }
     decisions
 }

@@ -7,7 +7,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::schedule::Timetable;
+use crate::schedule::{Next, Timetable};
 
 /// What a due timer leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,30 +45,36 @@ pub fn resume(timetable: &Timetable, held_at: DateTime<Utc>, now: DateTime<Utc>)
     timetable.last_at_or_before(now, held_at).unwrap_or(held_at)
 }
 
-/// Where the timer of a job moves whose timetable is changed at `now` from `old` to `new`; it stood at `stood_at`.
+/// What is still due of a job whose timetable is changed at `now` from `old` to `new`; its timer stood at `stood_at`.
 ///
-/// To the first instant to come. But what was due before and had not fired yet is still due where `new` has it too. An instant
-/// of the past that only `new` has is none that was missed, so where there is one, what is before it is let go.
-pub fn change(
+/// What was due before and had not fired yet is still due where `new` has it too. An instant of the past that only `new` has is
+/// none that was missed, so where there is one, what is before it is let go. `None`: the timer goes on with what is to come.
+pub fn still_due(
     old: &Timetable,
     new: &Timetable,
-    stood_at: Option<DateTime<Utc>>,
+    stood_at: DateTime<Utc>,
     now: DateTime<Utc>,
 ) -> Option<DateTime<Utc>> {
-    let still_due = stood_at.filter(|stood_at| *stood_at <= now).and_then(|stood_at| {
-        let (mut from, mut steps) = (None, 0);
-        for at in new.between(stood_at, now).take(MISSED_MAX) {
-            from = if fires_at(old, at) { from.or(Some(at)) } else { None };
-            steps += 1;
+    let mut from = None;
+    let mut at = stood_at;
+    let mut is_in_new = fires_at(new, at);
+    for _ in 0..MISSED_MAX {
+        if at > now {
+            return from;
         }
-        // So many that one fire will stand for all.
-        if steps < MISSED_MAX { from } else { new.last_at_or_before(now, stood_at).filter(|at| fires_at(old, *at)) }
-    });
-    still_due.or_else(|| new.next_after(now).timer())
+        if is_in_new {
+            from = if fires_at(old, at) { from.or(Some(at)) } else { None };
+        }
+        let Next::Fire(next) = new.next_after(at) else { return from };
+        (at, is_in_new) = (next, true);
+    }
+    // So many that one fire will stand for all.
+    new.last_at_or_before(now, stood_at).filter(|at| fires_at(old, *at))
 }
 
-/// Instants that a change looks at: of thirty seconds, by the shortest interval, there are 300.
-const MISSED_MAX: usize = 10_000;
+/// Instants that a change looks at: of the thirty seconds after which one fire stands for all, by the shortest interval, there are
+/// 300.
+const MISSED_MAX: usize = 500;
 
 /// Whether `at` is one of a timetable's instants.
 pub fn fires_at(timetable: &Timetable, at: DateTime<Utc>) -> bool {
@@ -115,22 +121,20 @@ mod tests {
     const THRESHOLD: TimeDelta = TimeDelta::seconds(30);
 
     #[test]
-    fn a_changed_timetable_goes_on_with_what_is_to_come() {
+    fn what_was_due_is_due_by_a_changed_timetable_where_that_has_it_too() {
         let every = |seconds| {
             Timetable::parse(&TimetableSpec::every(Duration::from_secs(seconds), at(0)), Uuid::nil()).unwrap()
         };
-        let moves = |new: &Timetable, stood_at, now| change(&every(10), new, stood_at, at(now));
-        assert_eq!(moves(&every(3), Some(at(20_000)), 11_000), Some(at(12_000)));
-        // Due and not fired yet, and so it is by the new one.
-        assert_eq!(moves(&every(5), Some(at(10_000)), 11_000), Some(at(10_000)));
-        assert_eq!(moves(&every(10), Some(at(10_000)), 39_000), Some(at(10_000)), "all of them");
-        assert_eq!(moves(&every(15), Some(at(10_000)), 39_000), Some(at(30_000)), "15 000 was not missed");
-        assert_eq!(moves(&every(10), Some(at(10_000)), 900_000_000), Some(at(900_000_000)), "too many to look at");
+        let due = |new: &Timetable, stood_at, now| still_due(&every(10), new, at(stood_at), at(now));
+        assert_eq!(due(&every(3), 20_000, 11_000), None, "nothing was due");
+        assert_eq!(due(&every(5), 10_000, 11_000), Some(at(10_000)));
+        assert_eq!(due(&every(10), 10_000, 39_000), Some(at(10_000)), "all of them");
+        assert_eq!(due(&every(15), 10_000, 39_000), Some(at(30_000)), "15 000 was not missed");
+        assert_eq!(due(&every(10), 10_000, 900_000_000), Some(at(900_000_000)), "too many to look at");
         // What only one of both has was not missed.
-        assert_eq!(moves(&every(7), Some(at(10_000)), 20_500), Some(at(21_000)));
-        assert_eq!(moves(&every(20), None, 30_500), Some(at(40_000)), "it stood nowhere: its timetable had ended");
-        let once = Timetable::parse(&TimetableSpec::once(at(5_000)), Uuid::nil()).unwrap();
-        assert_eq!(moves(&once, Some(at(20_000)), 11_000), None);
+        assert_eq!(due(&every(7), 10_000, 20_500), None);
+        let once = |ms| Timetable::parse(&TimetableSpec::once(at(ms)), Uuid::nil()).unwrap();
+        assert_eq!((due(&once(5_000), 10_000, 11_000), due(&once(10_000), 10_000, 11_000)), (None, Some(at(10_000))));
     }
 
     #[test]

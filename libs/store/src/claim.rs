@@ -161,6 +161,9 @@ pub struct Moved {
     pub fire_at: Option<DateTime<Utc>>,
     /// The timetable has ended.
     pub exhausted: bool,
+    /// Where it moves instead if nothing was born (R5: its fire was claimed before, and counted then), though that was to be the
+    /// job's last execution.
+    pub unborn: Option<DateTime<Utc>>,
 }
 
 /// What the caller decided about a claim.
@@ -270,12 +273,13 @@ RETURNING id, job_id"
 const TIMERS_MOVE: &str = "
 WITH moved AS (
     UPDATE job_timers t
-    SET fire_at = CASE WHEN m.moved THEN m.fire_at ELSE t.fire_at END,
-        exhausted = CASE WHEN m.moved THEN m.exhausted ELSE t.exhausted END,
+    SET fire_at = CASE WHEN NOT m.moved THEN t.fire_at WHEN m.opened = 0 THEN COALESCE(m.unborn, m.fire_at) ELSE m.fire_at END,
+        exhausted = CASE WHEN m.moved THEN m.exhausted AND (m.opened > 0 OR m.unborn IS NULL) ELSE t.exhausted END,
         claimed_count = t.claimed_count + m.opened
-    FROM UNNEST($1::uuid[], $2::bool[], $3::timestamptz[], $4::bool[], $5::bigint[]) AS m(job_id, moved, fire_at, exhausted, opened)
+    FROM UNNEST($1::uuid[], $2::bool[], $3::timestamptz[], $4::bool[], $5::bigint[], $6::timestamptz[])
+      AS m(job_id, moved, fire_at, exhausted, opened, unborn)
     WHERE t.job_id = m.job_id
-    RETURNING t.job_id, m.exhausted AND m.opened = 0 AS has_ended
+    RETURNING t.job_id, m.exhausted AND m.opened = 0 AND m.unborn IS NULL AS has_ended
 )
 INSERT INTO job_attention (job_id) SELECT job_id FROM moved WHERE has_ended";
 
@@ -411,6 +415,7 @@ impl Claim<'_> {
             .bind(timers.iter().map(|timer| timer.to.and_then(|to| to.fire_at)).collect::<Vec<_>>())
             .bind(timers.iter().map(|timer| timer.to.is_some_and(|to| to.exhausted)).collect::<Vec<_>>())
             .bind(timers.iter().map(|timer| opened.get(&timer.job).copied().unwrap_or(0)).collect::<Vec<_>>())
+            .bind(timers.iter().map(|timer| timer.to.and_then(|to| to.unborn)).collect::<Vec<_>>())
             .execute(&mut *self.transaction)
             .await?;
         Ok(())

@@ -151,6 +151,8 @@ WITH input AS (
     FROM input i
     WHERE e.id = i.id AND {days of e.id} AND e.claim = i.claim AND e.take = i.take
       AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND e.worker_id = $1)
+      -- What a change of the job has brought back meanwhile does not end by having been withdrawn.
+      AND (i.status <> 'SKIPPED' OR e.cancel_requested)
     RETURNING e.id, e.job_id, e.shard, e.claim, e.take, e.status, e.completed_at, e.duration_ms, i.next_retry_at, i.queue, i.priority,
               i.attempt, i.status AS ended, i.timed_out, i.started_at, i.ended_at, i.error, i.error_stack
 ), stats AS (

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::decide::{Decided, Next, decide};
 use crate::definitions::Definitions;
-use crate::foresight::{Answer, Foresight, Found, Question, Searched};
+use crate::foresight::{ANSWER_MAX, Answer, Foresight, Found, Question, Searched};
 use crate::leader::{End, Leader, delta};
 use crate::outgoing::Batch;
 
@@ -112,6 +112,10 @@ impl Leader {
         left_out.extend(fit(&self.definitions, &mut claim));
         let threshold = delta(self.config.dispatcher.misfire_threshold);
         let foreseen = foresee(&mut self.foresight, &self.definitions, &mut self.left, &mut claim, threshold);
+        for (slot, until) in foreseen.later {
+            self.agenda.note_exactly(slot, until);
+        }
+        let foreseen = foreseen.due;
         let decided = decide(&claim.timers, &claim.triggers, &claim.retries, &self.definitions, &foreseen, claim.now);
         let number = claim.number;
         let committed = claim.commit(self.term, &decided.decisions, &self.unsettled).await?;
@@ -353,6 +357,15 @@ fn leave_out(claim: &mut Claim<'_>, mut leave: impl FnMut(Uuid, i64, Option<usiz
     slots
 }
 
+/// What a claim's timers lead to.
+#[derive(Default)]
+struct Foreseen {
+    /// As far as it was found.
+    due: HashMap<Uuid, misfire::Due>,
+    /// Where to look again when, for those that could not even be asked about.
+    later: Vec<(Slot, DateTime<Utc>)>,
+}
+
 /// What a claim's timers lead to, as far as it was found. Those of which nothing is known yet are left out of the claim, asked
 /// about, and left alone until the answer comes.
 fn foresee(
@@ -361,20 +374,24 @@ fn foresee(
     left: &mut HashMap<Uuid, DateTime<Utc>>,
     claim: &mut Claim<'_>,
     misfire_threshold: TimeDelta,
-) -> HashMap<Uuid, misfire::Due> {
-    let mut foreseen = HashMap::with_capacity(claim.timers.len());
+) -> Foreseen {
+    let mut foreseen = Foreseen::default();
     let now = claim.now;
     claim.timers.retain(|timer| {
         let Some(job) = definitions.get(timer.job, timer.revision) else { return true };
         let fire_at = timer.fire_at;
         if let Some(due) = definitions.due(&job, fire_at, now, misfire_threshold) {
-            foreseen.insert(timer.job, due);
+            foreseen.due.insert(timer.job, due);
             return true;
         }
-        let slot = Some((Source::Timer, timer.line.clone()));
+        let slot = (Source::Timer, timer.line.clone());
         // However long the search takes, it is used.
         let until = DateTime::<Utc>::MAX_UTC;
-        let until = foresight.ask(Question { job, fire_at, slot, now, until, misfire_threshold });
+        let asked = Question { job, fire_at, slot: Some(slot.clone()), now, until, misfire_threshold };
+        let until = foresight.ask(asked);
+        if until < now + ANSWER_MAX {
+            foreseen.later.push((slot, until));
+        }
         left.insert(timer.job, until);
         false
     });

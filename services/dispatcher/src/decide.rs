@@ -133,7 +133,8 @@ impl Deciding {
             created_by: String::new(),
             skipped: !has_room,
         };
-        let next = if has_room && budget == Some(1) { None } else { due.next };
+        let is_last = has_room && budget == Some(1);
+        let next = due.next.filter(|_| !is_last);
         if has_room {
             if next.is_none() {
                 self.decided.last.push(new.id);
@@ -143,7 +144,7 @@ impl Deciding {
             new.reason = Some(overlap_reason(open, definition.open_max));
             self.decided.decisions.executions.push(new);
         }
-        self.moved(timer, job, next);
+        self.moved_or(timer, job, next, due.next.filter(|_| is_last));
     }
 
     fn trigger(&mut self, trigger: &DueTrigger, job: &Known) {
@@ -204,7 +205,17 @@ impl Deciding {
     }
 
     fn moved(&mut self, timer: &DueTimer, job: &Arc<Known>, next: Option<DateTime<Utc>>) {
-        let to = Moved { fire_at: next, exhausted: next.is_none() };
+        self.moved_or(timer, job, next, None);
+    }
+
+    fn moved_or(
+        &mut self,
+        timer: &DueTimer,
+        job: &Arc<Known>,
+        next: Option<DateTime<Utc>>,
+        unborn: Option<DateTime<Utc>>,
+    ) {
+        let to = Moved { fire_at: next, exhausted: next.is_none(), unborn };
         self.touched.insert(timer.job);
         self.decided.decisions.timers.push(MovedTimer { job: timer.job, to: Some(to) });
         if let Some(at) = next {

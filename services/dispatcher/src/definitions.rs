@@ -20,7 +20,7 @@ const KEPT_BYTES_MAX: usize = 96 * 1024 * 1024;
 const BYTES_EACH: usize = 768;
 /// Bytes of one spec of a timetable, as it was read and parsed.
 const BYTES_OF_A_SPEC: usize = 192;
-/// Revisions of a job that are kept: of one that is changed often the newest.
+/// Revisions of a job that are kept while others are learned.
 const REVISIONS_MAX: usize = 8;
 /// Specs of an ordinary timetable, which has no exclusions: some 10 µs a search.
 const SPECS_CHEAP: usize = 4;
@@ -50,14 +50,15 @@ impl Known {
         Self { definition, timetable, ahead: Mutex::new(None) }
     }
 
-    /// Whether its timetable is a single instant, of which nothing needs to be searched.
-    fn is_once(&self) -> bool {
-        self.definition.timetable.as_ref().is_some_and(|spec| matches!(spec.specs[..], [Spec::Once(_)]))
+    /// Whether its timetable is a single instant or interval: that is reckoned, and nothing needs to be searched.
+    fn is_reckoned(&self) -> bool {
+        let spec = self.definition.timetable.as_ref().filter(|spec| spec.exclusions.is_empty());
+        spec.is_some_and(|spec| matches!(spec.specs[..], [Spec::Once(_) | Spec::Every { .. }]))
     }
 
-    /// What a timer of it that stands at `fire_at` leads to, if that was found ahead.
+    /// What a timer of it that stands at `fire_at` leads to, if no search is needed for that or it was found ahead.
     pub(crate) fn due(&self, fire_at: DateTime<Utc>, now: DateTime<Utc>, misfire_threshold: TimeDelta) -> Option<Due> {
-        if let Some(timetable) = self.timetable.as_ref().filter(|_| self.is_once()) {
+        if let Some(timetable) = self.timetable.as_ref().filter(|_| self.is_reckoned()) {
             return Some(misfire::resolve(timetable, fire_at, now, misfire_threshold));
         }
         let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,7 +72,7 @@ impl Known {
 
     /// Whether what comes next can be found as soon as its timer has moved, before it is asked for.
     pub fn is_foreseeable(&self) -> bool {
-        self.timetable.is_some() && !self.is_once()
+        self.timetable.is_some() && !self.is_reckoned()
     }
 
     fn bytes(&self) -> usize {
@@ -96,21 +97,25 @@ pub struct Definitions {
 }
 
 impl Definitions {
-    /// Those of `wanted` (job and revision) that are unknown.
-    pub fn unknown(&self, wanted: impl Iterator<Item = (Uuid, i64)>) -> Vec<(Uuid, i64)> {
+    /// Those of `wanted` (job and revision) that are unknown. What is known then stays known until this is asked again: whatever
+    /// leaves, for want of room, leaves here.
+    pub fn unknown(&mut self, wanted: impl Iterator<Item = (Uuid, i64)>) -> Vec<(Uuid, i64)> {
+        if self.bytes > KEPT_BYTES_MAX {
+            self.known.clear();
+            self.bytes = 0;
+        }
         let mut unknown: Vec<(Uuid, i64)> =
             wanted.filter(|(job, revision)| self.get(*job, *revision).is_none()).collect();
         unknown.sort_unstable();
         unknown.dedup();
+        for (job, _) in &unknown {
+            self.leave_some(*job);
+        }
         unknown
     }
 
     /// Keeps what was read. A timetable that this version cannot read is left out: its job is left alone, loudly.
     pub fn learn(&mut self, definitions: Vec<Definition>) {
-        if self.bytes > KEPT_BYTES_MAX {
-            self.known.clear();
-            self.bytes = 0;
-        }
         for definition in definitions {
             let cheap = definition.timetable.as_ref().filter(|spec| is_cheap(spec));
             match cheap.map(|spec| Timetable::parse_accepted(spec, definition.job, LOOKS_MAX)).transpose() {
@@ -127,11 +132,15 @@ impl Definitions {
 
     fn keep(&mut self, known: Known) {
         self.bytes += known.bytes();
-        let revisions = self.known.entry(known.definition.job).or_default();
-        if revisions.len() == REVISIONS_MAX {
-            self.bytes = self.bytes.saturating_sub(revisions.remove(0).bytes());
-        }
-        revisions.push(Arc::new(known));
+        self.known.entry(known.definition.job).or_default().push(Arc::new(known));
+    }
+
+    /// Of a job that is changed often the newest stay.
+    fn leave_some(&mut self, job: Uuid) {
+        let Some(revisions) = self.known.get_mut(&job) else { return };
+        revisions.sort_unstable_by_key(|known| known.definition.revision);
+        let superfluous = revisions.len().saturating_sub(REVISIONS_MAX);
+        self.bytes -= revisions.drain(..superfluous).map(|known| known.bytes()).sum::<usize>();
     }
 
     /// What is known of a job in that revision.
@@ -149,7 +158,7 @@ impl Definitions {
         misfire_threshold: TimeDelta,
     ) -> Option<Due> {
         let of_others = || {
-            let others = self.known.get(&job.definition.job).filter(|_| job.timetable.is_some())?;
+            let others = self.known.get(&job.definition.job).filter(|_| job.definition.timetable.is_some())?;
             let alike = others.iter().rev().filter(|other| other.definition.timetable == job.definition.timetable);
             alike.filter_map(|other| other.due(fire_at, now, misfire_threshold)).next()
         };

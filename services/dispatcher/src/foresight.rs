@@ -5,11 +5,11 @@
 //! any other timer, and of the first that a leader sees of a job, nothing is known yet: the claim that meets it leaves it where
 //! it is and asks here; as soon as the answer is there the timer is looked at again. Nobody else waits for it.
 //!
-//! There are three lanes. Ordinary timetables are searched in microseconds, many at a time, for 20 ms at most. One
-//! with exclusions may cost 30 ms, and forty times as much after an outage; one with a thousand of them is 100 KiB to read. Of
-//! those the quick lane takes one at a time and has 16,000 looks at exclusions for each; a job that needs more is set aside into the slow
-//! one, where there is a pause between two searches as long as the last took. So a thousand of the dearest cost half a core, and
-//! hold up others with exclusions for some seconds, those without not at all.
+//! There are three lanes, each with a task that goes on while it has questions. Ordinary timetables are searched in
+//! microseconds. One with exclusions may cost 30 ms, and forty times as much after an outage; one with a thousand of them is
+//! 100 KiB to read. Of those the quick lane has 16,000 looks at exclusions for each; a job that needs more is set aside into the
+//! slow one, where there is a pause between two searches as long as the last took. So a thousand of the dearest cost half a core,
+//! and hold up others with exclusions for some seconds, those without not at all.
 //! Nothing here outlives the term: the tasks end with it.
 
 mod search;
@@ -29,11 +29,12 @@ use tracing::warn;
 use uuid::Uuid;
 
 use crate::definitions::Known;
-use search::{search_many, search_one};
+use search::{search_dear, search_ordinary};
 
-/// Ordinary timetables searched in one go.
+/// Questions that a task takes at once. Of the slow ones it is one: what they cost is to be seen between two.
 const ORDINARY_AT_ONCE: usize = 1_000;
-/// Questions waiting, at most: what does not fit is asked again by the claim that meets it next.
+const QUICK_AT_ONCE: usize = 250;
+/// Questions waiting in one lane, at most: what does not fit is asked again by the claim that meets it next.
 const WAITING_MAX: usize = 20_000;
 /// Jobs remembered as slow.
 const SLOW_MAX: usize = 20_000;
@@ -41,7 +42,7 @@ const SLOW_MAX: usize = 20_000;
 const ANSWERS_MAX: usize = 64;
 /// Until then a timer is left alone that could not be asked for, and one that was.
 const FULL_PAUSE: TimeDelta = TimeDelta::seconds(5);
-const ANSWER_MAX: TimeDelta = TimeDelta::minutes(60);
+pub(crate) const ANSWER_MAX: TimeDelta = TimeDelta::minutes(60);
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -71,8 +72,6 @@ pub(crate) enum Found {
     Due(Due),
     /// The quick lane had not looks enough.
     Dear,
-    /// The lane had not time enough.
-    Unanswered,
     /// This version cannot read the timetable, or Postgres did not give it.
     Unreadable,
 }
@@ -83,6 +82,8 @@ pub(crate) struct Searched {
     answers: Vec<Answer>,
     pace: Pace,
     took: Duration,
+    /// The lane is free.
+    is_last: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,16 +98,14 @@ enum Pace {
 struct Lane {
     pace: Pace,
     waiting: VecDeque<Question>,
+    /// Until its last answers are kept.
+    is_busy: bool,
     task: Option<JoinHandle<()>>,
 }
 
 impl Lane {
     const fn new(pace: Pace) -> Self {
-        Self { pace, waiting: VecDeque::new(), task: None }
-    }
-
-    fn is_busy(&self) -> bool {
-        self.task.as_ref().is_some_and(|task| !task.is_finished())
+        Self { pace, waiting: VecDeque::new(), is_busy: false, task: None }
     }
 }
 
@@ -155,16 +154,17 @@ impl Foresight {
     pub(crate) fn ask(&mut self, question: Question) -> DateTime<Utc> {
         let (job, now) = (question.job.definition.job, question.now);
         if !self.asked.contains(&job) {
-            if self.asked.len() >= WAITING_MAX {
-                return now + FULL_PAUSE;
-            }
-            self.asked.insert(job);
             let pace = match &question.job.timetable {
                 Some(_) => Pace::Ordinary,
                 None if self.known_slow.contains(&job) => Pace::Slow,
                 None => Pace::Quick,
             };
-            self.lane(pace).waiting.push_back(question);
+            let lane = self.lane(pace);
+            if lane.waiting.len() >= WAITING_MAX {
+                return now + FULL_PAUSE;
+            }
+            lane.waiting.push_back(question);
+            self.asked.insert(job);
             self.work();
         }
         now + ANSWER_MAX
@@ -204,17 +204,11 @@ impl Foresight {
     /// Keeps answers until the claims that they are for, gives the lanes their next questions, and returns what is answered.
     pub(crate) fn keep(&mut self, searched: Searched) -> Vec<Answer> {
         histogram!("carillon_dispatcher_search_seconds").record(searched.took.as_secs_f64());
-        // It has said all it has to, whether or not it has come to its end.
-        self.lane(searched.pace).task = None;
+        self.lane(searched.pace).is_busy &= !searched.is_last;
         let mut answered = Vec::with_capacity(searched.answers.len());
-        let mut unanswered = Vec::new();
         for Answer { question, found } in searched.answers {
             let job = question.job.definition.job;
             match &found {
-                Found::Unanswered => {
-                    unanswered.push(question);
-                    continue;
-                }
                 Found::Dear => {
                     if self.known_slow.len() < SLOW_MAX && self.known_slow.insert(job) {
                         warn!(job.id = %job, "its timetable is dear to search, it is set aside: its fires may be late");
@@ -231,9 +225,6 @@ impl Foresight {
             }
             answered.push(Answer { question, found });
         }
-        for question in unanswered.into_iter().rev() {
-            self.ordinary.waiting.push_front(question);
-        }
         self.work();
         answered
     }
@@ -246,29 +237,30 @@ impl Foresight {
         }
     }
 
-    /// Gives each lane that is idle its next questions.
+    /// Gives each lane that is free its next questions.
     fn work(&mut self) {
         for lane in [&mut self.ordinary, &mut self.quick, &mut self.slow] {
-            if lane.is_busy() {
+            if lane.is_busy {
+                continue;
+            }
+            let at_once = match lane.pace {
+                Pace::Ordinary => ORDINARY_AT_ONCE,
+                Pace::Quick => QUICK_AT_ONCE,
+                Pace::Slow => 1,
+            };
+            let questions: VecDeque<Question> = lane.waiting.drain(..at_once.min(lane.waiting.len())).collect();
+            if questions.is_empty() {
+                if matches!(lane.pace, Pace::Ordinary) {
+                    self.soonest = None;
+                }
                 continue;
             }
             let (store, finder) = (self.store.clone(), self.finder.clone());
-            match lane.pace {
-                Pace::Ordinary => {
-                    let count = lane.waiting.len().min(ORDINARY_AT_ONCE);
-                    let questions: Vec<Question> = lane.waiting.drain(..count).collect();
-                    if questions.is_empty() {
-                        self.soonest = None;
-                    } else {
-                        lane.task = Some(tokio::spawn(search_many(questions, finder)));
-                    }
-                }
-                Pace::Quick | Pace::Slow => {
-                    if let Some(question) = lane.waiting.pop_front() {
-                        lane.task = Some(tokio::spawn(search_one(question, lane.pace, store, finder)));
-                    }
-                }
-            }
+            lane.is_busy = true;
+            lane.task = Some(match lane.pace {
+                Pace::Ordinary => tokio::spawn(search_ordinary(questions, finder)),
+                Pace::Quick | Pace::Slow => tokio::spawn(search_dear(questions, lane.pace, store, finder)),
+            });
         }
         gauge!("carillon_dispatcher_searches_waiting").set(u32::try_from(self.asked.len()).unwrap_or(u32::MAX));
     }
@@ -436,7 +428,42 @@ mod tests {
         assert_eq!(find(30), None);
         known.get(job, 26).unwrap().foresee(at, due.clone(), at);
         assert_eq!((find(26), find(30), find(31)), (Some(due.clone()), Some(due), None));
+        assert_eq!(known.unknown([(job, 99)].into_iter()), [(job, 99)]);
         assert!(known.get(job, 23).is_none() && known.get(job, 24).is_some(), "the newest are kept");
+    }
+
+    /// However many dear ones wait, ordinary ones are asked about.
+    #[tokio::test]
+    async fn a_full_lane_is_full_for_its_own() {
+        let at = DateTime::from_timestamp_millis(1_795_800_000_000).unwrap();
+        let mut foresight = foresight();
+        let dear = question(rarely(at), at);
+        let of_job = |n: usize| {
+            let job = Uuid::from_u128(u128::try_from(n).unwrap() + 10);
+            let definition =
+                carillon_store::definitions::Definition { job, timetable: None, ..dear.job.definition.clone() };
+            Question { job: Arc::new(Known::new(definition, None)), ..dear.clone() }
+        };
+        let full = (0..WAITING_MAX + QUICK_AT_ONCE + 1).map(|n| foresight.ask(of_job(n))).last();
+        assert_eq!(full, Some(at + FULL_PAUSE));
+        assert_eq!(foresight.ask(ordinary(1, at)), at + ANSWER_MAX);
+    }
+
+    #[test]
+    fn what_is_known_stays_known_until_it_is_asked_for_again() {
+        let at = DateTime::from_timestamp_millis(1_795_800_000_000).unwrap();
+        let large = |n: u128| {
+            let asked = question(TimetableSpec::cron("* * * * *", "UTC"), at);
+            let payload = Some("x".repeat(1 << 20));
+            carillon_store::definitions::Definition { job: Uuid::from_u128(n), payload, ..asked.job.definition.clone() }
+        };
+        let mut known = Definitions::default();
+        known.learn((0..200).map(large).collect());
+        assert!(
+            (0..200).all(|n| known.get(Uuid::from_u128(n), 1).is_some()),
+            "a claim goes on with all that it has learned"
+        );
+        assert_eq!(known.unknown((0..200).map(|n| (Uuid::from_u128(n), 1))).len(), 200, "then it begins anew");
     }
 
     const THRESHOLD: TimeDelta = TimeDelta::seconds(30);

@@ -231,6 +231,30 @@ impl TimetableSpec {
     }
 }
 
+impl TimetableSpec {
+    /// The same, where it was changed from `old`: an interval that is as it was goes on from the anchor that it has, unless it is to
+    /// begin at another start date.
+    #[must_use]
+    pub fn anchored_as(mut self, old: &Self) -> Self {
+        if self.start != old.start {
+            return self;
+        }
+        let mut anchors: Vec<(u64, DateTime<Utc>)> = Vec::new();
+        anchors.extend(old.specs.iter().filter_map(|spec| match spec {
+            Spec::Every { interval_ms, anchor } => Some((*interval_ms, *anchor)),
+            Spec::Cron(_) | Spec::Once(_) => None,
+        }));
+        for spec in &mut self.specs {
+            if let Spec::Every { interval_ms, anchor } = spec
+                && let Some(at) = anchors.iter().position(|(known, _)| known == interval_ms)
+            {
+                *anchor = anchors.remove(at).1;
+            }
+        }
+        self
+    }
+}
+
 /// The first fire of an interval: the start date if there is one, otherwise one interval after `created` (in a preview:
 /// after the moment it begins at). Whoever asks for "every hour" has just done it, or says when to begin.
 pub fn anchor(interval_ms: u64, start: Option<DateTime<Utc>>, created: DateTime<Utc>) -> DateTime<Utc> {

@@ -82,6 +82,29 @@ async fn what_stays_in_the_schedule_gets_the_new_revision_and_what_does_not_is_w
     Ok(())
 }
 
+/// A change that says nothing of the schedule brings nothing back that an earlier one took away.
+#[tokio::test]
+async fn what_fell_away_stays_away_until_the_schedule_has_it_again() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut job = bench.job().await?;
+    let (_, odd) = minutes_to_come(&bench).await?;
+    let falls = bench.execution(job.id, odd, "QUEUED").await?;
+    job = change(&bench, &job, &rescheduled(&job, "*/2 * * * *")).await?.job;
+    let fallen = ("QUEUED".to_owned(), true, Some(REASON_CHANGED.to_owned()));
+    assert_eq!(bench.stands(falls).await?, fallen);
+    for _ in 0..2 {
+        let mut tags = same(&job);
+        tags.definition.tags.push("more".into());
+        job = change(&bench, &job, &tags).await?.job;
+        assert_eq!(bench.stands(falls).await?, fallen);
+        job = jobs::pause(&bench.store, job.id).await?.job;
+        assert_eq!(bench.stands(falls).await?, fallen);
+    }
+    jobs::resume(&bench.store, job.id).await?;
+    assert_eq!(bench.stands(falls).await?, fallen);
+    Ok(())
+}
+
 #[tokio::test]
 async fn what_a_pause_withdrew_comes_back_only_if_the_schedule_still_has_it() -> Result<()> {
     let bench = Bench::new().await?;

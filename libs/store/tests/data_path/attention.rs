@@ -41,7 +41,7 @@ async fn look(bench: &Bench) -> Result<Looked> {
 
 /// Parks the timer for good.
 fn exhausted(job: Uuid) -> MovedTimer {
-    MovedTimer { job, to: Some(Moved { fire_at: None, exhausted: true }) }
+    MovedTimer { job, to: Some(Moved { fire_at: None, exhausted: true, unborn: None }) }
 }
 
 #[tokio::test]
@@ -63,7 +63,7 @@ async fn a_timetable_that_ends_without_an_execution_leaves_a_note() -> Result<()
             exhausted(skipping),
             exhausted(silent),
             exhausted(opening),
-            MovedTimer { job: going_on, to: Some(Moved { fire_at: Some(now), exhausted: false }) },
+            MovedTimer { job: going_on, to: Some(Moved { fire_at: Some(now), exhausted: false, unborn: None }) },
         ],
         retries: Vec::new(),
     };

@@ -319,7 +319,7 @@ pub(crate) fn one_each(timers: &[DueTimer]) -> Decisions {
 }
 
 pub(crate) fn parked(job: Uuid) -> MovedTimer {
-    MovedTimer { job, to: Some(Moved { fire_at: None, exhausted: false }) }
+    MovedTimer { job, to: Some(Moved { fire_at: None, exhausted: false, unborn: None }) }
 }
 
 pub(crate) fn fire(job: Uuid, at: DateTime<Utc>, seq: i32) -> NewExecution {

@@ -211,6 +211,31 @@ async fn r5_a_double_is_refused_by_its_id_and_not_counted() -> Result<()> {
     bench.assert_counters().await
 }
 
+/// A change of a job may set its timer back on an instant that is claimed already: of `max_executions` that is none.
+#[tokio::test]
+async fn r5_a_double_is_not_the_last_execution_of_its_job() -> Result<()> {
+    let bench = Bench::new().await?;
+    let at = bench.now().await?;
+    let job = bench.job_at(&medium(), Some(at)).await?;
+    let mut leader = bench.leader().await?;
+    let rooms = [room(Source::Timer, &medium(), 10)];
+    for (unborn, timer) in [
+        (at + seconds(9), Timer { fire_at: None, exhausted: true, claimed_count: 1 }),
+        (at + seconds(9), Timer { fire_at: Some(at + seconds(9)), exhausted: false, claimed_count: 1 }),
+    ] {
+        let back = "UPDATE job_timers SET fire_at = $1, exhausted = false WHERE job_id = $2";
+        sqlx::query(back).bind(at).bind(job).execute(&bench.pool).await?;
+        let claim = leader.claim(&rooms, at, &[]).await?;
+        let executions = one_each(&claim.timers).executions;
+        let last = Moved { fire_at: None, exhausted: true, unborn: Some(unborn) };
+        let timers = vec![MovedTimer { job, to: Some(last) }];
+        claim.commit(1, &Decisions { executions, timers, retries: Vec::new() }, &[]).await?;
+        assert_eq!(bench.timer(job).await?, timer);
+    }
+    assert_eq!(bench.count("job_attention").await?, 0, "it has not ended");
+    bench.assert_counters().await
+}
+
 #[tokio::test]
 async fn r5_timers_move_or_are_parked_and_a_trigger_moves_none() -> Result<()> {
     let bench = Bench::new().await?;
@@ -234,8 +259,8 @@ async fn r5_timers_move_or_are_parked_and_a_trigger_moves_none() -> Result<()> {
             NewExecution { id: triggered, ..fire(left, now, 3) },
         ],
         timers: vec![
-            MovedTimer { job: moving, to: Some(Moved { fire_at: Some(next), exhausted: false }) },
-            MovedTimer { job: ending, to: Some(Moved { fire_at: None, exhausted: true }) },
+            MovedTimer { job: moving, to: Some(Moved { fire_at: Some(next), exhausted: false, unborn: None }) },
+            MovedTimer { job: ending, to: Some(Moved { fire_at: None, exhausted: true, unborn: None }) },
             MovedTimer { job: left, to: None },
         ],
         retries: Vec::new(),

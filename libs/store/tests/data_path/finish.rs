@@ -280,6 +280,21 @@ async fn r11_a_cancelled_run_is_finished_but_spoils_no_mean() -> Result<()> {
     Ok(())
 }
 
+/// Whoever was about to record it as withdrawn has read the row before a resume, or a change, brought it back.
+#[tokio::test]
+async fn r23_what_was_brought_back_meanwhile_does_not_end_skipped() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut leader = bench.leader().await?;
+    let held = bench.open_one(&mut leader).await?;
+    let end = Finished { started_at: None, ..finished(held, Status::Skipped) };
+    let verdicts = bench.store.record(Uuid::nil(), &[], std::slice::from_ref(&end), &[]).await?.1;
+    assert_eq!(verdicts, [Verdict::Lost], "it stays pending, to be looked at again");
+    assert_eq!(bench.count("job_executions WHERE status = 'QUEUED'").await?, 1);
+    bench.change(held.execution, "cancel_requested = true, withdrawn = true").await?;
+    assert_eq!(bench.store.record(Uuid::nil(), &[], &[end], &[]).await?.1, [Verdict::Recorded(Status::Skipped)]);
+    bench.assert_counters().await
+}
+
 #[tokio::test]
 async fn r23_a_withdrawn_fire_ends_skipped_with_the_reason_of_whoever_withdrew_it() -> Result<()> {
     let bench = Bench::new().await?;
