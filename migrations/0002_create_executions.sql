@@ -74,6 +74,40 @@ BEGIN
 END
 $$;
 
+-- A page of executions, of one job or of all, from `from_id` to before `below_id`, newest first: it looks at `most` rows and says of
+-- each whether it matches `wanted` (carillon_store::executions::Filter). The way is not left to the planner, as above.
+CREATE FUNCTION carillon_page_of_executions(job uuid, from_id uuid, below_id uuid, most int, wanted jsonb)
+RETURNS TABLE (id uuid, matches boolean)
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
+DECLARE
+    of_job text := '';
+    in_order text := '';
+BEGIN
+    IF job IS NOT NULL THEN
+        of_job := format('(e.job_id, e.id) >= (%1$L::uuid, %2$L::uuid) AND (e.job_id, e.id) < (%1$L::uuid, %3$L::uuid) AND ',
+                         job, from_id, below_id);
+        in_order := 'e.job_id DESC, ';
+    END IF;
+    RETURN QUERY EXECUTE format(
+        'SELECT p.id, COALESCE(
+             ($1::text IS NULL OR p.status = $1) AND ($2::text IS NULL OR p.platform_id = $2)
+             AND ($3::text IS NULL OR p.queue = $3) AND ($4::uuid IS NULL OR p.worker_id = $4)
+             AND ($5::timestamptz IS NULL OR p.completed_at >= $5) AND ($6::timestamptz IS NULL OR p.completed_at < $6)
+             AND ($7::text IS NULL OR position($7 IN p.error) > 0)
+             AND ($8::text IS NULL AND $9::text IS NULL OR EXISTS (
+                 SELECT FROM job_revisions r WHERE r.job_id = p.job_id AND r.revision = p.revision
+                 AND ($8 IS NULL OR r.definition ->> ''handler_name'' = $8)
+                 AND ($9 IS NULL OR r.definition -> ''tags'' ? $9))), false)
+         FROM (SELECT e.* FROM job_executions e WHERE %se.id >= %L::uuid AND e.id < %L::uuid
+               ORDER BY %se.id DESC LIMIT %s) p',
+        of_job, from_id, below_id, in_order, most)
+    USING wanted ->> 'status', wanted ->> 'platform_id', wanted ->> 'queue', (wanted ->> 'worker_id')::uuid,
+          (wanted ->> 'completed_from')::timestamptz, (wanted ->> 'completed_before')::timestamptz, wanted ->> 'error',
+          wanted ->> 'handler_name', wanted ->> 'tag';
+END
+$$;
+
 CREATE TABLE job_execution_logs (
     execution_id uuid NOT NULL,
     attempt      smallint NOT NULL,

@@ -5,7 +5,7 @@ use carillon_proto::v1::execution_service_client::ExecutionServiceClient;
 use carillon_proto::v1::job_service_client::JobServiceClient;
 use carillon_proto::v1::{
     CreateJobRequest, DeleteJobRequest, ExecutionStatus, GetExecutionRequest, GetJobRequest, Job, JobStatus, JobType,
-    ListJobExecutionsRequest, ListJobsRequest, PauseJobRequest, Priority, ResumeJobRequest, TriggerJobRequest,
+    ListExecutionsRequest, ListJobsRequest, PauseJobRequest, Priority, ResumeJobRequest, TriggerJobRequest,
 };
 use carillon_testkit::StopMode;
 use serde_json::json;
@@ -80,8 +80,8 @@ async fn a_job_lives_its_life_over_grpc() {
     let request = GetExecutionRequest { id: execution.id.clone() };
     let execution = executions.get_execution(request).await.unwrap().into_inner();
     assert_eq!((execution.status(), execution.attempt), (ExecutionStatus::Success, 1));
-    let request = ListJobExecutionsRequest { job_id: id.clone(), ..ListJobExecutionsRequest::default() };
-    let list = executions.list_job_executions(request).await.unwrap().into_inner();
+    let request = ListExecutionsRequest { job_id: id.clone(), ..ListExecutionsRequest::default() };
+    let list = executions.list_executions(request).await.unwrap().into_inner();
     assert_eq!((list.executions.as_slice(), list.has_more), ([execution].as_slice(), false));
 
     let paused = jobs.pause_job(PauseJobRequest { id: id.clone() }).await.unwrap().into_inner();

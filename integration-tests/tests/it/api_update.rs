@@ -233,3 +233,34 @@ async fn a_schedule_of_its_own_call_and_what_only_validates() {
     let refused = api.ask(Method::PUT, &path, Some(&json!({"schedule": "@daily"}))).await;
     assert_eq!(refused.wrong_fields(), ["schedule"]);
 }
+
+/// What is not changed of when it fires goes on from where it is.
+#[tokio::test]
+async fn an_interval_that_stays_goes_on_from_its_anchor() {
+    let world = World::start("update_anchor", gateway()).await;
+    let api = world.api();
+    for body in [json!({"interval": "1h"}), json!({"schedules": ["@every 1h", "0 0 1 1 *"]})] {
+        let mut body = body;
+        body["name"] = json!("n");
+        body["handler_name"] = json!("a:b");
+        let made = api.post("/jobs", &body).await.body;
+        let id = id_of(&made);
+        let mut next = made["next_run"].clone();
+        for change in [
+            json!({"end_date": "2099-01-01T00:00:00Z"}),
+            json!({"timezone": "Asia/Tokyo"}),
+            json!({"exclusions": [{"cron": "* * 29 2 *"}]}),
+        ] {
+            assert_eq!(api.update(id, &change).await["next_run"], next, "{change}");
+        }
+        if body["interval"].is_string() {
+            next = api.update(id, &json!({"interval": "30m"})).await["next_run"].clone();
+            let until = instant(&next) - Utc::now();
+            assert!((TimeDelta::minutes(29)..=TimeDelta::minutes(30)).contains(&until), "half an hour from the change");
+            assert_eq!(api.update(id, &json!({"end_date": null})).await["next_run"], next);
+        }
+        let start = rfc3339(Utc::now() + TimeDelta::minutes(7));
+        let started = api.update(id, &json!({"start_date": start})).await;
+        assert_eq!(started["next_run"], started["start_date"]);
+    }
+}

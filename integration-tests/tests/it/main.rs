@@ -16,6 +16,7 @@ mod zones;
 mod api_grpc;
 mod api_job;
 mod api_json;
+mod api_lists;
 mod api_update;
 mod bounds_leader;
 mod cancels;

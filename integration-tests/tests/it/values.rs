@@ -4,7 +4,7 @@
 use carillon_proto::v1::execution_service_client::ExecutionServiceClient;
 use carillon_proto::v1::job_service_client::JobServiceClient;
 use carillon_proto::v1::{
-    CreateJobRequest, GetExecutionRequest, GetJobRequest, Job, ListJobExecutionsRequest, TriggerJobRequest,
+    CreateJobRequest, GetExecutionRequest, GetJobRequest, Job, ListExecutionsRequest, TriggerJobRequest,
 };
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value as WireValue};
@@ -176,8 +176,8 @@ async fn a_result_too_deep_fails_alone_and_its_page_stays_readable() {
     }
     let shown = api.executions(id).await;
     assert_eq!(shown.len(), ended.len());
-    let request = ListJobExecutionsRequest { job_id: id.to_string(), ..ListJobExecutionsRequest::default() };
-    let listed = executions.list_job_executions(request).await.expect("the page is read").into_inner();
+    let request = ListExecutionsRequest { job_id: id.to_string(), ..ListExecutionsRequest::default() };
+    let listed = executions.list_executions(request).await.expect("the page is read").into_inner();
     assert_eq!(listed.executions.len(), ended.len());
 }
 
@@ -205,8 +205,8 @@ async fn what_is_stored_too_deep_already_is_shown_with_the_reason() {
     let reasons: Vec<&Value> = shown.iter().map(|execution| &execution["result"]["@unreadable"]).collect();
     assert_eq!(reasons, ["nested 1000 levels deep: 30 can be shown", "nested 50 levels deep: 30 can be shown"]);
     assert!(shown[0]["metadata"]["@unreadable"].as_str().is_some_and(|why| why.contains("out of range")), "{shown:?}");
-    let request = ListJobExecutionsRequest { job_id: id.to_string(), ..ListJobExecutionsRequest::default() };
-    let listed = executions.list_job_executions(request).await.expect("the page is read").into_inner();
+    let request = ListExecutionsRequest { job_id: id.to_string(), ..ListExecutionsRequest::default() };
+    let listed = executions.list_executions(request).await.expect("the page is read").into_inner();
     assert_eq!(listed.executions.len(), 2);
 
     let changed = sqlx::query("UPDATE jobs SET payload = (repeat('{\"a\":', 50) || '1' || repeat('}', 50))::jsonb");

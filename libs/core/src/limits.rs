@@ -44,7 +44,7 @@ pub const PAGE_SIZE_MAX: u32 = 1_000;
 /// Rows of a page when the client does not say.
 pub const PAGE_SIZE_DEFAULT: u32 = 50;
 /// How far `offset` may skip: beyond it a listing costs more than it is worth.
-pub const OFFSET_MAX: u32 = 100_000;
+pub const OFFSET_MAX: u32 = 10_000;
 
 /// Retries after the first attempt, when the client does not say.
 pub const MAX_RETRIES_DEFAULT: u32 = 3;

@@ -1,18 +1,20 @@
 //! Executions as the API reads them. A trigger that is not claimed yet is one too, QUEUED: it leaves `job_triggers` and
-//! enters `job_executions` in one transaction, so a single statement over both sees it exactly once. Cancelling one is in
-//! [`crate::cancels`].
+//! enters `job_executions` in one transaction, so a single statement over both sees it exactly once. Listing them is in
+//! [`list`](mod@list), cancelling one in [`crate::cancels`].
+
+mod list;
 
 use carillon_core::execution::Status;
 use carillon_core::limits::MAX_RETRIES_MAX;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::QueryBuilder;
 use uuid::Uuid;
 
 use crate::document::Document;
 use crate::jobs::rows::word;
-use crate::page::{self, Page, Slice};
 use crate::{Error, Result, Store, days};
+
+pub use list::{Filter, list};
 
 /// The record of one fire.
 #[derive(Clone, Debug, PartialEq)]
@@ -221,37 +223,6 @@ pub async fn attempts(store: &Store, id: Uuid) -> Result<Vec<Attempt>> {
     }
     attempts.reverse();
     Ok(attempts)
-}
-
-/// Lists the executions of a job, newest first. Without a status it walks the index `(job_id, id)` from its end; with one it
-/// walks further, past those that stand otherwise (an index on status would make every finish dearer).
-///
-/// # Errors
-/// [`Error::NotFound`] for an unknown job; or if Postgres is unavailable.
-pub async fn list(store: &Store, job: Uuid, status: Option<Status>, slice: Slice) -> Result<Page<Execution>> {
-    let reach = i64::from(slice.offset) + slice.limit_and_one();
-    let mut query = QueryBuilder::new("SELECT * FROM ((");
-    query.push(SELECT_CLAIMED).push(" WHERE e.job_id = ").push_bind(job);
-    if let Some(status) = status {
-        query.push(" AND e.status = ").push_bind(status.as_str());
-    }
-    query.push(" ORDER BY e.id DESC LIMIT ").push_bind(reach).push(")");
-    if matches!(status, None | Some(Status::Queued)) {
-        query.push(" UNION ALL (").push(SELECT_TRIGGERED).push(" WHERE t.job_id = ").push_bind(job);
-        query.push(" ORDER BY t.execution_id DESC LIMIT ").push_bind(reach).push(")");
-    }
-    query.push(") AS both_kinds ORDER BY id DESC LIMIT ").push_bind(slice.limit_and_one());
-    query.push(" OFFSET ").push_bind(i64::from(slice.offset));
-    // Boxed: a wide row would make every caller's future large.
-    let page = Box::pin(page::collect(&store.pool, query.build(), slice, |row| {
-        let row: ExecutionRow = sqlx::FromRow::from_row(row)?;
-        Ok((row.growth(), row.try_into()?))
-    }))
-    .await?;
-    if page.items.is_empty() {
-        require_job(store, job).await?;
-    }
-    Ok(page)
 }
 
 async fn require_job(store: &Store, id: Uuid) -> Result<()> {

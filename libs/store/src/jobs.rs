@@ -1,5 +1,5 @@
-//! Jobs: creating, reading and listing them here; changing them in [`update`], pausing and resuming in [`changes`], deleting in
-//! [`deletion`].
+//! Jobs: creating and reading them here; listing them in [`list`](mod@list), changing them in [`update`](mod@update), pausing and
+//! resuming in [`changes`], deleting in [`deletion`].
 //!
 //! A job is three rows: `jobs` (the definition), `job_timers` (what the claim moves) and `job_stats` (what the recorder adds
 //! to). They are born in one statement and live as long as each other, so nobody who reads one asks whether the others are
@@ -7,10 +7,10 @@
 
 pub(crate) mod changes;
 pub(crate) mod deletion;
+mod list;
 pub(crate) mod rows;
 pub(crate) mod update;
 
-use carillon_core::job::{JobStatus, JobType};
 use carillon_core::shard::shard_of;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, QueryBuilder};
@@ -18,12 +18,12 @@ use uuid::Uuid;
 
 pub use changes::{Paused, REASON_PAUSED, pause, resume};
 pub use deletion::{Deleting, REASON_DELETED, delete};
+pub use list::{Filter, list};
 pub use rows::{Definition, Job, NewJob};
 pub use update::{REASON_CHANGED, Update, Updated, update};
 
 use crate::document::ToWrite;
 use crate::idempotency::{self, Key};
-use crate::page::{self, Page, Slice};
 use crate::revisions::definition_of;
 use crate::{Error, Result, Store, queues};
 use rows::{JobRow, SELECT_JOB};
@@ -179,42 +179,4 @@ async fn get_on(executor: impl sqlx::PgExecutor<'_>, id: Uuid) -> Result<Job> {
     query.push(" WHERE j.id = ").push_bind(id);
     let row: Option<JobRow> = query.build_query_as().fetch_optional(executor).await?;
     row.ok_or(Error::NotFound { what: "job", id })?.try_into()
-}
-
-/// Which jobs to list.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Filter<'a> {
-    /// Only those of this type.
-    pub job_type: Option<JobType>,
-    /// Only those of this status; without it all but deleted ones.
-    pub status: Option<JobStatus>,
-    /// Only those of this key.
-    pub key: Option<&'a str>,
-}
-
-/// Lists jobs, newest first (ids are ordered by creation). The page is cut on `jobs` alone before the others are joined.
-///
-/// # Errors
-/// If Postgres is unavailable.
-pub async fn list(store: &Store, filter: Filter<'_>, slice: Slice) -> Result<Page<Job>> {
-    let mut query = QueryBuilder::new(SELECT_JOB);
-    query.push(" WHERE j.id IN (SELECT id FROM jobs WHERE ");
-    match filter.status {
-        Some(status) => query.push("status = ").push_bind(status.as_str()),
-        None => query.push("status <> 'CANCELLED'"),
-    };
-    if let Some(job_type) = filter.job_type {
-        query.push(" AND type = ").push_bind(job_type.as_str());
-    }
-    if let Some(key) = filter.key {
-        query.push(" AND key = ").push_bind(key);
-    }
-    query.push(" ORDER BY id DESC LIMIT ").push_bind(slice.limit_and_one());
-    query.push(" OFFSET ").push_bind(i64::from(slice.offset)).push(") ORDER BY j.id DESC");
-    // Boxed: a wide row would make every caller's future large.
-    Box::pin(page::collect(&store.pool, query.build(), slice, |row| {
-        let row: JobRow = sqlx::FromRow::from_row(row)?;
-        Ok((row.growth(), row.try_into()?))
-    }))
-    .await
 }

@@ -33,6 +33,7 @@ pub mod recent;
 pub mod recorder;
 pub mod retention;
 pub mod revisions;
+pub mod scan;
 pub mod takes;
 pub mod triggers;
 pub mod upcoming;

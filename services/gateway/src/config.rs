@@ -15,10 +15,29 @@ pub const DEFAULTS: &[&str] = &[SHELL, POSTGRES, REDIS, include_str!("../config/
 pub struct Config {
     /// `[gateway]`.
     pub gateway: GatewayConfig,
+    /// `[json]`.
+    pub json: JsonConfig,
     /// `[postgres]`.
     pub postgres: PostgresConfig,
     /// `[redis]`.
     pub redis: RedisConfig,
+}
+
+/// `[json]`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct JsonConfig {
+    /// How enum values are answered.
+    pub enum_words: EnumWords,
+}
+
+/// How enum values are written in JSON; both are understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnumWords {
+    /// `ACTIVE`.
+    Upper,
+    /// `active`, as the first system stored them.
+    Lower,
 }
 
 /// `[gateway]`.

@@ -72,7 +72,8 @@ pub async fn run(config: Config, process: Process, listener: TcpListener) -> any
     let backend = Arc::new(backend);
     let services = grpc::services(&backend);
     let admission = Arc::new(Admission::new(own.requests_max));
-    let json = Transcoder::new(services.clone().prepare(), own.body_bytes_max, Arc::clone(&admission));
+    let json =
+        Transcoder::new(services.clone().prepare(), own.body_bytes_max, config.json.enum_words, Arc::clone(&admission));
     let json = json.map_err(|why| anyhow!(why))?;
     let services = with_reflection(services)?.add_service(health);
     let front = Front::new(services, json, admission);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use carillon_gateway::Config;
-use carillon_gateway::config::GatewayConfig;
+use carillon_gateway::config::{EnumWords, GatewayConfig, JsonConfig};
 use carillon_kit::Process;
 use carillon_kit::config::{PostgresConfig, RedisConfig, SecretUrl};
 use carillon_proto::v1;
@@ -54,6 +54,7 @@ impl Gateway {
                 requests_max: 100,
                 statement_timeout: Duration::from_secs(5),
             },
+            json: JsonConfig { enum_words: EnumWords::Upper },
             postgres: PostgresConfig {
                 url: SecretUrl::new(postgres),
                 connections_max: 4,

@@ -1,11 +1,14 @@
 //! A database for one test, with jobs and executions in it.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use carillon_core::ids;
 use carillon_core::job::{HandlerType, JobType, Priority};
 use carillon_core::schedule::TimetableSpec;
 use carillon_store::idempotency::{self, Key};
 use carillon_store::jobs::{self, Definition, Job, NewJob};
+use carillon_store::scan::{Place, Window};
 use carillon_store::{Store, StoreOptions};
 use carillon_testkit::Database;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -148,6 +151,11 @@ fn definition() -> Definition {
         platform_id: Some("p1".to_owned()),
         created_by: "admin".to_owned(),
     }
+}
+
+/// A page with all the time that it needs.
+pub(crate) const fn window(limit: u32, from: Place) -> Window {
+    Window { limit, from, budget: Duration::from_secs(60) }
 }
 
 /// A key of a request whose content is `content`.

@@ -4,6 +4,7 @@ mod bench;
 mod cancel;
 mod changes;
 mod create;
+mod lists;
 mod queues;
 mod read;
 mod trigger;

@@ -4,15 +4,14 @@ use anyhow::Result;
 use carillon_core::execution::Status;
 use carillon_core::job::{JobStatus, JobType};
 use carillon_store::jobs::{self, Filter};
-use carillon_store::page::{PAGE_BYTES_MAX, Slice};
+use carillon_store::page::PAGE_BYTES_MAX;
+use carillon_store::scan::Place;
 use carillon_store::{Error, executions, triggers};
 use chrono::TimeDelta;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::bench::{Bench, new_job};
-
-const ALL: Slice = Slice { limit: 100, offset: 0 };
+use crate::bench::{Bench, new_job, window};
 
 #[tokio::test]
 async fn jobs_are_listed_newest_first_by_type_and_status() -> Result<()> {
@@ -30,8 +29,9 @@ async fn jobs_are_listed_newest_first_by_type_and_status() -> Result<()> {
     jobs::pause(&bench.store, ids[0]).await?;
     jobs::delete(&bench.store, ids[2]).await?;
     let list = async |job_type, status, limit, offset| -> Result<(Vec<Uuid>, bool)> {
-        let page = jobs::list(&bench.store, Filter { job_type, status, key: None }, Slice { limit, offset }).await?;
-        Ok((page.items.into_iter().map(|job| job.id).collect(), page.has_more))
+        let filter = Filter { job_type, status, ..Filter::default() };
+        let page = jobs::list(&bench.store, filter, window(limit, Place::first(offset))).await?;
+        Ok((page.items.into_iter().map(|job| job.id).collect(), page.next.is_some()))
     };
     assert_eq!(list(None, None, 9, 0).await?, (vec![ids[0], ids[1], ids[3], ids[4]], false), "deleted ones left out");
     assert_eq!(list(None, None, 2, 1).await?, (vec![ids[1], ids[3]], true));
@@ -52,10 +52,13 @@ async fn a_page_is_bounded_in_bytes() -> Result<()> {
         new.definition.payload = json!({"text": "x".repeat(PAGE_BYTES_MAX * 2 / 5)});
         jobs::create(&bench.store, new, None).await?;
     }
-    let page = jobs::list(&bench.store, Filter::default(), ALL).await?;
-    assert_eq!((page.items.len(), page.has_more), (2, true));
-    let page = jobs::list(&bench.store, Filter::default(), Slice { offset: 4, ..ALL }).await?;
-    assert_eq!((page.items.len(), page.has_more), (1, false));
+    let mut page = jobs::list(&bench.store, Filter::default(), window(100, Place::first(0))).await?;
+    let mut sizes = vec![page.items.len()];
+    while let Some(next) = page.next {
+        page = jobs::list(&bench.store, Filter::default(), window(100, next)).await?;
+        sizes.push(page.items.len());
+    }
+    assert_eq!(sizes, [2, 2, 1]);
     Ok(())
 }
 
@@ -100,17 +103,19 @@ async fn executions_are_listed_newest_first_with_unclaimed_triggers() -> Result<
     let to_come = bench.execution(job.id, now + TimeDelta::seconds(30), "QUEUED").await?;
     let trigger = triggers::create(&bench.store, &crate::trigger::new(job.id), None).await?.execution.id;
     let list = async |status, limit, offset| -> Result<(Vec<Uuid>, bool)> {
-        let page = executions::list(&bench.store, job.id, status, Slice { limit, offset }).await?;
-        Ok((page.items.into_iter().map(|execution| execution.id).collect(), page.has_more))
+        let filter = executions::Filter { job: Some(job.id), status, ..executions::Filter::default() };
+        let page = executions::list(&bench.store, filter, window(limit, Place::first(offset))).await?;
+        Ok((page.items.into_iter().map(|execution| execution.id).collect(), page.next.is_some()))
     };
     assert_eq!(list(None, 9, 0).await?, (vec![to_come, trigger, newer, old], false));
     assert_eq!(list(None, 2, 1).await?, (vec![trigger, newer], true));
     assert_eq!(list(Some(Status::Queued), 9, 0).await?.0, [to_come, trigger, newer]);
     assert_eq!(list(Some(Status::Success), 9, 0).await?.0, [old]);
     assert_eq!(list(Some(Status::Failed), 9, 0).await?, (vec![], false));
-    let unknown = executions::list(&bench.store, Uuid::from_u128(7), None, ALL).await;
+    let of = |job| executions::Filter { job: Some(job), ..executions::Filter::default() };
+    let unknown = executions::list(&bench.store, of(Uuid::from_u128(7)), window(9, Place::first(0))).await;
     assert!(matches!(unknown, Err(Error::NotFound { what: "job", .. })));
     let silent = bench.job().await?;
-    assert!(executions::list(&bench.store, silent.id, None, ALL).await?.items.is_empty());
+    assert!(executions::list(&bench.store, of(silent.id), window(9, Place::first(0))).await?.items.is_empty());
     Ok(())
 }

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use carillon_core::json;
 use carillon_store::jobs::{self, Filter};
-use carillon_store::page::{PAGE_BYTES_MAX, Slice};
+use carillon_store::page::PAGE_BYTES_MAX;
+use carillon_store::scan::Place;
 use carillon_store::{executions, triggers};
 use chrono::TimeDelta;
 use proptest::prelude::*;
@@ -12,9 +13,7 @@ use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::bench::{Bench, new_job};
-
-const ALL: Slice = Slice { limit: 100, offset: 0 };
+use crate::bench::{Bench, new_job, window};
 
 /// Bit patterns from everywhere among the finite doubles, the corners and each power of two among them.
 fn doubles(count: usize) -> Vec<f64> {
@@ -102,14 +101,13 @@ async fn what_cannot_be_read_is_replaced_and_its_page_is_read() -> Result<()> {
         sqlx::query(sqlx::AssertSqlSafe(statement)).bind(execution).execute(&bench.pool).await?;
     }
     let mut read = Vec::new();
-    loop {
-        let slice = Slice { offset: u32::try_from(read.len())?, ..ALL };
-        let page = executions::list(&bench.store, job.id, None, slice).await?;
+    let filter = executions::Filter { job: Some(job.id), ..executions::Filter::default() };
+    let mut from = Some(Place::first(0));
+    while let Some(place) = from {
+        let page = executions::list(&bench.store, filter, window(100, place)).await?;
         assert!(!page.items.is_empty());
         read.extend(page.items);
-        if !page.has_more {
-            break;
-        }
+        from = page.next;
     }
     assert_eq!(read.len(), rows.len());
     for (execution, (sql, why)) in read.iter().zip(rows) {
@@ -130,7 +128,7 @@ async fn what_cannot_be_read_is_replaced_and_its_page_is_read() -> Result<()> {
         .bind(job.id)
         .execute(&bench.pool)
         .await?;
-    let page = jobs::list(&bench.store, Filter::default(), ALL).await?;
+    let page = jobs::list(&bench.store, Filter::default(), window(100, Place::first(0))).await?;
     assert_eq!(page.items[0].definition.payload, json!({"@unreadable": "nested 50 levels deep: 30 can be shown"}));
     Ok(())
 }
@@ -148,11 +146,11 @@ async fn a_page_is_bounded_in_bytes_on_the_wire() -> Result<()> {
     }
     let mut seen = Vec::new();
     while seen.len() < ids.len() {
-        let page =
-            jobs::list(&bench.store, Filter::default(), Slice { offset: u32::try_from(seen.len())?, ..ALL }).await?;
+        let from = Place::first(u32::try_from(seen.len())?);
+        let page = jobs::list(&bench.store, Filter::default(), window(100, from)).await?;
         let bytes: usize = page.items.iter().map(|job| json::wire_bytes(&job.definition.payload)).sum();
         assert!(bytes <= PAGE_BYTES_MAX, "{bytes}");
-        assert_eq!(page.has_more, seen.len() + page.items.len() < ids.len());
+        assert_eq!(page.next.is_some(), seen.len() + page.items.len() < ids.len());
         seen.extend(page.items.into_iter().map(|job| job.id));
     }
     assert_eq!(seen, ids);

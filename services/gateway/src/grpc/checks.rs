@@ -6,7 +6,7 @@
 
 use carillon_core::error::{FieldViolation, quoted};
 use carillon_core::json;
-use carillon_core::limits::VALUE_WIRE_BYTES_MAX;
+use carillon_core::limits::{VALUE_WIRE_BYTES_MAX, WORD_CHARS_MAX};
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use prost_types::{Struct, Timestamp};
 use serde_json::Value;
@@ -89,6 +89,12 @@ impl Checks {
         }
         self.that(!text.contains('\0'), field, "must not contain the character NUL");
         text.to_owned()
+    }
+
+    /// A text that is looked for; `None` if it is not given.
+    pub(crate) fn part<'a>(&mut self, field: &str, text: &'a str) -> Option<&'a str> {
+        self.text(field, text, 0, WORD_CHARS_MAX);
+        Some(text).filter(|text| !text.is_empty())
     }
 
     /// A name made of the characters a-z, 0-9, `_`, `.`, `-`.

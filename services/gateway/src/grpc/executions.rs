@@ -6,12 +6,14 @@ use carillon_core::limits;
 use carillon_proto::v1;
 use carillon_proto::v1::execution_service_server::ExecutionService;
 use carillon_store::cancels::{self, Cancelled};
-use carillon_store::executions::{self, Attempt, Execution};
+use carillon_store::executions::{self, Attempt, Execution, Filter};
+use prost::Message;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::checks::Checks;
-use super::{slice, words};
+use super::paging::Paging;
+use super::words;
 use crate::backend::Backend;
 use crate::{observe, values};
 
@@ -23,11 +25,8 @@ type Reply<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl ExecutionService for Executions {
-    async fn list_job_executions(
-        &self,
-        request: Request<v1::ListJobExecutionsRequest>,
-    ) -> Reply<v1::ListJobExecutionsResponse> {
-        observe::call("ListJobExecutions", self.list(request)).await
+    async fn list_executions(&self, request: Request<v1::ListExecutionsRequest>) -> Reply<v1::ListExecutionsResponse> {
+        observe::call("ListExecutions", Box::pin(self.list(request))).await
     }
 
     async fn get_execution(&self, request: Request<v1::GetExecutionRequest>) -> Reply<v1::Execution> {
@@ -71,20 +70,41 @@ impl Executions {
         Ok(shown)
     }
 
-    async fn list(
-        &self,
-        request: Request<v1::ListJobExecutionsRequest>,
-    ) -> Result<v1::ListJobExecutionsResponse, Status> {
+    async fn list(&self, request: Request<v1::ListExecutionsRequest>) -> Result<v1::ListExecutionsResponse, Status> {
         let mut checks = Checks::of(&request);
-        let request = request.into_inner();
-        let job = checks.id("job_id", &request.job_id);
-        let status = words::read_execution_status(&mut checks, "status", request.status);
-        let slice = slice(&mut checks, request.limit, request.offset);
+        let mut request = request.into_inner();
+        let (limit, offset) = (request.limit.take(), std::mem::take(&mut request.offset));
+        let token = std::mem::take(&mut request.page_token);
+        let plain = v1::ListExecutionsRequest {
+            job_id: request.job_id.clone(),
+            status: request.status,
+            ..v1::ListExecutionsRequest::default()
+        };
+        let is_plain = request == plain && !request.job_id.is_empty();
+        let paging =
+            Paging::read((limit, offset, &token), "executions", &request.encode_to_vec(), is_plain, &mut checks);
+        let id = |field: &str, given: &str, checks: &mut Checks| (!given.is_empty()).then(|| checks.id(field, given));
+        let filter = Filter {
+            job: id("job_id", &request.job_id, &mut checks),
+            status: words::read_execution_status(&mut checks, "status", request.status),
+            platform_id: checks.part("platform_id", &request.platform_id),
+            queue: checks.part("queue", &request.queue),
+            handler_name: checks.part("handler_name", &request.handler_name),
+            tag: checks.part("tag", &request.tag),
+            worker_id: id("worker_id", &request.worker_id, &mut checks),
+            error: checks.part("error", &request.error),
+            scheduled_from: checks.instant("scheduled_from", request.scheduled_from),
+            scheduled_before: checks.instant("scheduled_before", request.scheduled_before),
+            completed_from: checks.instant("completed_from", request.completed_from),
+            completed_before: checks.instant("completed_before", request.completed_before),
+        };
         checks.finish()?;
-        let page = self.0.ask(executions::list(self.0.store(), job, status, slice)).await?;
-        Ok(v1::ListJobExecutionsResponse {
+        let page = self.0.ask(executions::list(self.0.store(), filter, paging.window)).await?;
+        let next_page_token = paging.next(&page);
+        Ok(v1::ListExecutionsResponse {
             executions: page.items.into_iter().map(to_wire).collect(),
-            has_more: page.has_more,
+            has_more: !next_page_token.is_empty(),
+            next_page_token,
         })
     }
 }

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use super::checks::Checks;
 use super::job::{self, Rules};
+use super::paging::Paging;
 use super::when::When;
 use super::{executions, key, slice, update, words};
 use crate::backend::Backend;
@@ -261,6 +262,10 @@ impl Jobs {
         let timetable = match when {
             Some(when) => {
                 let now = self.0.ask(idempotency::begin(self.0.store(), None)).await?.now;
+                let Some(before) = self.0.ask(self.0.store().timetable(id, current.revision)).await? else {
+                    return Ok(None);
+                };
+                let when = when.instead_of(before);
                 let (_, first) = when.look(&self.0, move |when| when.first_fire(id, now)).await?;
                 Some(first.map_err(|violations| invalid(&violations))?)
             }
@@ -300,16 +305,35 @@ impl Jobs {
 
     async fn list(&self, request: Request<v1::ListJobsRequest>) -> Result<v1::ListJobsResponse, Status> {
         let mut checks = Checks::of(&request);
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        let (limit, offset) = (request.limit.take(), std::mem::take(&mut request.offset));
+        let token = std::mem::take(&mut request.page_token);
+        let plain =
+            v1::ListJobsRequest { r#type: request.r#type, status: request.status, ..v1::ListJobsRequest::default() };
+        let paging =
+            Paging::read((limit, offset, &token), "jobs", &request.encode_to_vec(), request == plain, &mut checks);
         let filter = Filter {
             job_type: words::read_job_type(&mut checks, "type", request.r#type),
             status: words::read_job_status(&mut checks, "status", request.status),
-            key: Some(request.key.as_str()).filter(|key| !key.is_empty()),
+            key: checks.part("key", &request.key),
+            tag: checks.part("tag", &request.tag),
+            platform_id: checks.part("platform_id", &request.platform_id),
+            name: checks.part("name", &request.name),
+            name_prefix: checks.part("name_prefix", &request.name_prefix),
+            handler_name: checks.part("handler_name", &request.handler_name),
+            queue: checks.part("queue", &request.queue),
+            priority: words::read_priority(&mut checks, "priority", request.priority),
+            created_from: checks.instant("created_from", request.created_from),
+            created_before: checks.instant("created_before", request.created_before),
         };
-        let slice = slice(&mut checks, request.limit, request.offset);
         checks.finish()?;
-        let page = self.0.ask(jobs::list(self.0.store(), filter, slice)).await?;
-        Ok(v1::ListJobsResponse { jobs: page.items.into_iter().map(job::show).collect(), has_more: page.has_more })
+        let page = self.0.ask(jobs::list(self.0.store(), filter, paging.window)).await?;
+        let next_page_token = paging.next(&page);
+        Ok(v1::ListJobsResponse {
+            jobs: page.items.into_iter().map(job::show).collect(),
+            has_more: !next_page_token.is_empty(),
+            next_page_token,
+        })
     }
 
     async fn list_revisions(

@@ -6,6 +6,7 @@ mod checks;
 mod executions;
 mod job;
 mod jobs;
+mod paging;
 mod schedules;
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,7 @@ use super::job::{self, Rules};
 use super::when::{self, When};
 use super::*;
 use crate::admission::Admission;
+use crate::config::EnumWords;
 use crate::json::KnownMistakes;
 
 /// Nobody listens on port 1.
@@ -169,7 +170,7 @@ async fn every_call(backend: &Arc<Backend>, known: &KnownMistakes) -> Vec<Status
     let recurring =
         v1::Job { name: "n".into(), handler_name: "a:b".into(), interval: "1h".into(), ..v1::Job::default() };
     let preview = v1::PreviewScheduleRequest { schedule: "@daily".into(), ..v1::PreviewScheduleRequest::default() };
-    let list = v1::ListJobExecutionsRequest { job_id: id.clone(), ..v1::ListJobExecutionsRequest::default() };
+    let list = v1::ListExecutionsRequest { job_id: id.clone(), ..v1::ListExecutionsRequest::default() };
     let trigger = v1::TriggerJobRequest { id: id.clone(), ..v1::TriggerJobRequest::default() };
     let cancel = v1::CancelExecutionRequest { id: id.clone(), ..v1::CancelExecutionRequest::default() };
     vec![
@@ -183,7 +184,7 @@ async fn every_call(backend: &Arc<Backend>, known: &KnownMistakes) -> Vec<Status
         jobs.resume_job(with(v1::ResumeJobRequest { id: id.clone() }, known)).await.unwrap_err(),
         jobs.delete_job(with(v1::DeleteJobRequest { id: id.clone() }, known)).await.unwrap_err(),
         jobs.trigger_job(with(trigger, known)).await.unwrap_err(),
-        executions.list_job_executions(with(list, known)).await.unwrap_err(),
+        executions.list_executions(with(list, known)).await.unwrap_err(),
         executions.get_execution(with(v1::GetExecutionRequest { id: id.clone() }, known)).await.unwrap_err(),
         executions.cancel_execution(with(cancel, known)).await.unwrap_err(),
         schedules.preview_schedule(with(preview, known)).await.unwrap_err(),
@@ -220,8 +221,13 @@ fn a_key_tells_requests_apart() {
 
 /// Posts JSON to the services; answers with the HTTP status and the body.
 async fn post(backend: &Arc<Backend>, path: &str, body: serde_json::Value) -> (u16, serde_json::Value) {
-    let transcoder =
-        crate::json::Transcoder::new(services(backend).prepare(), 640 * 1024, Arc::new(Admission::new(1))).unwrap();
+    let transcoder = crate::json::Transcoder::new(
+        services(backend).prepare(),
+        640 * 1024,
+        EnumWords::Upper,
+        Arc::new(Admission::new(1)),
+    )
+    .unwrap();
     let request = http::Request::post(format!("/api/v1/scheduler{path}"));
     let request = request.body(http_body_util::Full::new(bytes::Bytes::from(body.to_string()))).unwrap();
     let (parts, body) = transcoder.answer(request).await.into_parts();

@@ -67,6 +67,8 @@ pub(super) struct When {
     places: Vec<usize>,
     pub(super) dst_gap: Option<DstGap>,
     pub(super) dst_overlap: Option<DstOverlap>,
+    /// Of a job that is changed: what it meant before.
+    before: Option<TimetableSpec>,
 }
 
 /// What a job or a preview says about when, one of which is given.
@@ -225,6 +227,7 @@ impl Frame {
             places,
             dst_gap: words::read_dst_gap(checks, "dst_gap", self.dst_gap.unwrap_or_default()),
             dst_overlap: words::read_dst_overlap(checks, "dst_overlap", self.dst_overlap.unwrap_or_default()),
+            before: None,
         }
     }
 }
@@ -334,7 +337,16 @@ impl When {
             dst_gap: self.dst_gap,
             dst_overlap: self.dst_overlap,
         };
-        spec.anchored(now)
+        let spec = spec.anchored(now);
+        match &self.before {
+            Some(before) => spec.anchored_as(before),
+            None => spec,
+        }
+    }
+
+    /// The same, as a change of what meant `before`: intervals that stay go on from where they are.
+    pub(super) fn instead_of(self, before: TimetableSpec) -> Self {
+        Self { before: Some(before), ..self }
     }
 
     /// The timetable at `now` for a job, or all that is wrong with it.

@@ -33,6 +33,7 @@ use tonic::client::{Grpc, GrpcService};
 use tonic::service::Routes as GrpcRoutes;
 
 use crate::admission::{Admission, NoBody, Share, Whole};
+use crate::config::EnumWords;
 use crate::error_response::{body_refused, http_status, internal, later, plain, retry_after};
 use crate::observe;
 use crate::reason::Reason;
@@ -56,6 +57,7 @@ pub(crate) struct Transcoder {
     status: MessageDescriptor,
     service: GrpcRoutes,
     body_bytes_max: usize,
+    enum_words: EnumWords,
     admission: Arc<Admission>,
 }
 
@@ -71,11 +73,17 @@ struct ErrorBody<'a> {
 
 impl Transcoder {
     /// Derives the routes from the descriptors; `service` is what they call.
-    pub(crate) fn new(service: GrpcRoutes, body_bytes_max: usize, admission: Arc<Admission>) -> Result<Self, String> {
+    pub(crate) fn new(
+        service: GrpcRoutes,
+        body_bytes_max: usize,
+        enum_words: EnumWords,
+        admission: Arc<Admission>,
+    ) -> Result<Self, String> {
         let pool = DescriptorPool::decode(carillon_proto::FILE_DESCRIPTOR_SET).map_err(|error| error.to_string())?;
         let status =
             pool.get_message_by_name("google.rpc.Status").ok_or("google.rpc.Status is not in the descriptors")?;
-        Ok(Self { routes: Arc::new(Routes::from_descriptors(&pool)?), status, service, body_bytes_max, admission })
+        let routes = Arc::new(Routes::from_descriptors(&pool)?);
+        Ok(Self { routes, status, service, body_bytes_max, enum_words, admission })
     }
 
     /// Answers one request.
@@ -207,7 +215,7 @@ impl Transcoder {
             return response;
         }
         let status = if route.name.starts_with("Create") { StatusCode::CREATED } else { StatusCode::OK };
-        match serde_json::to_vec(&Shown::whole(message)) {
+        match serde_json::to_vec(&Shown::whole(message, self.enum_words)) {
             Ok(bytes) => {
                 let mut response = json(status, bytes);
                 if let Some(etag) = etag_of(message) {

@@ -1,5 +1,5 @@
 //! Protobuf to JSON, by descriptors alone: field names as in the protos (snake_case) and in their order, enums as bare
-//! words, instants as RFC 3339, 64-bit integers as strings (proto3 JSON), numbers of a `google.protobuf.Struct` without a
+//! words, instants as RFC 3339, 64-bit integers beyond ±2^53 as strings, numbers of a `google.protobuf.Struct` without a
 //! fraction as integers, and every field present: one that is not set is its zero value, `null`, `[]` or `{}`. So clients
 //! find each key in each answer.
 
@@ -11,24 +11,32 @@ use serde::Serialize;
 use serde::ser::{Error, SerializeMap, SerializeSeq, Serializer};
 
 use super::{scalar, words};
+use crate::config::EnumWords;
 
 /// A message as JSON.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shown<'a> {
     message: &'a DynamicMessage,
+    style: Style,
+}
+
+/// How a message is written.
+#[derive(Clone, Copy, Debug)]
+struct Style {
     /// Whether fields that are not set are written.
     whole: bool,
+    words: EnumWords,
 }
 
 impl<'a> Shown<'a> {
     /// Every field.
-    pub(crate) const fn whole(message: &'a DynamicMessage) -> Self {
-        Self { message, whole: true }
+    pub(crate) const fn whole(message: &'a DynamicMessage, words: EnumWords) -> Self {
+        Self { message, style: Style { whole: true, words } }
     }
 
     /// Only the fields that are set, as details of an error are written.
     pub(crate) const fn set_only(message: &'a DynamicMessage) -> Self {
-        Self { message, whole: false }
+        Self { message, style: Style { whole: false, words: EnumWords::Upper } }
     }
 }
 
@@ -57,13 +65,13 @@ impl Shown<'_> {
         for field in self.message.descriptor().fields() {
             if self.message.has_field(&field) {
                 let value = self.message.get_field(&field);
-                map.serialize_entry(field.name(), &ShownField { field: &field, value: &value, whole: self.whole })?;
-            } else if self.whole && field.containing_oneof().is_none_or(|oneof| oneof.is_synthetic()) {
+                map.serialize_entry(field.name(), &ShownField { field: &field, value: &value, style: self.style })?;
+            } else if self.style.whole && field.containing_oneof().is_none_or(|oneof| oneof.is_synthetic()) {
                 if field.supports_presence() {
                     map.serialize_entry(field.name(), &())?;
                 } else {
                     let value = field.default_value();
-                    map.serialize_entry(field.name(), &ShownField { field: &field, value: &value, whole: true })?;
+                    map.serialize_entry(field.name(), &ShownField { field: &field, value: &value, style: self.style })?;
                 }
             }
         }
@@ -74,14 +82,14 @@ impl Shown<'_> {
     fn field<S: Serializer>(&self, of: &MessageDescriptor, name: &str, serializer: S) -> Result<S::Ok, S::Error> {
         let field = of.get_field_by_name(name).ok_or_else(unshowable)?;
         let value = self.message.get_field(&field);
-        ShownField { field: &field, value: &value, whole: self.whole }.serialize(serializer)
+        ShownField { field: &field, value: &value, style: self.style }.serialize(serializer)
     }
 
     fn any_value<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.message.fields().next() {
             Some((field, _)) if field.name() == "null_value" => serializer.serialize_unit(),
             Some((_, Value::F64(number))) => serialize_number(*number, serializer),
-            Some((field, value)) => ShownField { field: &field, value, whole: self.whole }.serialize(serializer),
+            Some((field, value)) => ShownField { field: &field, value, style: self.style }.serialize(serializer),
             None => serializer.serialize_unit(),
         }
     }
@@ -100,16 +108,19 @@ impl Shown<'_> {
         if let (Some(inner), Some(Value::Bytes(bytes))) = (inner, text("value"))
             && let Ok(message) = DynamicMessage::decode(inner, bytes)
         {
-            Shown { message: &message, whole: self.whole }.entries(&mut map)?;
+            Shown { message: &message, style: self.style }.entries(&mut map)?;
         }
         map.end()
     }
 }
 
+/// A double holds each integer up to here.
+const EXACT_MAX: u64 = 1 << 53;
+
 struct ShownField<'a> {
     field: &'a FieldDescriptor,
     value: &'a Value,
-    whole: bool,
+    style: Style,
 }
 
 impl Serialize for ShownField<'_> {
@@ -130,13 +141,16 @@ impl Serialize for ShownField<'_> {
                 sorted.sort_by(|a, b| a.0.cmp(&b.0));
                 let mut map = serializer.serialize_map(Some(sorted.len()))?;
                 for (key, value) in sorted {
-                    map.serialize_entry(&key, &ShownField { field: &field, value, whole: self.whole })?;
+                    map.serialize_entry(&key, &ShownField { field: &field, value, style: self.style })?;
                 }
                 map.end()
             }
-            Value::Message(message) => Shown { message, whole: self.whole }.serialize(serializer),
+            Value::Message(message) => Shown { message, style: self.style }.serialize(serializer),
             Value::EnumNumber(number) => match self.field.kind() {
                 Kind::Enum(descriptor) => match words::word_of(&descriptor, *number) {
+                    Some(word) if self.style.words == EnumWords::Lower => {
+                        serializer.serialize_str(&word.to_ascii_lowercase())
+                    }
                     Some(word) => serializer.serialize_str(&word),
                     None => serializer.serialize_i32(*number),
                 },
@@ -145,6 +159,9 @@ impl Serialize for ShownField<'_> {
             Value::Bool(flag) => serializer.serialize_bool(*flag),
             Value::I32(number) => serializer.serialize_i32(*number),
             Value::U32(number) => serializer.serialize_u32(*number),
+            // The one departure from proto3 JSON: what every client reads exactly is a number, as the first system's counters were.
+            Value::I64(number) if number.unsigned_abs() <= EXACT_MAX => serializer.serialize_i64(*number),
+            Value::U64(number) if *number <= EXACT_MAX => serializer.serialize_u64(*number),
             Value::I64(number) => serializer.collect_str(number),
             Value::U64(number) => serializer.collect_str(number),
             Value::F32(number) => serialize_number(f64::from(*number), serializer),

@@ -5,7 +5,7 @@ use carillon_core::error::quoted;
 use chrono::{DateTime, Utc};
 use prost_reflect::{DynamicMessage, Kind, MessageDescriptor, Value};
 
-use super::document::Json;
+use super::document::{self, Json, Number};
 use super::words;
 
 /// The type of a list of fields.
@@ -47,12 +47,22 @@ pub(crate) fn from_text(kind: &Kind, text: &str) -> Result<Value, String> {
         Kind::Enum(descriptor) => words::number_of(descriptor, text)
             .map(Value::EnumNumber)
             .ok_or_else(|| format!("must be one of {}, is {}", words::allowed(descriptor), quoted(text))),
-        Kind::Float | Kind::Double => float(kind, text.parse().ok(), &quoted(text)),
+        Kind::Float | Kind::Double => float(kind, number(text).and_then(|number| number.double()), &quoted(text)),
         Kind::Message(descriptor) if descriptor.full_name() == MASK => {
             mask_from_text(descriptor, text).map(Value::Message)
         }
         Kind::Message(descriptor) => time_from_text(descriptor, text).map(Value::Message),
-        _ => integer(kind, text.parse().ok(), &quoted(text)),
+        _ => integer(kind, number(text).and_then(|number| number.whole()), &quoted(text)),
+    }
+}
+
+/// A number as JSON has it, and nothing around it: `1e1` is one, `+1`, `01` and ` 1` are not.
+fn number(text: &str) -> Option<Number> {
+    match document::parse(text.as_bytes()) {
+        Ok(Json::Number(number)) if !text.starts_with(char::is_whitespace) && !text.ends_with(char::is_whitespace) => {
+            Some(number)
+        }
+        _ => None,
     }
 }
 
@@ -175,7 +185,6 @@ fn duration(text: &str) -> Option<(i64, i32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::document;
     use super::*;
 
     #[test]

@@ -109,12 +109,12 @@ impl JobService for Echo {
 
 #[tonic::async_trait]
 impl ExecutionService for Echo {
-    async fn list_job_executions(
+    async fn list_executions(
         &self,
-        request: tonic::Request<v1::ListJobExecutionsRequest>,
-    ) -> Answer<v1::ListJobExecutionsResponse> {
+        request: tonic::Request<v1::ListExecutionsRequest>,
+    ) -> Answer<v1::ListExecutionsResponse> {
         self.open(request)?;
-        Ok(Reply::new(v1::ListJobExecutionsResponse::default()))
+        Ok(Reply::new(v1::ListExecutionsResponse::default()))
     }
 
     async fn get_execution(&self, _: tonic::Request<v1::GetExecutionRequest>) -> Answer<v1::Execution> {
@@ -134,10 +134,17 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(EnumWords::Upper)
+    }
+
+    fn with(words: EnumWords) -> Self {
         let echo = Arc::new(Echo::default());
         let services = GrpcRoutes::new(JobServiceServer::from_arc(Arc::clone(&echo)))
             .add_service(ExecutionServiceServer::from_arc(Arc::clone(&echo)));
-        Self { echo, transcoder: Transcoder::new(services.prepare(), 4_096, Arc::new(Admission::new(1))).unwrap() }
+        Self {
+            echo,
+            transcoder: Transcoder::new(services.prepare(), 4_096, words, Arc::new(Admission::new(1))).unwrap(),
+        }
     }
 
     async fn send(&self, request: http::request::Builder, body: &str) -> (http::response::Parts, Json) {
@@ -202,6 +209,37 @@ async fn what_it_was_made_of_is_said_by_a_header_too() {
     }
     let (parts, _) = send("POST", "/jobs/7/pause", "\"3\"", "{}").await;
     assert_eq!(parts.status.as_u16(), 200, "a call that has none");
+}
+
+#[tokio::test]
+async fn enums_are_answered_in_lower_case_where_that_is_set() {
+    for (words, status) in [(EnumWords::Upper, "QUEUED"), (EnumWords::Lower, "queued")] {
+        let (_, execution) = Bench::with(words).call("POST", "/jobs/7/trigger", "").await;
+        assert_eq!(execution["status"], Json::from(status));
+    }
+}
+
+#[tokio::test]
+async fn numbers_in_a_query_are_those_of_json_and_enums_may_be_given_by_theirs() {
+    let bench = Bench::new();
+    for query in ["limit=10&status=2", "limit=1e1&status=PAUSED", "limit=10.0&status=paused"] {
+        assert_eq!(bench.call("GET", &format!("/jobs?{query}"), "").await.0, 200, "{query}");
+        let list = bench.echo.list.lock().unwrap().take().unwrap();
+        assert_eq!((list.limit, list.status), (Some(10), 2), "{query}");
+    }
+    for query in [
+        "limit=%2B1",
+        "limit=01",
+        "limit=1.5",
+        "limit=%201",
+        "limit=0x1",
+        "limit=",
+        "status=9",
+        "status=-1",
+        "status=+2",
+    ] {
+        assert_eq!(bench.call("GET", &format!("/jobs?{query}"), "").await.0, 400, "{query}");
+    }
 }
 
 /// The route table is part of the contract: a change of it must be seen in review.
@@ -455,7 +493,7 @@ mod no_input_panics {
                 let json = document::parse(json.to_string().as_bytes()).unwrap();
                 let (message, _) = route.request(values, "", Some(&json));
                 // What was read can also be shown.
-                serde_json::to_vec(&Shown::whole(&message)).unwrap();
+                serde_json::to_vec(&Shown::whole(&message, EnumWords::Upper)).unwrap();
             }
         }
 

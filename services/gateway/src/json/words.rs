@@ -30,11 +30,13 @@ pub(crate) fn word_of(descriptor: &EnumDescriptor, number: i32) -> Option<String
     values(descriptor, &prefix).find(|value| value.2 == number).map(|value| value.1.to_owned())
 }
 
-/// The number of a word, in any case, with or without the prefix.
+/// The number of a word, in any case, with or without the prefix, or given as a number.
 pub(crate) fn number_of(descriptor: &EnumDescriptor, word: &str) -> Option<i32> {
     let prefix = prefix(descriptor);
     values(descriptor, &prefix)
-        .find(|(full, short, _)| word.eq_ignore_ascii_case(full) || word.eq_ignore_ascii_case(short))
+        .find(|(full, short, number)| {
+            word.eq_ignore_ascii_case(full) || word.eq_ignore_ascii_case(short) || word == number.to_string()
+        })
         .map(|value| value.2)
 }
 

@@ -1,0 +1,189 @@
+//! Listing executions, newest first (ids are ordered by scheduled instant), of one job or of all: see [`crate::scan`].
+//!
+//! A statement looks at a range of days, of one at first and then of ever more: it touches the partitions of that range alone.
+//! The way is not left to the planner: `carillon_page_of_executions` in `migrations/0002` walks down an index.
+
+use carillon_core::execution::Status;
+use carillon_core::ids;
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Serialize;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use super::{Execution, ExecutionRow, SELECT_CLAIMED, SELECT_TRIGGERED, require_job};
+use crate::page::{self, Slice};
+use crate::scan::{LOOKED_AT_DEAR_MAX, LOOKED_AT_MAX, Looked, Place, Scan, Scanned, Window};
+use crate::{Result, Store, days};
+
+/// Which executions to list: those that match all of it. By these names `carillon_page_of_executions` reads it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Filter<'a> {
+    /// Of this job.
+    #[serde(skip)]
+    pub job: Option<Uuid>,
+    /// That stand so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<Status>,
+    /// Of this platform.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform_id: Option<&'a str>,
+    /// In this queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<&'a str>,
+    /// That run this, by the revision of their job that they name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handler_name: Option<&'a str>,
+    /// With this tag of their job, by that revision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag: Option<&'a str>,
+    /// That this executor runs or ran last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker_id: Option<Uuid>,
+    /// Whose error contains this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<&'a str>,
+    /// Scheduled at this instant or later.
+    #[serde(skip)]
+    pub scheduled_from: Option<DateTime<Utc>>,
+    /// Scheduled before this instant.
+    #[serde(skip)]
+    pub scheduled_before: Option<DateTime<Utc>>,
+    /// Ended at this instant or later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completed_from: Option<DateTime<Utc>>,
+    /// Ended before this instant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completed_before: Option<DateTime<Utc>>,
+}
+
+impl Filter<'_> {
+    /// Whether a trigger that is not claimed yet may match: nobody ran it, and nothing came of it.
+    const fn may_be_unclaimed(&self) -> bool {
+        matches!(self.status, None | Some(Status::Queued))
+            && self.worker_id.is_none()
+            && self.error.is_none()
+            && self.completed_from.is_none()
+            && self.completed_before.is_none()
+    }
+}
+
+/// A trigger leaves `job_triggers` and enters `job_executions` in one transaction: one statement over both sees it once.
+const LOOK: &str = "
+SELECT id, matches FROM (
+    SELECT id, matches FROM carillon_page_of_executions($1, $2, $3, $4, $5)
+    UNION ALL
+    (SELECT t.execution_id,
+            COALESCE(($5 ->> 'platform_id' IS NULL OR t.platform_id = $5 ->> 'platform_id')
+                 AND ($5 ->> 'queue' IS NULL OR t.queue = $5 ->> 'queue')
+                 AND ($5 ->> 'handler_name' IS NULL OR j.handler_name = $5 ->> 'handler_name')
+                 AND ($5 ->> 'tag' IS NULL OR j.tags @> ARRAY[$5 ->> 'tag']), false)
+     FROM job_triggers t JOIN jobs j ON j.id = t.job_id
+     WHERE $6 AND ($1::uuid IS NULL OR t.job_id = $1) AND t.execution_id >= $2 AND t.execution_id < $3
+     ORDER BY t.execution_id DESC LIMIT $4)
+) both_kinds ORDER BY id DESC LIMIT $4";
+
+/// What is scheduled later than this is one range. A day more than what is claimed ahead needs, for clocks that differ.
+const AHEAD_MAX: TimeDelta = TimeDelta::days(2);
+/// Days in one range, at most; what is older is one range.
+const DAYS_MAX: u64 = 64;
+
+/// Lists executions.
+///
+/// # Errors
+/// [`crate::Error::NotFound`] for an unknown job; or if Postgres is unavailable.
+pub async fn list(store: &Store, filter: Filter<'_>, window: Window) -> Result<Scanned<Execution>> {
+    let least = filter.scheduled_from.map_or(Uuid::nil(), ids::first_at);
+    let most = filter.scheduled_before.map_or(Uuid::max(), ids::first_at);
+    let future = ids::first_at(Utc::now() + AHEAD_MAX);
+    let is_dear = filter.handler_name.is_some() || filter.tag.is_some();
+    let mut scan = Scan::new(window, if is_dear { LOOKED_AT_DEAR_MAX } else { LOOKED_AT_MAX });
+    let mut days = 1;
+    let found = loop {
+        let (below, rows) = scan.next();
+        let below = below.min(most);
+        // Little lies there, however far it reaches.
+        let is_future = below > future;
+        let from = if is_future { future } else { days_before(below, days) }.max(least);
+        let looked = look(store, filter, from, below, rows).await?;
+        if !is_future && looked.below.is_none() {
+            days = days.saturating_mul(2);
+        }
+        // The range is done; what is older may hold more.
+        let older = (from > least).then_some(from);
+        if let Some(found) = scan.seen(Looked { below: looked.below.or(older), ..looked }) {
+            break found;
+        }
+    };
+    if found.items.is_empty() {
+        if let Some(job) = filter.job {
+            require_job(store, job).await?;
+        }
+        return Ok(Scanned { items: Vec::new(), next: found.next });
+    }
+    read(store, found).await
+}
+
+/// The first id of the day that lies `days` before the one of the last id below `below`.
+fn days_before(below: Uuid, days: u64) -> Uuid {
+    const DAY_MS: u128 = 24 * 60 * 60 * 1_000;
+    let day = u128::from(ids::day(Uuid::from_u128(below.as_u128().saturating_sub(1))));
+    if days > DAYS_MAX {
+        return Uuid::nil();
+    }
+    Uuid::from_u128((day.saturating_sub(u128::from(days) - 1) * DAY_MS) << 80)
+}
+
+async fn look(store: &Store, filter: Filter<'_>, from: Uuid, below: Uuid, rows: i32) -> Result<Looked> {
+    let seen: Vec<(Uuid, bool)> = sqlx::query_as(LOOK)
+        .bind(filter.job)
+        .bind(from)
+        .bind(below)
+        .bind(rows)
+        .bind(Json(filter))
+        .bind(filter.may_be_unclaimed())
+        .fetch_all(&store.pool)
+        .await?;
+    let was_empty = seen.is_empty();
+    let is_full = seen.len() >= usize::try_from(rows).unwrap_or(usize::MAX);
+    let last = seen.last().filter(|_| is_full).map(|(id, _)| *id);
+    let matching = seen.into_iter().filter(|(_, matches)| *matches).map(|(id, _)| id).collect();
+    Ok(Looked { matching, below: last, was_empty })
+}
+
+/// Reads what was found; one that has left meanwhile is left out.
+async fn read(store: &Store, found: Scanned<Uuid>) -> Result<Scanned<Execution>> {
+    let statement = format!(
+        "SELECT * FROM ({SELECT_CLAIMED} WHERE e.id = ANY ($1) AND {{days of e.id}} \
+         UNION ALL {SELECT_TRIGGERED} WHERE t.execution_id = ANY ($1)) AS both_kinds ORDER BY id DESC"
+    );
+    let slice = Slice { limit: u32::try_from(found.items.len()).unwrap_or(u32::MAX), offset: 0 };
+    let statement = days::of(&statement, found.items.iter().copied());
+    // Boxed: a wide row would make every caller's future large.
+    let page = Box::pin(page::collect(&store.pool, sqlx::query(statement).bind(found.items), slice, |row| {
+        let row: ExecutionRow = sqlx::FromRow::from_row(row)?;
+        Ok((row.growth(), Execution::try_from(row)?))
+    }))
+    .await?;
+    // Fewer than were found, since they are large.
+    let cut = page.items.last().filter(|_| page.has_more).map(|last| Place { below: last.id, skip: 0 });
+    Ok(Scanned { next: cut.or(found.next), items: page.items })
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+
+    #[test]
+    fn ranges_of_days_grow_and_the_last_one_is_all_that_is_older() {
+        let at = |days: i64, ms: i64| DateTime::<Utc>::UNIX_EPOCH + TimeDelta::days(days) + TimeDelta::milliseconds(ms);
+        let first = |days| ids::first_at(at(days, 0));
+        let noon = ids::execution_for_fire(Uuid::nil(), at(100, 43_200_000));
+        assert_eq!(days_before(noon, 1), first(100));
+        assert_eq!(days_before(noon, 4), first(97));
+        assert_eq!(days_before(first(100), 1), first(99), "a whole day lies below its first id");
+        assert_eq!(days_before(noon, 128), Uuid::nil());
+        assert_eq!(days_before(ids::execution_for_fire(Uuid::nil(), at(0, 5)), 1), Uuid::nil());
+    }
+}

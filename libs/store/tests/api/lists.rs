@@ -1,0 +1,201 @@
+//! Listing by any field, a page at a time, whatever comes, goes, or takes long.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Result;
+use carillon_core::execution::Status;
+use carillon_core::ids;
+use carillon_core::job::{JobType, Priority};
+use carillon_store::scan::{Place, Window};
+use carillon_store::{executions, jobs, triggers};
+use chrono::TimeDelta;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::bench::{Bench, new_job, window};
+
+/// All pages, of `limit` at most, without time to look any further than one statement does.
+async fn pages<T>(limit: u32, mut page: impl AsyncFnMut(Window) -> Result<(Vec<T>, Option<Place>)>) -> Result<Vec<T>> {
+    let (mut all, mut from) = (Vec::new(), Some(Place::first(0)));
+    while let Some(place) = from {
+        let (items, next) = page(Window { limit, from: place, budget: Duration::ZERO }).await?;
+        assert!(items.len() <= usize::try_from(limit)?);
+        all.extend(items);
+        from = next;
+    }
+    Ok(all)
+}
+
+#[tokio::test]
+async fn jobs_are_found_by_each_of_their_fields() -> Result<()> {
+    let bench = Bench::new().await?;
+    let now = bench.now().await?;
+    let mut ids = BTreeMap::new();
+    for (n, name) in ["plain", "Nightly Report", "nightly cleanup", "odd"].into_iter().enumerate() {
+        let mut new = new_job(now + TimeDelta::minutes(i64::try_from(n)?));
+        name.clone_into(&mut new.definition.name);
+        if name == "odd" {
+            new.definition.job_type = JobType::Recurring;
+            new.definition.tags = vec!["red".into()];
+            new.definition.platform_id = Some("p2".into());
+            new.definition.handler_name = "other:one".into();
+            new.definition.queue = "fast".into();
+            new.definition.priority = Priority::Low;
+            new.definition.key = Some("k".into());
+        }
+        ids.insert(name, jobs::create(&bench.store, new, None).await?.id);
+    }
+    let found = async |filter: jobs::Filter<'_>| -> Result<Vec<Uuid>> {
+        let page = jobs::list(&bench.store, filter, window(9, Place::first(0))).await?;
+        Ok(page.items.into_iter().map(|job| job.id).collect())
+    };
+    let all = jobs::Filter::default();
+    for filter in [
+        jobs::Filter { job_type: Some(JobType::Recurring), ..all },
+        jobs::Filter { tag: Some("red"), ..all },
+        jobs::Filter { platform_id: Some("p2"), ..all },
+        jobs::Filter { handler_name: Some("other:one"), ..all },
+        jobs::Filter { queue: Some("fast"), ..all },
+        jobs::Filter { priority: Some(Priority::Low), ..all },
+        jobs::Filter { key: Some("k"), ..all },
+        jobs::Filter { name: Some("DD"), ..all },
+        jobs::Filter { created_from: Some(now + TimeDelta::minutes(3)), ..all },
+    ] {
+        assert_eq!(found(filter).await?, [ids["odd"]], "{filter:?}");
+        assert_eq!(found(jobs::Filter { tag: Some("red"), ..filter }).await?, [ids["odd"]]);
+        assert!(found(jobs::Filter { tag: Some("none"), ..filter }).await?.is_empty());
+    }
+    let nightly = [ids["nightly cleanup"], ids["Nightly Report"]];
+    assert_eq!(found(jobs::Filter { name: Some("nightly"), ..all }).await?, nightly);
+    assert_eq!(found(jobs::Filter { name_prefix: Some("Nightly"), ..all }).await?, nightly[1..]);
+    let before = jobs::Filter { created_before: Some(now + TimeDelta::minutes(1)), ..all };
+    assert_eq!(found(before).await?, [ids["plain"]]);
+    Ok(())
+}
+
+/// Two thousand, of which few match: more than one statement looks at.
+#[tokio::test]
+async fn pages_of_jobs_go_on_where_they_were_cut_whatever_comes_and_goes() -> Result<()> {
+    let bench = Bench::new().await?;
+    let first = bench.job().await?;
+    let copies = "INSERT INTO jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id',
+                      overlay(j.id::text PLACING lpad(to_hex(n), 8, '0') FROM 1 FOR 8), 'tags',
+                      CASE WHEN n % 200 = 0 THEN '[\"rare\"]'::jsonb ELSE '[]' END))).*
+                  FROM jobs j, generate_series(1, 2000) n WHERE j.id = $1";
+    sqlx::query(copies).bind(first.id).execute(&bench.pool).await?;
+    let rare = jobs::Filter { tag: Some("rare"), ..jobs::Filter::default() };
+    let list = async |window| {
+        let page = jobs::list(&bench.store, rare, window).await?;
+        // A page more than was there when it began is never shown, and none twice.
+        bench.job().await?;
+        Ok((page.items.into_iter().map(|job| job.id).collect(), page.next))
+    };
+    let found = pages(3, list).await?;
+    assert_eq!(found.len(), 10);
+    assert!(found.is_sorted_by(|newer, older| newer > older));
+    let skipped = jobs::list(&bench.store, rare, window(3, Place::first(8))).await?;
+    assert_eq!((skipped.items.iter().map(|job| job.id).collect::<Vec<_>>(), skipped.next), (found[8..].to_vec(), None));
+    Ok(())
+}
+
+async fn set(pool: &PgPool, execution: Uuid, what: &'static str) -> Result<()> {
+    let statement = format!("UPDATE job_executions SET {what} WHERE id = $1");
+    sqlx::query(sqlx::AssertSqlSafe(statement)).bind(execution).execute(pool).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn executions_of_all_jobs_are_found_by_each_of_their_fields() -> Result<()> {
+    let bench = Bench::new().await?;
+    let (job, now) = (bench.job().await?, bench.now().await?);
+    let mut other = new_job(now);
+    other.definition.handler_name = "other:one".into();
+    other.definition.tags = vec!["red".into()];
+    let other = jobs::create(&bench.store, other, None).await?;
+    let old = bench.execution(job.id, now - TimeDelta::days(200), "FAILED").await?;
+    let plain = bench.execution(job.id, now - TimeDelta::days(3), "SUCCESS").await?;
+    let odd = bench.execution(other.id, now - TimeDelta::hours(1), "FAILED").await?;
+    let worker = Uuid::from_u128(9);
+    set(&bench.pool, odd, "platform_id = 'p2', queue = 'fast', error = 'no such host', worker_id = '00000000-0000-0000-0000-000000000009'")
+        .await?;
+    let trigger = triggers::create(&bench.store, &crate::trigger::new(job.id), None).await?.execution.id;
+    let found = async |filter: executions::Filter<'_>| -> Result<Vec<Uuid>> {
+        let page = executions::list(&bench.store, filter, window(9, Place::first(0))).await?;
+        assert_eq!(page.next, None);
+        Ok(page.items.into_iter().map(|execution| execution.id).collect())
+    };
+    let all = executions::Filter::default();
+    assert_eq!(found(all).await?, [trigger, odd, plain, old]);
+    for filter in [
+        executions::Filter { job: Some(other.id), ..all },
+        executions::Filter { platform_id: Some("p2"), ..all },
+        executions::Filter { queue: Some("fast"), ..all },
+        executions::Filter { handler_name: Some("other:one"), ..all },
+        executions::Filter { tag: Some("red"), ..all },
+        executions::Filter { worker_id: Some(worker), ..all },
+        executions::Filter { error: Some("such"), ..all },
+        executions::Filter { completed_from: Some(now - TimeDelta::days(1)), ..all },
+        executions::Filter { scheduled_from: Some(now - TimeDelta::days(1)), status: Some(Status::Failed), ..all },
+    ] {
+        assert_eq!(found(filter).await?, [odd], "{filter:?}");
+        assert!(found(executions::Filter { status: Some(Status::Success), ..filter }).await?.is_empty(), "{filter:?}");
+    }
+    let ended = executions::Filter { completed_before: Some(now - TimeDelta::days(1)), ..all };
+    assert_eq!(found(ended).await?, [plain, old]);
+    let scheduled = executions::Filter { scheduled_before: Some(now - TimeDelta::days(4)), ..all };
+    assert_eq!(found(scheduled).await?, [old]);
+    for unclaimed in [
+        executions::Filter { status: Some(Status::Queued), ..all },
+        executions::Filter { scheduled_from: Some(now - TimeDelta::seconds(5)), ..all },
+        executions::Filter {
+            job: Some(job.id),
+            handler_name: Some("cleanup:old_traces"),
+            status: Some(Status::Queued),
+            ..all
+        },
+    ] {
+        assert_eq!(found(unclaimed).await?, [trigger]);
+    }
+    assert!(found(executions::Filter { status: Some(Status::Queued), tag: Some("red"), ..all }).await?.is_empty());
+    Ok(())
+}
+
+/// Over days, in more rows than one statement looks at, of one job and of all.
+#[tokio::test]
+async fn pages_of_executions_go_on_where_they_were_cut() -> Result<()> {
+    const EACH: i64 = 700;
+    let bench = Bench::new().await?;
+    let now = bench.now().await?;
+    let jobs = [bench.job().await?.id, bench.job().await?.id];
+    let mut ids = Vec::new();
+    for (job, shift) in jobs.into_iter().zip([0, 1]) {
+        for n in 0..EACH {
+            ids.push((ids::execution_for_fire(job, now - TimeDelta::minutes(7 * n + shift)), job, n));
+        }
+    }
+    let rows = "INSERT INTO job_executions (shard, id, job_id, status, scheduled_at, completed_at, error)
+                SELECT 0, id, job, 'FAILED', now(), now(), CASE WHEN n % 100 = 0 THEN 'rare' END
+                FROM UNNEST($1::uuid[], $2::uuid[], $3::bigint[]) AS r(id, job, n)";
+    sqlx::query(rows)
+        .bind(ids.iter().map(|(id, ..)| *id).collect::<Vec<_>>())
+        .bind(ids.iter().map(|(_, job, _)| *job).collect::<Vec<_>>())
+        .bind(ids.iter().map(|(.., n)| *n).collect::<Vec<_>>())
+        .execute(&bench.pool)
+        .await?;
+    ids.sort_unstable_by(|one, other| other.cmp(one));
+    for (job, error) in [(None, None), (None, Some("rare")), (Some(jobs[0]), None), (Some(jobs[1]), Some("rare"))] {
+        let filter = executions::Filter { job, error, ..executions::Filter::default() };
+        let wanted: Vec<Uuid> = ids
+            .iter()
+            .filter(|(_, of, n)| job.is_none_or(|job| job == *of) && (error.is_none() || n % 100 == 0))
+            .map(|(id, ..)| *id)
+            .collect();
+        let list = async |window| {
+            let page = executions::list(&bench.store, filter, window).await?;
+            Ok((page.items.into_iter().map(|execution| execution.id).collect(), page.next))
+        };
+        assert_eq!(pages(90, list).await?, wanted, "{filter:?}");
+    }
+    Ok(())
+}
