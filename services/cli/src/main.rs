@@ -1,6 +1,9 @@
 //! The program `carillon`: what a person runs, beside the three services.
 
+mod api;
+mod completions;
 mod dev;
+mod exit;
 mod migrate;
 mod preview;
 
@@ -8,25 +11,26 @@ use std::fmt;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use exit::Exit;
 
 /// Carillon, a horizontally scaled job scheduler.
 #[derive(Parser)]
-#[command(name = "carillon", version, about, max_term_width = 120)]
+#[command(name = "carillon", version, about, max_term_width = 120, after_long_help = exit::help())]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
+/// Those beside the commands that ask a gateway, which are in [`api`].
 #[derive(Subcommand)]
 enum Command {
     Dev(dev::Arguments),
     Migrate(migrate::Arguments),
     Preview(preview::Arguments),
+    Completions(completions::Arguments),
 }
-
-/// Bad arguments or a bad schedule, as the services say it too.
-const EXIT_USAGE: u8 = 64;
 
 /// What is wrong with the arguments, where only the command itself can tell.
 #[derive(Debug)]
@@ -41,26 +45,64 @@ impl fmt::Display for BadArguments {
 impl std::error::Error for BadArguments {}
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
+    let commands = match api::Commands::new() {
+        Ok(commands) => commands,
+        Err(error) => {
+            anstream::eprintln!("carillon: the descriptors of the API cannot be read: {error}");
+            return Exit::Failed.into();
+        }
+    };
+    let root = commands.added_to(Arguments::command());
+    let read = root.clone().try_get_matches();
+    let read = read.and_then(|matches| match commands.given(&matches) {
+        Some((call, given)) => Ok(Asked::Api(call, given.clone())),
+        None => Arguments::from_arg_matches(&matches).map(|arguments| Asked::Other(arguments.command)),
+    });
+    match read {
+        Ok(Asked::Api(call, given)) => of_api(api::run(call, &given)),
+        Ok(Asked::Other(command)) => other(command, root),
         Err(answer) => {
             // A closed pipe (`--help | head`) is no failure.
             let _ = answer.print();
-            return if answer.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+            if answer.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() }
         }
-    };
-    match arguments.command {
+    }
+}
+
+/// What was asked for on the command line.
+enum Asked<'a> {
+    Api(&'a api::Call, clap::ArgMatches),
+    Other(Command),
+}
+
+fn other(command: Command, root: clap::Command) -> ExitCode {
+    match command {
         Command::Preview(arguments) => match preview::run(&arguments) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(()) => Exit::Done.into(),
             Err(mistakes) => {
                 for mistake in mistakes {
                     anstream::eprintln!("carillon: {mistake}");
                 }
-                ExitCode::from(EXIT_USAGE)
+                Exit::Usage.into()
             }
         },
+        Command::Completions(arguments) => {
+            completions::run(&arguments, root);
+            Exit::Done.into()
+        }
         Command::Dev(arguments) => ended(dev::run(arguments)),
         Command::Migrate(arguments) => ended(migrate::run(arguments)),
+    }
+}
+
+/// One call needs no more than this thread.
+fn of_api(command: impl Future<Output = Exit>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(command).into(),
+        Err(error) => {
+            anstream::eprintln!("carillon: cannot start the async runtime: {error}");
+            Exit::Failed.into()
+        }
     }
 }
 
@@ -72,15 +114,15 @@ fn ended(command: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
         runtime.block_on(Box::pin(command))
     });
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => Exit::Done.into(),
         Err(error) if error.is::<carillon_kit::Stopped>() => ExitCode::from(130),
         Err(error) if error.is::<BadArguments>() => {
             anstream::eprintln!("carillon: {error:#}");
-            ExitCode::from(EXIT_USAGE)
+            Exit::Usage.into()
         }
         Err(error) => {
             anstream::eprintln!("carillon: {error:#}");
-            ExitCode::FAILURE
+            Exit::Failed.into()
         }
     }
 }

@@ -1,0 +1,143 @@
+//! Why a command did not do what it was asked, as lines for people and as an exit code for scripts. What a gateway says is shown
+//! whole: its message, every wrong field, its word for the reason (docs/errors.md) and when to try again.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use tonic::Status;
+use tonic_types::StatusExt as _;
+
+use super::text::visible;
+use super::words::camel;
+use crate::exit::Exit;
+
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// What is wrong with the arguments, a line each.
+    Usage(Vec<String>),
+    /// The gateway, or what is between it and here, refused.
+    Refused { address: String, status: Box<Status> },
+    /// No answer came in time.
+    Late { address: String, timeout: Duration },
+    /// The execution that was waited for ended otherwise than hoped.
+    NotSuccess { id: String, status: String },
+    /// It has not ended yet.
+    NotFinal { id: String, status: String, waited: Duration },
+    /// Of this machine.
+    Local(String),
+}
+
+impl Failure {
+    pub(crate) fn usage(rule: impl Into<String>) -> Self {
+        Self::Usage(vec![rule.into()])
+    }
+
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Self::Usage(_) => Exit::Usage,
+            Self::Refused { status, .. } => Exit::of(status.code()),
+            Self::Late { .. } => Exit::Unavailable,
+            Self::NotSuccess { .. } => Exit::NotSuccess,
+            Self::NotFinal { .. } => Exit::NotFinal,
+            Self::Local(_) => Exit::Failed,
+        }
+    }
+
+    /// The first line is the message, what follows belongs to it; of wrong arguments each stands alone.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let named = |line: &dyn Display| format!("carillon: {}", visible(&line.to_string()));
+        match self {
+            Self::Usage(mistakes) => mistakes.iter().map(|mistake| named(mistake)).collect(),
+            Self::Refused { address, status } => refused(address, status),
+            Self::Late { address, timeout } => vec![
+                named(&format!("{address} did not answer within {timeout:?}")),
+                "  what was asked for may have been done; --timeout gives it longer".to_owned(),
+            ],
+            Self::NotSuccess { id, status } => vec![named(&format!("execution {id} ended in {status}"))],
+            Self::NotFinal { id, status, waited } => {
+                vec![named(&format!("execution {id} is {status} after {waited:?}; it goes on"))]
+            }
+            Self::Local(message) => vec![named(message)],
+        }
+    }
+}
+
+fn refused(address: &str, status: &Status) -> Vec<String> {
+    let details = status.get_error_details();
+    let Some(info) = details.error_info() else { return foreign(address, status) };
+    let mut lines = vec![format!("carillon: {}", visible(status.message()))];
+    for violation in details.bad_request().map(|request| request.field_violations.as_slice()).unwrap_or_default() {
+        let field = if violation.field.is_empty() { String::new() } else { format!("{}: ", violation.field) };
+        lines.push(format!("  {}", visible(&format!("{field}{}", violation.description))));
+    }
+    lines.push(format!("  reason {}", visible(&info.reason)));
+    if let Some(delay) = details.retry_info().and_then(|info| info.retry_delay) {
+        lines.push(format!("  try again in {delay:?}"));
+    }
+    lines
+}
+
+/// No gateway of ours has said this: it cannot be reached, or something else is there.
+fn foreign(address: &str, status: &Status) -> Vec<String> {
+    let mut cause: &dyn std::error::Error = status;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    let has_cause = std::error::Error::source(status).is_some();
+    let why = if has_cause { cause.to_string() } else { status.message().to_owned() };
+    let begin =
+        if Exit::of(status.code()) == Exit::Unavailable { "cannot reach" } else { "no answer of Carillon from" };
+    // `DeadlineExceeded` as DEADLINE_EXCEEDED, which is how everybody writes it.
+    let code = camel(&format!("{:?}", status.code())).join("_").to_uppercase();
+    vec![
+        format!("carillon: {begin} {address}: {}", visible(&why)),
+        format!("  code {code}; --address or CARILLON_ADDRESS says where the gateway is"),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn of(code: Code, message: &str, details: Option<ErrorDetails>) -> Failure {
+        let status = match details {
+            Some(details) => Status::with_error_details(code, message, details),
+            None => Status::new(code, message),
+        };
+        Failure::Refused { address: "http://h:1".into(), status: Box::new(status) }
+    }
+
+    #[test]
+    fn all_that_a_gateway_says_is_shown() {
+        let mut details = ErrorDetails::new();
+        details.set_error_info("INVALID_FIELDS", "carillon", std::collections::HashMap::<String, String>::new());
+        details.add_bad_request_violation("name", "must be given");
+        details.add_bad_request_violation("schedule", "is \u{1b}odd");
+        details.set_retry_info(Some(Duration::from_secs(1)));
+        let failure = of(Code::InvalidArgument, "name: must be given (and 1 more)", Some(details));
+        assert_eq!(failure.exit(), Exit::Usage);
+        assert_eq!(
+            failure.lines(),
+            [
+                "carillon: name: must be given (and 1 more)",
+                "  name: must be given",
+                "  schedule: is \\u{1b}odd",
+                "  reason INVALID_FIELDS",
+                "  try again in 1s",
+            ]
+        );
+    }
+
+    #[test]
+    fn who_else_answers_is_named_by_its_address() {
+        let lines = of(Code::Unimplemented, "", None).lines();
+        assert!(lines[0].starts_with("carillon: no answer of Carillon from http://h:1"), "{lines:?}");
+        let away = of(Code::Unavailable, "tcp connect error", None);
+        assert!(away.lines()[0].contains("cannot reach http://h:1: tcp connect error"), "{:?}", away.lines());
+        assert!(away.lines()[1].contains("code UNAVAILABLE"), "{:?}", away.lines());
+        assert_eq!(away.exit(), Exit::Unavailable);
+    }
+}

@@ -1,0 +1,195 @@
+//! What a call answered, for people: a list as a table of aligned columns, one message as a line for each field that says
+//! something. A value can neither break a line nor move the cursor; on a terminal a table is as wide as that at most.
+
+use std::fmt::Write as _;
+
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, ReflectMessage as _};
+
+use super::catalog::is_ordinary;
+use super::cell::{DIM, GAP, RESET, colour, text_of};
+use super::table::table;
+use super::text::{padded, visible, width};
+
+/// An answer as text. `terminal` is its width, if there is one; `offset` is where in the list this page began.
+pub(crate) fn answer(message: &DynamicMessage, terminal: Option<usize>, offset: u64) -> String {
+    let descriptor = message.descriptor();
+    if let Some(list) = list_of(&descriptor) {
+        return page(message, &list, terminal, offset);
+    }
+    let text = record(message, terminal);
+    if text.is_empty() { "done\n".to_owned() } else { text }
+}
+
+/// The list of an answer that is one: `ListJobsResponse.jobs`.
+fn list_of(of: &MessageDescriptor) -> Option<FieldDescriptor> {
+    of.fields().find(is_list_of_ours).filter(|_| of.name().ends_with("Response"))
+}
+
+fn is_list_of_ours(field: &FieldDescriptor) -> bool {
+    field.is_list() && matches!(field.kind(), Kind::Message(of) if is_ordinary(&of))
+}
+
+fn rows_of(message: &DynamicMessage, list: &FieldDescriptor) -> Vec<DynamicMessage> {
+    let value = message.get_field(list);
+    value.as_list().unwrap_or_default().iter().filter_map(|row| row.as_message().cloned()).collect()
+}
+
+/// What is said beside the list, the list, and where it goes on.
+fn page(message: &DynamicMessage, list: &FieldDescriptor, terminal: Option<usize>, offset: u64) -> String {
+    let beside: Vec<FieldDescriptor> =
+        message.descriptor().fields().filter(|field| !field.is_list() && field.name() != "has_more").collect();
+    let mut text = lines(message, &beside);
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    let rows = rows_of(message, list);
+    if let Kind::Message(of) = list.kind() {
+        text.push_str(&table(&of, &rows, terminal));
+    }
+    let has_more = message.get_field_by_name("has_more").and_then(|value| value.as_bool()).unwrap_or(false);
+    if has_more {
+        let next = offset.saturating_add(rows.len() as u64);
+        let _ = writeln!(text, "{DIM}more: --offset {next}{RESET}");
+    }
+    text
+}
+
+/// One message: its fields, and what lists it has of others.
+fn record(message: &DynamicMessage, terminal: Option<usize>) -> String {
+    let (lists, fields): (Vec<_>, Vec<_>) = message.descriptor().fields().partition(is_list_of_ours);
+    let mut text = lines(message, &fields);
+    for list in lists {
+        let rows = rows_of(message, &list);
+        if let (Kind::Message(of), false) = (list.kind(), rows.is_empty()) {
+            let _ = write!(text, "\n{DIM}{}:{RESET}\n{}", list.name(), table(&of, &rows, terminal));
+        }
+    }
+    text
+}
+
+/// `name:  value`, where there is one; further lines of a value stand below its first.
+fn lines(message: &DynamicMessage, fields: &[FieldDescriptor]) -> String {
+    let texts: Vec<(&FieldDescriptor, String)> =
+        fields.iter().map(|field| (field, text_of(message, field))).filter(|(_, text)| !text.is_empty()).collect();
+    let names = texts.iter().map(|(field, _)| width(field.name()) + 1).max().unwrap_or(0);
+    let mut lines = String::new();
+    for (field, text) in &texts {
+        let (begin, end) = match colour(field, text) {
+            "" => ("", ""),
+            colour => (colour, RESET),
+        };
+        let name = padded(&format!("{}:", field.name()), names);
+        for (index, line) in text.split('\n').enumerate() {
+            let name = if index == 0 { format!("{DIM}{name}{RESET}") } else { padded("", names) };
+            let line = visible(line.trim_end_matches('\r'));
+            let _ = writeln!(lines, "{name}{GAP}{begin}{line}{end}");
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_proto::v1;
+
+    use super::super::catalog::pool;
+    use super::*;
+
+    fn dynamic(name: &str, message: &impl prost::Message) -> DynamicMessage {
+        let of = pool().unwrap().get_message_by_name(name).unwrap();
+        DynamicMessage::decode(of, message.encode_to_vec().as_slice()).unwrap()
+    }
+
+    fn plain(text: &str) -> String {
+        anstream::adapter::strip_str(text).to_string()
+    }
+
+    fn execution(id: &str, status: v1::ExecutionStatus, error: &str) -> v1::Execution {
+        v1::Execution {
+            id: id.into(),
+            status: status.into(),
+            attempt: 1,
+            error: Some(error.into()),
+            ..v1::Execution::default()
+        }
+    }
+
+    #[test]
+    fn a_list_is_a_table_that_no_value_breaks() {
+        let executions = vec![
+            execution("1", v1::ExecutionStatus::Failed, "two\nlines \u{1b}[2J"),
+            execution("22", v1::ExecutionStatus::Success, ""),
+        ];
+        let response = v1::ListJobExecutionsResponse { executions, has_more: true };
+        let text = answer(&dynamic("carillon.v1.ListJobExecutionsResponse", &response), None, 10);
+        assert!(text.contains("\u{1b}[31mFAILED"), "{text:?}");
+        assert_eq!(
+            plain(&text),
+            "\
+ID  STATUS   SCHEDULED  ATTEMPT  STARTED  TOOK MS  WHY
+1   FAILED              1                          two\\nlines \\u{1b}[2J
+22  SUCCESS             1
+more: --offset 12
+"
+        );
+    }
+
+    #[test]
+    fn a_terminal_cuts_what_is_wide_and_never_an_id() {
+        let id = "01a3185c-5000-8a28-b6b7-19d8e4ba20a5";
+        let response = v1::ListJobExecutionsResponse {
+            executions: vec![execution(id, v1::ExecutionStatus::Failed, &"long ".repeat(100))],
+            has_more: false,
+        };
+        let text = plain(&answer(&dynamic("carillon.v1.ListJobExecutionsResponse", &response), Some(100), 0));
+        for line in text.lines() {
+            assert!(width(line) <= 100, "{line}");
+        }
+        assert!(text.contains(id) && text.contains('…') && !text.contains("left out"), "{text}");
+        let narrow = plain(&answer(&dynamic("carillon.v1.ListJobExecutionsResponse", &response), Some(60), 0));
+        let lines: Vec<&str> = narrow.lines().collect();
+        let headings = "ID                                    STATUS  WHY";
+        assert_eq!((lines[0], lines[1].starts_with(id)), (headings, true), "{narrow}");
+        assert!(lines[2].starts_with("no room for SCHEDULED, ATTEMPT"), "{narrow}");
+        let whole = plain(&answer(&dynamic("carillon.v1.ListJobExecutionsResponse", &response), None, 0));
+        assert!(!whole.contains('…'), "{whole}");
+    }
+
+    #[test]
+    fn one_message_is_a_line_for_each_field_that_says_something() {
+        let mut shown = execution("i", v1::ExecutionStatus::Retrying, "first\nsecond");
+        let attempt = v1::Attempt { attempt: 1, error: Some("no".into()), ..v1::Attempt::default() };
+        shown.attempts = vec![attempt];
+        let text = plain(&answer(&dynamic("carillon.v1.Execution", &shown), None, 0));
+        assert_eq!(
+            text,
+            "\
+id:       i
+status:   RETRYING
+error:    first
+          second
+attempt:  1
+
+attempts:
+ATTEMPT  ERROR
+1        no
+"
+        );
+        let deleted = pool().unwrap().get_message_by_name("google.protobuf.Empty").unwrap();
+        assert_eq!(answer(&DynamicMessage::new(deleted), None, 0), "done\n");
+    }
+
+    #[test]
+    fn what_stands_beside_a_list_stands_above_it() {
+        let response = v1::PreviewScheduleResponse {
+            details: vec![v1::preview_schedule_response::Fire {
+                local_time: "2026-12-01T02:00:00+01:00".into(),
+                ..v1::preview_schedule_response::Fire::default()
+            }],
+            description: "at 02:00 every day".into(),
+            ..v1::PreviewScheduleResponse::default()
+        };
+        let text = plain(&answer(&dynamic("carillon.v1.PreviewScheduleResponse", &response), None, 0));
+        assert_eq!(text, "description:  at 02:00 every day\n\nLOCAL TIME\n2026-12-01T02:00:00+01:00\n");
+    }
+}
