@@ -139,7 +139,7 @@ fn verb(noun: &[String], call: &str) -> String {
     match (before, after) {
         // ListJobRevisions, SetJobSchedule.
         ([reading], [_, ..]) if READING.contains(&reading.as_str()) => after.join("-"),
-        // ListJobExecutions: whose, its argument tells.
+        // ListJobThings: whose, its argument tells.
         ([list, _, ..], []) if list == "list" => list.clone(),
         _ => [before, after].concat().join("-"),
     }
@@ -158,8 +158,8 @@ fn call(pool: &DescriptorPool, verb: String, method: MethodDescriptor) -> Call {
             }
             continue;
         }
-        let is_placed = placed.iter().any(|path| path == field.name());
-        let is_required = is_placed || behaves(&field, REQUIRED);
+        let (is_placed, must_be) = placed.holds(field.name());
+        let is_required = must_be || behaves(&field, REQUIRED);
         fields.push(Field { name: kebab(field.name()), path: vec![field], is_placed, is_required });
     }
     for index in 0..fields.len() {
@@ -180,14 +180,14 @@ fn call(pool: &DescriptorPool, verb: String, method: MethodDescriptor) -> Call {
 }
 
 /// What the server alone decides cannot be given, and what cannot be changed is no flag where things are changed.
-fn fields_of_body(body: &FieldDescriptor, message: &MessageDescriptor, placed: &[String], changes: bool) -> Vec<Field> {
+fn fields_of_body(body: &FieldDescriptor, message: &MessageDescriptor, placed: &Placed, changes: bool) -> Vec<Field> {
     let mut fields = Vec::new();
     for field in message.fields() {
-        let is_placed = placed.contains(&format!("{}.{}", body.name(), field.name()));
+        let (is_placed, is_required) = placed.holds(&format!("{}.{}", body.name(), field.name()));
         if is_placed || !(behaves(&field, OUTPUT_ONLY) || changes && behaves(&field, IMMUTABLE)) {
             let name = kebab(field.name());
             // What a body must hold, a file may say: the gateway names what is missing.
-            fields.push(Field { name, path: vec![body.clone(), field], is_placed, is_required: is_placed });
+            fields.push(Field { name, path: vec![body.clone(), field], is_placed, is_required });
         }
     }
     fields
@@ -222,16 +222,37 @@ fn behaves(field: &FieldDescriptor, behavior: i32) -> bool {
     said.iter().any(|value| value.as_enum_number() == Some(behavior))
 }
 
-/// The fields that the HTTP path binds, such as `job.id`; of a call without one a field `id`.
-fn placed(pool: &DescriptorPool, method: &MethodDescriptor) -> Vec<String> {
+/// The fields that the HTTP path binds, such as `job.id`; of a call without one a field `id`. What only a further path binds, as the
+/// job of a list of executions, may be left out.
+fn placed(pool: &DescriptorPool, method: &MethodDescriptor) -> Placed {
     let options = method.options();
     let rule = pool.get_extension_by_name("google.api.http").filter(|option| options.has_extension(option));
     let rule = rule.and_then(|option| options.get_extension(&option).as_message().cloned());
-    let Some(rule) = rule else { return vec!["id".to_owned()] };
-    let path = ["get", "put", "post", "delete", "patch"].iter().find_map(|verb| text_of(&rule, verb));
+    let Some(rule) = rule else { return Placed { always: vec!["id".to_owned()], sometimes: Vec::new() } };
+    let further = rule.get_field_by_name("additional_bindings").map(std::borrow::Cow::into_owned);
+    let further = further.as_ref().and_then(Value::as_list).unwrap_or_default();
+    let sometimes = further.iter().filter_map(Value::as_message).flat_map(variables).collect();
+    Placed { always: variables(&rule), sometimes }
+}
+
+/// What stands alone on the command line.
+struct Placed {
+    always: Vec<String>,
+    sometimes: Vec<String>,
+}
+
+impl Placed {
+    /// Whether a field does, and whether it must be given.
+    fn holds(&self, path: &str) -> (bool, bool) {
+        let is_required = self.always.iter().any(|placed| placed == path);
+        (is_required || self.sometimes.iter().any(|placed| placed == path), is_required)
+    }
+}
+
+fn variables(rule: &DynamicMessage) -> Vec<String> {
+    let path = ["get", "put", "post", "delete", "patch"].iter().find_map(|verb| text_of(rule, verb));
     let path = path.unwrap_or_default();
-    let variables = path.split('{').skip(1).filter_map(|rest| rest.split(['}', '=']).next());
-    variables.map(str::to_owned).collect()
+    path.split('{').skip(1).filter_map(|rest| rest.split(['}', '=']).next()).map(str::to_owned).collect()
 }
 
 fn text_of(rule: &DynamicMessage, field: &str) -> Option<String> {
@@ -282,7 +303,7 @@ mod tests {
         for (command, call) in [
             ("execution cancel", "CancelExecution"),
             ("execution get", "GetExecution"),
-            ("execution list", "ListJobExecutions"),
+            ("execution list", "ListExecutions"),
             ("job create", "CreateJob"),
             ("job delete", "DeleteJob"),
             ("job get", "GetJob"),

@@ -34,10 +34,13 @@ fn rows_of(message: &DynamicMessage, list: &FieldDescriptor) -> Vec<DynamicMessa
     value.as_list().unwrap_or_default().iter().filter_map(|row| row.as_message().cloned()).collect()
 }
 
+/// Fields that say how a list goes on.
+const NEXT: [&str; 2] = ["has_more", "next_page_token"];
+
 /// What is said beside the list, the list, and where it goes on.
 fn page(message: &DynamicMessage, list: &FieldDescriptor, terminal: Option<usize>, offset: u64) -> String {
     let beside: Vec<FieldDescriptor> =
-        message.descriptor().fields().filter(|field| !field.is_list() && field.name() != "has_more").collect();
+        message.descriptor().fields().filter(|field| !field.is_list() && !NEXT.contains(&field.name())).collect();
     let mut text = lines(message, &beside);
     if !text.is_empty() {
         text.push('\n');
@@ -47,7 +50,10 @@ fn page(message: &DynamicMessage, list: &FieldDescriptor, terminal: Option<usize
         text.push_str(&table(&of, &rows, terminal));
     }
     let has_more = message.get_field_by_name("has_more").and_then(|value| value.as_bool()).unwrap_or(false);
-    if has_more {
+    let token = message.get_field_by_name("next_page_token").and_then(|value| value.as_str().map(str::to_owned));
+    if let Some(token) = token.filter(|token| !token.is_empty()) {
+        let _ = writeln!(text, "{DIM}more: --page-token {token}{RESET}");
+    } else if has_more {
         let next = offset.saturating_add(rows.len() as u64);
         let _ = writeln!(text, "{DIM}more: --offset {next}{RESET}");
     }
@@ -120,8 +126,9 @@ mod tests {
             execution("1", v1::ExecutionStatus::Failed, "two\nlines \u{1b}[2J"),
             execution("22", v1::ExecutionStatus::Success, ""),
         ];
-        let response = v1::ListJobExecutionsResponse { executions, has_more: true };
-        let text = answer(&dynamic("carillon.v1.ListJobExecutionsResponse", &response), None, 10);
+        let response =
+            v1::ListExecutionsResponse { executions, has_more: true, ..v1::ListExecutionsResponse::default() };
+        let text = answer(&dynamic("carillon.v1.ListExecutionsResponse", &response), None, 10);
         assert!(text.contains("\u{1b}[31mFAILED"), "{text:?}");
         assert_eq!(
             plain(&text),
@@ -137,21 +144,21 @@ more: --offset 12
     #[test]
     fn a_terminal_cuts_what_is_wide_and_never_an_id() {
         let id = "01a3185c-5000-8a28-b6b7-19d8e4ba20a5";
-        let response = v1::ListJobExecutionsResponse {
+        let response = v1::ListExecutionsResponse {
             executions: vec![execution(id, v1::ExecutionStatus::Failed, &"long ".repeat(100))],
-            has_more: false,
+            ..v1::ListExecutionsResponse::default()
         };
-        let text = plain(&answer(&dynamic("carillon.v1.ListJobExecutionsResponse", &response), Some(100), 0));
+        let text = plain(&answer(&dynamic("carillon.v1.ListExecutionsResponse", &response), Some(100), 0));
         for line in text.lines() {
             assert!(width(line) <= 100, "{line}");
         }
         assert!(text.contains(id) && text.contains('…') && !text.contains("left out"), "{text}");
-        let narrow = plain(&answer(&dynamic("carillon.v1.ListJobExecutionsResponse", &response), Some(60), 0));
+        let narrow = plain(&answer(&dynamic("carillon.v1.ListExecutionsResponse", &response), Some(60), 0));
         let lines: Vec<&str> = narrow.lines().collect();
         let headings = "ID                                    STATUS  WHY";
         assert_eq!((lines[0], lines[1].starts_with(id)), (headings, true), "{narrow}");
         assert!(lines[2].starts_with("no room for SCHEDULED, ATTEMPT"), "{narrow}");
-        let whole = plain(&answer(&dynamic("carillon.v1.ListJobExecutionsResponse", &response), None, 0));
+        let whole = plain(&answer(&dynamic("carillon.v1.ListExecutionsResponse", &response), None, 0));
         assert!(!whole.contains('…'), "{whole}");
     }
 
