@@ -83,6 +83,12 @@ impl Drop for Dev {
     }
 }
 
+/// Of the line of a service.
+fn pid_in(line: &str) -> i32 {
+    let pid = line.split("pid ").nth(1).and_then(|rest| rest.split(',').next());
+    pid.and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("no pid: {line}"))
+}
+
 #[test]
 fn it_runs_survives_a_kill_and_stops_cleanly() {
     let place = Place::new("dev");
@@ -92,8 +98,19 @@ fn it_runs_survives_a_kill_and_stops_cleanly() {
     let mut first = Dev::start(&data, port);
     let line = first.until("SUCCESS");
     assert!(line.contains(" ms") && !line.contains('\u{1b}'), "{line}");
-    assert!(first.seen.contains("five sample jobs") && first.seen.contains("leads, pid"), "{}", first.seen);
+    assert!(first.seen.contains("five sample jobs"), "{}", first.seen);
     first.until("RETRYING");
+
+    // One leads and one stands by; who comes next is said.
+    let of_dispatchers = |role: &str| -> Vec<String> {
+        let lines = first.seen.lines().filter(|line| line.contains(role) && line.contains("dispatcher-"));
+        lines.map(str::to_owned).collect()
+    };
+    let (leading, standing) = (of_dispatchers("leads, pid"), of_dispatchers("stands by, pid"));
+    assert!(leading.len() == 1 && standing.len() == 1, "{}", first.seen);
+    kill(Pid::from_raw(pid_in(&leading[0])), Signal::SIGKILL).unwrap();
+    let next = standing[0].split_whitespace().next().unwrap();
+    first.until(&format!("{next} leads now"));
 
     let second = carillon().arg("dev").arg("--data").arg(&data).output().unwrap();
     let error = String::from_utf8_lossy(&second.stderr).into_owned();
@@ -108,8 +125,7 @@ fn it_runs_survives_a_kill_and_stops_cleanly() {
 
     // Also if one part hangs.
     let line = third.seen.lines().find(|line| line.contains("executor-1")).unwrap().to_owned();
-    let pid = line.split("pid ").nth(1).and_then(|rest| rest.split(',').next()).unwrap().parse().unwrap();
-    kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    kill(Pid::from_raw(pid_in(&line)), Signal::SIGSTOP).unwrap();
     let asked = Instant::now();
     third.signal(Signal::SIGINT);
     third.until("executor-1 does not stop and is killed");

@@ -5,6 +5,7 @@
 //! Order of a start: home, ports, servers, schema, services, samples; the first failure undoes the rest by dropping it.
 
 mod backends;
+mod leader;
 mod live;
 mod samples;
 mod screen;
@@ -12,7 +13,7 @@ mod services;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use carillon_servers::{Home, InUse};
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::migrate;
 use backends::Backends;
+use leader::Leader;
 use live::Live;
 use screen::Screen;
 use services::Services;
@@ -105,6 +107,7 @@ pub(crate) async fn run(mut arguments: Arguments) -> Result<()> {
 struct Running {
     services: Services,
     live: Live,
+    leader: Leader,
     backends: Backends,
     parent: Option<u32>,
     /// Last: whoever holds it owns all of the above.
@@ -137,10 +140,12 @@ async fn start(arguments: &Arguments, screen: Screen, stop: &CancellationToken) 
     if !arguments.no_samples {
         samples::create_if_empty(listen, screen).await?;
     }
+    let leader = first_leader(&services).await;
     screen.step("up");
-    show_places(&services, &backends, listen, screen);
+    show_places(&services, leader.as_deref(), &backends, listen, screen);
     let parent = arguments.with_parent.then(std::os::unix::process::parent_id);
-    Ok(Running { services, live, backends, parent, _home: home })
+    let leader = Leader::new(leader, Instant::now());
+    Ok(Running { services, live, leader, backends, parent, _home: home })
 }
 
 impl Running {
@@ -160,9 +165,13 @@ impl Running {
             }
             self.services.report_ended(screen);
             self.backends.report_ended(screen);
+            let look = async {
+                self.leader.report(&self.services, screen).await;
+                self.live.show_new(screen).await;
+            };
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = self.live.show_new(screen) => {}
+                () = look => {}
             }
         }
         self.services.stop(screen);
@@ -239,14 +248,29 @@ fn counted(count: u16, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-fn show_places(services: &Services, backends: &Backends, listen: SocketAddr, screen: Screen) {
+/// Ready is who could lead; which one does is decided a moment later, or when the lock of a start before has run out: that is shown
+/// when it happens.
+async fn first_leader(services: &Services) -> Option<String> {
+    const LOOKS: u32 = 20;
+    const PAUSE: Duration = Duration::from_millis(100);
+    for _ in 0..LOOKS {
+        let leader = leader::who_leads(services).await;
+        if leader.is_some() {
+            return leader;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    None
+}
+
+fn show_places(services: &Services, leader: Option<&str>, backends: &Backends, listen: SocketAddr, screen: Screen) {
     screen.line("");
     screen.place("API", &format!("http://{listen}"), "gRPC, gRPC-Web and JSON");
     for service in services.list() {
         screen.place(
             service.name(),
             &service.admin_url(),
-            &format!("{}pid {}, log {}", service.role(), service.pid(), service.log()),
+            &format!("{}pid {}, log {}", service.role(leader), service.pid(), service.log()),
         );
     }
     let [postgres, redis] = backends.places();
@@ -254,7 +278,18 @@ fn show_places(services: &Services, backends: &Backends, listen: SocketAddr, scr
     screen.place("Redis", &redis.0, &redis.1);
     screen.line("");
     screen.line(&format!("Try:    curl -s http://{listen}/api/v1/scheduler/jobs"));
+    screen.line(&format!("        {} job list{}", own_name(), of_address(listen)));
     screen.line("Ctrl-C stops all of it. Each execution, as it ends:");
     screen.line("");
     screen.headings();
+}
+
+/// This program as it was called.
+fn own_name() -> String {
+    std::env::args().next().unwrap_or_else(|| "carillon".to_owned())
+}
+
+/// What the commands need to find the gateway, where it is not at the usual place.
+fn of_address(listen: SocketAddr) -> String {
+    if listen.to_string() == LISTEN { String::new() } else { format!(" --address http://{listen}") }
 }

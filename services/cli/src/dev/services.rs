@@ -47,15 +47,17 @@ impl Service {
         format!("http://{}/metrics", self.admin)
     }
 
-    /// What a dispatcher says of itself, if it leads.
-    pub(super) fn role(&self) -> &'static str {
-        let leads = get(self.admin, "/metrics")
-            .is_ok_and(|metrics| metrics.lines().any(|line| line == "carillon_dispatcher_leader 1"));
-        match (self.name().starts_with("dispatcher"), leads) {
-            (true, true) => "leads, ",
-            (true, false) => "stands by, ",
-            (false, _) => "",
+    /// `leader`: the name of the dispatcher that leads, if it is known which.
+    pub(super) fn role(&self, leader: Option<&str>) -> &'static str {
+        match leader.filter(|_| self.is_dispatcher()) {
+            Some(leader) if leader == self.name() => "leads, ",
+            Some(_) => "stands by, ",
+            None => "",
         }
+    }
+
+    fn is_dispatcher(&self) -> bool {
+        self.name().starts_with("dispatcher")
     }
 
     pub(super) fn log(&self) -> String {
@@ -92,6 +94,12 @@ impl Services {
     pub(super) fn list(&self) -> impl Iterator<Item = &Service> {
         // The gateway first: it is what people look for.
         self.list.iter().rev().take(1).chain(self.list.iter().take(self.list.len().saturating_sub(1)))
+    }
+
+    /// Names and admin ports of those dispatchers that have not ended.
+    pub(super) fn dispatchers(&self) -> impl Iterator<Item = (String, SocketAddr)> {
+        let dispatchers = self.list.iter().filter(|service| service.is_dispatcher() && !service.reported);
+        dispatchers.map(|service| (service.name().to_owned(), service.admin))
     }
 
     /// Waits until each says that it is ready.
@@ -193,7 +201,7 @@ fn not_ready(admin: SocketAddr) -> Option<String> {
     }
 }
 
-fn get(admin: SocketAddr, path: &str) -> std::io::Result<String> {
+pub(super) fn get(admin: SocketAddr, path: &str) -> std::io::Result<String> {
     const TIMEOUT: Duration = Duration::from_millis(500);
     let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
