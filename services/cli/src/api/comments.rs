@@ -97,6 +97,6 @@ mod tests {
         let service = pool.get_service_by_name("carillon.v1.JobService").unwrap();
         assert!(comments.service(&service).contains("clock.\n\nEvery call"), "{}", comments.service(&service));
         let method = service.methods().find(|method| method.name() == "ListJobs").unwrap();
-        assert_eq!(comments.method(&method), "Lists jobs, newest first.");
+        assert_eq!(first_sentence(comments.method(&method)), "Lists jobs, newest first");
     }
 }
