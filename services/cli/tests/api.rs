@@ -132,7 +132,7 @@ async fn a_job_is_made_read_changed_and_deleted() {
     program.run(&format!("job schedule {id} --schedule @daily")).says(0, &["schedule: @daily"]);
     program.run(&format!("job revisions {id}")).says(0, &["REVISION", "max_retries, tags", "me"]);
     let page = program.run(&format!("job revisions {id} --limit 1"));
-    page.says(0, &["more: --page-token"]);
+    page.says(0, &["more: --offset 1"]);
 
     // What is printed can be given again; an etag that is old is refused.
     let old = job.to_string();
