@@ -142,6 +142,14 @@ async fn a_job_is_made_read_changed_and_deleted() {
     renamed.says(0, &["\"name\":\"renamed\""]);
     program.run_fed("job create -f - --validate-only -o json", &now).says(0, &["\"id\":\"\""]);
 
+    program.json("job create --name other --type event --handler-name test:echo", &[]);
+    let page = program.run("job list --limit 1");
+    page.says(0, &["other", "more: --page-token "]);
+    let token = page.out.split("--page-token ").nth(1).unwrap_or_default().trim().to_owned();
+    let next = program.run(&format!("job list --limit 1 --page-token {token}"));
+    next.says(0, &["renamed"]);
+    assert!(!next.out.contains("other"), "{}", next.out);
+
     program.run(&format!("job pause {id}")).says(0, &["PAUSED"]);
     program.run(&format!("job resume {id}")).says(0, &["ACTIVE"]);
     program.run(&format!("job delete {id}")).says(0, &["done\n"]);

@@ -1,5 +1,5 @@
 //! A message as JSON, as the gateway answers it: fields named and ordered as in the protos, every one present, enums as bare
-//! words, instants as RFC 3339, 64-bit integers as strings. So what `-o json` prints can be given again by `--file`.
+//! words, instants as RFC 3339, integers beyond ±2^53 as strings. So what `-o json` prints can be given again by `--file`.
 
 use chrono::{DateTime, SecondsFormat};
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage as _, Value};
@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::ser::{SerializeMap as _, SerializeSeq as _, Serializer};
 
 use super::text::is_hidden;
+use super::value::WHOLE_MAX;
 use super::words;
 
 /// The text of a message.
@@ -116,6 +117,8 @@ impl Serialize for ShownValue<'_> {
             Value::Bool(flag) => serializer.serialize_bool(*flag),
             Value::I32(number) => serializer.serialize_i32(*number),
             Value::U32(number) => serializer.serialize_u32(*number),
+            Value::I64(number) if number.unsigned_abs() <= WHOLE_MAX => serializer.serialize_i64(*number),
+            Value::U64(number) if *number <= WHOLE_MAX => serializer.serialize_u64(*number),
             Value::I64(number) => serializer.collect_str(number),
             Value::U64(number) => serializer.collect_str(number),
             Value::F32(number) => self::number(f64::from(*number), serializer),

@@ -14,7 +14,7 @@ use super::catalog::is_ordinary;
 use super::words;
 
 /// Up to here a double holds each whole number.
-const WHOLE_MAX: u64 = 1 << 53;
+pub(crate) const WHOLE_MAX: u64 = 1 << 53;
 
 /// What is wrong, a line each.
 pub(crate) type Mistakes = Vec<String>;

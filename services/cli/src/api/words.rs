@@ -55,11 +55,13 @@ pub(crate) fn word_of(of: &EnumDescriptor, number: i32) -> String {
     known.map_or_else(|| number.to_string(), |word| word.word)
 }
 
-/// The number of a word, in any case.
+/// The number of a word, in any case, or given as a number.
 pub(crate) fn number_of(of: &EnumDescriptor, text: &str) -> Result<i32, String> {
     let words = words(of);
     let is_meant = |name: &String| name.eq_ignore_ascii_case(text);
-    if let Some(word) = words.iter().find(|word| is_meant(&word.word) || word.others.iter().any(is_meant)) {
+    let is_meant =
+        |word: &&Word| is_meant(&word.word) || word.others.iter().any(is_meant) || word.number.to_string() == text;
+    if let Some(word) = words.iter().find(is_meant) {
         return Ok(word.number);
     }
     let choices: Vec<&str> = words.iter().filter(|word| word.number != 0).map(|word| word.word.as_str()).collect();
@@ -76,7 +78,7 @@ mod tests {
         let status = pool().unwrap().get_enum_by_name("carillon.v1.ExecutionStatus").unwrap();
         assert_eq!(word_of(&status, 1), "QUEUED");
         assert_eq!(word_of(&status, 99), "99");
-        for text in ["QUEUED", "queued", "pending", "EXECUTION_STATUS_PENDING", "execution_status_queued"] {
+        for text in ["QUEUED", "queued", "pending", "EXECUTION_STATUS_PENDING", "execution_status_queued", "1"] {
             assert_eq!(number_of(&status, text), Ok(1), "{text}");
         }
         let rule = number_of(&status, "done").unwrap_err();
