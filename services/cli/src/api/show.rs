@@ -133,8 +133,8 @@ mod tests {
         assert_eq!(
             plain(&text),
             "\
-ID  STATUS   SCHEDULED  ATTEMPT  STARTED  TOOK MS  WHY
-1   FAILED              1                          two\\nlines \\u{1b}[2J
+ID  STATUS   SCHEDULED  ATTEMPT  STARTED  TOOK MS  JOB  WHY
+1   FAILED              1                               two\\nlines \\u{1b}[2J
 22  SUCCESS             1
 more: --offset 12
 "

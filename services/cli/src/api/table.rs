@@ -35,6 +35,7 @@ const CHOSEN: [(&str, &[Chosen]); 3] = [
             ("ATTEMPT", &["attempt"], 5),
             ("STARTED", &["started_at"], 3),
             ("TOOK MS", &["duration_ms"], 4),
+            ("JOB", &["job_id"], 2),
             ("WHY", &["error", "reason"], 7),
         ],
     ),
@@ -70,7 +71,7 @@ impl Column {
 
 fn is_whole(field: &FieldDescriptor) -> bool {
     match field.kind() {
-        Kind::String => field.name() == "id",
+        Kind::String => ["id", "job_id"].contains(&field.name()),
         Kind::Message(of) => of.full_name() == "google.protobuf.Timestamp" && field.name() != "execute_at",
         _ => true,
     }
