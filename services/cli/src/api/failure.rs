@@ -4,7 +4,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::text::visible;
@@ -35,7 +35,7 @@ impl Failure {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) => Exit::Usage,
-            Self::Refused { status, .. } => Exit::of(status.code()),
+            Self::Refused { status, .. } => exit_of(status),
             Self::Late { .. } => Exit::Unavailable,
             Self::NotSuccess { .. } => Exit::NotSuccess,
             Self::NotFinal { .. } => Exit::NotFinal,
@@ -62,6 +62,14 @@ impl Failure {
     }
 }
 
+/// A line that breaks while a call is on its way is UNKNOWN to the client, with what broke it behind: nobody has answered.
+fn exit_of(status: &Status) -> Exit {
+    match status.code() {
+        Code::Unknown if std::error::Error::source(status).is_some() => Exit::Unavailable,
+        code => Exit::of(code),
+    }
+}
+
 fn refused(address: &str, status: &Status) -> Vec<String> {
     let details = status.get_error_details();
     let Some(info) = details.error_info() else { return foreign(address, status) };
@@ -85,8 +93,7 @@ fn foreign(address: &str, status: &Status) -> Vec<String> {
     }
     let has_cause = std::error::Error::source(status).is_some();
     let why = if has_cause { cause.to_string() } else { status.message().to_owned() };
-    let begin =
-        if Exit::of(status.code()) == Exit::Unavailable { "cannot reach" } else { "no answer of Carillon from" };
+    let begin = if exit_of(status) == Exit::Unavailable { "cannot reach" } else { "no answer of Carillon from" };
     // `DeadlineExceeded` as DEADLINE_EXCEEDED, which is how everybody writes it.
     let code = camel(&format!("{:?}", status.code())).join("_").to_uppercase();
     vec![
@@ -97,7 +104,6 @@ fn foreign(address: &str, status: &Status) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use tonic::Code;
     use tonic_types::ErrorDetails;
 
     use super::*;
@@ -139,5 +145,9 @@ mod tests {
         assert!(away.lines()[0].contains("cannot reach http://h:1: tcp connect error"), "{:?}", away.lines());
         assert!(away.lines()[1].contains("code UNAVAILABLE"), "{:?}", away.lines());
         assert_eq!(away.exit(), Exit::Unavailable);
+        let broken = Status::from_error(Box::new(std::io::Error::other("stream closed")));
+        let broken = Failure::Refused { address: "http://h:1".into(), status: Box::new(broken) };
+        assert_eq!(broken.exit(), Exit::Unavailable);
+        assert!(broken.lines()[0].contains("cannot reach http://h:1: stream closed"), "{:?}", broken.lines());
     }
 }
