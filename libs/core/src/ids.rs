@@ -7,6 +7,8 @@ use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+const DAY_MS: u128 = 24 * 60 * 60 * 1_000;
+
 /// The id of the one execution of `job` for its instant `scheduled`.
 pub fn execution_for_fire(job: Uuid, scheduled: DateTime<Utc>) -> Uuid {
     let mut hash = Sha256::new();
@@ -32,9 +34,13 @@ pub fn first_at(at: DateTime<Utc>) -> Uuid {
 
 /// The day (UTC, counted from 1970) of an execution's id: those of one day lie in one partition.
 pub fn day(execution: Uuid) -> u64 {
-    const DAY_MS: u128 = 24 * 60 * 60 * 1_000;
     // 48 bits of milliseconds are far fewer days than fit.
     u64::try_from((execution.as_u128() >> 80) / DAY_MS).unwrap_or(u64::MAX)
+}
+
+/// The smallest id of that day.
+pub fn first_of_day(day: u64) -> Uuid {
+    Uuid::from_u128((u128::from(day) * DAY_MS) << 80)
 }
 
 /// A time-ordered id for a job created at `at` (UUID version 7 layout, random tail given by the caller).
@@ -88,6 +94,7 @@ mod tests {
             assert_eq!(day(execution_for_fire(job, at(ms))), expected, "{ms}");
         }
         assert_eq!(day(first_at(at(7 * DAY))), 7);
+        assert_eq!(first_of_day(7), first_at(at(7 * DAY)));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::bounded::Connection;
 use crate::ends::end_waiting_on;
 use crate::executions::{self, Execution};
-use crate::jobs::changes::may_repeat;
+use crate::jobs::changes::repeat;
 use crate::jobs::deletion;
 use crate::recorder::read_status;
 use crate::{Error, Result, Store, attention, days};
@@ -32,13 +32,7 @@ pub struct Cancelled {
 /// [`Error::NotFound`]; [`Error::FailedPrecondition`] for one that has ended otherwise; or if Postgres is unavailable.
 pub async fn cancel(store: &Store, id: Uuid, reason: &str) -> Result<Cancelled> {
     let reason = if reason.is_empty() { REASON_CANCELLED } else { reason };
-    let mut attempt = 1;
-    loop {
-        match Box::pin(cancel_once(store, id, reason)).await {
-            Err(error) if may_repeat(&error, attempt).await => attempt += 1,
-            outcome => return outcome,
-        }
-    }
+    repeat(|| Box::pin(cancel_once(store, id, reason))).await
 }
 
 async fn cancel_once(store: &Store, id: Uuid, reason: &str) -> Result<Cancelled> {

@@ -177,6 +177,13 @@ pub struct Decisions {
     pub retries: Vec<(DueRetry, i32)>,
 }
 
+impl Decisions {
+    /// Whether a batch is written for them.
+    pub fn opens_any(&self) -> bool {
+        !self.retries.is_empty() || self.executions.iter().any(|new| !new.skipped)
+    }
+}
+
 /// What was committed.
 #[derive(Clone, Debug, Default)]
 pub struct Committed {

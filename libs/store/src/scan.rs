@@ -4,7 +4,13 @@
 
 use std::time::{Duration, Instant};
 
+use sqlx::postgres::PgRow;
+use sqlx::{Execute, Postgres};
 use uuid::Uuid;
+
+use crate::Result;
+use crate::bounded::Pool;
+use crate::page::{self, Slice};
 
 /// Rows looked at by the first statement of a page; each further one looks at twice as many,
 const LOOKED_AT_MIN: i32 = 500;
@@ -57,6 +63,24 @@ pub(crate) struct Looked {
     pub(crate) below: Option<Uuid>,
     /// There was nothing to look at: no page ends there, whatever the time, or it would take many pages to pass what is empty.
     pub(crate) was_empty: bool,
+}
+
+impl Scanned<Uuid> {
+    /// What was found, read by `query` in the order of the list; one that has left meanwhile is left out.
+    pub(crate) async fn read<'q, T>(
+        self,
+        pool: &Pool,
+        query: impl Execute<'q, Postgres> + 'q,
+        read: impl Fn(&PgRow) -> Result<(usize, T)>,
+        id: impl Fn(&T) -> Uuid,
+    ) -> Result<Scanned<T>> {
+        let slice = Slice { limit: u32::try_from(self.items.len()).unwrap_or(u32::MAX), offset: 0 };
+        // Boxed: a wide row would make every caller's future large.
+        let page = Box::pin(page::collect(pool, query, slice, read)).await?;
+        // Fewer than were found, since they are large.
+        let cut = page.items.last().filter(|_| page.has_more).map(|last| Place { below: id(last), skip: 0 });
+        Ok(Scanned { next: cut.or(self.next), items: page.items })
+    }
 }
 
 /// A page that is being looked for.

@@ -127,11 +127,12 @@ impl Leader {
             self.agenda.note_exactly(slot, now);
         }
         self.claim_max = self.claim_max.saturating_mul(2).min(self.config.dispatcher.batch_max);
-        if opened_nothing(&decided, &committed) {
+        let retried_none = committed.retried.is_empty();
+        let batch = self.batch_of(number, &decided, committed).await.map_err(End::after_commit)?;
+        if batch.entries.is_empty() && retried_none && decided.decisions.opens_any() {
             // Each was claimed before (R5): there is nothing to be sent, and the number would be open for good.
             self.unsettled.push(number);
         }
-        let batch = self.batch_of(number, &decided, committed).await.map_err(End::after_commit)?;
         self.learn_from(decided, batch.entries.len(), began.elapsed(), now);
         self.streams.expect(&batch);
         Ok(Some(batch).filter(|batch| !batch.entries.is_empty()))
@@ -396,14 +397,6 @@ fn foresee(
         false
     });
     foreseen
-}
-
-/// Whether a claim wrote a batch of which nothing came to be.
-fn opened_nothing(decided: &Decided, committed: &Committed) -> bool {
-    let born: HashSet<Uuid> = committed.born.iter().copied().collect();
-    let mut opened = decided.decisions.executions.iter().filter(|new| !new.skipped).peekable();
-    let is_written = opened.peek().is_some() || !decided.decisions.retries.is_empty();
-    is_written && committed.retried.is_empty() && !opened.any(|new| born.contains(&new.id))
 }
 
 /// A slot that gave all it was asked for holds more: it is looked at again, at once.

@@ -229,9 +229,7 @@ impl TimetableSpec {
         }
         self
     }
-}
 
-impl TimetableSpec {
     /// The same, where it was changed from `old`: an interval that is as it was goes on from the anchor that it has, unless it is to
     /// begin at another start date.
     #[must_use]
@@ -239,11 +237,11 @@ impl TimetableSpec {
         if self.start != old.start {
             return self;
         }
-        let mut anchors: Vec<(u64, DateTime<Utc>)> = Vec::new();
-        anchors.extend(old.specs.iter().filter_map(|spec| match spec {
+        let anchor_of = |spec: &Spec| match spec {
             Spec::Every { interval_ms, anchor } => Some((*interval_ms, *anchor)),
             Spec::Cron(_) | Spec::Once(_) => None,
-        }));
+        };
+        let mut anchors: Vec<(u64, DateTime<Utc>)> = old.specs.iter().filter_map(anchor_of).collect();
         for spec in &mut self.specs {
             if let Spec::Every { interval_ms, anchor } = spec
                 && let Some(at) = anchors.iter().position(|(known, _)| known == interval_ms)

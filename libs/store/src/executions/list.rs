@@ -7,12 +7,12 @@ use carillon_core::execution::Status;
 use carillon_core::ids;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::{Execution, ExecutionRow, SELECT_CLAIMED, SELECT_TRIGGERED, require_job};
-use crate::page::{self, Slice};
-use crate::scan::{LOOKED_AT_DEAR_MAX, LOOKED_AT_MAX, Looked, Place, Scan, Scanned, Window};
+use crate::scan::{LOOKED_AT_DEAR_MAX, LOOKED_AT_MAX, Looked, Scan, Scanned, Window};
 use crate::{Result, Store, days};
 
 /// Which executions to list: those that match all of it. By these names `carillon_page_of_executions` reads it.
@@ -120,17 +120,25 @@ pub async fn list(store: &Store, filter: Filter<'_>, window: Window) -> Result<S
         }
         return Ok(Scanned { items: Vec::new(), next: found.next });
     }
-    read(store, found).await
+    let statement = format!(
+        "SELECT * FROM ({SELECT_CLAIMED} WHERE e.id = ANY ($1) AND {{days of e.id}} \
+         UNION ALL {SELECT_TRIGGERED} WHERE t.execution_id = ANY ($1)) AS both_kinds ORDER BY id DESC"
+    );
+    let query = sqlx::query(days::of(&statement, found.items.iter().copied())).bind(found.items.clone());
+    let read = |row: &PgRow| {
+        let row: ExecutionRow = sqlx::FromRow::from_row(row)?;
+        Ok((row.growth(), Execution::try_from(row)?))
+    };
+    found.read(&store.pool, query, read, |execution| execution.id).await
 }
 
 /// The first id of the day that lies `days` before the one of the last id below `below`.
 fn days_before(below: Uuid, days: u64) -> Uuid {
-    const DAY_MS: u128 = 24 * 60 * 60 * 1_000;
-    let day = u128::from(ids::day(Uuid::from_u128(below.as_u128().saturating_sub(1))));
     if days > DAYS_MAX {
         return Uuid::nil();
     }
-    Uuid::from_u128((day.saturating_sub(u128::from(days) - 1) * DAY_MS) << 80)
+    let day = ids::day(Uuid::from_u128(below.as_u128().saturating_sub(1)));
+    ids::first_of_day(day.saturating_sub(days - 1))
 }
 
 async fn look(store: &Store, filter: Filter<'_>, from: Uuid, below: Uuid, rows: i32) -> Result<Looked> {
@@ -148,25 +156,6 @@ async fn look(store: &Store, filter: Filter<'_>, from: Uuid, below: Uuid, rows: 
     let last = seen.last().filter(|_| is_full).map(|(id, _)| *id);
     let matching = seen.into_iter().filter(|(_, matches)| *matches).map(|(id, _)| id).collect();
     Ok(Looked { matching, below: last, was_empty })
-}
-
-/// Reads what was found; one that has left meanwhile is left out.
-async fn read(store: &Store, found: Scanned<Uuid>) -> Result<Scanned<Execution>> {
-    let statement = format!(
-        "SELECT * FROM ({SELECT_CLAIMED} WHERE e.id = ANY ($1) AND {{days of e.id}} \
-         UNION ALL {SELECT_TRIGGERED} WHERE t.execution_id = ANY ($1)) AS both_kinds ORDER BY id DESC"
-    );
-    let slice = Slice { limit: u32::try_from(found.items.len()).unwrap_or(u32::MAX), offset: 0 };
-    let statement = days::of(&statement, found.items.iter().copied());
-    // Boxed: a wide row would make every caller's future large.
-    let page = Box::pin(page::collect(&store.pool, sqlx::query(statement).bind(found.items), slice, |row| {
-        let row: ExecutionRow = sqlx::FromRow::from_row(row)?;
-        Ok((row.growth(), Execution::try_from(row)?))
-    }))
-    .await?;
-    // Fewer than were found, since they are large.
-    let cut = page.items.last().filter(|_| page.has_more).map(|last| Place { below: last.id, skip: 0 });
-    Ok(Scanned { next: cut.or(found.next), items: page.items })
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use carillon_core::job::JobStatus;
 use carillon_core::misfire;
 use carillon_core::schedule::{LOOKS_MAX, Timetable, TimetableSpec};
 use chrono::{DateTime, Utc};
+use sqlx::Row;
 use sqlx::types::Json;
 use uuid::Uuid;
 
@@ -58,8 +59,10 @@ WHERE id = ANY ($1) AND {days of id} AND status = 'QUEUED' AND scheduled_at > $2
 /// The job's row, locked.
 pub(super) struct Locked {
     pub(super) status: JobStatus,
-    timetable: TimetableSpec,
-    held_at: Option<DateTime<Utc>>,
+    pub(super) revision: i64,
+    pub(super) timetable: TimetableSpec,
+    pub(super) max_executions: Option<i64>,
+    pub(super) held_at: Option<DateTime<Utc>>,
 }
 
 /// Pauses an ACTIVE job; a PAUSED one stays as it is.
@@ -67,13 +70,7 @@ pub(super) struct Locked {
 /// # Errors
 /// [`Error::NotFound`]; [`Error::FailedPrecondition`] for a COMPLETED or CANCELLED job; or if Postgres is unavailable.
 pub async fn pause(store: &Store, id: Uuid) -> Result<Paused> {
-    let mut attempt = 1;
-    loop {
-        match Box::pin(pause_once(store, id)).await {
-            Err(error) if may_repeat(&error, attempt).await => attempt += 1,
-            outcome => return outcome,
-        }
-    }
+    repeat(|| Box::pin(pause_once(store, id))).await
 }
 
 async fn pause_once(store: &Store, id: Uuid) -> Result<Paused> {
@@ -149,13 +146,7 @@ pub(super) async fn open_count_on(connection: &mut Connection, id: Uuid) -> Resu
 /// # Errors
 /// [`Error::NotFound`]; [`Error::FailedPrecondition`] for a COMPLETED or CANCELLED job; or if Postgres is unavailable.
 pub async fn resume(store: &Store, id: Uuid) -> Result<Job> {
-    let mut attempt = 1;
-    loop {
-        match Box::pin(resume_once(store, id)).await {
-            Err(error) if may_repeat(&error, attempt).await => attempt += 1,
-            outcome => return outcome,
-        }
-    }
+    repeat(|| Box::pin(resume_once(store, id))).await
 }
 
 async fn resume_once(store: &Store, id: Uuid) -> Result<Job> {
@@ -219,27 +210,35 @@ async fn has_ended(connection: &mut Connection, id: Uuid) -> Result<bool> {
 /// what was due and not yet claimed when it was paused too.
 async fn due_after_pause(locked: Locked, id: Uuid, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>> {
     let Some(held_at) = locked.held_at else { return Ok(None) };
-    let unreadable = |why: String| Error::Unreadable { what: "jobs.timetable", why };
-    // A dear one takes up to a second: not on a thread that serves others.
-    let search = tokio::task::spawn_blocking(move || {
-        let timetable = Timetable::parse_accepted(&locked.timetable, id, LOOKS_MAX)
-            .map_err(|errors| errors.first().map_or_else(String::new, |error| error.message.clone()))?;
-        Ok(misfire::resume(&timetable, held_at, now))
-    });
-    match search.await {
-        Ok(found) => found.map(Some).map_err(unreadable),
-        Err(error) => Err(unreadable(error.to_string())),
-    }
+    search(move || Ok(Some(misfire::resume(&parsed(&locked.timetable, id, LOOKS_MAX)?, held_at, now)))).await
+}
+
+/// Searches timetables: a dear one takes up to a second, so not on a thread that serves others.
+pub(super) async fn search<T: Send + 'static>(
+    search: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T> {
+    let found = tokio::task::spawn_blocking(search).await.unwrap_or_else(|error| Err(error.to_string()));
+    found.map_err(|why| Error::Unreadable { what: "jobs.timetable", why })
+}
+
+/// A stored timetable, or the first thing that is wrong with it.
+pub(super) fn parsed(spec: &TimetableSpec, job: Uuid, looks: usize) -> Result<Timetable, String> {
+    Timetable::parse_accepted(spec, job, looks)
+        .map_err(|errors| errors.first().map_or_else(String::new, |error| error.message.clone()))
 }
 
 pub(super) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Locked> {
-    let row: Option<(String, Json<TimetableSpec>, Option<DateTime<Utc>>)> =
-        sqlx::query_as("SELECT status, timetable, held_at FROM jobs WHERE id = $1 FOR NO KEY UPDATE")
-            .bind(id)
-            .fetch_optional(connection)
-            .await?;
-    let (status, timetable, held_at) = row.ok_or(Error::NotFound { what: "job", id })?;
-    Ok(Locked { status: word("jobs.status", &status)?, timetable: timetable.0, held_at })
+    let lock = "SELECT status, revision, timetable, max_executions, held_at FROM jobs WHERE id = $1 FOR NO KEY UPDATE";
+    let row = sqlx::query(lock).bind(id).fetch_optional(connection).await?;
+    let row = row.ok_or(Error::NotFound { what: "job", id })?;
+    let Json(timetable) = row.try_get("timetable")?;
+    Ok(Locked {
+        status: word("jobs.status", row.try_get("status")?)?,
+        revision: row.try_get("revision")?,
+        timetable,
+        max_executions: row.try_get("max_executions")?,
+        held_at: row.try_get("held_at")?,
+    })
 }
 
 /// Takes the timer's row out of every claim's reach and answers with where it stood.
@@ -266,9 +265,20 @@ pub(super) fn refused(what: &str, status: JobStatus) -> Error {
     Error::FailedPrecondition { what: "job", why: format!("a job that is {status} cannot be {what}: {why}") }
 }
 
+/// Makes a change, and again if it lost a deadlock: nothing of it was written then.
+pub(crate) async fn repeat<T, F: Future<Output = Result<T>>>(mut change: impl FnMut() -> F) -> Result<T> {
+    let mut attempt = 1;
+    loop {
+        match change().await {
+            Err(error) if may_repeat(&error, attempt).await => attempt += 1,
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Whether to make the change again: it lost a deadlock, and not too often yet. Waits a little first, unevenly, so that the
 /// same two do not meet again.
-pub(crate) async fn may_repeat(error: &Error, attempt: u32) -> bool {
+pub(super) async fn may_repeat(error: &Error, attempt: u32) -> bool {
     if !matches!(error, Error::Conflict(_)) || attempt >= ATTEMPTS_MAX {
         return false;
     }
@@ -290,6 +300,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
         let held_at = DateTime::from_timestamp_millis(1_795_800_000_000).unwrap();
         let locked = Locked {
+            revision: 1,
+            max_executions: None,
             status: JobStatus::Paused,
             timetable: TimetableSpec::every(Duration::from_secs(1), held_at),
             held_at: Some(held_at),

@@ -9,7 +9,7 @@ use carillon_core::job::JobStatus;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::changes::{lock, may_repeat, open_count_on, stop_timer};
+use super::changes::{lock, may_repeat, open_count_on, repeat, stop_timer};
 use crate::bounded::Connection;
 use crate::ends::end_waiting_on;
 use crate::history::Walk;
@@ -30,13 +30,7 @@ const EXECUTIONS_AT_ONCE: usize = 500;
 /// # Errors
 /// [`crate::Error::NotFound`]; or if Postgres is unavailable.
 pub async fn delete(store: &Store, id: Uuid) -> Result<bool> {
-    let mut attempt = 1;
-    loop {
-        match Box::pin(delete_once(store, id)).await {
-            Err(error) if may_repeat(&error, attempt).await => attempt += 1,
-            outcome => return outcome,
-        }
-    }
+    repeat(|| Box::pin(delete_once(store, id))).await
 }
 
 async fn delete_once(store: &Store, id: Uuid) -> Result<bool> {

@@ -5,13 +5,13 @@
 use carillon_core::ids;
 use carillon_core::job::{JobStatus, JobType, Priority};
 use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
 use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::Job;
 use super::rows::{JobRow, SELECT_JOB};
-use crate::page::{self, Slice};
-use crate::scan::{LOOKED_AT_MAX, Looked, Place, Scan, Scanned, Window};
+use crate::scan::{LOOKED_AT_MAX, Looked, Scan, Scanned, Window};
 use crate::{Result, Store};
 
 /// Which jobs to list: those that match all of it.
@@ -58,18 +58,13 @@ pub async fn list(store: &Store, filter: Filter<'_>, window: Window) -> Result<S
     if found.items.is_empty() {
         return Ok(Scanned { items: Vec::new(), next: found.next });
     }
-    let slice = Slice { limit: u32::try_from(found.items.len()).unwrap_or(u32::MAX), offset: 0 };
     let mut query = QueryBuilder::new(SELECT_JOB);
-    query.push(" WHERE j.id = ANY (").push_bind(found.items).push(") ORDER BY j.id DESC");
-    // Boxed: a wide row would make every caller's future large.
-    let page = Box::pin(page::collect(&store.pool, query.build(), slice, |row| {
+    query.push(" WHERE j.id = ANY (").push_bind(found.items.clone()).push(") ORDER BY j.id DESC");
+    let read = |row: &PgRow| {
         let row: JobRow = sqlx::FromRow::from_row(row)?;
         Ok((row.growth(), Job::try_from(row)?))
-    }))
-    .await?;
-    // Fewer than were found, since they are large.
-    let cut = page.items.last().filter(|_| page.has_more).map(|last| Place { below: last.id, skip: 0 });
-    Ok(Scanned { next: cut.or(found.next), items: page.items })
+    };
+    found.read(&store.pool, query.build(), read, |job| job.id).await
 }
 
 async fn look(store: &Store, filter: Filter<'_>, below: Uuid, rows: i32) -> Result<Looked> {

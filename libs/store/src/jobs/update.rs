@@ -8,14 +8,14 @@
 use carillon_core::ids;
 use carillon_core::job::JobStatus;
 use carillon_core::misfire;
-use carillon_core::schedule::{LOOKS_MAX, Timetable, TimetableSpec};
+use carillon_core::schedule::{LOOKS_MAX, TimetableSpec};
 use chrono::{DateTime, Utc};
+use sqlx::AssertSqlSafe;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::changes::{REASON_PAUSED, clock, may_repeat, queued_ahead_on, refused};
-use super::rows::{self, word};
+use super::changes::{self, REASON_PAUSED, clock, parsed, queued_ahead_on, refused, repeat, search};
+use super::rows;
 use super::{Definition, Job, get_on};
 use crate::bounded::Connection;
 use crate::document::ToWrite;
@@ -74,9 +74,6 @@ const LOOKS_BRIEF: usize = 4_000;
 
 const SCHEDULED_AT: &str = "SELECT id, scheduled_at FROM job_executions WHERE id = ANY ($1) AND {days of id}";
 
-const JOB_LOCK: &str = "
-SELECT status, revision, timetable, max_executions, held_at FROM jobs WHERE id = $1 FOR NO KEY UPDATE";
-
 const TIMER_LOCK: &str = "SELECT fire_at, claimed_count FROM job_timers WHERE job_id = $1 FOR UPDATE";
 
 /// `{columns}` are those that the row `$2` names: what an older program does not know stays.
@@ -91,13 +88,7 @@ WHERE id = $1";
 /// [`Error::NotFound`]; [`Error::FailedPrecondition`] for a CANCELLED job; [`Error::QueuesExhausted`] if its queue would be one
 /// too many; or if Postgres is unavailable.
 pub async fn update(store: &Store, id: Uuid, update: &Update) -> Result<Option<Updated>> {
-    let mut attempt = 1;
-    loop {
-        match Box::pin(update_once(store, id, update)).await {
-            Err(error) if may_repeat(&error, attempt).await => attempt += 1,
-            outcome => return outcome,
-        }
-    }
+    repeat(|| Box::pin(update_once(store, id, update))).await
 }
 
 /// How the job stood, locked.
@@ -161,21 +152,18 @@ async fn update_once(store: &Store, id: Uuid, update: &Update) -> Result<Option<
 
 /// Locks job and timer. `None`: it has another revision.
 async fn lock(connection: &mut Connection, id: Uuid, revision: i64) -> Result<Option<Stood>> {
-    let job = sqlx::query(JOB_LOCK).bind(id).fetch_optional(&mut *connection).await?;
-    let job = job.ok_or(Error::NotFound { what: "job", id })?;
-    if job.try_get::<i64, _>("revision")? != revision {
+    let job = changes::lock(connection, id).await?;
+    if job.revision != revision {
         return Ok(None);
     }
-    let timer = sqlx::query(TIMER_LOCK).bind(id).fetch_one(&mut *connection).await?;
-    let status = word("jobs.status", job.try_get("status")?)?;
-    let Json(timetable) = job.try_get("timetable")?;
-    let timer_at = if status == JobStatus::Paused { job.try_get("held_at")? } else { timer.try_get("fire_at")? };
+    let timer = sqlx::query_as(TIMER_LOCK).bind(id).fetch_one(&mut *connection).await?;
+    let (fire_at, claimed_count): (Option<DateTime<Utc>>, i64) = timer;
     Ok(Some(Stood {
-        status,
-        timetable,
-        max_executions: job.try_get("max_executions")?,
-        timer: timer_at,
-        claimed_count: timer.try_get("claimed_count")?,
+        status: job.status,
+        timetable: job.timetable,
+        max_executions: job.max_executions,
+        timer: if job.status == JobStatus::Paused { job.held_at } else { fire_at },
+        claimed_count,
         now: clock(connection).await?,
     }))
 }
@@ -200,14 +188,10 @@ async fn place(
     let old = stood.timetable.clone();
     let (new, first) = update.timetable.clone().unwrap_or_else(|| (old.clone(), None));
     let (timer, now) = (stood.timer, stood.now);
-    // Dear ones take up to a second: not on a thread that serves others.
-    let search = tokio::task::spawn_blocking(move || {
-        let read = |spec, looks| {
-            Timetable::parse_accepted(spec, id, looks)
-                .map_err(|errors| errors.first().map_or_else(String::new, |error| error.message.clone()))
-        };
+    let (fire_at, stays, falls_away) = search(move || {
         // Many short searches, and a long one.
-        let (old, brief, new) = (read(&old, LOOKS_BRIEF)?, read(&new, LOOKS_BRIEF)?, read(&new, LOOKS_MAX)?);
+        let (old, brief) = (parsed(&old, id, LOOKS_BRIEF)?, parsed(&new, id, LOOKS_BRIEF)?);
+        let new = parsed(&new, id, LOOKS_MAX)?;
         let still_due = timer.and_then(|timer| misfire::still_due(&old, &brief, timer, now));
         // One that is past, and accepted as such, fires at once.
         let fire_at = still_due.or_else(|| new.next_after(now).timer()).or(first);
@@ -216,10 +200,8 @@ async fn place(
             |(execution, at): &(Uuid, DateTime<Utc>)| !is_timed(*execution, *at) || misfire::fires_at(&brief, *at);
         let (stays, falls_away): (Vec<_>, Vec<_>) = ahead.into_iter().partition(stays);
         Ok((fire_at, stays, falls_away))
-    });
-    let unreadable = |why: String| Error::Unreadable { what: "jobs.timetable", why };
-    let (fire_at, stays, falls_away) =
-        search.await.map_err(|error| unreadable(error.to_string()))?.map_err(unreadable)?;
+    })
+    .await?;
     let is_spent = update.definition.max_executions.is_some_and(|max| stood.claimed_count >= max);
     let ids = |executions: Vec<(Uuid, _)>| executions.into_iter().map(|(execution, _)| execution).collect();
     Ok(Placed { fire_at: fire_at.filter(|_| !is_spent), stays: ids(stays), falls_away: ids(falls_away) })

@@ -29,7 +29,6 @@ enum Behavior {
 
 struct Fields {
     job: MessageDescriptor,
-    /// By the field's number.
     behaviors: Vec<(FieldDescriptor, Behavior)>,
 }
 
@@ -97,18 +96,19 @@ fn check_paths(fields: &Fields, paths: &[String], checks: &mut Checks) {
 
 /// Whether both fire at the same instants.
 pub(super) fn fires_alike(one: &Definition, other: &Definition) -> bool {
-    let when = |of: &Definition| {
-        (
-            (of.schedule.clone(), of.schedules.clone(), of.interval.clone(), of.execute_at),
-            (of.timezone.clone(), of.exclusions.clone(), of.dst_gap, of.dst_overlap),
-            (of.start_date, of.end_date),
-        )
-    };
-    when(one) == when(other)
+    one.schedule == other.schedule
+        && one.schedules == other.schedules
+        && one.interval == other.interval
+        && one.execute_at == other.execute_at
+        && one.timezone == other.timezone
+        && one.exclusions == other.exclusions
+        && one.dst_gap == other.dst_gap
+        && one.dst_overlap == other.dst_overlap
+        && one.start_date == other.start_date
+        && one.end_date == other.end_date
 }
 
 /// Whether a job of that definition is shown as `current` is.
 pub(super) fn is_unchanged(current: &Job, definition: &Definition) -> bool {
-    definition == &current.definition
-        || job::show(Job { definition: definition.clone(), ..current.clone() }) == job::show(current.clone())
+    job::show(Job { definition: definition.clone(), ..current.clone() }) == job::show(current.clone())
 }

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use carillon_core::error::FieldViolation;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH, ORIGIN, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage};
+use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, MessageDescriptor, ReflectMessage};
 use serde::Serialize;
 use serde_json::Value as Json;
 use tonic::Status;
@@ -270,12 +270,17 @@ fn take_idempotency_key(message: &mut DynamicMessage, headers: &HeaderMap) -> Op
     let Ok(key) = headers.get(IDEMPOTENCY_KEY)?.to_str() else {
         return Some("must be of visible ASCII characters in the header idempotency-key".to_owned());
     };
-    let key = prost_reflect::Value::String(key.to_owned());
-    if message.has_field(&field) && *message.get_field(&field) != key {
-        return Some("is another one than the header idempotency-key says".to_owned());
+    say(message, &field, key.to_owned(), IDEMPOTENCY_KEY).err()
+}
+
+/// Takes what a header says into the field that says the same. Answers with what is wrong if they differ.
+fn say(message: &mut DynamicMessage, field: &FieldDescriptor, text: String, header: &str) -> Result<(), String> {
+    let text = prost_reflect::Value::String(text);
+    if message.has_field(field) && *message.get_field(field) != text {
+        return Err(format!("is another one than the header {header} says"));
     }
-    message.set_field(&field, key);
-    None
+    message.set_field(field, text);
+    Ok(())
 }
 
 /// The header that says what `etag` says, of calls that have one. `*` is any that there is. Answers with what is wrong with it.
@@ -283,7 +288,10 @@ fn take_if_match(route: &Route, message: &mut DynamicMessage, headers: &HeaderMa
     let Some(etag) = headers.get(IF_MATCH) else { return Ok(()) };
     match etag.to_str().map(str::trim) {
         Ok("*") => Ok(()),
-        Ok(etag) => route.take_etag(message, etag.trim_start_matches("W/").to_owned()),
+        Ok(etag) => match route.etag_field(message) {
+            Some((at, field)) => say(at, &field, etag.trim_start_matches("W/").to_owned(), "if-match"),
+            None => Ok(()),
+        },
         Err(_) => Err("must be of visible ASCII characters in the header if-match".to_owned()),
     }
 }

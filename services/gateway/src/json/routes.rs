@@ -206,24 +206,17 @@ impl Route {
     }
 
     /// Where a request of this call says which version it was made for: a field of its own, or of its body.
-    pub(crate) fn take_etag(&self, message: &mut DynamicMessage, etag: String) -> Result<(), String> {
-        let field = |of: &MessageDescriptor| of.get_field_by_name(ETAG);
-        let (at, field) = match (&self.body, field(&self.input)) {
-            (_, Some(field)) => (message, field),
-            (Body::Field(body), None) => {
-                let Some(body) = self.input.get_field_by_name(body) else { return Ok(()) };
-                let Some(inner) = message.get_field_mut(&body).as_message_mut() else { return Ok(()) };
-                let Some(field) = field(&inner.descriptor()) else { return Ok(()) };
-                (inner, field)
-            }
-            _ => return Ok(()),
-        };
-        let etag = Value::String(etag);
-        if at.has_field(&field) && *at.get_field(&field) != etag {
-            return Err("is another one than the header if-match says".to_owned());
+    pub(crate) fn etag_field<'a>(
+        &self,
+        message: &'a mut DynamicMessage,
+    ) -> Option<(&'a mut DynamicMessage, FieldDescriptor)> {
+        if let Some(field) = self.input.get_field_by_name(ETAG) {
+            return Some((message, field));
         }
-        at.set_field(&field, etag);
-        Ok(())
+        let Body::Field(body) = &self.body else { return None };
+        let inner = message.get_field_mut(&self.input.get_field_by_name(body)?).as_message_mut()?;
+        let field = inner.descriptor().get_field_by_name(ETAG)?;
+        Some((inner, field))
     }
 
     fn read_body(&self, json: &Json, mistakes: &mut Mistakes) -> Option<DynamicMessage> {
