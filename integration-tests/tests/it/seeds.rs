@@ -7,6 +7,7 @@ use anyhow::ensure;
 use carillon_testkit::journal::Event;
 use carillon_testkit::wait_until;
 use serde_json::json;
+use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::api::id_of;
@@ -71,6 +72,39 @@ pub(crate) async fn cut_off_a_beat(world: &World) {
     stranger.rollback().await.expect("postgres answers");
 }
 
+/// Starts what runs for six seconds, and locks its row; until that is let go of.
+pub(crate) async fn run_one_and_lock_it(world: &mut World) -> Transaction<'static, Postgres> {
+    let api = world.api();
+    let body = json!({"name": "t", "schedule": "0 0 1 1 *", "handler_name": "test:sleep", "payload": {"ms": 6_000}});
+    let job = id_of(&api.create("cron", &body).await);
+    let execution = api.trigger(job, &json!({})).await;
+    world.triggered.insert(execution);
+    world.until("status = 'RUNNING'", |running| running == 1).await;
+    let mut stranger = world.pool.begin().await.expect("postgres answers");
+    let lock = sqlx::query("SELECT FROM job_executions WHERE id = $1 FOR UPDATE").bind(execution);
+    lock.execute(&mut *stranger).await.expect("nobody has it for long");
+    stranger
+}
+
+/// Whatever became of what it returned.
+pub(crate) async fn until_it_has_run(world: &World) {
+    soon("it to have run to its end", || {
+        let ended = world.journal().iter().any(|line| line.event == Event::End);
+        std::future::ready(if ended { Ok(()) } else { Err("it has not") })
+    })
+    .await;
+}
+
+/// The one execution, which the incarnation `first` had started.
+pub(crate) async fn assert_recorded_by_the_next(world: &World, first: Uuid) {
+    let adopted: bool = sqlx::query_scalar("SELECT worker_id <> $1 AND take = 0 FROM job_executions")
+        .bind(first)
+        .fetch_one(&world.pool)
+        .await
+        .expect("it is over");
+    assert!(adopted, "the next incarnation has recorded it, and nobody took it");
+}
+
 /// Seed 21, fault 181. Postgres ends all sessions while a flush is about to be written; by the time it is, this executor is
 /// another incarnation (R21), to which its rows belong. What the old name is refused is its own: it is written by the new one,
 /// and not let go of as somebody else's.
@@ -88,11 +122,7 @@ async fn a_flush_that_was_begun_by_the_last_incarnation_is_written_by_the_next()
     let job = id_of(&api.create("cron", &body).await);
     let execution = api.trigger(job, &json!({})).await;
     world.triggered.insert(execution);
-    soon("it to have run", || {
-        let ended = world.journal().iter().any(|line| line.event == Event::End);
-        std::future::ready(if ended { Ok(()) } else { Err("it has not") })
-    })
-    .await;
+    until_it_has_run(&world).await;
     cut_off_a_beat(&world).await;
     soon("it to belong to the next incarnation", || async {
         let statement = "SELECT status, (SELECT count(*) FROM workers),
@@ -112,15 +142,7 @@ async fn a_flush_that_was_begun_by_the_last_incarnation_is_written_by_the_next()
 async fn what_is_locked_while_a_new_incarnation_begins_is_not_run_again() {
     let plan = Plan { dispatchers: 1, executors: 1, ..Plan::default() }.protocol(WINDOW, WINDOW * 10);
     let mut world = World::start("locked_succession", plan).await;
-    let api = world.api();
-    let body = json!({"name": "t", "schedule": "0 0 1 1 *", "handler_name": "test:sleep", "payload": {"ms": 6_000}});
-    let job = id_of(&api.create("cron", &body).await);
-    let execution = api.trigger(job, &json!({})).await;
-    world.triggered.insert(execution);
-    world.until("status = 'RUNNING'", |running| running == 1).await;
-    let mut stranger = world.pool.begin().await.expect("postgres answers");
-    let lock = sqlx::query("SELECT FROM job_executions WHERE id = $1 FOR UPDATE").bind(execution);
-    lock.execute(&mut *stranger).await.expect("nobody has it for long");
+    let stranger = run_one_and_lock_it(&mut world).await;
     let holder = "SELECT worker_id FROM job_executions";
     let first: Uuid = sqlx::query_scalar(holder).fetch_one(&world.pool).await.expect("it runs");
     cut_off_a_beat(&world).await;
@@ -130,17 +152,8 @@ async fn what_is_locked_while_a_new_incarnation_begins_is_not_run_again() {
         anyhow::Ok(())
     })
     .await;
-    soon("it to have run to its end", || {
-        let ended = world.journal().iter().any(|line| line.event == Event::End);
-        std::future::ready(if ended { Ok(()) } else { Err("it has not") })
-    })
-    .await;
+    until_it_has_run(&world).await;
     stranger.rollback().await.expect("postgres answers");
     world.judge(LOAD_MAX).await;
-    let adopted: bool = sqlx::query_scalar("SELECT worker_id <> $1 AND take = 0 FROM job_executions")
-        .bind(first)
-        .fetch_one(&world.pool)
-        .await
-        .expect("it is over");
-    assert!(adopted, "the next incarnation has recorded it, and nobody took it");
+    assert_recorded_by_the_next(&world, first).await;
 }

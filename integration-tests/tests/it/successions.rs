@@ -4,13 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::ensure;
-use carillon_testkit::journal::Event;
 use chrono::{DateTime, Utc};
-use serde_json::json;
 use uuid::Uuid;
 
-use crate::api::id_of;
-use crate::seeds::cut_off_a_beat;
+use crate::seeds::{assert_recorded_by_the_next, cut_off_a_beat, run_one_and_lock_it, until_it_has_run};
 use crate::world::{LOAD_MAX, Plan, World, soon};
 
 /// Holds the first that comes to a point once it is shut, until it is opened.
@@ -71,26 +68,14 @@ async fn r21_what_was_left_when_a_flush_began_is_not_let_go_of_though_it_is_adop
         .protocol(Duration::from_secs(3), Duration::from_secs(30))
         .set(carillon_failpoint::VARIABLE, [adopt_order, write_order, written_order].join(";"));
     let mut world = World::start("adopted_beside_a_flush", plan).await;
-    let api = world.api();
-    let body = json!({"name": "t", "schedule": "0 0 1 1 *", "handler_name": "test:sleep", "payload": {"ms": 6_000}});
-    let job = id_of(&api.create("cron", &body).await);
-    let execution = api.trigger(job, &json!({})).await;
-    world.triggered.insert(execution);
-    world.until("status = 'RUNNING'", |running| running == 1).await;
+    let stranger = run_one_and_lock_it(&mut world).await;
     let (first, _) = holder(&world).await.expect("it runs");
-    let mut stranger = world.pool.begin().await.expect("postgres answers");
-    let lock = sqlx::query("SELECT FROM job_executions WHERE id = $1 FOR UPDATE").bind(execution);
-    lock.execute(&mut *stranger).await.expect("nobody has it for long");
 
     adopting.shut();
     cut_off_a_beat(&world).await;
     // It is left: there is something to adopt.
     adopting.until_reached().await;
-    soon("it to have run to its end", || {
-        let ended = world.journal().iter().any(|line| line.event == Event::End);
-        std::future::ready(if ended { Ok(()) } else { Err("it has not") })
-    })
-    .await;
+    until_it_has_run(&world).await;
     // The first flush of its end, or the next try of it.
     writing.shut();
     writing.until_reached().await;
@@ -117,10 +102,5 @@ async fn r21_what_was_left_when_a_flush_began_is_not_let_go_of_though_it_is_adop
     .await;
     written.open();
     world.judge(LOAD_MAX).await;
-    let kept: bool = sqlx::query_scalar("SELECT worker_id <> $1 AND take = 0 FROM job_executions")
-        .bind(first)
-        .fetch_one(&world.pool)
-        .await
-        .expect("it is over");
-    assert!(kept, "the next incarnation has recorded it, and nobody took it");
+    assert_recorded_by_the_next(&world, first).await;
 }

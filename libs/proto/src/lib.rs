@@ -1,5 +1,14 @@
 //! The wire contract of Carillon: types, clients and servers generated from `proto/`, and the descriptor set that routes,
-//! JSON and documents are derived from.
+//! JSON, documents and the command line are derived from. What all of these say in the same way, whatever the message, is here
+//! too: messages as JSON, words of enums, messages that are known by their descriptors alone.
+
+pub mod codec;
+pub mod json;
+pub mod words;
+
+use std::sync::LazyLock;
+
+use prost_reflect::{DescriptorPool, FieldDescriptor, MessageDescriptor};
 
 /// The package `carillon.v1`.
 pub mod v1 {
@@ -22,3 +31,37 @@ impl From<v1::Job> for v1::CreateJobRequest {
 
 /// The compiled protos with all imports, options (`google.api.http`) and comments, as a `google.protobuf.FileDescriptorSet`.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/carillon_descriptor.bin"));
+
+static POOL: LazyLock<DescriptorPool> =
+    LazyLock::new(|| DescriptorPool::decode(FILE_DESCRIPTOR_SET).expect("this crate's own build has made it"));
+
+/// The descriptors of the API; a clone is a pointer.
+pub fn descriptors() -> DescriptorPool {
+    POOL.clone()
+}
+
+/// A field by its name in either spelling: `max_retries` and `maxRetries`.
+pub fn field_named(message: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
+    message.get_field_by_name(name).or_else(|| message.get_field_by_json_name(name))
+}
+
+/// How a field may be used, by the numbers of `google.api.FieldBehavior`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behavior {
+    /// It must be given.
+    Required = 2,
+    /// The server alone decides it.
+    OutputOnly = 3,
+    /// It is set once.
+    Immutable = 5,
+}
+
+/// Whether the protos say so of a field.
+pub fn behaves(field: &FieldDescriptor, behavior: Behavior) -> bool {
+    let option = field.parent_pool().get_extension_by_name("google.api.field_behavior");
+    option.is_some_and(|option| {
+        let options = field.options();
+        let said = options.get_extension(&option);
+        said.as_list().is_some_and(|said| said.iter().any(|value| value.as_enum_number() == Some(behavior as i32)))
+    })
+}

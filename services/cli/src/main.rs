@@ -45,13 +45,7 @@ impl fmt::Display for BadArguments {
 impl std::error::Error for BadArguments {}
 
 fn main() -> ExitCode {
-    let commands = match api::Commands::new() {
-        Ok(commands) => commands,
-        Err(error) => {
-            anstream::eprintln!("carillon: the descriptors of the API cannot be read: {error}");
-            return Exit::Failed.into();
-        }
-    };
+    let commands = api::Commands::new();
     let root = commands.added_to(Arguments::command());
     let read = root.clone().try_get_matches();
     let read = read.and_then(|matches| match commands.given(&matches) {

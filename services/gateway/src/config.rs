@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use carillon_core::limits::QUEUES_MAX_MAX;
 use carillon_kit::config::{Checks, POSTGRES, PostgresConfig, REDIS, RedisConfig, SHELL, Settings, duration};
+pub use carillon_proto::json::EnumWords;
 use serde::Deserialize;
 
 /// The documented defaults, in layers.
@@ -28,16 +29,6 @@ pub struct Config {
 pub struct JsonConfig {
     /// How enum values are answered.
     pub enum_words: EnumWords,
-}
-
-/// How enum values are written in JSON; both are understood.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EnumWords {
-    /// `ACTIVE`.
-    Upper,
-    /// `active`, as the first system stored them.
-    Lower,
 }
 
 /// `[gateway]`.

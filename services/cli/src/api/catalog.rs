@@ -11,25 +11,21 @@
 
 use std::cmp::Reverse;
 
+use carillon_proto::words::camel;
+use carillon_proto::{Behavior, behaves};
 use prost_reflect::{
     Cardinality, DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
     ServiceDescriptor, Value,
 };
 
-use super::words::{camel, kebab};
-
 /// The flags that every command has; a field of such a name gets another one.
 pub(crate) const RESERVED: [&str; 8] = ["address", "clear", "file", "help", "output", "timeout", "version", "wait"];
 /// Calls that only read: of what they name beside the noun one asks by its name alone.
 const READING: [&str; 3] = ["get", "list", "set"];
-/// How a field may be used, numbers of google.api.FieldBehavior.
-const REQUIRED: i32 = 2;
-const OUTPUT_ONLY: i32 = 3;
-const IMMUTABLE: i32 = 5;
 
-/// The descriptors of the API.
-pub(crate) fn pool() -> Result<DescriptorPool, prost_reflect::DescriptorError> {
-    DescriptorPool::decode(carillon_proto::FILE_DESCRIPTOR_SET)
+/// `max_retries` as `max-retries`.
+pub(crate) fn kebab(name: &str) -> String {
+    name.replace('_', "-")
 }
 
 /// One command.
@@ -159,7 +155,7 @@ fn call(pool: &DescriptorPool, verb: String, method: MethodDescriptor) -> Call {
             continue;
         }
         let (is_placed, must_be) = placed.holds(field.name());
-        let is_required = must_be || behaves(&field, REQUIRED);
+        let is_required = must_be || behaves(&field, Behavior::Required);
         fields.push(Field { name: kebab(field.name()), path: vec![field], is_placed, is_required });
     }
     for index in 0..fields.len() {
@@ -184,7 +180,7 @@ fn fields_of_body(body: &FieldDescriptor, message: &MessageDescriptor, placed: &
     let mut fields = Vec::new();
     for field in message.fields() {
         let (is_placed, is_required) = placed.holds(&format!("{}.{}", body.name(), field.name()));
-        if is_placed || !(behaves(&field, OUTPUT_ONLY) || changes && behaves(&field, IMMUTABLE)) {
+        if is_placed || !(behaves(&field, Behavior::OutputOnly) || changes && behaves(&field, Behavior::Immutable)) {
             let name = kebab(field.name());
             // What a body must hold, a file may say: the gateway names what is missing.
             fields.push(Field { name, path: vec![body.clone(), field], is_placed, is_required });
@@ -211,15 +207,6 @@ pub(crate) fn is_ordinary(message: &MessageDescriptor) -> bool {
 
 fn is_mask(field: &FieldDescriptor) -> bool {
     matches!(field.kind(), Kind::Message(message) if message.full_name() == "google.protobuf.FieldMask")
-}
-
-fn behaves(field: &FieldDescriptor, behavior: i32) -> bool {
-    let pool = field.parent_message().parent_pool().clone();
-    let Some(option) = pool.get_extension_by_name("google.api.field_behavior") else { return false };
-    let options = field.options();
-    let said = options.get_extension(&option);
-    let Some(said) = said.as_list() else { return false };
-    said.iter().any(|value| value.as_enum_number() == Some(behavior))
 }
 
 /// The fields that the HTTP path binds, such as `job.id`; of a call without one a field `id`. What only a further path binds, as the
@@ -270,10 +257,12 @@ mod tests {
         ServiceDescriptorProto,
     };
 
+    use carillon_proto::descriptors;
+
     use super::*;
 
     fn found(noun: &str, verb: &str) -> Call {
-        let noun = nouns(&pool().unwrap()).into_iter().find(|found| found.name == noun).unwrap();
+        let noun = nouns(&descriptors()).into_iter().find(|found| found.name == noun).unwrap();
         noun.calls.into_iter().find(|call| call.verb == verb).unwrap()
     }
 
@@ -281,9 +270,14 @@ mod tests {
     const LEFT_OUT: [&str; 3] = ["CreateCronJob", "CreateOneTimeJob", "CreateRecurringJob"];
 
     #[test]
+    fn flags_have_hyphens() {
+        assert_eq!(kebab("retry_delay_ms"), "retry-delay-ms");
+    }
+
+    #[test]
     fn every_call_is_a_command_or_said_by_a_shorter_one() {
-        for service in pool().unwrap().services() {
-            let noun = nouns(&pool().unwrap()).into_iter().find(|noun| noun.service.full_name() == service.full_name());
+        for service in descriptors().services() {
+            let noun = nouns(&descriptors()).into_iter().find(|noun| noun.service.full_name() == service.full_name());
             let calls = noun.map(|noun| noun.calls).unwrap_or_default();
             for method in service.methods() {
                 let has_command = calls.iter().any(|call| call.method.name() == method.name());
@@ -421,7 +415,7 @@ mod tests {
 
     #[test]
     fn no_command_has_a_name_twice() {
-        for noun in nouns(&pool().unwrap()) {
+        for noun in nouns(&descriptors()) {
             for call in noun.calls {
                 let mut names: Vec<&str> =
                     call.fields.iter().map(|field| field.name.as_str()).chain(RESERVED).collect();

@@ -1,9 +1,10 @@
 //! The value of a field as text for people, and its colour. Colours are written always: `anstream` takes them out where the output
 //! is no terminal, or NO_COLOR is set.
 
+use carillon_proto::words;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, ReflectMessage as _, Value};
 
-use super::{json, words};
+use super::json;
 
 pub(crate) const RESET: &str = "\u{1b}[0m";
 pub(crate) const DIM: &str = "\u{1b}[2m";
@@ -36,7 +37,7 @@ fn text(field: &FieldDescriptor, value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Bytes(bytes) => format!("{} bytes", bytes.len()),
         Value::EnumNumber(number) => match field.kind() {
-            Kind::Enum(of) => words::word_of(&of, *number),
+            Kind::Enum(of) => words::word_of(&of, *number).unwrap_or_else(|| number.to_string()),
             _ => number.to_string(),
         },
         Value::Message(message) => of_message(message),
@@ -47,7 +48,7 @@ fn text(field: &FieldDescriptor, value: &Value) -> String {
 /// A time as itself, all else as JSON; an object without fields says nothing.
 fn of_message(message: &DynamicMessage) -> String {
     if message.descriptor().full_name() == "google.protobuf.Timestamp" {
-        return json::instant(message);
+        return carillon_proto::json::instant(message).unwrap_or_default();
     }
     let text = json::text(message, false);
     if text == "{}" { String::new() } else { text }
@@ -65,5 +66,23 @@ pub(crate) fn colour(field: &FieldDescriptor, text: &str) -> &'static str {
         "QUEUED" | "RUNNING" => "\u{1b}[36m",
         "CANCELLED" | "COMPLETED" => DIM,
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_proto::descriptors;
+
+    use super::*;
+
+    #[test]
+    fn a_word_that_this_program_does_not_know_yet_is_its_number() {
+        let of = descriptors().get_message_by_name("carillon.v1.Execution").unwrap();
+        let field = of.get_field_by_name("status").unwrap();
+        for (number, shown) in [(1, "QUEUED"), (99, "99")] {
+            let mut execution = DynamicMessage::new(of.clone());
+            execution.set_field(&field, Value::EnumNumber(number));
+            assert_eq!(text_of(&execution, &field), shown);
+        }
     }
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use carillon_proto::codec::DynamicCodec;
 use http::uri::PathAndQuery;
 use prost_reflect::{DynamicMessage, MethodDescriptor};
 use tonic::client::Grpc;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-use super::codec::Dynamic;
 use super::failure::Failure;
 
 /// Above any answer: a page of a list is about 2 MiB.
@@ -47,7 +47,7 @@ impl Client {
         let answer = async {
             // The channel alone knows when it can be used, and says so by this.
             grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
-            grpc.unary(Request::new(request), path, Dynamic { answer: method.output() }).await
+            grpc.unary(Request::new(request), path, DynamicCodec(method.output())).await
         };
         match tokio::time::timeout(self.timeout, answer).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),

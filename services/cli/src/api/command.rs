@@ -9,12 +9,13 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum, ValueHint};
 use prost_reflect::Kind;
 
+use super::catalog::kebab;
 use super::catalog::{Call, Field, Noun};
 use super::comments::{Comments, first_clause, first_sentence};
 use super::request::{Given, is_json};
 use super::wait::can_wait;
-use super::words::{kebab, words};
 use crate::exit;
+use carillon_proto::words::words;
 
 pub(crate) const ADDRESS: &str = "http://127.0.0.1:3051";
 const TIMEOUT: &str = "10s";
@@ -232,11 +233,12 @@ fn wait(text: &str) -> Result<Option<Duration>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalog::{nouns, pool};
+    use super::super::catalog::nouns;
     use super::*;
+    use carillon_proto::descriptors;
 
     fn root() -> Command {
-        let pool = pool().unwrap();
+        let pool = descriptors();
         let comments = Comments::of(&pool);
         let root = Command::new("carillon");
         nouns(&pool).iter().fold(root, |root, noun| root.subcommand(of_noun(noun, &comments)))
@@ -246,7 +248,7 @@ mod tests {
         let matches = root().try_get_matches_from([&["carillon"], arguments].concat())?;
         let (noun, matches) = matches.subcommand().unwrap();
         let (verb, matches) = matches.subcommand().unwrap();
-        let noun = nouns(&pool().unwrap()).into_iter().find(|found| found.name == noun).unwrap();
+        let noun = nouns(&descriptors()).into_iter().find(|found| found.name == noun).unwrap();
         let call = noun.calls.into_iter().find(|call| call.verb == verb).unwrap();
         Ok((given(&call, matches), manner(&call, matches)))
     }

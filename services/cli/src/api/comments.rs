@@ -80,12 +80,12 @@ pub(crate) fn first_clause(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalog::pool;
     use super::*;
+    use carillon_proto::descriptors;
 
     #[test]
     fn what_stands_in_the_protos_is_found() {
-        let pool = pool().unwrap();
+        let pool = descriptors();
         let comments = Comments::of(&pool);
         let job = pool.get_message_by_name("carillon.v1.Job").unwrap();
         let field = job.get_field_by_name("max_retries").unwrap();

@@ -4,11 +4,11 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use carillon_proto::words::camel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::text::visible;
-use super::words::camel;
 use crate::exit::Exit;
 
 #[derive(Debug)]

@@ -8,7 +8,6 @@
 mod catalog;
 mod cell;
 mod client;
-mod codec;
 mod command;
 mod comments;
 mod failure;
@@ -19,12 +18,11 @@ mod table;
 mod text;
 mod value;
 mod wait;
-mod words;
 
 use std::io::{IsTerminal as _, Write as _};
 
 use clap::ArgMatches;
-use prost_reflect::{DescriptorError, DynamicMessage};
+use prost_reflect::DynamicMessage;
 
 pub(crate) use catalog::Call;
 use catalog::Noun;
@@ -42,9 +40,9 @@ pub(crate) struct Commands {
 }
 
 impl Commands {
-    pub(crate) fn new() -> Result<Self, DescriptorError> {
-        let pool = catalog::pool()?;
-        Ok(Self { nouns: catalog::nouns(&pool), comments: Comments::of(&pool) })
+    pub(crate) fn new() -> Self {
+        let pool = carillon_proto::descriptors();
+        Self { nouns: catalog::nouns(&pool), comments: Comments::of(&pool) }
     }
 
     /// Beside the commands that are there already.

@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 use std::io::Read as _;
 
+use carillon_proto::field_named;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, ReflectMessage as _, Value};
 use serde_json::Value as Json;
 
+use super::catalog::kebab;
 use super::catalog::{Call, Field};
 use super::value::{self, Mistakes};
-use super::words::kebab;
 
 /// More than any gateway takes; what is longer is a wrong file.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -86,7 +87,7 @@ fn body_of(
     let message = value::message(&of, &json, "", &mut of_file);
     mistakes.extend(of_file.into_iter().map(|mistake| format!("--file {file}: {mistake}")));
     let keys = match &json {
-        Json::Object(entries) => entries.keys().filter_map(|name| value::named(&of, name)).collect(),
+        Json::Object(entries) => entries.keys().filter_map(|name| field_named(&of, name)).collect(),
         _ => Vec::new(),
     };
     let is_placed = |name: &str| {
@@ -212,11 +213,12 @@ pub(crate) fn reader() -> impl FnMut(&str) -> Result<String, String> {
 mod tests {
     use carillon_proto::v1;
 
-    use super::super::catalog::{nouns, pool};
+    use super::super::catalog::nouns;
     use super::*;
+    use carillon_proto::descriptors;
 
     fn call(noun: &str, verb: &str) -> Call {
-        let noun = nouns(&pool().unwrap()).into_iter().find(|found| found.name == noun).unwrap();
+        let noun = nouns(&descriptors()).into_iter().find(|found| found.name == noun).unwrap();
         noun.calls.into_iter().find(|call| call.verb == verb).unwrap()
     }
 

@@ -98,11 +98,11 @@ fn lines(message: &DynamicMessage, fields: &[FieldDescriptor]) -> String {
 mod tests {
     use carillon_proto::v1;
 
-    use super::super::catalog::pool;
     use super::*;
+    use carillon_proto::descriptors;
 
     fn dynamic(name: &str, message: &impl prost::Message) -> DynamicMessage {
-        let of = pool().unwrap().get_message_by_name(name).unwrap();
+        let of = descriptors().get_message_by_name(name).unwrap();
         DynamicMessage::decode(of, message.encode_to_vec().as_slice()).unwrap()
     }
 
@@ -182,7 +182,7 @@ ATTEMPT  ERROR
 1        no
 "
         );
-        let deleted = pool().unwrap().get_message_by_name("google.protobuf.Empty").unwrap();
+        let deleted = descriptors().get_message_by_name("google.protobuf.Empty").unwrap();
         assert_eq!(answer(&DynamicMessage::new(deleted), None, 0), "done\n");
     }
 

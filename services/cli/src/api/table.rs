@@ -171,12 +171,12 @@ fn fit(columns: &mut Vec<Column>, terminal: usize) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalog::pool;
     use super::*;
+    use carillon_proto::descriptors;
 
     #[test]
     fn chosen_columns_are_fields() {
-        let pool = pool().unwrap();
+        let pool = descriptors();
         for (name, columns) in CHOSEN {
             let of = pool.get_message_by_name(name).unwrap();
             for field in columns.iter().flat_map(|(_, fields, _)| *fields) {

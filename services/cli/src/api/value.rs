@@ -6,15 +6,13 @@
 
 use std::collections::HashMap;
 
+use carillon_proto::json::EXACT_MAX;
+use carillon_proto::{field_named, words};
 use chrono::{DateTime, Utc};
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
 use serde_json::Value as Json;
 
 use super::catalog::is_ordinary;
-use super::words;
-
-/// Up to here a double holds each whole number.
-pub(crate) const WHOLE_MAX: u64 = 1 << 53;
 
 /// What is wrong, a line each.
 pub(crate) type Mistakes = Vec<String>;
@@ -24,7 +22,10 @@ pub(crate) fn from_text(kind: &Kind, text: &str) -> Result<Value, String> {
     match kind {
         Kind::String => Ok(Value::String(text.to_owned())),
         Kind::Bool => text.parse().map(Value::Bool).map_err(|_| "must be true or false".to_owned()),
-        Kind::Enum(of) => words::number_of(of, text).map(Value::EnumNumber),
+        Kind::Enum(of) => {
+            let number = words::number_of(of, text).map(Value::EnumNumber);
+            number.ok_or_else(|| format!("must be one of {}", words::allowed(of)))
+        }
         Kind::Float => text.parse().map(Value::F32).map_err(|_| "must be a number".to_owned()),
         Kind::Double => text.parse().map(Value::F64).map_err(|_| "must be a number".to_owned()),
         Kind::Bytes => Err("is bytes, which cannot be given here".to_owned()),
@@ -65,7 +66,7 @@ fn inexact(text: &str) -> Option<&str> {
             let (number, after) = rest.split_at(number);
             let digits = number.trim_start_matches('-');
             let is_whole = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
-            if is_whole && !digits.parse::<u64>().is_ok_and(|whole| whole <= WHOLE_MAX) {
+            if is_whole && !digits.parse::<u64>().is_ok_and(|whole| whole <= EXACT_MAX) {
                 return Some(number);
             }
             rest = after;
@@ -184,7 +185,7 @@ pub(crate) fn message(
     let mut read = DynamicMessage::new(of.clone());
     for (name, json) in entries {
         let place = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
-        match named(of, name) {
+        match field_named(of, name) {
             None => mistakes.push(format!("{place}: is not a field of {}", of.name())),
             Some(field) if read.has_field(&field) => {
                 mistakes.push(format!("{place}: is given twice, in both spellings"))
@@ -197,11 +198,6 @@ pub(crate) fn message(
         }
     }
     Some(read)
-}
-
-/// In both spellings: `max_retries` and `maxRetries`.
-pub(crate) fn named(of: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
-    of.get_field_by_name(name).or_else(|| of.get_field_by_json_name(name))
 }
 
 fn told(at: &str, rule: &str) -> String {
@@ -254,17 +250,27 @@ fn well_known(of: &MessageDescriptor, json: Json) -> Result<Value, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalog::pool;
     use super::*;
+    use carillon_proto::descriptors;
 
     fn job() -> MessageDescriptor {
-        pool().unwrap().get_message_by_name("carillon.v1.Job").unwrap()
+        descriptors().get_message_by_name("carillon.v1.Job").unwrap()
     }
 
     fn read(text: &str) -> (Option<DynamicMessage>, Mistakes) {
         let mut mistakes = Mistakes::new();
         let message = message(&job(), &parse(text).unwrap(), "", &mut mistakes);
         (message, mistakes)
+    }
+
+    #[test]
+    fn words_of_enums_are_free_when_given_and_named_when_refused() {
+        let status = Kind::Enum(carillon_proto::descriptors().get_enum_by_name("carillon.v1.ExecutionStatus").unwrap());
+        for text in ["QUEUED", "queued", "pending", "EXECUTION_STATUS_PENDING", "execution_status_queued", "1"] {
+            assert_eq!(from_text(&status, text), Ok(Value::EnumNumber(1)), "{text}");
+        }
+        let rule = from_text(&status, "done").unwrap_err();
+        assert_eq!(rule, "must be one of QUEUED, RUNNING, RETRYING, SUCCESS, FAILED, TIMEOUT, CANCELLED, SKIPPED");
     }
 
     #[test]

@@ -103,17 +103,17 @@ fn is_final(status: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalog::pool;
     use super::*;
+    use carillon_proto::descriptors;
 
     #[test]
     fn what_is_waited_for_is_in_the_protos() {
-        let pool = pool().unwrap();
+        let pool = descriptors();
         let service = pool.get_service_by_name(SERVICE).unwrap();
         let get = service.methods().find(|method| method.name() == GET).unwrap();
         assert!(can_wait(&get) && request::of_text(&get.input(), "id", "i".into()).is_some());
         let of = pool.get_enum_by_name("carillon.v1.ExecutionStatus").unwrap();
-        let words = super::super::words::words(&of);
+        let words = carillon_proto::words::words(&of);
         let finals: Vec<&str> = words.iter().map(|word| word.word.as_str()).filter(|word| is_final(word)).collect();
         assert_eq!(finals, ["SUCCESS", "FAILED", "TIMEOUT", "CANCELLED", "SKIPPED"]);
     }

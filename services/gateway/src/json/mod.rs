@@ -4,10 +4,8 @@
 //! errors and metrics exist once. What could not be read of it goes along ([`KnownMistakes`]), so that the answer names all
 //! wrong fields at once, whichever side finds them.
 
-mod codec;
 mod document;
 mod query;
-mod reply;
 mod request;
 mod routes;
 mod scalar;
@@ -15,16 +13,17 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod text;
-mod words;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use carillon_core::error::FieldViolation;
+use carillon_proto::codec::DynamicCodec;
+use carillon_proto::json::{EnumWords, Shown};
 use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH, ORIGIN, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
-use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, MessageDescriptor, ReflectMessage};
+use prost_reflect::{DynamicMessage, FieldDescriptor, MessageDescriptor, ReflectMessage};
 use serde::Serialize;
 use serde_json::Value as Json;
 use tonic::Status;
@@ -33,12 +32,9 @@ use tonic::client::{Grpc, GrpcService};
 use tonic::service::Routes as GrpcRoutes;
 
 use crate::admission::{Admission, NoBody, Share, Whole};
-use crate::config::EnumWords;
 use crate::error_response::{body_refused, http_status, internal, later, plain, retry_after};
 use crate::observe;
 use crate::reason::Reason;
-use codec::DynamicCodec;
-use reply::Shown;
 use routes::{Found, Route, Routes};
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -79,7 +75,7 @@ impl Transcoder {
         enum_words: EnumWords,
         admission: Arc<Admission>,
     ) -> Result<Self, String> {
-        let pool = DescriptorPool::decode(carillon_proto::FILE_DESCRIPTOR_SET).map_err(|error| error.to_string())?;
+        let pool = carillon_proto::descriptors();
         let status =
             pool.get_message_by_name("google.rpc.Status").ok_or("google.rpc.Status is not in the descriptors")?;
         let routes = Arc::new(Routes::from_descriptors(&pool)?);
@@ -316,6 +312,5 @@ fn comes_from_a_foreign_form(headers: &HeaderMap) -> bool {
 /// # Errors
 /// If the descriptors cannot be turned into routes.
 pub fn describe_routes() -> Result<String, String> {
-    let pool = DescriptorPool::decode(carillon_proto::FILE_DESCRIPTOR_SET).map_err(|error| error.to_string())?;
-    Ok(Routes::from_descriptors(&pool)?.describe())
+    Ok(Routes::from_descriptors(&carillon_proto::descriptors())?.describe())
 }

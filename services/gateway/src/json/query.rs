@@ -2,9 +2,11 @@
 //! `tags=x&tags=y`.
 
 use carillon_core::error::quoted;
+use carillon_proto::field_named;
+use carillon_proto::json::is_wrapper;
 use prost_reflect::{DynamicMessage, Kind, ReflectMessage, Value};
 
-use super::request::{Mistakes, field_named};
+use super::request::Mistakes;
 use super::scalar;
 use super::text::percent_decoded;
 
@@ -50,7 +52,7 @@ fn set(message: &mut DynamicMessage, key: &str, value: &str, takes: &impl Fn(&st
     }
     let field = field_named(&at.descriptor(), last).filter(|field| !field.is_map()).ok_or_else(unknown)?;
     let read = match field.kind() {
-        Kind::Message(inner) if scalar::is_wrapper(inner.full_name()) => {
+        Kind::Message(inner) if is_wrapper(inner.full_name()) => {
             let mut wrapper = DynamicMessage::new(inner.clone());
             if let Some(inner) = inner.get_field_by_name("value") {
                 wrapper.set_field(&inner, scalar::from_text(&inner.kind(), value)?);

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use carillon_core::error::{FieldViolation, quoted};
 use carillon_core::limits::VALUE_DEPTH_MAX;
+use carillon_proto::field_named;
+use carillon_proto::json::is_wrapper;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
 
 use super::document::Json;
@@ -86,11 +88,6 @@ pub(crate) fn body_message(
 pub(crate) fn fields_given(descriptor: &MessageDescriptor, json: &Json) -> Vec<String> {
     let Json::Object(object) = json else { return Vec::new() };
     object.keys().filter_map(|name| field_named(descriptor, name)).map(|field| field.name().to_owned()).collect()
-}
-
-/// Both spellings: `max_retries` and `maxRetries`.
-pub(crate) fn field_named(descriptor: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
-    descriptor.get_field_by_name(name).or_else(|| descriptor.get_field_by_json_name(name))
 }
 
 fn field_value(field: &FieldDescriptor, json: &Json, path: &str, mistakes: &mut Mistakes) -> Option<Value> {
@@ -180,7 +177,7 @@ fn well_known(
         ("google.protobuf.ListValue", Json::List(elements)) => Ok(list_value(descriptor, elements, path, mistakes)),
         ("google.protobuf.ListValue", _) => Err(format!("must be a list, is {}", json.shown())),
         ("google.protobuf.Value", _) => Ok(any_value(descriptor, json, path, mistakes)),
-        (name, _) if scalar::is_wrapper(name) => wrapped(descriptor, json),
+        (name, _) if is_wrapper(name) => wrapped(descriptor, json),
         _ => return None,
     };
     Some(read.map_err(|rule| mistakes.add(path, rule)).ok())

@@ -2,11 +2,11 @@
 //! the rule that is broken and what was found instead.
 
 use carillon_core::error::quoted;
+use carillon_proto::words;
 use chrono::{DateTime, Utc};
 use prost_reflect::{DynamicMessage, Kind, MessageDescriptor, Value};
 
 use super::document::{self, Json, Number};
-use super::words;
 
 /// The type of a list of fields.
 pub(crate) const MASK: &str = "google.protobuf.FieldMask";
@@ -87,12 +87,6 @@ fn float(kind: &Kind, number: Option<f64>, found: &str) -> Result<Value, String>
     let number = number.ok_or_else(|| format!("must be a number, is {found}"))?;
     #[expect(clippy::cast_possible_truncation, reason = "the field has that precision")]
     Ok(if *kind == Kind::Float { Value::F32(number as f32) } else { Value::F64(number) })
-}
-
-/// Whether the message is a scalar with presence.
-pub(crate) fn is_wrapper(full_name: &str) -> bool {
-    let name = full_name.strip_prefix("google.protobuf.").and_then(|name| name.strip_suffix("Value"));
-    matches!(name, Some("Bool" | "String" | "Int32" | "Int64" | "UInt32" | "UInt64" | "Float" | "Double"))
 }
 
 /// The rule for an instant or a duration.

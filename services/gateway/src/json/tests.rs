@@ -480,7 +480,7 @@ mod no_input_panics {
     }
 
     fn routes() -> Routes {
-        Routes::from_descriptors(&DescriptorPool::decode(carillon_proto::FILE_DESCRIPTOR_SET).unwrap()).unwrap()
+        Routes::from_descriptors(&carillon_proto::descriptors()).unwrap()
     }
 
     proptest! {

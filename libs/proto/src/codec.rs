@@ -1,4 +1,5 @@
-//! Dynamic messages over gRPC, so that a JSON call goes through the very service that gRPC clients call.
+//! Dynamic messages over gRPC: what is sent and read has a descriptor, but no Rust type. So a JSON call goes through the very service
+//! that gRPC clients call, and the command line needs no code for a call.
 
 use prost::Message;
 use prost_reflect::{DynamicMessage, MessageDescriptor};
@@ -7,7 +8,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 /// Encodes any message, decodes messages of one type.
 #[derive(Clone, Debug)]
-pub(crate) struct DynamicCodec(pub(crate) MessageDescriptor);
+pub struct DynamicCodec(pub MessageDescriptor);
 
 impl Codec for DynamicCodec {
     type Encode = DynamicMessage;

@@ -7,15 +7,27 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, SecondsFormat};
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, ReflectMessage, Value};
-use serde::Serialize;
 use serde::ser::{Error, SerializeMap, SerializeSeq, Serializer};
+use serde::{Deserialize, Serialize};
 
-use super::{scalar, words};
-use crate::config::EnumWords;
+use crate::words;
+
+/// A double holds each whole number up to here.
+pub const EXACT_MAX: u64 = 1 << 53;
+
+/// How enum values are written; both are understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnumWords {
+    /// `ACTIVE`.
+    Upper,
+    /// `active`, as the first system stored them.
+    Lower,
+}
 
 /// A message as JSON.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Shown<'a> {
+pub struct Shown<'a> {
     message: &'a DynamicMessage,
     style: Style,
 }
@@ -30,12 +42,12 @@ struct Style {
 
 impl<'a> Shown<'a> {
     /// Every field.
-    pub(crate) const fn whole(message: &'a DynamicMessage, words: EnumWords) -> Self {
+    pub const fn whole(message: &'a DynamicMessage, words: EnumWords) -> Self {
         Self { message, style: Style { whole: true, words } }
     }
 
     /// Only the fields that are set, as details of an error are written.
-    pub(crate) const fn set_only(message: &'a DynamicMessage) -> Self {
+    pub const fn set_only(message: &'a DynamicMessage) -> Self {
         Self { message, style: Style { whole: false, words: EnumWords::Upper } }
     }
 }
@@ -50,7 +62,7 @@ impl Serialize for Shown<'_> {
             "google.protobuf.ListValue" => self.field(&descriptor, "values", serializer),
             "google.protobuf.Value" => self.any_value(serializer),
             "google.protobuf.Any" => self.any(serializer),
-            name if scalar::is_wrapper(name) => self.field(&descriptor, "value", serializer),
+            name if is_wrapper(name) => self.field(&descriptor, "value", serializer),
             _ => {
                 let mut map = serializer.serialize_map(None)?;
                 self.entries(&mut map)?;
@@ -113,9 +125,6 @@ impl Shown<'_> {
         map.end()
     }
 }
-
-/// A double holds each integer up to here.
-const EXACT_MAX: u64 = 1 << 53;
 
 struct ShownField<'a> {
     field: &'a FieldDescriptor,
@@ -204,8 +213,14 @@ fn seconds_and_nanos(message: &DynamicMessage) -> (i64, i32) {
     (seconds, nanos)
 }
 
-/// With 0, 3, 6 or 9 digits of a second.
-fn instant(message: &DynamicMessage) -> Option<String> {
+/// Whether the message is a scalar with presence.
+pub fn is_wrapper(full_name: &str) -> bool {
+    let name = full_name.strip_prefix("google.protobuf.").and_then(|name| name.strip_suffix("Value"));
+    matches!(name, Some("Bool" | "String" | "Int32" | "Int64" | "UInt32" | "UInt64" | "Float" | "Double"))
+}
+
+/// A `google.protobuf.Timestamp` as RFC 3339, with 0, 3, 6 or 9 digits of a second. `None`: of no year that this has.
+pub fn instant(message: &DynamicMessage) -> Option<String> {
     let (seconds, nanos) = seconds_and_nanos(message);
     let at = DateTime::from_timestamp(seconds, u32::try_from(nanos).ok()?)?;
     Some(at.to_rfc3339_opts(SecondsFormat::AutoSi, true))
