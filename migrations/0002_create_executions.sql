@@ -27,6 +27,8 @@ CREATE TABLE job_executions (
     cancel_requested boolean NOT NULL DEFAULT false,
     -- R23: the cancel was requested before its instant (job paused, changed, deleted): it ends SKIPPED, not CANCELLED.
     withdrawn        boolean NOT NULL DEFAULT false,
+    -- R23a: while it is QUEUED, its revision names another line than the one in which `entry` stands.
+    misplaced        boolean NOT NULL DEFAULT false,
     status           text NOT NULL CHECK (status IN
                        ('QUEUED', 'RUNNING', 'RETRYING', 'SUCCESS', 'FAILED', 'TIMEOUT', 'CANCELLED', 'SKIPPED')),
     scheduled_at     timestamptz NOT NULL,

@@ -12,9 +12,11 @@ use crate::api::{Api, id_of, instant};
 use crate::load::{fires_until, in_ms, rfc3339};
 use crate::world::{LOAD_MAX, Plan, SOON, World, soon};
 
+const QUEUES: &str = "CARILLON_EXECUTOR_QUEUES";
+
 /// With time between a claim and its instant.
 fn claimed_long_ahead() -> Plan {
-    let plan = Plan { dispatchers: 1, executors: 1, ..Plan::default() };
+    let plan = Plan { dispatchers: 1, executors: 1, ..Plan::default() }.set(QUEUES, r#"["default", "other"]"#);
     plan.protocol(Duration::from_secs(3), Duration::from_secs(30)).set("CARILLON_DISPATCHER_LEAD", "750ms")
 }
 
@@ -77,6 +79,20 @@ async fn what_is_no_longer_in_the_schedule_is_withdrawn_and_the_new_instant_fire
     .await;
 }
 
+/// R23a: its holder gives it back, and it starts from its own line, on time.
+#[tokio::test]
+async fn what_was_claimed_ahead_starts_from_the_line_that_is_its_own_by_then() {
+    let change = |_| json!({"queue": "other", "priority": "HIGH", "payload": {"n": 2}});
+    changed_ahead("update_moves", change, async |api, _, execution| {
+        let ended = api.execution_in(execution, &["SUCCESS", "FAILED", "SKIPPED"]).await;
+        assert_eq!((&ended["result"], &ended["revision"]), (&json!({"n": 2}), &json!(2)), "{ended}");
+        assert_eq!(ended["queue"], json!("other"), "{ended}");
+        let late = instant(&ended["started_at"]) - instant(&ended["scheduled_at"]);
+        assert!(late >= TimeDelta::zero() && late < TimeDelta::seconds(1), "without a window's wait: {late}");
+    })
+    .await;
+}
+
 /// A completed job with something to come is active again, and completes again.
 #[tokio::test]
 async fn a_completed_job_that_is_given_an_instant_to_come_is_active_again() {
@@ -124,7 +140,7 @@ async fn a_paused_job_is_changed_and_goes_on_by_what_it_is_then() {
 /// what each ran is what the revision says that it names.
 #[tokio::test]
 async fn edits_around_every_instant_lose_no_fire_and_double_none() {
-    let plan = Plan { executors: 2, ..Plan::default() };
+    let plan = Plan { executors: 2, ..Plan::default() }.set(QUEUES, r#"["default", "other"]"#);
     let mut world = World::start("update_storm", plan).await;
     let api = world.api();
     let end = in_ms(8_000);
@@ -150,11 +166,11 @@ async fn edits_around_every_instant_lose_no_fire_and_double_none() {
         edits += 1;
         let turn = edits as usize / 4 % 2;
         let change = match edits % 4 {
-            0 => json!({"tags": [format!("t{edits}")], "payload": {"edit": edits}}),
+            0 => json!({"queue": (["other", "default"][turn]), "payload": {"edit": edits}}),
             1 => json!({"priority": (["low", "high"][turn]), "payload": {"edit": edits}}),
             // Reckoned anew, and the same instants.
             2 => json!({"timezone": (["UTC", "Europe/Berlin"][turn]), "payload": {"edit": edits}}),
-            _ => json!({"max_retries": edits % 7, "payload": {"edit": edits}}),
+            _ => json!({"max_retries": edits % 7, "tags": [format!("t{edits}")], "payload": {"edit": edits}}),
         };
         for job in &jobs {
             let answer = api.try_update(*job, &change).await;
@@ -168,8 +184,10 @@ async fn edits_around_every_instant_lose_no_fire_and_double_none() {
     assert!(edits > 25, "{edits} edits");
     let history = world.judge(LOAD_MAX).await;
     assert_eq!(history.count(Status::Success), world.expected.len());
-    let (wrong, by_revision): (i64, i64) = sqlx::query_as(
+    let (wrong, elsewhere, by_revision): (i64, i64, i64) = sqlx::query_as(
         "SELECT count(*) FILTER (WHERE e.result IS DISTINCT FROM r.definition -> 'payload'),
+                count(*) FILTER (WHERE to_jsonb(e.queue) <> r.definition -> 'queue'
+                                 OR to_jsonb(e.priority) <> r.definition -> 'priority'),
                 count(DISTINCT (e.job_id, e.revision))
          FROM job_executions e JOIN job_revisions r ON r.job_id = e.job_id AND r.revision = e.revision",
     )
@@ -177,5 +195,6 @@ async fn edits_around_every_instant_lose_no_fire_and_double_none() {
     .await
     .expect("postgres answers");
     assert_eq!(wrong, 0, "executions ran something else than their revision says");
+    assert_eq!(elsewhere, 0, "executions ran in another line than their revision names");
     assert!(by_revision > 10, "{by_revision} revisions ran");
 }

@@ -33,12 +33,19 @@ pub struct Seen {
     pub cancel_requested: bool,
     /// R23.
     pub withdrawn: bool,
+    /// R23a: its revision names another line than the one in which its entry stands.
+    pub misplaced: bool,
 }
 
 impl Seen {
     /// R18a: nobody has started it, and nobody may under a lower take: R16 sets take 0, and a take says RUNNING.
     pub fn is_released(&self) -> bool {
         self.status == Status::Queued && self.take > 0
+    }
+
+    /// R23a: what runs stays where it is.
+    fn waits_elsewhere(&self) -> bool {
+        self.status == Status::Queued && self.misplaced
     }
 
     /// Recorded, or claimed anew: `claim` is of the past.
@@ -84,6 +91,9 @@ pub enum Verdict {
     Leave,
     /// Too early to say: ask again later.
     Wait,
+    /// R13a, R23a: whoever may take it may not run it, since it belongs into another line: release it, delete its entry, and let the
+    /// leader know.
+    Move,
     /// Take it, then do as `then` says.
     Take {
         /// The holder died: its loss counts.
@@ -141,6 +151,9 @@ pub fn decide(row: Option<&Seen>, claim: i64, number: i64, decider: Decider) -> 
     } else {
         Then::Start
     };
+    if then == Then::Start && row.waits_elsewhere() {
+        return Verdict::Move;
+    }
     Verdict::Take { count_lost, then, lost }
 }
 
@@ -157,6 +170,8 @@ pub enum Reread {
     Skip,
     /// It stays what it is, with the row's revision.
     Stay,
+    /// R23a: it belongs into another line by its revision: release it, delete its entry, and let the leader know.
+    Move,
 }
 
 /// R8a: decides about an entry in hand that carries `claim`. An ordinary one (`take` 0) is nobody else's to start, so it needs
@@ -171,6 +186,7 @@ pub fn reread(row: Option<&Seen>, claim: i64, take: i32, me: Uuid) -> Reread {
         return Reread::LetGo;
     }
     match (row.cancel_requested, row.withdrawn && row.status == Status::Queued) {
+        (false, _) if row.waits_elsewhere() => Reread::Move,
         (false, _) => Reread::Stay,
         (true, false) => Reread::Cancel,
         (true, true) => Reread::Skip,
@@ -198,6 +214,7 @@ mod tests {
             worker_ended: false,
             cancel_requested: false,
             withdrawn: false,
+            misplaced: false,
         }
     }
 
@@ -206,6 +223,24 @@ mod tests {
     }
 
     const START: Verdict = Verdict::Take { count_lost: false, then: Then::Start, lost: 0 };
+
+    #[test]
+    fn r23a_what_belongs_into_another_line_is_not_started_in_this_one() {
+        let misplaced = Seen { misplaced: true, ..queued() };
+        assert_eq!(decide(Some(&misplaced), 7, 7, DECIDER), Verdict::Move);
+        let early = Decider { waited: false, ..DECIDER };
+        assert_eq!(decide(Some(&misplaced), 7, 7, early), Verdict::Wait, "somebody may have started it");
+        assert_eq!(decide(Some(&Seen { take: 1, ..misplaced.clone() }), 7, 7, early), Verdict::Move, "nobody has");
+        assert_eq!(reread(Some(&misplaced), 7, 0, ME), Reread::Move);
+        // H119, H117: its entry in the old line stands for nothing any more.
+        assert_eq!(decide(Some(&Seen { entry: 8, ..misplaced.clone() }), 7, 7, DECIDER), Verdict::Over);
+        // What runs stays, and what is to end ends here.
+        let lost = Seen { misplaced: true, ..running(OTHER, false) };
+        assert_eq!(decide(Some(&lost), 7, 7, DECIDER), Verdict::Take { count_lost: true, then: Then::Start, lost: 1 });
+        assert_eq!(reread(Some(&Seen { misplaced: true, take: 1, ..running(ME, true) }), 7, 1, ME), Reread::Stay);
+        let cancelled = Seen { cancel_requested: true, ..misplaced };
+        assert_eq!(reread(Some(&cancelled), 7, 0, ME), Reread::Cancel);
+    }
 
     #[test]
     fn what_is_recorded_or_unknown_is_over() {

@@ -44,10 +44,37 @@ pub struct OpenEntry {
     pub trace: Option<TraceContext>,
     /// R17b: it is to end without a start, once nobody can have started it.
     pub is_unwanted: bool,
+    /// R23a: it waits in another line than its revision names.
+    pub is_misplaced: bool,
+    /// R0.
+    pub take: i32,
     /// It has a payload of its own (a trigger's).
     pub own_payload: bool,
     /// That payload, where it is small enough to travel.
     pub payload: Option<String>,
+}
+
+/// R19: an entry that Redis does not hold, or that was taken back there to go to another line (R23a).
+#[derive(Clone, Debug)]
+pub struct Missing {
+    /// As it was seen.
+    pub entry: OpenEntry,
+    /// Queue and priority of the stream that it is published to.
+    pub to: Line,
+    /// R6a: nobody has read it, nobody will. So it is released: whoever reads the new one need not wait for anybody's RUNNING.
+    pub unread: bool,
+}
+
+impl Missing {
+    /// Redis does not hold it; it stays in its line.
+    pub fn lost(entry: OpenEntry) -> Self {
+        Self { to: entry.line.clone(), entry, unread: false }
+    }
+
+    /// Whether it goes to another line than the one that it stands in.
+    pub fn moves(&self) -> bool {
+        self.to != self.entry.line
+    }
 }
 
 /// A batch of the past.
@@ -78,6 +105,8 @@ pub(crate) fn read_open_entry(row: &PgRow) -> Result<OpenEntry> {
         next_retry_at: row.try_get("next_retry_at")?,
         trace: read_trace(row)?,
         is_unwanted: row.try_get("is_unwanted")?,
+        is_misplaced: row.try_get("is_misplaced")?,
+        take: row.try_get("take")?,
         own_payload: row.try_get("own_payload")?,
         payload: row.try_get("payload")?,
     })
@@ -88,6 +117,7 @@ macro_rules! open_entry_columns {
     () => {
         "e.id, e.job_id, e.revision, e.queue, e.priority, e.claim, e.entry, e.seq, e.attempt, e.max_retries, e.scheduled_at,
        e.next_retry_at, e.trace_id, e.parent_span_id, e.trace_flags, e.status = 'QUEUED' AND e.cancel_requested AS is_unwanted,
+       e.status = 'QUEUED' AND e.misplaced AND NOT e.cancel_requested AS is_misplaced, e.take,
        e.payload IS NOT NULL AS own_payload,
        CASE WHEN pg_column_size(e.payload) <= 4096 AND octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload"
     };
@@ -161,21 +191,27 @@ ORDER BY e.entry, e.seq"
 );
 
 /// R19, the write: guarded by all that was seen. What somebody else has locked is left out: waiting for it, the leader would
-/// wait for whoever holds the lock, dead or alive, with the lock of the shard in its hands.
+/// wait for whoever holds the lock, dead or alive, with the lock of the shard in its hands. What goes to another line (R23a) goes
+/// there by the revision that was seen, and is released (R18a) where nobody has read it.
 const REPUBLISH: &str = concat!(
     "
 WITH batch AS (
     INSERT INTO dispatch_batches (shard, number, term, ids) VALUES ($1, $2, $3, $4::uuid[])
 ), seen AS MATERIALIZED (
-    SELECT e.id, r.seq
-    FROM UNNEST($4::uuid[], $5::bigint[], $6::bigint[], $7::int[]) AS r(id, claim, entry, seq)
+    SELECT e.id, r.seq, r.queue, r.priority, r.moves, r.released
+    FROM UNNEST($4::uuid[], $5::bigint[], $6::bigint[], $7::int[], $9::text[], $10::smallint[], $11::bool[], $12::bool[],
+                $13::bigint[], $14::int[])
+      AS r(id, claim, entry, seq, queue, priority, moves, released, revision, take)
     JOIN job_executions e ON e.id = r.id
     WHERE {days of e.id} AND e.claim = r.claim AND e.entry = r.entry
+      AND (NOT r.moves OR e.status = 'QUEUED' AND e.revision = r.revision AND e.take = r.take)
       AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND NOT EXISTS (
           SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $8::interval))
     FOR UPDATE OF e SKIP LOCKED
 )
-UPDATE job_executions e SET entry = $2, seq = seen.seq
+UPDATE job_executions e
+SET entry = $2, seq = seen.seq, queue = seen.queue, priority = seen.priority, misplaced = e.misplaced AND NOT seen.moves,
+    take = e.take + seen.released::int
 FROM seen
 WHERE e.id = seen.id AND {days of e.id}
 RETURNING ",
@@ -266,8 +302,8 @@ impl LeaderSession {
         rows.iter().map(|row| Ok((read_open_entry(row)?, row.try_get("runs")?))).collect()
     }
 
-    /// R19: makes `lost` entries stand in a new batch `number`, one after the other from place 1. Answers those that were
-    /// still as seen; the rest has moved on by itself, or is locked and is to be looked at again.
+    /// R19: makes `lost` entries stand in a new batch `number`, one after the other from place 1, each in the line that it goes to.
+    /// Answers those that were still as seen; the rest has moved on by itself, or is locked and is to be looked at again.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
@@ -275,20 +311,27 @@ impl LeaderSession {
         &mut self,
         number: i64,
         term: i64,
-        lost: &[OpenEntry],
+        lost: &[Missing],
         lease: Duration,
     ) -> Result<Vec<OpenEntry>> {
         let seqs: Vec<i32> = (1..).take(lost.len()).collect();
         let mut transaction = self.connection.begin().await?;
-        let rows = sqlx::query(days::of(REPUBLISH, lost.iter().map(|entry| entry.execution)))
+        let entries = || lost.iter().map(|missing| &missing.entry);
+        let rows = sqlx::query(days::of(REPUBLISH, entries().map(|entry| entry.execution)))
             .bind(self.shard)
             .bind(number)
             .bind(term)
-            .bind(lost.iter().map(|entry| entry.execution).collect::<Vec<_>>())
-            .bind(lost.iter().map(|entry| entry.claim).collect::<Vec<_>>())
-            .bind(lost.iter().map(|entry| entry.entry).collect::<Vec<_>>())
+            .bind(entries().map(|entry| entry.execution).collect::<Vec<_>>())
+            .bind(entries().map(|entry| entry.claim).collect::<Vec<_>>())
+            .bind(entries().map(|entry| entry.entry).collect::<Vec<_>>())
             .bind(seqs)
             .bind(lease)
+            .bind(lost.iter().map(|missing| missing.to.queue.clone()).collect::<Vec<_>>())
+            .bind(lost.iter().map(|missing| missing.to.priority.rank()).collect::<Vec<_>>())
+            .bind(lost.iter().map(Missing::moves).collect::<Vec<_>>())
+            .bind(lost.iter().map(|missing| missing.unread && missing.moves()).collect::<Vec<_>>())
+            .bind(entries().map(|entry| entry.revision).collect::<Vec<_>>())
+            .bind(entries().map(|entry| entry.take).collect::<Vec<_>>())
             .fetch_all(&mut *transaction)
             .await?;
         let republished = rows.iter().map(read_open_entry).collect::<Result<Vec<_>>>()?;

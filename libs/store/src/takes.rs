@@ -18,7 +18,7 @@ use crate::recorder::{Held, read_status};
 use crate::{Error, Result, Store, days};
 
 const EXECUTIONS_SEE: &str = "
-SELECT e.id, e.status, e.claim, e.entry, e.take, e.revision, e.lost, e.worker_id, e.cancel_requested, e.withdrawn, e.reason,
+SELECT e.id, e.status, e.claim, e.entry, e.take, e.revision, e.lost, e.worker_id, e.cancel_requested, e.withdrawn, e.misplaced,
        w.id IS NOT NULL AND NOT w.ended AND w.seen_at > now() - $2::interval AS live,
        COALESCE(w.ended, false) AS ended
 FROM UNNEST($1::uuid[]) AS i(id)
@@ -34,6 +34,8 @@ WITH free AS MATERIALIZED (
     JOIN job_executions e ON e.id = t.id
     WHERE {days of e.id} AND e.claim = t.claim AND e.take = t.take AND e.status = t.status
       AND e.worker_id IS NOT DISTINCT FROM t.worker_id
+      -- R23a: changed since it was seen.
+      AND NOT (e.status = 'QUEUED' AND e.misplaced)
     FOR NO KEY UPDATE OF e SKIP LOCKED
 )
 UPDATE job_executions e
@@ -140,6 +142,7 @@ impl Store {
                 worker_ended: row.try_get("ended")?,
                 cancel_requested: row.try_get("cancel_requested")?,
                 withdrawn: row.try_get("withdrawn")?,
+                misplaced: row.try_get("misplaced")?,
             };
             seen.insert(row.try_get("id")?, what);
         }

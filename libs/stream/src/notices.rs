@@ -28,6 +28,8 @@ const STANDING_MAX: Duration = Duration::from_secs(10);
 
 /// What a report of something missing says on the channel of wakes.
 const LOST: &str = "lost";
+/// What begins the word for the leader that batches are to be looked at: their numbers follow.
+const BATCHES: &str = "batches ";
 /// What begins the word for the leader that a line has something due: its priority's rank and its queue follow.
 const DUE: &str = "due ";
 
@@ -64,6 +66,8 @@ pub enum Notice {
     Due(Line),
     /// R19: an executor met a stream or a group that is missing; look for what was lost with it.
     Lost,
+    /// R23a: entries of these batches stand in a line that is not theirs any more, or were taken out of it.
+    Misplaced(Vec<i64>),
     /// This job was paused, changed or deleted.
     JobChanged(Uuid),
     /// The cancel of this execution was requested.
@@ -136,6 +140,10 @@ impl Notices {
 fn read_wake(text: &str) -> Notice {
     if text == LOST {
         return Notice::Lost;
+    }
+    if let Some(numbers) = text.strip_prefix(BATCHES) {
+        let numbers = numbers.split(' ').filter_map(|number| number.parse().ok());
+        return Notice::Misplaced(numbers.take(TOLD_AT_ONCE_MAX).collect());
     }
     let due = text.strip_prefix(DUE).and_then(|line| line.split_once(' '));
     let line = due.and_then(|(rank, queue)| Some(Line::new(queue, Priority::from_rank(rank.parse().ok()?))));
@@ -272,6 +280,18 @@ impl Redis {
     /// [`crate::Error::Unavailable`]: nobody heard it; the leader finds what was lost by its own rounds.
     pub async fn tell_lost(&self) -> Result<()> {
         self.tell(Topic::Wake, LOST).await
+    }
+
+    /// R23a: tells the leader that entries of these batches stand in a line that is not theirs any more, or were taken out of it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: nobody heard it; the leader meets them by its own rounds.
+    pub async fn tell_misplaced(&self, batches: &[i64]) -> Result<()> {
+        for some in batches.chunks(TOLD_AT_ONCE_MAX) {
+            let numbers: Vec<String> = some.iter().map(i64::to_string).collect();
+            self.tell(Topic::Wake, &format!("{BATCHES}{}", numbers.join(" "))).await?;
+        }
+        Ok(())
     }
 
     /// R23: tells executors that `job` was paused, changed or deleted.

@@ -441,6 +441,8 @@ impl Leader {
                 return self.agenda.note_exactly((Source::Trigger, line.clone()), self.session.clock().now());
             }
             Notice::Lost => self.passes.reported(),
+            // Nothing is due by it.
+            Notice::Misplaced(batches) => return batches.iter().for_each(|number| self.passes.ask_for(*number)),
             // What kept it from being decided may be so no more: a definition that could not be read, say.
             Notice::JobChanged(job) => drop(self.left.remove(job)),
             _ => {}

@@ -23,6 +23,7 @@ mod foresight;
 mod glance;
 pub mod leader;
 mod metrics;
+mod misplaced;
 pub mod outgoing;
 mod patience;
 mod rate;

@@ -16,7 +16,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use carillon_core::line::Line;
-use carillon_store::open_entries::{Batch, OpenEntry};
+use carillon_store::open_entries::{Batch, Missing, OpenEntry};
 use carillon_stream::entry::EntryId;
 use metrics::counter;
 use tracing::warn;
@@ -239,8 +239,10 @@ impl Leader {
         }
         // R17b: what all hints have missed is met here.
         self.unread.offer(open.iter().filter(|(entry, _)| entry.is_unwanted).map(|(entry, _)| entry.execution));
-        let candidates = open.into_iter().filter(|(_, runs)| !runs).map(|(entry, _)| entry).collect();
-        let lost = self.missing(candidates).await?;
+        let candidates = open.into_iter().filter(|(_, runs)| !runs).map(|(entry, _)| entry);
+        let (misplaced, placed) = candidates.partition(|entry| entry.is_misplaced);
+        let mut lost = self.missing(placed).await?;
+        lost.extend(self.take_back(misplaced).await?);
         let batch_max = usize::try_from(self.config.dispatcher.batch_max).unwrap_or(usize::MAX);
         for some in lost.chunks(batch_max.clamp(1, ROWS_OF_ANY_SIZE)) {
             self.publish_again(some).await?;
@@ -249,7 +251,7 @@ impl Leader {
     }
 
     /// Those of `candidates` whose very entry the streams do not hold.
-    async fn missing(&mut self, candidates: Vec<OpenEntry>) -> Result<Vec<OpenEntry>, End> {
+    async fn missing(&mut self, candidates: Vec<OpenEntry>) -> Result<Vec<Missing>, End> {
         if candidates.is_empty() {
             return Ok(Vec::new());
         }
@@ -271,20 +273,23 @@ impl Leader {
         // What this version cannot read it cannot publish.
         self.learn_jobs(lost.iter().map(|entry| (entry.job, entry.revision))).await?;
         lost.retain(|entry| self.definitions.get(entry.job, entry.revision).is_some());
-        Ok(lost)
+        Ok(lost.into_iter().map(Missing::lost).collect())
     }
 
-    async fn publish_again(&mut self, lost: &[OpenEntry]) -> Result<(), End> {
+    async fn publish_again(&mut self, lost: &[Missing]) -> Result<(), End> {
         let number = self.session.draw_number().await?;
         let lease = self.config.protocol.lease;
         let again = self.session.republish(number, self.term, lost, lease).await?;
-        warn!(executions = again.len(), "redis has lost entries of open executions: publishing them again");
+        let moved = lost.iter().filter(|missing| missing.moves()).count();
+        if moved < lost.len() {
+            warn!(executions = lost.len() - moved, "redis has lost entries of open executions: publishing them again");
+        }
         counter!("carillon_dispatcher_republished_total").increment(again.len() as u64);
         if again.len() < lost.len() {
             // Ended meanwhile, or locked by somebody who may never say what came of it.
             let again: std::collections::HashSet<_> = again.iter().map(|entry| entry.execution).collect();
             let later = Instant::now() + LOCKED_PAUSE;
-            for entry in lost.iter().filter(|entry| !again.contains(&entry.execution)) {
+            for Missing { entry, .. } in lost.iter().filter(|missing| !again.contains(&missing.entry.execution)) {
                 self.passes.ask_later(entry.entry, later);
             }
         }

@@ -11,7 +11,7 @@ use carillon_core::take::{self, Decider, Seen, Then, Verdict};
 use carillon_failpoint as failpoint;
 use carillon_store::Error;
 use carillon_store::recorder::Held;
-use carillon_store::takes::{Adopted, Taken};
+use carillon_store::takes::{Adopted, Release, Taken};
 use carillon_stream::EntryId;
 use metrics::counter;
 use tokio::sync::mpsc::UnboundedSender;
@@ -34,6 +34,8 @@ pub(crate) enum Checked {
     Leave,
     /// Recorded, or unknown: acknowledge.
     Over,
+    /// R23a: released, since it belongs into another line.
+    Move,
     /// Taken.
     Taken { take: i32, revision: i64, then: Then },
 }
@@ -86,6 +88,7 @@ async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) 
     let mut checked = Vec::with_capacity(asked.len());
     let mut wanted: Vec<(Uuid, Seen, bool)> = Vec::new();
     let mut thens: Vec<(Key, Then)> = Vec::new();
+    let mut moving: Vec<(Key, Held)> = Vec::new();
     let verdicts: Vec<(&Key, Verdict)> = asked
         .iter()
         .map(|Asked { key, number, waited }| {
@@ -103,6 +106,10 @@ async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) 
             Verdict::Over => checked.push((*key, Checked::Over)),
             Verdict::Leave => checked.push((*key, Checked::Leave)),
             Verdict::Wait => checked.push((*key, Checked::Wait)),
+            Verdict::Move => {
+                let take = seen.get(&key.execution).map_or(0, |row| row.take);
+                moving.push((*key, Held { execution: key.execution, claim: key.claim, take }));
+            }
             Verdict::Take { then: Then::Start, lost, .. }
                 if take::is_suspect(lost, worst, shared.lost_max) && !shared.trial.begin(*key, shared.lease) =>
             {
@@ -116,6 +123,7 @@ async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) 
             }
         }
     }
+    checked.extend(release(shared, &moving).await?);
     let won = shared.store.take(me, &wanted).await?;
     failpoint::reach("take:taken").await;
     let won: HashMap<Uuid, Taken> = won.into_iter().map(|taken| (taken.held.execution, taken)).collect();
@@ -124,6 +132,19 @@ async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) 
         checked.push((key, won.get(&key.execution).map_or(Checked::Wait, |taken| taken_as(*taken, then))));
     }
     Ok(checked)
+}
+
+/// R18a, by whom R13 lets take.
+async fn release(shared: &Shared, moving: &[(Key, Held)]) -> Result<Vec<(Key, Checked)>, Error> {
+    let held: Vec<Held> = moving.iter().map(|(_, held)| *held).collect();
+    let outcomes = shared.store.release(&held).await?;
+    let checked = |outcome| match outcome {
+        Release::Done => Checked::Move,
+        Release::Over => Checked::Over,
+        // Not as it was seen any more, or locked: the next look tells.
+        Release::Lost => Checked::Wait,
+    };
+    Ok(moving.iter().zip(outcomes).map(|((key, _), outcome)| (*key, checked(outcome))).collect())
 }
 
 /// What was requested between the look and the take is heard by the take.

@@ -104,6 +104,26 @@ pub(crate) fn hand_over(
     });
 }
 
+/// R23a: what belongs into another line goes to the leader: its entry is deleted, so that R19 publishes it there. In a task of its
+/// own; the engine hears [`Message::HandedOver`] before the leader does, since the new entry may come back to this executor.
+pub(crate) fn give_back(shared: &Arc<Shared>, leaving: Leaving, engine: UnboundedSender<Message>) {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let going = release(&shared, &[leaving], None).await;
+        let mut gone = Vec::with_capacity(going.len());
+        for Leaving { line, id, .. } in going {
+            match shared.redis.acknowledge(&shared.lines[line], &[id]).await {
+                Ok(()) => gone.push(id.number),
+                Err(error) => debug!("stays in its old line for now: {:#}", anyhow::Error::from(error)),
+            }
+        }
+        let _ = engine.send(Message::HandedOver(vec![leaving.key]));
+        if !gone.is_empty() && shared.redis.tell_misplaced(&gone).await.is_err() {
+            debug!("the leader finds by its own rounds what left its line");
+        }
+    });
+}
+
 /// R18a. Answers what may go: what is released, and what goes as it is.
 async fn release(shared: &Arc<Shared>, leaving: &[Leaving], until: Option<Instant>) -> Vec<Leaving> {
     let held: Vec<Held> = leaving.iter().filter_map(|leaving| leaving.ordinary).collect();

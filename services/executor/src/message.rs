@@ -36,7 +36,8 @@ pub(crate) enum Message {
     CancelsRequested(Vec<Held>),
     /// Who offers the handler of an entry, which this executor does not.
     NotOffered(Key, Offer),
-    /// R18a: these are another's to start now, or over, or stay pending until this executor has ended.
+    /// R18a: these are another's to start now, or over, or stay pending until this executor has ended; R23a: or on their way to
+    /// another line.
     HandedOver(Vec<Key>),
     /// Nothing more is read.
     ReadingEnded,

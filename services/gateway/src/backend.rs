@@ -119,6 +119,13 @@ impl Backend {
         }
     }
 
+    /// R23a: entries of these batches stand in a line that is not theirs any more.
+    pub(crate) async fn tell_misplaced(&self, batches: &[i64]) {
+        if !batches.is_empty() {
+            self.tell("misplaced", Box::pin(self.redis.tell_misplaced(batches))).await;
+        }
+    }
+
     /// Boxed words, since those of the Redis client are tens of kilobytes and would stand in every call's future.
     async fn tell(&self, what: &str, word: impl Future<Output = carillon_stream::Result<()>>) {
         let is_away = self.redis_is_away.load(Ordering::Relaxed);

@@ -48,6 +48,8 @@ pub struct Updated {
     /// R8a: executions that were claimed ahead and are now withdrawn, or to run with another definition: executors shall
     /// hear of each.
     pub ahead: Vec<Uuid>,
+    /// Batches with entries of those that stand in another line than theirs by now: the leader shall look at them.
+    pub misplaced: Vec<i64>,
 }
 
 /// R23a: a retry keeps what its first attempt ran with. `$5`: the timetable was looked at, and has it. What was withdrawn is so no
@@ -57,10 +59,11 @@ UPDATE job_executions
 SET revision = $3,
     cancel_requested = CASE WHEN $5 AND withdrawn THEN $4::text IS NOT NULL ELSE cancel_requested END,
     withdrawn = withdrawn AND (NOT $5 OR $4::text IS NOT NULL),
-    reason = CASE WHEN $5 AND withdrawn THEN $4 ELSE reason END
+    reason = CASE WHEN $5 AND withdrawn THEN $4 ELSE reason END,
+    misplaced = (queue, priority) <> ($6, $7)
 WHERE id = ANY ($1) AND {days of id} AND status = 'QUEUED' AND attempt = 1 AND scheduled_at > $2
   AND (NOT cancel_requested OR withdrawn)
-RETURNING id";
+RETURNING id, CASE WHEN misplaced THEN entry END AS misplaced";
 
 /// What a pause withdrew too: a resume shall not bring it back.
 const EXECUTIONS_FALL_AWAY: &str = "
@@ -125,12 +128,14 @@ async fn update_once(store: &Store, id: Uuid, update: &Update) -> Result<Option<
         move_timer(&mut transaction, id, stood.status, fire_at).await?;
     }
     let revision = revisions::add_on(&mut *transaction, id, &update.updated_by).await?;
-    let mut ahead: Vec<Uuid> = sqlx::query_scalar(days::of(EXECUTIONS_REVISE, stays.iter().copied()))
+    let revised: Vec<(Uuid, Option<i64>)> = sqlx::query_as(days::of(EXECUTIONS_REVISE, stays.iter().copied()))
         .bind(&stays)
         .bind(stood.now)
         .bind(revision)
         .bind(is_paused.then_some(REASON_PAUSED))
         .bind(moves)
+        .bind(&update.definition.queue)
+        .bind(update.definition.priority.rank())
         .fetch_all(&mut *transaction)
         .await?;
     let fallen: Vec<Uuid> = sqlx::query_scalar(days::of(EXECUTIONS_FALL_AWAY, falls_away.iter().copied()))
@@ -139,7 +144,10 @@ async fn update_once(store: &Store, id: Uuid, update: &Update) -> Result<Option<
         .bind(REASON_CHANGED)
         .fetch_all(&mut *transaction)
         .await?;
-    ahead.extend(fallen);
+    let mut misplaced: Vec<i64> = revised.iter().filter_map(|(_, batch)| *batch).collect();
+    misplaced.sort_unstable();
+    misplaced.dedup();
+    let ahead = revised.into_iter().map(|(execution, _)| execution).chain(fallen).collect();
     if moves {
         // Its timetable may end by this, and its last execution may have ended before.
         attention::note_ended_on(&mut transaction, id).await?;
@@ -147,7 +155,7 @@ async fn update_once(store: &Store, id: Uuid, update: &Update) -> Result<Option<
     let job = get_on(&mut *transaction, id).await?;
     carillon_failpoint::reach("update:commit").await;
     transaction.commit().await?;
-    Ok(Some(Updated { job, ahead }))
+    Ok(Some(Updated { job, ahead, misplaced }))
 }
 
 /// Locks job and timer. `None`: it has another revision.

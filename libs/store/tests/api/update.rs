@@ -56,7 +56,7 @@ async fn what_stays_in_the_schedule_gets_the_new_revision_and_what_does_not_is_w
     let retried = bench.execution(job.id, even + TimeDelta::minutes(2), "QUEUED").await?;
     sqlx::query("UPDATE job_executions SET attempt = 2 WHERE id = $1").bind(retried).execute(&bench.pool).await?;
     let past = bench.execution(job.id, odd - TimeDelta::hours(1), "QUEUED").await?;
-    let Updated { job: changed, mut ahead } = change(&bench, &job, &rescheduled(&job, "*/2 * * * *")).await?;
+    let Updated { job: changed, mut ahead, .. } = change(&bench, &job, &rescheduled(&job, "*/2 * * * *")).await?;
     let mut told = [stays, falls];
     ahead.sort_unstable();
     told.sort_unstable();
@@ -66,6 +66,7 @@ async fn what_stays_in_the_schedule_gets_the_new_revision_and_what_does_not_is_w
     assert_eq!(bench.timer(job.id).await?, (changed.next_run, 2));
     assert_eq!(bench.stands(stays).await?, ("QUEUED".into(), false, None));
     assert_eq!(bench.stands(falls).await?, ("QUEUED".into(), true, Some(REASON_CHANGED.into())));
+    // H116: all attempts run what the first ran.
     for untouched in [runs, retried, past] {
         assert!(!bench.stands(untouched).await?.1);
         assert_eq!(revision_of(&bench, untouched).await?, 1);
@@ -199,5 +200,38 @@ async fn what_was_due_and_is_not_claimed_yet_fires_by_the_new_schedule_too() -> 
         let changed = change(&bench, &job, &rescheduled(&job, schedule)).await?.job;
         assert_eq!(changed.next_run == Some(due), still_due, "{schedule}: {:?} of {due}", changed.next_run);
     }
+    Ok(())
+}
+
+/// R23a: the line stays where the entry stands; that it is another's by now is noted, for whoever holds it and for the leader.
+#[tokio::test]
+async fn what_is_claimed_ahead_is_misplaced_while_its_revision_names_another_line() -> Result<()> {
+    let bench = Bench::new().await?;
+    let job = bench.job().await?;
+    let (even, _) = minutes_to_come(&bench).await?;
+    let execution = bench.execution(job.id, even, "QUEUED").await?;
+    sqlx::query("UPDATE job_executions SET entry = 77, queue = $2, priority = $3 WHERE id = $1")
+        .bind(execution)
+        .bind(&job.definition.queue)
+        .bind(job.definition.priority.rank())
+        .execute(&bench.pool)
+        .await?;
+    let stands = async || -> Result<(String, bool)> {
+        let line = sqlx::query_as("SELECT queue, misplaced FROM job_executions WHERE id = $1").bind(execution);
+        Ok(line.fetch_one(&bench.pool).await?)
+    };
+    let old = job.definition.queue.clone();
+    let mut update = same(&job);
+    update.definition.tags.push("new".into());
+    let changed = change(&bench, &job, &update).await?;
+    assert_eq!((changed.misplaced, stands().await?), (vec![], (old.clone(), false)));
+    let mut update = same(&changed.job);
+    update.definition.queue = "other".into();
+    let changed = change(&bench, &changed.job, &update).await?;
+    assert_eq!((changed.misplaced, stands().await?), (vec![77], (old.clone(), true)));
+    let mut update = same(&changed.job);
+    update.definition.queue.clone_from(&old);
+    let changed = change(&bench, &changed.job, &update).await?;
+    assert_eq!((changed.misplaced, stands().await?), (vec![], (old, false)), "it is where it belongs again");
     Ok(())
 }

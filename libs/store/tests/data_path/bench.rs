@@ -12,6 +12,7 @@ use carillon_core::line::Line;
 use carillon_core::schedule::TimetableSpec;
 use carillon_store::claim::{Decisions, DueTimer, Moved, MovedTimer, NewExecution, Room};
 use carillon_store::leader_session::{Candidate, LeaderSession};
+use carillon_store::open_entries::{Missing, OpenEntry};
 use carillon_store::recorder::{Finished, Held, LogLine, Started};
 use carillon_store::workers::Worker;
 use carillon_store::{Store, StoreOptions};
@@ -381,4 +382,9 @@ pub(crate) fn finished(held: Held, status: Status) -> Finished {
             LogLine { timestamp: end(), level: "WARN", message: "ended".into() },
         ],
     }
+}
+
+/// R19: all of them, each in its line.
+pub(crate) fn all_lost(entries: &[OpenEntry]) -> Vec<Missing> {
+    entries.iter().cloned().map(Missing::lost).collect()
 }

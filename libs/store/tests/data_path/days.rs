@@ -15,7 +15,7 @@ use carillon_store::{cancels, executions, jobs, revisions};
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use crate::bench::{Bench, LEASE, finished, incarnation, medium, retry_at, room, started};
+use crate::bench::{Bench, LEASE, all_lost, finished, incarnation, medium, retry_at, room, started};
 
 /// Makes partitions until there are those of `back` days.
 pub(crate) async fn make_days(bench: &Bench, table: &str, back: impl Iterator<Item = i64>) -> Result<()> {
@@ -137,7 +137,7 @@ async fn what_names_executions_locks_the_partitions_of_their_days_alone() -> Res
     }
     let lost: Vec<_> = lost.into_iter().map(|(entry, _)| entry).collect();
     let again = leader.draw_number().await?;
-    let republished = both.but_for_its_days("republish", leader.republish(again, 1, &lost, LEASE)).await?;
+    let republished = both.but_for_its_days("republish", leader.republish(again, 1, &all_lost(&lost), LEASE)).await?;
     assert_eq!(republished.len(), 6);
 
     let store = &bench.store;

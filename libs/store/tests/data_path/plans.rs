@@ -9,7 +9,7 @@ use carillon_store::upcoming::UpcomingMax;
 use carillon_store::workers::Locked;
 use chrono::TimeDelta;
 
-use crate::bench::{Bench, LEASE, finished, incarnation, medium, retry_at, room, started};
+use crate::bench::{Bench, LEASE, all_lost, finished, incarnation, medium, retry_at, room, started};
 use crate::scans::{BATCH, FILL, fill, scans, sessions_end};
 
 const HOT: [&str; 7] = [
@@ -61,7 +61,7 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
     let open = leader.open_of_batches(&[batch], Some(LEASE)).await?;
     let lost: Vec<_> = open.into_iter().map(|(entry, _)| entry).take(2).collect();
     let again = leader.draw_number().await?;
-    leader.republish(again, 1, &lost, LEASE).await?;
+    leader.republish(again, 1, &all_lost(&lost), LEASE).await?;
 
     let starts: Vec<_> = held.iter().take(5).map(|held| started(*held)).collect();
     bench.store.record(worker, &starts, &[], &[]).await?;

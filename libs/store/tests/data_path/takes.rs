@@ -26,7 +26,9 @@ async fn r13_what_is_seen_is_the_row_and_whether_its_worker_lives() -> Result<()
     bench.run(dead, held[2]).await?;
     bench.run(ended, held[3]).await?;
     bench.run(Uuid::from_u128(7), held[4]).await?;
-    bench.change(held[0].execution, "lost = 3, take = 2, cancel_requested = true, withdrawn = true").await?;
+    bench
+        .change(held[0].execution, "lost = 3, take = 2, cancel_requested = true, withdrawn = true, misplaced = true")
+        .await?;
     bench.store.record(live, &[], &[finished(held[5], Status::Failed)], &[]).await?;
 
     let queued = Seen {
@@ -41,9 +43,10 @@ async fn r13_what_is_seen_is_the_row_and_whether_its_worker_lives() -> Result<()
         worker_ended: false,
         cancel_requested: true,
         withdrawn: true,
+        misplaced: true,
     };
     assert_eq!(see(&bench, held[0].execution).await?, queued);
-    let fresh = Seen { take: 0, lost: 0, cancel_requested: false, withdrawn: false, ..queued };
+    let fresh = Seen { take: 0, lost: 0, cancel_requested: false, withdrawn: false, misplaced: false, ..queued };
     let running = |worker, worker_live, worker_ended| Seen {
         status: Status::Running,
         worker: Some(worker),

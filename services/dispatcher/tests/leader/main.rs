@@ -5,5 +5,6 @@ mod bounded;
 #[path = "../common/mod.rs"]
 mod common;
 mod locked;
+mod misplaced;
 mod poison;
 mod republish;

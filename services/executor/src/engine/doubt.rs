@@ -101,6 +101,7 @@ impl Engine {
                         self.let_go(key);
                     }
                 }
+                Checked::Move => self.give_back(key),
                 Checked::Taken { take, revision, then } => {
                     item.take = take;
                     counter!("carillon_executor_taken_total").increment(1);

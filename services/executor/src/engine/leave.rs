@@ -75,6 +75,15 @@ impl Engine {
         }
     }
 
+    /// R23a: it belongs into another line. What is doubtful was released by its check.
+    pub(super) fn give_back(&mut self, key: Key) {
+        let Some(item) = self.items.get_mut(&key) else { return };
+        match item.give_up() {
+            Some(Unstarted::Leaves(leaving)) => hand_over::give_back(&self.shared, leaving, self.own.clone()),
+            Some(Unstarted::Taken) | None => {}
+        }
+    }
+
     pub(super) fn handed_over(&mut self, key: Key) {
         if self.items.get(&key).is_some_and(|item| matches!(item.state, State::GivenUp)) {
             self.let_go(key);

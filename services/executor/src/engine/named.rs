@@ -60,7 +60,12 @@ impl Engine {
             Notice::JobChanged(job) => drop(self.names.jobs.insert(*job)),
             Notice::Cancel(execution) => drop(self.names.cancelled.insert(*execution)),
             Notice::Missed => self.names.all = true,
-            Notice::Wake | Notice::Due(_) | Notice::Lost | Notice::Ended | Notice::HandedOn(_) => {}
+            Notice::Wake
+            | Notice::Due(_)
+            | Notice::Lost
+            | Notice::Misplaced(_)
+            | Notice::Ended
+            | Notice::HandedOn(_) => {}
         }
     }
 
@@ -161,6 +166,7 @@ impl Engine {
                     self.finish_unstarted(key, AttemptEnd::Cancelled, "cancelled before it started");
                 }
                 Reread::Row(take::Reread::Skip) => self.finish_unstarted_as_is(key),
+                Reread::Row(take::Reread::Move) => self.give_back(key),
                 Reread::Row(take::Reread::Stay) => self.hold(key),
                 Reread::Adopt(definition) => {
                     item.adopt(definition);

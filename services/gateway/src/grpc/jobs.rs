@@ -282,11 +282,13 @@ impl Jobs {
             updated_by: request.updated_by.clone(),
             queues_max: self.0.queues_max,
         };
-        let Some(Updated { job, ahead }) = self.0.ask(jobs::update(self.0.store(), id, &update)).await? else {
+        let Some(Updated { job, ahead, misplaced }) = self.0.ask(jobs::update(self.0.store(), id, &update)).await?
+        else {
             return Ok(None);
         };
         // R8a: in the set before anybody is told, and before the answer.
         self.0.tell_cancelled(&ahead).await;
+        self.0.tell_misplaced(&misplaced).await;
         tokio::join!(self.0.tell_job_changed(id), self.0.wake());
         Ok(Some(job))
     }
