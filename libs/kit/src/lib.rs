@@ -80,3 +80,7 @@ pub use readiness::{Flag, Readiness};
 pub use run::{Service, run};
 pub use sleep::sleep_until;
 pub use tasks::Tasks;
+
+/// What a message or a row is made of is allocated on one thread and freed on another, thousands of times a second.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
