@@ -46,6 +46,8 @@ pub struct GatewayConfig {
     pub connections_max: usize,
     /// Requests at once.
     pub requests_max: usize,
+    /// Origins whose pages may ask; `*` is any.
+    pub cors_origins: Vec<String>,
     /// Time for Postgres.
     #[serde(deserialize_with = "duration")]
     pub statement_timeout: Duration,
@@ -77,6 +79,13 @@ impl Settings for Config {
             format!("must be 1 to {QUEUES_MAX_MAX}, is {}", own.queues_max),
         );
         checks.that(own.connections_max > 0, "gateway.connections_max", "must be 1 or more, is 0");
+        let is_origin =
+            |origin: &String| origin == "*" || origin.starts_with("http://") || origin.starts_with("https://");
+        checks.that(
+            own.cors_origins.iter().all(|origin| is_origin(origin) && !origin.ends_with('/')),
+            "gateway.cors_origins",
+            "must be origins, as https://example.com, or *",
+        );
         checks.that(own.requests_max > 0, "gateway.requests_max", "must be 1 or more, is 0");
         checks.that(
             own.statement_timeout > self.postgres.acquire_timeout,

@@ -15,13 +15,16 @@
 mod admission;
 mod backend;
 pub mod config;
+mod deadline;
 mod error_response;
 mod grpc;
 mod health;
 mod json;
 mod observe;
+mod opening;
 mod reason;
 mod server;
+mod transport;
 mod values;
 
 use std::sync::Arc;
@@ -83,8 +86,9 @@ pub async fn run(config: Config, process: Process, listener: TcpListener) -> any
     let mut tasks = process.tasks();
     tasks.spawn("health", watch.run());
     let shutdown = process.shutdown();
+    let bounds = server::Bounds { connections_max: own.connections_max, opening: server::HEADER_TIMEOUT };
     tasks.spawn("server", async move {
-        server::serve(listener, front, own.connections_max, shutdown).await;
+        server::serve(listener, front, bounds, &own.cors_origins, shutdown).await;
         Ok(())
     });
     let outcome = tasks.run().await;

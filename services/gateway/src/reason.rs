@@ -39,10 +39,12 @@ reasons! {
     Undecodable = "UNDECODABLE", InvalidArgument, 400;
     /// More bytes than a request may have.
     RequestTooLarge = "REQUEST_TOO_LARGE", InvalidArgument, 413;
-    /// A page of another origin sent it as a form.
+    /// A page of another origin sent it as a form, or it is packed otherwise than by gzip.
     MediaTypeUnsupported = "MEDIA_TYPE_UNSUPPORTED", InvalidArgument, 415;
     /// Its body did not arrive in time.
     RequestLate = "REQUEST_LATE", DeadlineExceeded, 408;
+    /// The client's deadline passed.
+    DeadlineExceeded = "DEADLINE_EXCEEDED", DeadlineExceeded, 504;
     /// Its client went away in the middle.
     RequestBroken = "REQUEST_BROKEN", Cancelled, 499;
     /// Nothing is at this path.

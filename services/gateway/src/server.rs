@@ -13,10 +13,10 @@ use http::header::CONTENT_TYPE;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -24,16 +24,21 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_web::{GrpcWebLayer, GrpcWebService};
-use tower::{Layer, Service};
+use tower::{Layer, Service, ServiceExt as _};
 use tracing::{debug, warn};
 
 use crate::admission::{Admission, NoBody, Share};
+use crate::deadline;
 use crate::error_response::{plain, with_reason};
 use crate::json::Transcoder;
+use crate::opening::Openings;
 use crate::reason::Reason;
+use crate::transport::{self, Answering};
 
-/// How long the headers of a request, and the first byte of a connection, may take.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the headers of a request, and the first words of a connection, may take.
+pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a connection that speaks waits for a place.
+const PLACE_MAX: Duration = Duration::from_secs(60);
 /// How often an HTTP/2 peer is asked whether it lives, and how long it may take to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const STREAMS_MAX: u32 = 250;
@@ -59,12 +64,25 @@ impl Front {
         Self { grpc: GrpcWebLayer::new().layer(services.prepare()), json, admission }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let is_grpc = request.headers().get(CONTENT_TYPE).is_some_and(|value| {
             let prefix = b"application/grpc";
             value.as_bytes().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
         });
-        if is_grpc { self.call(request).await } else { Ok(self.json.answer(request).await) }
+        let limit = deadline::of(request.headers()).unwrap_or(Duration::MAX);
+        // Boxed: it is large, and a connection has many.
+        let answering = Box::pin(async {
+            if is_grpc {
+                self.call(request).await.unwrap_or_else(|never| match never {})
+            } else {
+                transport::json(self.json.clone(), request).await
+            }
+        });
+        tokio::time::timeout(limit, answering).await.unwrap_or_else(|_| {
+            let why = "the deadline of the request has passed: it may or may not have been done";
+            let late = plain(Reason::DeadlineExceeded, why);
+            if is_grpc { late.into_http() } else { self.json.failed(&late) }
+        })
     }
 
     async fn call(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
@@ -102,29 +120,49 @@ fn refused(why: NoBody) -> Status {
     }
 }
 
-/// Serves until `shutdown`, then lets requests in flight end.
-pub(crate) async fn serve(listener: TcpListener, front: Front, connections_max: usize, shutdown: CancellationToken) {
-    let connections = Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS)));
-    let graceful = Arc::new(GracefulShutdown::new());
+/// How many connections there may be, and how long they may say nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Of those that speak; and as many that have not said yet what.
+    pub(crate) connections_max: usize,
+    /// Until one has said what it speaks.
+    pub(crate) opening: Duration,
+}
+
+/// What all connections share.
+struct Serving {
+    openings: Openings,
+    places: Arc<Semaphore>,
+    answering: Answering,
+}
+
+/// Serves until `shutdown`, then lets requests in flight end. Pages of `origins` may ask.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    front: Front,
+    bounds: Bounds,
+    origins: &[String],
+    shutdown: CancellationToken,
+) {
     let front = Arc::new(front);
+    let answering = transport::around(origins, move |request| {
+        let front = Arc::clone(&front);
+        async move { front.answer(request).await }
+    });
+    let serving = Arc::new(Serving {
+        openings: Openings::new(bounds.connections_max, bounds.opening),
+        places: Arc::new(Semaphore::new(bounds.connections_max.min(Semaphore::MAX_PERMITS))),
+        answering,
+    });
+    let graceful = Arc::new(GracefulShutdown::new());
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
-            permit = Arc::clone(&connections).acquire_owned() => {
-                let Ok(permit) = permit else { break };
-                tokio::select! {
-                    () = shutdown.cancelled() => break,
-                    accepted = listener.accept() => accepted.map(|(stream, _)| (stream, permit)),
-                }
-            }
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, permit)) => {
-                let serving = connection(stream, Arc::clone(&front), graceful.watcher(), shutdown.clone());
-                tokio::spawn(async move {
-                    serving.await;
-                    drop(permit);
-                });
+            Ok((stream, _)) => {
+                tokio::spawn(connection(stream, Arc::clone(&serving), graceful.watcher(), shutdown.clone()));
             }
             Err(error) => {
                 warn!("cannot accept a connection: {error}");
@@ -140,19 +178,25 @@ pub(crate) async fn serve(listener: TcpListener, front: Front, connections_max: 
 
 async fn connection(
     stream: TcpStream,
-    front: Arc<Front>,
+    shared: Arc<Serving>,
     watcher: hyper_util::server::graceful::Watcher,
     shutdown: CancellationToken,
 ) {
-    // A peer that connects and says nothing is not even asked which protocol it speaks.
-    let first_byte = tokio::time::timeout(HEADER_TIMEOUT, stream.readable());
-    tokio::select! {
-        () = shutdown.cancelled() => return,
-        readable = first_byte => if !matches!(readable, Ok(Ok(()))) { return },
-    }
     if let Err(error) = stream.set_nodelay(true) {
         debug!("cannot turn off Nagle's algorithm: {error}");
     }
+    // A peer that connects and says nothing takes no place of those that speak.
+    let admitted = async {
+        let opened = shared.openings.open(stream).await?;
+        // Whoever speaks and finds no place waits as long as for an answer, not for ever.
+        let place = tokio::time::timeout(PLACE_MAX, Arc::clone(&shared.places).acquire_owned()).await.ok()?.ok()?;
+        Some((opened, place))
+    };
+    let admitted = tokio::select! {
+        () = shutdown.cancelled() => return,
+        admitted = admitted => admitted,
+    };
+    let Some((stream, _place)) = admitted else { return };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder
@@ -164,12 +208,11 @@ async fn connection(
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
         .adaptive_window(true);
     let share = Share::default();
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let service = shared.answering.clone().map_request(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(share.clone());
-        let front = Arc::clone(&front);
-        async move { front.answer(request).await }
+        request
     });
-    let serving = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+    let serving = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
     if let Err(error) = watcher.watch(serving).await {
         debug!("a connection ended early: {error}");
     }

@@ -25,6 +25,7 @@ use carillon_proto::v1::schedule_service_server::ScheduleServiceServer;
 use carillon_store::idempotency::Key;
 use carillon_store::page::Slice;
 use sha2::{Digest, Sha256};
+use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
 use crate::backend::Backend;
@@ -35,9 +36,15 @@ use schedules::Schedules;
 
 /// The services of the API, without health and reflection.
 pub(crate) fn services(backend: &Arc<Backend>) -> Routes {
-    Routes::new(JobServiceServer::new(Jobs(Arc::clone(backend))))
-        .add_service(ExecutionServiceServer::new(Executions(Arc::clone(backend))))
-        .add_service(ScheduleServiceServer::new(Schedules(Arc::clone(backend))))
+    // What tonic unpacks is bounded as what comes unpacked is.
+    macro_rules! served {
+        ($server:ident, $service:ident) => {
+            $server::new($service(Arc::clone(backend))).accept_compressed(Gzip).send_compressed(Gzip)
+        };
+    }
+    Routes::new(served!(JobServiceServer, Jobs))
+        .add_service(served!(ExecutionServiceServer, Executions))
+        .add_service(served!(ScheduleServiceServer, Schedules))
 }
 
 /// Checks `limit` and `offset`.

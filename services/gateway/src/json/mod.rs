@@ -18,10 +18,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use carillon_core::error::FieldViolation;
+use carillon_core::error::{FieldViolation, quoted};
 use carillon_proto::codec::DynamicCodec;
 use carillon_proto::json::{EnumWords, Shown};
-use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH, ORIGIN, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH, ORIGIN, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use prost_reflect::{DynamicMessage, FieldDescriptor, MessageDescriptor, ReflectMessage};
 use serde::Serialize;
@@ -35,12 +35,13 @@ use crate::admission::{Admission, NoBody, Share, Whole};
 use crate::error_response::{body_refused, http_status, internal, later, plain, retry_after};
 use crate::observe;
 use crate::reason::Reason;
+use crate::transport::IsCompressed;
 use routes::{Found, Route, Routes};
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// Headers that go along as gRPC metadata.
-const FORWARDED: [&str; 3] = ["traceparent", "tracestate", "x-request-id"];
+const FORWARDED: [&str; 4] = ["authorization", "traceparent", "tracestate", "x-request-id"];
 
 /// What the JSON side found wrong with a request; travels as an extension, which no client can set.
 #[derive(Clone, Debug)]
@@ -111,7 +112,9 @@ impl Transcoder {
             }
         };
         let share = parts.extensions.get::<Share>().cloned().unwrap_or_default();
-        let (read, _room) = match self.read_body(route, &parts.headers, body, &share).await {
+        let is_compressed = parts.extensions.get::<IsCompressed>().is_some();
+        let read = self.read_body(route, &parts.headers, body, &share).await;
+        let (read, _room) = match read.map_err(|why| unpacked(is_compressed, why)) {
             Ok(read) => read,
             Err(status) => {
                 observe::record(&route.name, status.code(), began);
@@ -151,6 +154,11 @@ impl Transcoder {
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: std::fmt::Display,
     {
+        if let Some(encoding) = headers.get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
+            let encoding = quoted(&String::from_utf8_lossy(encoding.as_bytes()));
+            let rule = format!("must be packed by gzip or not at all, is by {encoding}");
+            return Err(body_refused(Reason::MediaTypeUnsupported, rule));
+        }
         let whole = match self.admission.body(body, self.body_bytes_max, share).await {
             Ok(whole) => whole,
             Err(NoBody::TooLarge) => {
@@ -226,7 +234,8 @@ impl Transcoder {
         }
     }
 
-    fn failed(&self, status: &Status) -> Response<Body> {
+    /// What a client is told that is refused.
+    pub(crate) fn failed(&self, status: &Status) -> Response<Body> {
         let mut response = json(http_status(status), self.error_body(status));
         if let Some(seconds) = retry_after(status) {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -250,6 +259,12 @@ impl Transcoder {
         let body = ErrorBody { code: status.code().into(), message: status.message(), details };
         serde_json::to_vec(&body).unwrap_or_default()
     }
+}
+
+/// A body that was to be unpacked and could not be read is no gzip.
+fn unpacked(is_compressed: bool, why: Status) -> Status {
+    let is_broken = why.code() == Reason::RequestBroken.code();
+    if is_compressed && is_broken { body_refused(Reason::InvalidFields, "cannot be unpacked by gzip") } else { why }
 }
 
 fn json(status: StatusCode, bytes: Vec<u8>) -> Response<Body> {

@@ -1,14 +1,12 @@
 //! The gateway as a whole, in this process, on a port of its own: what only shows with a real listener and real
 //! neighbours. The API's behaviour is tested where it lives, and end to end through the binaries in `integration-tests`.
 
-use std::net::SocketAddr;
+mod gateway;
+mod transport;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use carillon_gateway::Config;
-use carillon_gateway::config::{EnumWords, GatewayConfig, JsonConfig};
-use carillon_kit::Process;
-use carillon_kit::config::{PostgresConfig, RedisConfig, SecretUrl};
 use carillon_proto::v1;
 use carillon_proto::v1::execution_service_client::ExecutionServiceClient;
 use carillon_proto::v1::job_service_client::JobServiceClient;
@@ -17,11 +15,7 @@ use carillon_testkit::{Database, Postgres, Redis, StopMode, wait_until};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 use tonic::Code;
-use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::v1::ServerReflectionRequest;
@@ -29,68 +23,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
-const LIMIT: Duration = Duration::from_secs(30);
-
-struct Gateway {
-    address: SocketAddr,
-    stop: CancellationToken,
-    serving: JoinHandle<Result<()>>,
-    http: reqwest::Client,
-}
-
-impl Gateway {
-    async fn start(postgres: &str, redis: &str) -> Result<Self> {
-        // As every binary does first thing: reqwest and sqlx find one TLS provider.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
-        let config = Config {
-            gateway: GatewayConfig {
-                listen: address,
-                payload_bytes_max: 256 * 1024,
-                body_bytes_max: 640 * 1024,
-                queues_max: 1_000,
-                connections_max: 100,
-                requests_max: 100,
-                statement_timeout: Duration::from_secs(5),
-            },
-            json: JsonConfig { enum_words: EnumWords::Upper },
-            postgres: PostgresConfig {
-                url: SecretUrl::new(postgres),
-                connections_max: 4,
-                acquire_timeout: Duration::from_millis(500),
-            },
-            redis: RedisConfig { url: SecretUrl::new(redis), namespace: "test".to_owned() },
-        };
-        let stop = CancellationToken::new();
-        let process = Process::detached("carillon-gateway", stop.clone());
-        let serving = tokio::spawn(carillon_gateway::run(config, process, listener));
-        Ok(Self { address, stop, serving, http: reqwest::Client::new() })
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("http://{}/api/v1/scheduler{path}", self.address)
-    }
-
-    async fn post(&self, path: &str, body: &Value) -> Result<(StatusCode, Value)> {
-        let response = self.http.post(self.url(path)).json(body).send().await?;
-        Ok((response.status(), response.json().await?))
-    }
-
-    async fn get(&self, path: &str) -> Result<(StatusCode, Value)> {
-        let response = self.http.get(self.url(path)).send().await?;
-        Ok((response.status(), response.json().await?))
-    }
-
-    async fn channel(&self) -> Result<Channel> {
-        Ok(Channel::from_shared(format!("http://{}", self.address))?.connect().await?)
-    }
-
-    async fn stop(self) -> Result<()> {
-        self.stop.cancel();
-        tokio::time::timeout(LIMIT, self.serving).await.context("the gateway does not stop")??
-    }
-}
+use crate::gateway::{Gateway, LIMIT};
 
 fn cleanup() -> Value {
     json!({"name": "Daily Cleanup", "schedule": "0 2 * * *", "handler_name": "cleanup:old_traces",
