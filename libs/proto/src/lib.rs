@@ -1,8 +1,9 @@
 //! The wire contract of Carillon: types, clients and servers generated from `proto/`, and the descriptor set that routes,
 //! JSON, documents and the command line are derived from. What all of these say in the same way, whatever the message, is here
-//! too: messages as JSON, words of enums, messages that are known by their descriptors alone.
+//! too: messages as JSON, words of enums, comments, messages that are known by their descriptors alone.
 
 pub mod codec;
+pub mod comments;
 pub mod json;
 pub mod words;
 

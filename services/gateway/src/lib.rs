@@ -21,6 +21,7 @@ mod grpc;
 mod health;
 mod json;
 mod observe;
+mod openapi;
 mod opening;
 mod reason;
 mod server;

@@ -11,10 +11,10 @@ use prost_reflect::Kind;
 
 use super::catalog::kebab;
 use super::catalog::{Call, Field, Noun};
-use super::comments::{Comments, first_clause, first_sentence};
 use super::request::{Given, is_json};
 use super::wait::can_wait;
 use crate::exit;
+use carillon_proto::comments::{Comments, first_clause, first_sentence};
 use carillon_proto::words::words;
 
 pub(crate) const ADDRESS: &str = "http://127.0.0.1:3051";

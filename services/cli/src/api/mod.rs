@@ -9,7 +9,6 @@ mod catalog;
 mod cell;
 mod client;
 mod command;
-mod comments;
 mod failure;
 mod json;
 mod request;
@@ -21,6 +20,7 @@ mod wait;
 
 use std::io::{IsTerminal as _, Write as _};
 
+use carillon_proto::comments::Comments;
 use clap::ArgMatches;
 use prost_reflect::DynamicMessage;
 
@@ -28,7 +28,6 @@ pub(crate) use catalog::Call;
 use catalog::Noun;
 use client::Client;
 use command::{Manner, Output};
-use comments::Comments;
 use failure::Failure;
 
 use crate::exit::Exit;

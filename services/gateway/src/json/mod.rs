@@ -7,7 +7,7 @@
 mod document;
 mod query;
 mod request;
-mod routes;
+pub(crate) mod routes;
 mod scalar;
 mod template;
 #[cfg(test)]
@@ -34,6 +34,7 @@ use tonic::service::Routes as GrpcRoutes;
 use crate::admission::{Admission, NoBody, Share, Whole};
 use crate::error_response::{body_refused, http_status, internal, later, plain, retry_after};
 use crate::observe;
+use crate::openapi::Documents;
 use crate::reason::Reason;
 use crate::transport::IsCompressed;
 use routes::{Found, Route, Routes};
@@ -56,6 +57,7 @@ pub(crate) struct Transcoder {
     body_bytes_max: usize,
     enum_words: EnumWords,
     admission: Arc<Admission>,
+    documents: Documents,
 }
 
 /// The body of every failure, in this order.
@@ -80,7 +82,8 @@ impl Transcoder {
         let status =
             pool.get_message_by_name("google.rpc.Status").ok_or("google.rpc.Status is not in the descriptors")?;
         let routes = Arc::new(Routes::from_descriptors(&pool)?);
-        Ok(Self { routes, status, service, body_bytes_max, enum_words, admission })
+        let documents = Documents::of(&routes, enum_words)?;
+        Ok(Self { routes, status, service, body_bytes_max, enum_words, admission, documents })
     }
 
     /// Answers one request.
@@ -92,6 +95,11 @@ impl Transcoder {
         let began = Instant::now();
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
+        if matches!(parts.method, Method::GET | Method::HEAD)
+            && let Some(document) = self.documents.answer(path, &parts.headers)
+        {
+            return document;
+        }
         let (route, values) = match self.routes.find(&parts.method, path) {
             Found::Route(route, values) => (route, values),
             Found::OtherMethods(allow) => {
@@ -213,12 +221,12 @@ impl Transcoder {
     }
 
     fn succeeded(&self, route: &Route, message: &DynamicMessage) -> Response<Body> {
-        if route.output.full_name() == "google.protobuf.Empty" {
+        let status = route.success();
+        if status == StatusCode::NO_CONTENT {
             let mut response = Response::new(Body::empty());
-            *response.status_mut() = StatusCode::NO_CONTENT;
+            *response.status_mut() = status;
             return response;
         }
-        let status = if route.name.starts_with("Create") { StatusCode::CREATED } else { StatusCode::OK };
         match serde_json::to_vec(&Shown::whole(message, self.enum_words)) {
             Ok(bytes) => {
                 let mut response = json(status, bytes);

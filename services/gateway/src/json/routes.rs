@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, HashSet};
 
 use carillon_core::error::FieldViolation;
-use http::Method;
 use http::uri::PathAndQuery;
+use http::{Method, StatusCode};
 use prost_reflect::{
     DescriptorPool, DynamicMessage, ExtensionDescriptor, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
     ReflectMessage, Value,
@@ -86,6 +86,11 @@ impl Routes {
         Ok(Self { routes })
     }
 
+    /// Each of them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Route> {
+        self.routes.iter()
+    }
+
     /// Looks a path up, as it came (percent-encoded, without the query). HEAD is GET whose body the server leaves out.
     pub(crate) fn find(&self, method: &Method, path: &str) -> Found<'_> {
         let wanted = if method == Method::HEAD { &Method::GET } else { method };
@@ -157,6 +162,58 @@ impl Route {
         format!("{} {}  {call}{body}", self.http_method, self.path)
     }
 
+    /// The segments of its path, as written: `{id}` is a variable.
+    pub(crate) fn path_segments(&self) -> impl Iterator<Item = &str> {
+        self.path.trim_start_matches('/').split('/')
+    }
+
+    /// The fields that its path binds.
+    pub(crate) fn variables(&self) -> impl Iterator<Item = &str> {
+        self.template.variables()
+    }
+
+    /// `carillon.v1.JobService`.
+    pub(crate) fn service_name(&self) -> &str {
+        self.grpc_path.path().trim_start_matches('/').split('/').next().unwrap_or_default()
+    }
+
+    /// The one field that is the body, if it is one.
+    pub(crate) fn body_field(&self) -> Option<&str> {
+        match &self.body {
+            Body::Field(field) => Some(field),
+            Body::None | Body::Whole => None,
+        }
+    }
+
+    /// The status of a success.
+    pub(crate) fn success(&self) -> StatusCode {
+        if self.output.full_name() == "google.protobuf.Empty" {
+            StatusCode::NO_CONTENT
+        } else if self.name.starts_with("Create") {
+            StatusCode::CREATED
+        } else {
+            StatusCode::OK
+        }
+    }
+
+    /// Whether a top field of the request is read from the query.
+    pub(crate) fn takes_from_query(&self, name: &str) -> bool {
+        let bound = || self.template.variables().any(|field| field.split('.').next() == Some(name));
+        match &self.body {
+            Body::Whole => false,
+            Body::Field(field) => field != name && !bound(),
+            Body::None => !bound(),
+        }
+    }
+
+    /// Whether the request, or the message that is its body, has a field of that name.
+    pub(crate) fn has_field_within(&self, name: &str) -> bool {
+        let within = self.body_field().and_then(|field| self.input.get_field_by_name(field)).map(|field| field.kind());
+        let within =
+            within.is_some_and(|kind| matches!(kind, Kind::Message(of) if of.get_field_by_name(name).is_some()));
+        self.mask().is_some() && within || self.input.get_field_by_name(name).is_some()
+    }
+
     /// Whether a request's body means anything to this call.
     pub(crate) fn has_body(&self) -> bool {
         self.body != Body::None
@@ -173,16 +230,10 @@ impl Route {
         let read = body.and_then(|json| self.read_body(json, &mut mistakes));
         let mut message = read.unwrap_or_else(|| DynamicMessage::new(self.input.clone()));
         let from_path: Vec<&str> = self.template.variables().collect();
-        let top = |name: &str| from_path.iter().any(|field| field.split('.').next() == Some(name));
         for (field, value) in from_path.iter().zip(path_values) {
             self.bind(&mut message, field, &value, &mut mistakes);
         }
-        let takes = |name: &str| match &self.body {
-            Body::Whole => false,
-            Body::Field(field) => field != name && !top(name),
-            Body::None => !top(name),
-        };
-        query::read(&mut message, query, takes, &mut mistakes);
+        query::read(&mut message, query, |name| self.takes_from_query(name), &mut mistakes);
         if let (Some((mask, named)), Some(json)) = (self.mask(), body)
             && !message.has_field(&mask)
             && let Kind::Message(of) = mask.kind()

@@ -131,6 +131,29 @@ async fn a_request_has_an_id_and_pages_ask_from_where_they_may() -> Result<()> {
     gateway.stop().await
 }
 
+/// What stands in it is tested where it is made.
+#[tokio::test]
+async fn the_api_describes_itself_to_programs_and_people() -> Result<()> {
+    let (database, redis) = (Database::new().await?, Redis::start().await?);
+    let gateway = Gateway::start(database.url(), &redis.url()).await?;
+    let at = |path: &str| format!("http://{}{path}", gateway.address);
+    let response = gateway.http.get(at("/openapi.json")).send().await?;
+    let etag = response.headers()["etag"].clone();
+    let document: Value = response.json().await?;
+    assert_eq!(document["openapi"], "3.1.0");
+    assert!(document["paths"]["/api/v1/scheduler/jobs"]["get"].is_object());
+    let again = gateway.http.get(at("/openapi.json")).header("if-none-match", &etag).send().await?;
+    assert_eq!((again.status(), again.bytes().await?.len()), (StatusCode::NOT_MODIFIED, 0));
+    let page = gateway.http.get(at("/docs")).send().await?;
+    let policy = page.headers()["content-security-policy"].to_str()?.to_owned();
+    assert!(policy.starts_with("default-src 'none'"), "{policy}");
+    let page = page.text().await?;
+    assert!(page.contains("openapi.json") && !page.contains("http"), "it asks no other host");
+    let posted = gateway.http.post(at("/docs")).send().await?;
+    assert_eq!(posted.status(), StatusCode::NOT_FOUND);
+    gateway.stop().await
+}
+
 #[tokio::test]
 async fn head_has_the_headers_of_get_and_no_body() -> Result<()> {
     let (database, redis) = (Database::new().await?, Redis::start().await?);

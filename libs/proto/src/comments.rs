@@ -1,17 +1,20 @@
-//! The comments of the protos, which are the help of the commands: who documents a field there has documented its flag.
+//! The comments of the protos, which are the help of the commands and the descriptions of the OpenAPI document: who documents a
+//! field there has documented its flag and its schema.
 
 use std::collections::HashMap;
 
 use prost_reflect::{
-    DescriptorPool, EnumDescriptor, FieldDescriptor, FileDescriptor, MethodDescriptor, ServiceDescriptor,
+    DescriptorPool, EnumDescriptor, FieldDescriptor, FileDescriptor, MessageDescriptor, MethodDescriptor,
+    ServiceDescriptor,
 };
 
 /// What stands above each element, by its file and its path in it.
 #[derive(Debug)]
-pub(crate) struct Comments(HashMap<(String, Vec<i32>), String>);
+pub struct Comments(HashMap<(String, Vec<i32>), String>);
 
 impl Comments {
-    pub(crate) fn of(pool: &DescriptorPool) -> Self {
+    /// All of them.
+    pub fn of(pool: &DescriptorPool) -> Self {
         let mut comments = HashMap::new();
         for file in pool.files() {
             let Some(info) = &file.file_descriptor_proto().source_code_info else { continue };
@@ -28,20 +31,33 @@ impl Comments {
         self.0.get(&(file.name().to_owned(), path.to_vec())).map_or("", String::as_str)
     }
 
-    pub(crate) fn service(&self, service: &ServiceDescriptor) -> &str {
+    /// Of a service.
+    pub fn service(&self, service: &ServiceDescriptor) -> &str {
         self.at(&service.parent_file(), service.path())
     }
 
-    pub(crate) fn method(&self, method: &MethodDescriptor) -> &str {
+    /// Of a call.
+    pub fn method(&self, method: &MethodDescriptor) -> &str {
         self.at(&method.parent_file(), method.path())
     }
 
-    pub(crate) fn field(&self, field: &FieldDescriptor) -> &str {
+    /// Of a field.
+    pub fn field(&self, field: &FieldDescriptor) -> &str {
         self.at(&field.parent_message().parent_file(), field.path())
     }
 
+    /// Of a message.
+    pub fn message(&self, message: &MessageDescriptor) -> &str {
+        self.at(&message.parent_file(), message.path())
+    }
+
+    /// Of an enum.
+    pub fn of_enum(&self, of: &EnumDescriptor) -> &str {
+        self.at(&of.parent_file(), of.path())
+    }
+
     /// Of the value at `place` of an enum: field 2 of its descriptor holds the values.
-    pub(crate) fn value(&self, of: &EnumDescriptor, place: usize) -> &str {
+    pub fn value(&self, of: &EnumDescriptor, place: usize) -> &str {
         let Ok(place) = i32::try_from(place) else { return "" };
         self.at(&of.parent_file(), &[of.path(), &[2, place]].concat())
     }
@@ -66,14 +82,14 @@ fn flowing(text: &str) -> String {
 }
 
 /// For a line of help: without its full stop, as clap has it.
-pub(crate) fn first_sentence(text: &str) -> String {
+pub fn first_sentence(text: &str) -> String {
     let paragraph = text.split("\n\n").next().unwrap_or_default();
     let sentence = paragraph.split_once(". ").map_or(paragraph, |(first, _)| first);
     sentence.trim_end_matches('.').to_owned()
 }
 
 /// What something does, without how: for lists of commands.
-pub(crate) fn first_clause(text: &str) -> String {
+pub fn first_clause(text: &str) -> String {
     let sentence = first_sentence(text);
     sentence.split_once(": ").map_or(sentence.as_str(), |(clause, _)| clause).to_owned()
 }
@@ -81,7 +97,7 @@ pub(crate) fn first_clause(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use carillon_proto::descriptors;
+    use crate::descriptors;
 
     #[test]
     fn what_stands_in_the_protos_is_found() {
