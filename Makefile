@@ -12,7 +12,7 @@ SEED ?= 7
 ROW ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test ci fmt fmt-check lint build bench soak fault setup clean-data
+.PHONY: help run dev test contract ci fmt fmt-check lint build bench soak fault setup clean-data
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*## "} {printf "  make %-12s %s\n", $$1, $$2}'
@@ -29,7 +29,12 @@ test: setup ## Run every test; starts what it needs, assumes no service
 	$(CARGO) build --workspace --bins --examples
 	$(CARGO) test --workspace
 
-ci: fmt-check lint test ## What CI runs
+contract: ## Is the API what its document says? buf, schemathesis, a generated client (EXAMPLES=200 for more; ARGS=baseline)
+	@sh deploy/setup.sh servers compiler contract
+	$(CARGO) build -p carillon-cli -p carillon-gateway -p carillon-dispatcher -p carillon-executor --bins
+	@sh integration-tests/contract/run.sh $(ARGS)
+
+ci: fmt-check lint test contract ## What CI runs
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

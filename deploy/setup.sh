@@ -6,7 +6,7 @@
 # place that installs.
 #
 # Arguments: `servers`, or `servers-unless-given` (not those that CARILLON_POSTGRES_URL and CARILLON_REDIS_URL name);
-# `compiler` besides; `pooler`: PgBouncer, which tests put before Postgres; `clocks`: Debian's faketime, by which the soak gives
+# `compiler` besides; `contract`: Python with venv, and npm, which fetch the tools of `make contract`; `pooler`: PgBouncer, which tests put before Postgres; `clocks`: Debian's faketime, by which the soak gives
 # each process a wall clock of its own. Without it the soak runs all the same and says so: it alone never ends in an error.
 set -eu
 
@@ -38,9 +38,14 @@ have_pooler() {
     return 1
 }
 
+have_python() {
+    command -v python3 >/dev/null && python3 -c 'import ensurepip, venv' 2>/dev/null
+}
+
 postgres_given=""
 redis_given=""
 compiler=""
+contract=""
 pooler=""
 clocks=""
 for argument in "$@"; do
@@ -51,6 +56,7 @@ for argument in "$@"; do
         redis_given="${CARILLON_REDIS_URL:-}"
         ;;
     compiler) compiler=yes ;;
+    contract) contract=yes ;;
     pooler) pooler=yes ;;
     clocks) clocks=yes ;;
     *)
@@ -83,6 +89,14 @@ fi
 if [ -n "$pooler" ] && ! have_pooler; then
     missing_apt="$missing_apt pgbouncer"
     missing_brew="$missing_brew pgbouncer"
+fi
+if [ -n "$contract" ] && ! have_python; then
+    missing_apt="$missing_apt python3-venv"
+    missing_brew="$missing_brew python"
+fi
+if [ -n "$contract" ] && ! command -v npm >/dev/null; then
+    missing_apt="$missing_apt npm"
+    missing_brew="$missing_brew node"
 fi
 faketime=""
 if [ -n "$clocks" ] && ! ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1; then
