@@ -49,7 +49,7 @@ build: ## Build optimised programs into target/release
 	$(CARGO) build --release --workspace --bins
 
 bench: setup ## Measure throughput and lateness against the floor of this machine (minutes; ARGS=--quick, ARGS="--only gaps", ARGS=--help)
-	$(CARGO) build --release -p carillon-dispatcher -p carillon-executor -p carillon-integration-tests --bins
+	$(CARGO) build --release -p carillon-dispatcher -p carillon-executor -p carillon-gateway -p carillon-integration-tests --bins
 	@exec target/release/carillon-bench $(ARGS)
 
 soak: setup ## Random faults of every kind under load, judged: make soak MINUTES=10 SEED=7 (ARGS=--list names the faults)

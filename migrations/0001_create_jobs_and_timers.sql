@@ -161,6 +161,8 @@ CREATE TABLE idempotency_keys (
     key         text NOT NULL CHECK (length(key) BETWEEN 1 AND 200),
     fingerprint bytea NOT NULL,
     resource_id uuid NOT NULL,
+    -- Where one thing does not say all of it: the answer itself.
+    answer      bytea,
     created_at  timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (scope, key)
 );

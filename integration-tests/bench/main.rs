@@ -2,7 +2,7 @@
 //! own over the same schema and streams without any logic, in one run on one machine (docs/performance.md).
 //!
 //! Everything runs on private servers that end with this process. Parts: [`throughput`], [`lateness`], [`scale`], [`bounds`], and those
-//! that run only if they are named: [`gaps`], [`drain`], [`poison`], [`memory`], [`age`]. The rest is what they stand on:
+//! that run only if they are named: [`gaps`], [`drain`], [`poison`], [`memory`], [`age`], [`create`]. The rest is what they stand on:
 //! [`servers`], [`product`], [`fleet`], [`floor`], [`jobs`], [`load`], [`usage`], [`quantiles`], [`asked`], [`report`].
 
 #![expect(unreachable_pub, reason = "a program: each module is public to the others only")]
@@ -10,6 +10,7 @@
 mod age;
 mod asked;
 mod bounds;
+mod create;
 mod days;
 mod drain;
 mod fleet;
@@ -51,7 +52,7 @@ async fn main() -> ExitCode {
 async fn run(options: Options) -> anyhow::Result<()> {
     let plan = options.plan();
     // First of all: a missing binary should not be found out after minutes.
-    let binaries = product::Binaries::find(options.bin_dir.as_deref(), plan.needs_product())?;
+    let binaries = product::Binaries::find(options.bin_dir.as_deref(), &plan.programs())?;
     report::progress("starting PostgreSQL and Redis");
     let servers = Servers::start(options.statements).await?;
     let mut report = Report::begin(&servers, &plan).await?;
@@ -78,6 +79,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
     }
     if plan.has(Part::Age) {
         age::run(&binaries, &plan, &mut report).await?;
+    }
+    if plan.has(Part::Create) {
+        create::run(&servers, &binaries, &plan, &mut report).await?;
     }
     if plan.has(Part::Gaps) {
         gaps::run(&binaries, &plan, &mut report).await?;

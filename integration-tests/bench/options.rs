@@ -24,7 +24,7 @@ pub struct Options {
     /// Only these parts, separated by commas. Without it the first four.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
-    /// Of bounds, gaps, poison and age only the rows whose names contain this, such as "leader" or "triggers".
+    /// Of bounds, gaps, poison, age and create only the rows whose names contain this, such as "leader" or "triggers".
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     row: String,
     /// Measured rounds of throughput, each once the floor and once the product; one more of each goes before, unmeasured.
@@ -45,7 +45,7 @@ pub struct Options {
     /// Where the JSON goes.
     #[arg(long, value_name = "FILE", default_value = "target/bench/latest.json")]
     pub json: PathBuf,
-    /// Where carillon-dispatcher and carillon-executor are; otherwise beside this program.
+    /// Where carillon-dispatcher, carillon-executor and carillon-gateway are; otherwise beside this program.
     #[arg(long, value_name = "DIRECTORY")]
     pub bin_dir: Option<PathBuf>,
     /// Also shows the costliest statements of each part (pg_stat_statements, which itself costs a few percent).
@@ -74,6 +74,8 @@ pub enum Part {
     Memory,
     /// Only if named: the first claim after a fault with 1,000,000 batches, 10,000,000 executions (10 GB of disk).
     Age,
+    /// Only if named: jobs that a gateway creates a second, 1,000 at once and one by one, over gRPC and JSON.
+    Create,
 }
 
 /// How much of each part.
@@ -109,6 +111,8 @@ pub struct Plan {
     pub poison_s: u32,
     /// When the resident sets are looked at, in seconds of load.
     pub memory_s: (u32, u32),
+    /// Seconds of jobs being created, in each way.
+    pub create_s: u32,
     /// How old the installation is.
     pub age: Age,
     /// Jobs in the timetable.
@@ -150,6 +154,7 @@ impl Options {
             drains: 5,
             poison_s: 30,
             memory_s: (60, 300),
+            create_s: 15,
             age: Age { batches: 1_000_000, executions: 10_000_000, open: 100_000 },
             lost: 100_000,
             timers: vec![10_000, 100_000, 1_000_000],
@@ -167,6 +172,7 @@ impl Options {
                 drains: 3,
                 poison_s: 15,
                 memory_s: (15, 60),
+                create_s: 5,
                 age: Age { batches: 100_000, executions: 300_000, open: 30_000 },
                 lost: 30_000,
                 timers: vec![10_000, 100_000],
@@ -182,6 +188,7 @@ impl Options {
                 every_s: 60,
                 spread: [spread(60), vec![Fires { of: By::Schedules, per_s: 1_000, seconds: 600 }]].concat(),
                 drains: 10,
+                create_s: 60,
                 poison_s: 60,
                 history: vec![0, 1_000_000, 10_000_000],
                 ..base
@@ -204,9 +211,16 @@ impl Plan {
         name.contains(&self.row)
     }
 
-    /// Whether any part runs the product's processes.
-    pub fn needs_product(&self) -> bool {
-        self.parts.iter().any(|part| *part != Part::Scale)
+    /// The product's programs that its parts run.
+    pub fn programs(&self) -> Vec<&'static str> {
+        let mut programs = Vec::new();
+        if self.has(Part::Create) {
+            programs.push("carillon-gateway");
+        }
+        if self.parts.iter().any(|part| !matches!(part, Part::Scale | Part::Create)) {
+            programs.extend(["carillon-dispatcher", "carillon-executor"]);
+        }
+        programs
     }
 }
 

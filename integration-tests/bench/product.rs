@@ -34,14 +34,14 @@ impl Binaries {
     /// In `directory`, or else beside this program.
     ///
     /// # Errors
-    /// If one is missing although they are `needed`.
-    pub fn find(directory: Option<&Path>, needed: bool) -> Result<Self> {
+    /// If one of the `needed` is missing.
+    pub fn find(directory: Option<&Path>, needed: &[&str]) -> Result<Self> {
         let own = std::env::current_exe().context("where am I?")?;
         let directory = directory.or_else(|| own.parent()).unwrap_or_else(|| Path::new("."));
-        for name in ["carillon-dispatcher", "carillon-executor"] {
+        for name in needed {
             let program = directory.join(name);
             ensure!(
-                !needed || program.is_file(),
+                program.is_file(),
                 "{} is missing: `make bench` builds it, or `cargo build --release -p {name}`",
                 program.display()
             );
@@ -49,7 +49,7 @@ impl Binaries {
         Ok(Self { directory: directory.to_owned() })
     }
 
-    /// Starts `dispatcher` or `executor`, with its admin port; what it runs on is for the caller to say.
+    /// Starts `dispatcher`, `executor` or `gateway`, with its admin port; what it runs on is for the caller to say.
     pub fn command(&self, program: &str, admin: u16) -> Command {
         let mut command = Command::new(self.directory.join(format!("carillon-{program}")));
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());

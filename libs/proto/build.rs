@@ -25,6 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     tonic_prost_build::configure()
         .bytes(".")
+        // What an item of an answer says is what a call's failure says.
+        .extern_path(".google.rpc.Status", "::tonic_types::Status")
         .build_client(true)
         .build_server(true)
         .compile_fds(compiler.file_descriptor_set())?;

@@ -6,6 +6,10 @@ pub const PAYLOAD_BYTES_MAX: usize = 256 * 1024;
 pub const PAYLOAD_BYTES_IN_ENTRY: usize = 4 * 1024;
 /// Bytes of JSON text that a handler may return; more fails the attempt with that reason.
 pub const RESULT_BYTES_MAX: usize = 256 * 1024;
+/// Jobs of one request that creates many.
+pub const JOBS_AT_ONCE_MAX: usize = 1_000;
+/// Bytes of such a request.
+pub const JOBS_AT_ONCE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Levels of objects and lists in a payload, in metadata, in a result. Decoders of protobuf allow 100 levels of messages
 /// and spend three on each level of a `google.protobuf.Struct`; a page of a listing needs a few for itself.
 pub const VALUE_DEPTH_MAX: usize = 30;

@@ -6,7 +6,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, PgValueRef};
+use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef};
 use sqlx::types::Json;
 use sqlx::{Decode, Encode, Postgres, Type};
 
@@ -45,6 +45,12 @@ pub(crate) struct ToWrite<'a>(pub(crate) &'a Value);
 impl Type<Postgres> for ToWrite<'_> {
     fn type_info() -> PgTypeInfo {
         Document::type_info()
+    }
+}
+
+impl PgHasArrayType for ToWrite<'_> {
+    fn array_type_info() -> PgTypeInfo {
+        <Json<Value> as PgHasArrayType>::array_type_info()
     }
 }
 

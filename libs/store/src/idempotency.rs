@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use crate::bounded::Connection;
 use crate::{Error, Result, Store};
 
 /// The key of one request.
@@ -21,12 +22,14 @@ pub struct Key {
 }
 
 /// What is known before something is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Beginning {
     /// The database's clock.
     pub now: DateTime<Utc>,
     /// What the key led to before.
     pub known: Option<Uuid>,
+    /// What was answered then, where that was kept.
+    pub answer: Option<Vec<u8>>,
 }
 
 /// Reads the database's clock and what `key` led to, in one round trip.
@@ -34,26 +37,44 @@ pub struct Beginning {
 /// # Errors
 /// [`Error::KeyReused`] if the key was used for another request; or if Postgres is unavailable.
 pub async fn begin(store: &Store, key: Option<&Key>) -> Result<Beginning> {
-    let (now, known): (DateTime<Utc>, Option<(Vec<u8>, Uuid)>) = match key {
-        None => (sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&store.pool).await?, None),
-        Some(key) => {
-            let row: (DateTime<Utc>, Option<Vec<u8>>, Option<Uuid>) = sqlx::query_as(
-                "SELECT clock_timestamp(), k.fingerprint, k.resource_id
-                 FROM (VALUES (1)) AS one LEFT JOIN idempotency_keys k ON k.scope = $1 AND k.key = $2",
-            )
-            .bind(&key.scope)
-            .bind(&key.key)
-            .fetch_one(&store.pool)
-            .await?;
-            (row.0, row.1.zip(row.2))
-        }
+    type Row = (DateTime<Utc>, Option<Vec<u8>>, Option<Uuid>, Option<Vec<u8>>);
+    let Some(key) = key else {
+        let now = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&store.pool).await?;
+        return Ok(Beginning { now, known: None, answer: None });
     };
-    match (key, known) {
-        (Some(key), Some((fingerprint, _))) if fingerprint != key.fingerprint => {
-            Err(Error::KeyReused { key: key.key.clone() })
-        }
-        (_, known) => Ok(Beginning { now, known: known.map(|(_, id)| id) }),
+    let (now, fingerprint, known, answer): Row = sqlx::query_as(
+        "SELECT clock_timestamp(), k.fingerprint, k.resource_id, k.answer
+         FROM (VALUES (1)) AS one LEFT JOIN idempotency_keys k ON k.scope = $1 AND k.key = $2",
+    )
+    .bind(&key.scope)
+    .bind(&key.key)
+    .fetch_one(&store.pool)
+    .await?;
+    if fingerprint.is_some_and(|fingerprint| fingerprint != key.fingerprint) {
+        return Err(Error::KeyReused { key: key.key.clone() });
     }
+    Ok(Beginning { now, known, answer })
+}
+
+/// Takes a key for what is made in the same transaction; waits for whoever else is about to. Answers whether it was free.
+///
+/// # Errors
+/// If Postgres is unavailable.
+pub(crate) async fn take_on_conn(connection: &mut Connection, key: &Key, resource: Uuid) -> Result<bool> {
+    let statement = "INSERT INTO idempotency_keys (scope, key, fingerprint, resource_id) VALUES ($1, $2, $3, $4)
+                     ON CONFLICT DO NOTHING";
+    let query = sqlx::query(statement).bind(&key.scope).bind(&key.key).bind(&key.fingerprint).bind(resource);
+    Ok(query.execute(connection).await?.rows_affected() > 0)
+}
+
+/// Keeps the answer with a key that was taken.
+///
+/// # Errors
+/// If Postgres is unavailable.
+pub(crate) async fn keep_answer_on_conn(connection: &mut Connection, key: &Key, answer: &[u8]) -> Result<()> {
+    let statement = "UPDATE idempotency_keys SET answer = $3 WHERE scope = $1 AND key = $2";
+    sqlx::query(statement).bind(&key.scope).bind(&key.key).bind(answer).execute(connection).await?;
+    Ok(())
 }
 
 /// Forgets keys that were used `older_than` ago: their requests are no repetitions any more. Answers how many.

@@ -1,4 +1,4 @@
-//! Jobs: creating and reading them here; listing them in [`list`](mod@list), changing them in [`update`](mod@update), pausing and
+//! Jobs: creating one and reading it here; creating many in [`many`]; listing them in [`list`](mod@list), changing them in [`update`](mod@update), pausing and
 //! resuming in [`changes`], deleting in [`deletion`].
 //!
 //! A job is three rows: `jobs` (the definition), `job_timers` (what the claim moves) and `job_stats` (what the recorder adds
@@ -8,6 +8,7 @@
 pub(crate) mod changes;
 pub(crate) mod deletion;
 mod list;
+mod many;
 pub(crate) mod rows;
 pub(crate) mod update;
 
@@ -19,14 +20,40 @@ use uuid::Uuid;
 pub use changes::{Paused, REASON_PAUSED, pause, resume};
 pub use deletion::{Deleting, REASON_DELETED, delete};
 pub use list::{Filter, list};
+pub use many::{Many, check_many, create_many};
 pub use rows::{Definition, Job, NewJob};
 pub use update::{REASON_CHANGED, Update, Updated, update};
 
 use crate::document::ToWrite;
 use crate::idempotency::{self, Key};
-use crate::revisions::definition_of;
 use crate::{Error, Result, Store, queues};
 use rows::{JobRow, SELECT_JOB};
+
+/// What is born with the rows of `job`, which `given` has the first instant and the shard of: the revision, the timer, the statistics;
+/// and a note, if there is no instant.
+macro_rules! born_with_jobs {
+    () => {
+        concat!(
+            "revision AS (
+        INSERT INTO job_revisions (job_id, revision, definition, created_by, created_at)
+        SELECT id, revision, ",
+            crate::revisions::definition_of!("job"),
+            ", created_by, created_at FROM job
+    ), timer AS (
+        INSERT INTO job_timers (job_id, shard, fire_at, queue, priority, revision, exhausted)
+        SELECT id, given.shard, given.fire_at, job.queue, job.priority, job.revision,
+               given.fire_at IS NULL AND job.type <> 'EVENT'
+        FROM job JOIN given USING (id)
+        RETURNING job_id, exhausted
+    ), note AS (
+        INSERT INTO job_attention (job_id) SELECT job_id FROM timer WHERE exhausted
+    ), stats AS (
+        INSERT INTO job_stats (job_id) SELECT id FROM job
+    )"
+        )
+    };
+}
+use born_with_jobs;
 
 /// One statement, so one transaction and one round trip: the idempotency key first, since a conflict on it must stop the rest.
 /// Nothing is written if the name of the queue is not known ([`crate::queues`]). `$1` is the row by its columns, of which
@@ -35,6 +62,8 @@ const INSERT_JOB: &str = concat!(
     "
     WITH new AS MATERIALIZED (
         SELECT * FROM jsonb_populate_record(NULL::jobs, $1::jsonb)
+    ), given AS (
+        SELECT id, $7::timestamptz AS fire_at, $8::smallint AS shard FROM new
     ), queue AS (
         SELECT name AS known FROM queues WHERE name = (SELECT queue FROM new) FOR KEY SHARE
     ), key AS (
@@ -46,20 +75,9 @@ const INSERT_JOB: &str = concat!(
         SELECT {columns}, $2::jsonb, $3::jsonb
         FROM queue, new WHERE $5::text IS NULL OR EXISTS (SELECT FROM key)
         RETURNING *
-    ), revision AS (
-        INSERT INTO job_revisions (job_id, revision, definition, created_by, created_at)
-        SELECT id, revision, ",
-    definition_of!("job"),
-    ", created_by, created_at FROM job
-    ), timer AS (
-        INSERT INTO job_timers (job_id, shard, fire_at, queue, priority, revision, exhausted)
-        SELECT id, $8, $7::timestamptz, queue, priority, revision, $7::timestamptz IS NULL AND type <> 'EVENT' FROM job
-        RETURNING job_id, exhausted
-    ), note AS (
-        INSERT INTO job_attention (job_id) SELECT job_id FROM timer WHERE exhausted
-    ), stats AS (
-        INSERT INTO job_stats (job_id) SELECT id FROM job
-    )
+    ), ",
+    born_with_jobs!(),
+    "
     SELECT EXISTS (SELECT FROM queue) AS queue_is_known, EXISTS (SELECT FROM job) AS created"
 );
 

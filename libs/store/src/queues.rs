@@ -8,6 +8,8 @@
 //! A name leaves once no job has used it for a day, as long as its streams may stand. Whoever creates a job and whoever
 //! forgets its queue's name hold the same row: either the name is held and stays, or it is gone and the job names it anew.
 
+use std::collections::BTreeSet;
+
 use crate::bounded::Connection;
 use crate::{Error, Result, Store};
 
@@ -31,13 +33,90 @@ pub(crate) async fn hold_on_conn(connection: &mut Connection, name: &str, queues
 /// # Errors
 /// [`Error::QueuesExhausted`] if there are `queues_max` others; or if Postgres is unavailable.
 pub(crate) async fn add_on_conn(connection: &mut Connection, name: &str, queues_max: u32) -> Result<()> {
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('carillon queues', 0))")
-        .execute(&mut *connection)
-        .await?;
+    one_at_a_time_on_conn(connection).await?;
     // A statement of its own: it sees what others added before they let go of the lock.
     check_on_conn(connection, name, queues_max).await?;
     sqlx::query("INSERT INTO queues (name) VALUES ($1) ON CONFLICT DO NOTHING").bind(name).execute(connection).await?;
     Ok(())
+}
+
+async fn one_at_a_time_on_conn(connection: &mut Connection) -> Result<()> {
+    let lock = "SELECT pg_advisory_xact_lock(hashtextextended('carillon queues', 0))";
+    sqlx::query(lock).execute(connection).await?;
+    Ok(())
+}
+
+/// What became of many names.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    /// Those that would be too many.
+    pub(crate) refused: BTreeSet<String>,
+    /// Those that were not known before.
+    pub(crate) added: Vec<String>,
+}
+
+/// Holds names until the end of the transaction that needs them; adds those that are not known, as far as there is room, the first
+/// ones first.
+///
+/// # Errors
+/// If Postgres is unavailable.
+pub(crate) async fn hold_many_on_conn(connection: &mut Connection, names: &[&str], queues_max: u32) -> Result<Held> {
+    let held = "SELECT name FROM queues WHERE name = ANY ($1) FOR KEY SHARE";
+    let held: BTreeSet<String> =
+        sqlx::query_scalar(held).bind(names).fetch_all(&mut *connection).await?.into_iter().collect();
+    let missing: Vec<&str> = names.iter().copied().filter(|name| !held.contains(*name)).collect();
+    if missing.is_empty() {
+        return Ok(Held::default());
+    }
+    one_at_a_time_on_conn(connection).await?;
+    let refused = check_many_on_conn(connection, &missing, queues_max).await?;
+    let new: Vec<&str> = missing.into_iter().filter(|name| !refused.contains(*name)).collect();
+    let add =
+        "INSERT INTO queues (name) SELECT DISTINCT * FROM UNNEST($1::text[]) ON CONFLICT DO NOTHING RETURNING name";
+    let added = sqlx::query_scalar(add).bind(new).fetch_all(connection).await?;
+    Ok(Held { refused, added })
+}
+
+/// Takes back names that the same transaction has added.
+///
+/// # Errors
+/// If Postgres is unavailable.
+pub(crate) async fn take_back_on_conn(connection: &mut Connection, names: &[String]) -> Result<()> {
+    if !names.is_empty() {
+        sqlx::query("DELETE FROM queues WHERE name = ANY ($1)").bind(names).execute(connection).await?;
+    }
+    Ok(())
+}
+
+/// Those of the names that would be too many, as things stand, the first ones first.
+///
+/// # Errors
+/// If Postgres is unavailable.
+pub(crate) async fn check_many_on_conn(
+    connection: &mut Connection,
+    names: &[&str],
+    queues_max: u32,
+) -> Result<BTreeSet<String>> {
+    let (known, count): (Vec<String>, i64) =
+        sqlx::query_as("SELECT coalesce(array_agg(name) FILTER (WHERE name = ANY ($1)), '{}'), count(*) FROM queues")
+            .bind(names)
+            .fetch_one(connection)
+            .await?;
+    let mut known: BTreeSet<String> = known.into_iter().collect();
+    let mut room = i64::from(queues_max) - count;
+    let mut refused = BTreeSet::new();
+    for name in names {
+        if known.contains(*name) {
+            continue;
+        }
+        if room > 0 {
+            room -= 1;
+            known.insert((*name).to_owned());
+        } else {
+            refused.insert((*name).to_owned());
+        }
+    }
+    Ok(refused)
 }
 
 /// Refuses a name that would be one too many, as things stand.

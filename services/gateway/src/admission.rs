@@ -22,8 +22,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const BEGUN_FOR_EACH: usize = 10;
 /// Bytes of all bodies in hand,
 const BYTES_MAX: usize = 64 * 1024 * 1024;
-/// and of those of one connection.
-const SHARE_BYTES: usize = 8 * 1024 * 1024;
+/// and of those of one connection: the largest request, as base64.
+const SHARE_BYTES: usize = 12 * 1024 * 1024;
 
 /// The bounds of one gateway.
 #[derive(Debug)]
@@ -87,6 +87,18 @@ impl Admission {
         }
     }
 
+    /// What a body of this connection was unpacked to; its own room is free then.
+    pub(crate) fn unpacked(&self, bytes: Vec<u8>, share: &Share) -> Result<Whole, NoBody> {
+        let room = self.room(bytes.len(), share)?;
+        Ok(Whole { bytes: bytes.into(), _room: Some(room) })
+    }
+
+    fn room(&self, bytes: usize, share: &Share) -> Result<[OwnedSemaphorePermit; 2], NoBody> {
+        let bytes = u32::try_from(bytes).map_err(|_| NoBody::TooLarge)?;
+        let take = |of: &Arc<Semaphore>| Arc::clone(of).try_acquire_many_owned(bytes).map_err(|_| no_room());
+        Ok([take(&self.bytes)?, take(&share.0)?])
+    }
+
     async fn collect<B>(&self, body: B, bytes_max: usize, share: &Share) -> Result<Whole, NoBody>
     where
         B: Body<Data = Bytes>,
@@ -101,9 +113,7 @@ impl Admission {
             if whole.len() + data.remaining() > bytes_max {
                 return Err(NoBody::TooLarge);
             }
-            let bytes = u32::try_from(data.remaining()).map_err(|_| NoBody::TooLarge)?;
-            let take = |of: &Arc<Semaphore>| Arc::clone(of).try_acquire_many_owned(bytes).map_err(|_| no_room());
-            let [of_all, of_share] = [take(&self.bytes)?, take(&share.0)?];
+            let [of_all, of_share] = self.room(data.remaining(), share)?;
             match &mut room {
                 // One permit, however many pieces it comes in.
                 Some([all, shared]) => {

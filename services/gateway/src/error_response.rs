@@ -67,12 +67,15 @@ fn http_status_of(code: Code) -> StatusCode {
 
 /// Refuses a request for its fields, every one of which is named as far as there is room.
 pub(crate) fn invalid(violations: &[FieldViolation]) -> Status {
-    let message = match violations {
+    failed(Reason::InvalidFields, message_of(violations), named(violations))
+}
+
+fn message_of(violations: &[FieldViolation]) -> String {
+    match violations {
         [only] => only.to_string(),
         [first, ..] => format!("{first} (and {} more)", violations.len() - 1),
         [] => "the request is wrong".to_owned(),
-    };
-    failed(Reason::InvalidFields, message, named(violations))
+    }
 }
 
 fn named(violations: &[FieldViolation]) -> ErrorDetails {
@@ -161,18 +164,9 @@ pub(crate) fn of_store(failure: &Error) -> Status {
             details.add_precondition_failure_violation("STATE", *what, why.as_str());
             failed(Reason::WrongState, why, details)
         }
-        Error::QueuesExhausted { queue, queues_max } => {
-            let rule = format!(
-                "{} would be one more than the {queues_max} names of queues that gateway.queues_max allows",
-                quoted(queue)
-            );
-            let mut details = ErrorDetails::with_quota_failure_violation("gateway.queues_max", rule.as_str());
-            details.add_bad_request_violation("queue", rule.as_str());
-            failed(Reason::QueuesExhausted, format!("queue: {rule}"), details)
-        }
-        Error::AlreadyExists { what, id } => {
-            let details = ErrorDetails::with_resource_info(*what, id.to_string(), "", "");
-            failed(Reason::KeyTaken, failure.to_string(), details)
+        Error::QueuesExhausted { .. } => of_elements(&[(String::new(), failure)]),
+        Error::AlreadyExists { .. } => {
+            failed(Reason::KeyTaken, failure.to_string(), of_taken(failure, ErrorDetails::new()))
         }
         Error::KeyReused { .. } => plain(Reason::RequestIdReused, failure.to_string()),
         Error::Data(cause) | Error::Internal(cause) => {
@@ -184,6 +178,48 @@ pub(crate) fn of_store(failure: &Error) -> Status {
             internal()
         }
     }
+}
+
+/// What elements of a list are refused for by the store, each with its path; the first one says the reason. An empty path: the
+/// request itself.
+pub(crate) fn of_elements(refused: &[(String, &Error)]) -> Status {
+    let violations: Vec<FieldViolation> =
+        refused.iter().filter_map(|(path, failure)| violation(path, failure)).collect();
+    match refused {
+        [(_, first), ..] if violations.len() == refused.len() => {
+            let reason = match first {
+                Error::QueuesExhausted { .. } => Reason::QueuesExhausted,
+                _ => Reason::KeyTaken,
+            };
+            failed(reason, message_of(&violations), of_taken(first, named(&violations)))
+        }
+        // Nothing that one of them is to blame for.
+        [(_, first), ..] => of_store(first),
+        [] => internal(),
+    }
+}
+
+/// The field that is to blame for what the store refuses.
+fn violation(path: &str, failure: &Error) -> Option<FieldViolation> {
+    let (field, rule) = match failure {
+        Error::AlreadyExists { .. } => ("key", failure.to_string()),
+        Error::QueuesExhausted { queue, queues_max } => {
+            let most = format!("the {queues_max} names of queues that gateway.queues_max allows");
+            ("queue", format!("{} would be one more than {most}", quoted(queue)))
+        }
+        _ => return None,
+    };
+    Some(FieldViolation::new(if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }, rule))
+}
+
+/// `details`, and what was taken already.
+fn of_taken(failure: &Error, mut details: ErrorDetails) -> ErrorDetails {
+    if let Error::AlreadyExists { what, id } = failure {
+        details.set_resource_info(*what, id.to_string(), "", "");
+    } else if let Some(violation) = violation("", failure) {
+        details.add_quota_failure_violation("gateway.queues_max", violation.rule);
+    }
+    details
 }
 
 #[cfg(test)]

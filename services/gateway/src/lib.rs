@@ -25,13 +25,16 @@ mod openapi;
 mod opening;
 mod reason;
 mod server;
+mod sizes;
 mod transport;
+mod unpack;
 mod values;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use carillon_core::limits::JOBS_AT_ONCE_BYTES_MAX;
 use carillon_kit::Process;
 use carillon_store::{Store, StoreOptions};
 use carillon_stream::{Redis, RedisOptions};
@@ -74,12 +77,12 @@ pub async fn run(config: Config, process: Process, listener: TcpListener) -> any
     let backend =
         Backend::new(store.clone(), redis.clone(), own.statement_timeout, own.payload_bytes_max, own.queues_max);
     let backend = Arc::new(backend);
-    let services = grpc::services(&backend);
     let admission = Arc::new(Admission::new(own.requests_max));
-    let json =
-        Transcoder::new(services.clone().prepare(), own.body_bytes_max, config.json.enum_words, Arc::clone(&admission));
+    // The same services twice, since what a JSON body becomes may be larger than it was.
+    let called = grpc::services(&backend, sizes::MESSAGE_OF_JSON_BYTES_MAX).prepare();
+    let json = Transcoder::new(called, own.body_bytes_max, config.json.enum_words, Arc::clone(&admission));
     let json = json.map_err(|why| anyhow!(why))?;
-    let services = with_reflection(services)?.add_service(health);
+    let services = with_reflection(grpc::services(&backend, JOBS_AT_ONCE_BYTES_MAX))?.add_service(health);
     let front = Front::new(services, json, admission);
 
     let address = listener.local_addr().context("the listener has no address")?;

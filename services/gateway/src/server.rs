@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -27,13 +27,15 @@ use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer, Service, ServiceExt as _};
 use tracing::{debug, warn};
 
-use crate::admission::{Admission, NoBody, Share};
+use crate::admission::{Admission, NoBody, Share, Whole};
 use crate::deadline;
 use crate::error_response::{plain, with_reason};
 use crate::json::Transcoder;
 use crate::opening::Openings;
 use crate::reason::Reason;
+use crate::sizes;
 use crate::transport::{self, Answering};
+use crate::unpack::{self, Unreadable};
 
 /// How long the headers of a request, and the first words of a connection, may take.
 pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -43,8 +45,6 @@ const PLACE_MAX: Duration = Duration::from_secs(60);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const STREAMS_MAX: u32 = 250;
 const HEADER_LIST_BYTES_MAX: u32 = 32 * 1024;
-/// A gRPC request, gRPC-Web's base64 included: what tonic lets a message have (4 MiB), it refuses by its own words.
-const GRPC_BYTES_MAX: usize = 6 * 1024 * 1024;
 /// Calls whose client goes on speaking while it is answered.
 const CONVERSATION: &str = "/grpc.reflection.";
 /// Pause after the system refused a connection (no file descriptor left), so that the loop does not spin.
@@ -91,9 +91,15 @@ impl Front {
         let (body, room) = if parts.uri.path().starts_with(CONVERSATION) {
             (Body::new(body), None)
         } else {
-            match self.admission.body(body, GRPC_BYTES_MAX, &share).await {
-                Ok(whole) => (Body::new(Full::new(whole.bytes.clone())), Some(whole)),
-                Err(why) => return Ok(refused(why).into_http()),
+            let content_type =
+                parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let bytes_max = sizes::grpc_body(parts.uri.path(), content_type);
+            match self.admission.body(body, bytes_max, &share).await {
+                Ok(whole) => match self.unpacked(&parts.headers, whole, bytes_max, &share) {
+                    Ok(whole) => (Body::new(Full::new(whole.bytes.clone())), Some(whole)),
+                    Err(why) => return Ok(why.into_http()),
+                },
+                Err(why) => return Ok(refused(why, bytes_max).into_http()),
             }
         };
         let _admitted = match self.admission.request() {
@@ -109,11 +115,21 @@ impl Front {
     }
 }
 
-fn refused(why: NoBody) -> Status {
-    match why {
-        NoBody::TooLarge => {
-            plain(Reason::RequestTooLarge, format!("the request is larger than {GRPC_BYTES_MAX} bytes"))
+impl Front {
+    /// The body with its message unpacked, and room for what it is then.
+    fn unpacked(&self, headers: &HeaderMap, whole: Whole, bytes_max: usize, share: &Share) -> Result<Whole, Status> {
+        match unpack::message(headers, &whole.bytes, bytes_max) {
+            Ok(None) => Ok(whole),
+            Ok(Some(bytes)) => self.admission.unpacked(bytes, share).map_err(|why| refused(why, bytes_max)),
+            Err(Unreadable::TooLarge) => Err(refused(NoBody::TooLarge, bytes_max)),
+            Err(Unreadable::Broken) => Err(plain(Reason::Undecodable, "the message cannot be unpacked by gzip")),
         }
+    }
+}
+
+fn refused(why: NoBody, bytes_max: usize) -> Status {
+    match why {
+        NoBody::TooLarge => plain(Reason::RequestTooLarge, format!("the request is larger than {bytes_max} bytes")),
         NoBody::Late(limit) => plain(Reason::RequestLate, format!("the request did not arrive within {limit:?}")),
         NoBody::NoRoom(status) => status,
         NoBody::Broken(why) => plain(Reason::RequestBroken, format!("the request could not be read: {why}")),

@@ -184,7 +184,7 @@ struct TimetableShown {
 
 /// The row of a new job, but for its documents: as `jsonb_populate_record` takes it.
 #[derive(Serialize)]
-struct RowWritten<'a> {
+pub(super) struct RowWritten<'a> {
     id: Uuid,
     status: JobStatus,
     created_at: DateTime<Utc>,
@@ -230,13 +230,18 @@ impl NewJob {
     /// # Errors
     /// If it has no JSON form.
     pub(super) fn row(&self) -> serde_json::Result<Value> {
-        serde_json::to_value(RowWritten {
+        serde_json::to_value(self.written())
+    }
+
+    /// The same, to be written as JSON. Every one has the same columns.
+    pub(super) fn written(&self) -> RowWritten<'_> {
+        RowWritten {
             id: self.id,
             status: JobStatus::Active,
             created_at: self.created_at,
             updated_at: self.created_at,
             definition: DefinitionWritten::new(&self.definition, Some(&self.timetable)),
-        })
+        }
     }
 }
 

@@ -1,10 +1,11 @@
-//! The API's statements against a real Postgres: creating, reading, changing and triggering jobs, reading executions, documents, names of queues.
+//! The API's statements against a real Postgres: creating (one and many), reading, changing and triggering jobs, reading executions, documents, names of queues.
 
 mod bench;
 mod cancel;
 mod changes;
 mod create;
 mod lists;
+mod many;
 mod queues;
 mod read;
 mod trigger;

@@ -17,6 +17,9 @@ use crate::error_response::invalid;
 use crate::json::KnownMistakes;
 use crate::values;
 
+/// The field of what is wrong as a whole.
+pub(super) const WHOLE: &str = "body";
+
 /// What is wrong with a request so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Checks {
@@ -33,6 +36,25 @@ impl Checks {
         Self { known: violations.len(), violations }
     }
 
+    /// What is wrong with each of the first `count` elements of a list, by its paths inside of it; the rest stays here.
+    pub(crate) fn split(&mut self, list: &str, count: usize) -> Vec<Self> {
+        let mut parts = vec![Self::default(); count];
+        self.violations.retain(|FieldViolation { field, rule }| {
+            let Some((place, inner)) = element_of(field, list) else { return true };
+            let Some(part) = parts.get_mut(place) else { return true };
+            part.violations.push(FieldViolation::new(if inner.is_empty() { WHOLE } else { inner }, rule.as_str()));
+            part.known += 1;
+            false
+        });
+        self.known = self.violations.len();
+        parts
+    }
+
+    /// All that is wrong.
+    pub(crate) fn into_violations(self) -> Vec<FieldViolation> {
+        self.violations
+    }
+
     /// Reports `rule` against `field`, unless the field, something inside of it, or the whole body is wrong already.
     pub(crate) fn refuse(&mut self, field: &str, rule: impl Into<String>) {
         if !self.is_wrong(field) {
@@ -42,7 +64,7 @@ impl Checks {
 
     /// Whether the field, something inside of it, or the whole body is wrong already.
     pub(crate) fn is_wrong(&self, field: &str) -> bool {
-        self.violations.iter().any(|violation| violation.field == "body" || lies_in(&violation.field, field))
+        self.violations.iter().any(|violation| violation.field == WHOLE || lies_in(&violation.field, field))
     }
 
     /// Reports `rule` against `field` unless `holds`.
@@ -183,6 +205,12 @@ impl Checks {
 /// Whether the path `inner` is `outer` or leads into it.
 fn lies_in(inner: &str, outer: &str) -> bool {
     inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// The place of an element of `list`, and the path inside of it: 3 and `name` of `jobs[3].name`.
+fn element_of<'a>(path: &'a str, list: &str) -> Option<(usize, &'a str)> {
+    let (place, inner) = path.strip_prefix(list)?.strip_prefix('[')?.split_once(']')?;
+    Some((place.parse().ok()?, inner.strip_prefix('.').unwrap_or(inner)))
 }
 
 const fn is_plain(byte: u8) -> bool {

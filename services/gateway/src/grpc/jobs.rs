@@ -63,6 +63,13 @@ impl JobService for Jobs {
         .await
     }
 
+    async fn batch_create_jobs(
+        &self,
+        request: Request<v1::BatchCreateJobsRequest>,
+    ) -> Reply<v1::BatchCreateJobsResponse> {
+        observe::call("BatchCreateJobs", Box::pin(self.create_many(request))).await
+    }
+
     async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Reply<v1::Job> {
         observe::call("GetJob", async {
             let id = checked_id(&request, &request.get_ref().id)?;
@@ -201,9 +208,7 @@ impl Jobs {
     }
 
     async fn new_job(&self, definition: Definition, when: When, now: DateTime<Utc>) -> Result<NewJob, Status> {
-        let mut random = [0; 10];
-        random.copy_from_slice(&Uuid::new_v4().as_bytes()[6..]);
-        let id = ids::job_created(now, random);
+        let id = new_id(now);
         let (_, first) = when.look(&self.0, move |when| when.first_fire(id, now)).await?;
         let (timetable, fire_at) = first.map_err(|violations| invalid(&violations))?;
         Ok(NewJob { id, definition, timetable, fire_at, created_at: now, queues_max: self.0.queues_max })
@@ -372,6 +377,13 @@ impl Jobs {
         }
         Ok(executions::to_wire(execution))
     }
+}
+
+/// The id of a job that is created at `now`.
+pub(super) fn new_id(now: DateTime<Utc>) -> Uuid {
+    let mut random = [0; 10];
+    random.copy_from_slice(&Uuid::new_v4().as_bytes()[6..]);
+    ids::job_created(now, random)
 }
 
 /// As a change of that field.

@@ -6,6 +6,9 @@ mod checks;
 mod executions;
 mod job;
 mod jobs;
+mod many;
+#[cfg(test)]
+mod many_tests;
 mod paging;
 mod schedules;
 #[cfg(test)]
@@ -34,15 +37,15 @@ use executions::Executions;
 use jobs::Jobs;
 use schedules::Schedules;
 
-/// The services of the API, without health and reflection.
-pub(crate) fn services(backend: &Arc<Backend>) -> Routes {
+/// The services of the API, without health and reflection. `message_bytes_max`: of a request that takes many jobs.
+pub(crate) fn services(backend: &Arc<Backend>, message_bytes_max: usize) -> Routes {
     // What tonic unpacks is bounded as what comes unpacked is.
     macro_rules! served {
         ($server:ident, $service:ident) => {
             $server::new($service(Arc::clone(backend))).accept_compressed(Gzip).send_compressed(Gzip)
         };
     }
-    Routes::new(served!(JobServiceServer, Jobs))
+    Routes::new(served!(JobServiceServer, Jobs).max_decoding_message_size(message_bytes_max))
         .add_service(served!(ExecutionServiceServer, Executions))
         .add_service(served!(ScheduleServiceServer, Schedules))
 }

@@ -220,9 +220,9 @@ fn a_key_tells_requests_apart() {
 }
 
 /// Posts JSON to the services; answers with the HTTP status and the body.
-async fn post(backend: &Arc<Backend>, path: &str, body: serde_json::Value) -> (u16, serde_json::Value) {
+pub(super) async fn post(backend: &Arc<Backend>, path: &str, body: serde_json::Value) -> (u16, serde_json::Value) {
     let transcoder = crate::json::Transcoder::new(
-        services(backend).prepare(),
+        services(backend, crate::sizes::MESSAGE_OF_JSON_BYTES_MAX).prepare(),
         640 * 1024,
         EnumWords::Upper,
         Arc::new(Admission::new(1)),
@@ -236,7 +236,7 @@ async fn post(backend: &Arc<Backend>, path: &str, body: serde_json::Value) -> (u
 }
 
 /// The wrong fields of an answer, as `field: rule`, in order.
-fn fields(answer: &serde_json::Value) -> Vec<String> {
+pub(super) fn fields(answer: &serde_json::Value) -> Vec<String> {
     let of_fields = answer["details"].as_array().unwrap_or_else(|| panic!("{answer}")).iter();
     let of_fields = of_fields.filter_map(|detail| detail["field_violations"].as_array()).next();
     let violations = of_fields.unwrap_or_else(|| panic!("{answer}"));

@@ -390,7 +390,7 @@ impl When {
     }
 
     /// The field that the schedule as a whole was given in.
-    fn schedule_field(&self) -> &str {
+    pub(super) fn schedule_field(&self) -> &str {
         match &self.source {
             Source::Lines(lines) => match lines.as_slice() {
                 [only] => &only.field,
@@ -426,7 +426,7 @@ impl When {
     }
 
     /// Whether looking at it takes microseconds: one source, nothing excluded.
-    fn is_light(&self) -> bool {
+    pub(super) fn is_light(&self) -> bool {
         let lines = if let Source::Lines(lines) = &self.source { lines.len() } else { 1 };
         lines <= 1 && self.exclusions.is_empty()
     }

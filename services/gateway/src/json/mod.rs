@@ -36,6 +36,7 @@ use crate::error_response::{body_refused, http_status, internal, later, plain, r
 use crate::observe;
 use crate::openapi::Documents;
 use crate::reason::Reason;
+use crate::sizes;
 use crate::transport::IsCompressed;
 use routes::{Found, Route, Routes};
 
@@ -167,10 +168,11 @@ impl Transcoder {
             let rule = format!("must be packed by gzip or not at all, is by {encoding}");
             return Err(body_refused(Reason::MediaTypeUnsupported, rule));
         }
-        let whole = match self.admission.body(body, self.body_bytes_max, share).await {
+        let bytes_max = sizes::json_body(route.grpc_path.path(), self.body_bytes_max);
+        let whole = match self.admission.body(body, bytes_max, share).await {
             Ok(whole) => whole,
             Err(NoBody::TooLarge) => {
-                let rule = format!("is larger than {} bytes", self.body_bytes_max);
+                let rule = format!("is larger than {bytes_max} bytes");
                 return Err(body_refused(Reason::RequestTooLarge, rule));
             }
             Err(NoBody::Broken(why)) => {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use carillon_core::error::{FieldViolation, quoted};
-use carillon_core::limits::VALUE_DEPTH_MAX;
+use carillon_core::limits::{JOBS_AT_ONCE_MAX, VALUE_DEPTH_MAX};
 use carillon_proto::field_named;
 use carillon_proto::json::is_wrapper;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
@@ -15,8 +15,11 @@ use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescri
 use super::document::Json;
 use super::scalar;
 
-/// More mistakes than anybody mends in one go are not listed.
+/// More mistakes than anybody mends in one go are not listed,
 const VIOLATIONS_MAX: usize = 50;
+/// but for the first one of each element of the longest list, and what comes behind it: where elements stand each by itself, each is
+/// to be known to be wrong, and so is the request.
+const ELEMENTS_MAX: usize = JOBS_AT_ONCE_MAX;
 
 /// What was wrong so far.
 #[derive(Debug, Default)]
@@ -24,7 +27,12 @@ pub(crate) struct Mistakes(Vec<FieldViolation>);
 
 impl Mistakes {
     pub(crate) fn add(&mut self, field: &str, rule: impl Into<String>) {
-        if self.0.len() < VIOLATIONS_MAX {
+        // `jobs[3` of `jobs[3].name`.
+        let element = |path: &str| path.split_once(']').map(|(element, _)| element.to_owned());
+        let last = self.0.last().and_then(|last| element(&last.field));
+        let is_of_another = || last.is_some() && last != element(field);
+        let kept = self.0.len();
+        if kept < VIOLATIONS_MAX || kept < VIOLATIONS_MAX + ELEMENTS_MAX && is_of_another() {
             self.0.push(FieldViolation::new(field, rule));
         }
     }

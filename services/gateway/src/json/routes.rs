@@ -137,8 +137,8 @@ impl Route {
                 _ => return Err(format!("the body {field} is not a single field of {}", input.name())),
             },
         };
-        require_json_form(&input, &mut HashSet::new())?;
-        require_json_form(&method.output(), &mut HashSet::new())?;
+        require_json_form(&input, false, &mut HashSet::new())?;
+        require_json_form(&method.output(), true, &mut HashSet::new())?;
         let grpc_path = format!("/{}/{}", method.parent_service().full_name(), method.name());
         Ok(Self {
             http_method,
@@ -372,18 +372,20 @@ fn path_field(input: &MessageDescriptor, path: &str) -> Result<Vec<FieldDescript
     if at.is_some() { Err(unbound()) } else { Ok(fields) }
 }
 
-/// Some kinds have no JSON form here, since nothing needs them: better to know at start.
-fn require_json_form(message: &MessageDescriptor, seen: &mut HashSet<String>) -> Result<(), String> {
+/// Some kinds have no JSON form here, since nothing needs them: better to know at start. Any is written and not read.
+fn require_json_form(message: &MessageDescriptor, is_written: bool, seen: &mut HashSet<String>) -> Result<(), String> {
     if !seen.insert(message.full_name().to_owned()) {
         return Ok(());
     }
-    if message.full_name() == "google.protobuf.Any" {
-        return Err(format!("{} has no JSON form yet", message.full_name()));
+    match message.full_name() {
+        "google.protobuf.Any" if is_written => return Ok(()),
+        "google.protobuf.Any" => return Err(format!("{} has no JSON form yet", message.full_name())),
+        _ => {}
     }
     for field in message.fields() {
         match field.kind() {
             Kind::Bytes => return Err(format!("{} is bytes, which have no JSON form yet", field.full_name())),
-            Kind::Message(inner) => require_json_form(&inner, seen)?,
+            Kind::Message(inner) => require_json_form(&inner, is_written, seen)?,
             _ => {}
         }
     }

@@ -7,6 +7,7 @@ use carillon_proto::v1;
 use carillon_proto::v1::execution_service_server::{ExecutionService, ExecutionServiceServer};
 use carillon_proto::v1::job_service_server::{JobService, JobServiceServer};
 use http_body_util::{BodyExt as _, Full};
+use prost::Message as _;
 use tonic::Response as Reply;
 
 use super::*;
@@ -58,6 +59,19 @@ impl JobService for Echo {
 
     async fn create_recurring_job(&self, _: tonic::Request<v1::CreateJobRequest>) -> Answer<v1::Job> {
         Err(Status::already_exists("it is there"))
+    }
+
+    async fn batch_create_jobs(
+        &self,
+        request: tonic::Request<v1::BatchCreateJobsRequest>,
+    ) -> Answer<v1::BatchCreateJobsResponse> {
+        use v1::batch_create_jobs_result::Result as Outcome;
+        let request = self.open(request)?;
+        let refused =
+            tonic_types::Status::decode(invalid(&[FieldViolation::new("jobs[1]", "is odd")]).details()).unwrap();
+        let results = [Outcome::Id(request.request_id), Outcome::Status(refused)];
+        let results = results.map(|result| v1::BatchCreateJobsResult { result: Some(result) });
+        Ok(Reply::new(v1::BatchCreateJobsResponse { results: results.into() }))
     }
 
     async fn get_job(&self, request: tonic::Request<v1::GetJobRequest>) -> Answer<v1::Job> {
@@ -240,6 +254,32 @@ async fn numbers_in_a_query_are_those_of_json_and_enums_may_be_given_by_theirs()
     ] {
         assert_eq!(bench.call("GET", &format!("/jobs?{query}"), "").await.0, 400, "{query}");
     }
+}
+
+/// An answer may hold failures: each as it would be answered alone.
+#[tokio::test]
+async fn a_failure_within_an_answer_is_written_as_a_failure() {
+    let bench = Bench::new();
+    let (status, answer) = bench.call("POST", "/jobs/batch-create", r#"{"request_id": "r"}"#).await;
+    let of_failure = bench.transcoder.error_body(&invalid(&[FieldViolation::new("jobs[1]", "is odd")]));
+    let of_failure: Json = serde_json::from_slice(&of_failure).unwrap();
+    assert_eq!(of_failure["details"].as_array().map(Vec::len), Some(2), "{of_failure}");
+    assert_eq!((status, answer), (200, serde_json::json!({"results": [{"id": "r"}, {"status": of_failure}]})));
+}
+
+/// Of more mistakes than are listed each element's first one is known: none is taken for right.
+#[tokio::test]
+async fn no_element_that_could_not_be_read_goes_unnoticed() {
+    let bench = Bench::new();
+    let job = serde_json::json!({"name": 1, "max_retries": "x", "timeout_ms": "y"});
+    let body = serde_json::json!({"jobs": vec![job; 1_000], "request_id": 5, "validate_only": 1});
+    assert_eq!(bench.call("POST", "/jobs/batch-create", &body.to_string()).await.0, 400);
+    let mistakes = std::mem::take(&mut *bench.echo.mistakes.lock().unwrap());
+    for place in 0..1_000 {
+        assert!(mistakes.iter().any(|mistake| mistake.starts_with(&format!("jobs[{place}]."))), "{place}");
+    }
+    assert!(mistakes.iter().any(|mistake| mistake.starts_with("request_id: ")));
+    assert!(mistakes.len() <= 1_050, "{}", mistakes.len());
 }
 
 /// The route table is part of the contract: a change of it must be seen in review.
