@@ -63,10 +63,4 @@ setup: ## Install PostgreSQL, Redis, PgBouncer, faketime and a C compiler by the
 	@sh deploy/setup.sh servers compiler pooler clocks
 
 clean-data: ## Forget what make run has kept (.carillon)
-	@# Refused while it runs: the lock is held.
-	@if [ -e .carillon/owner.lock ] && command -v flock >/dev/null && ! flock -n .carillon/owner.lock true; then \
-	    echo "carillon dev is running here: stop it first" >&2; exit 1; fi
-	@# Where Postgres lives if root runs it in a place that its user may not get to.
-	@place="$$(cat .carillon/postgres.place 2>/dev/null || true)"; \
-	    case "$$place" in /*/carillon-dev-*) echo "rm -rf $$place"; rm -rf "$$place";; esac
-	rm -rf .carillon
+	@sh deploy/clean-data.sh .carillon

@@ -6,8 +6,8 @@
 # place that installs.
 #
 # Arguments: `servers`, or `servers-unless-given` (not those that CARILLON_POSTGRES_URL and CARILLON_REDIS_URL name);
-# `compiler` besides; `contract`: Python with venv, and npm, which fetch the tools of `make contract`; `pooler`: PgBouncer, which tests put before Postgres; `clocks`: Debian's faketime, by which the soak gives
-# each process a wall clock of its own. Without it the soak runs all the same and says so: it alone never ends in an error.
+# `compiler` besides; `contract`: Python with venv, and npm, which fetch the tools of `make contract`; `pooler`: PgBouncer, which
+# tests put before Postgres; `clocks`: Debian's faketime, by which the soak gives each process a wall clock of its own. Without it the soak runs all the same and says so: it alone never ends in an error.
 set -eu
 
 have_postgres() {

@@ -29,18 +29,16 @@ if ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
     cp "$here/requirements.txt" "$venv/installed.txt"
 fi
 port=$("$venv/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-rm -rf "$work/data" "$work/client"
+sh deploy/clean-data.sh "$work/data" >/dev/null
+rm -rf "$work/client"
 # Servers of its own, whatever the surroundings name: what is sent is made to do harm.
-env -u CARILLON_POSTGRES_URL -u CARILLON_REDIS_URL target/debug/carillon dev --with-parent --no-samples --port "$port" --data "$work/data" --dispatchers 1 --executors 1 \
-    >"$work/carillon.log" 2>&1 &
+env -u CARILLON_POSTGRES_URL -u CARILLON_REDIS_URL target/debug/carillon dev --with-parent --no-samples \
+    --port "$port" --data "$work/data" --dispatchers 1 --executors 1 >"$work/carillon.log" 2>&1 &
 carillon=$!
 end() {
     kill "$carillon" 2>/dev/null || true
     wait "$carillon" 2>/dev/null || true
-    # Where Postgres lives if root runs it in a place that its user may not get to.
-    place=$(cat "$work/data/postgres.place" 2>/dev/null || true)
-    case "$place" in /*/carillon-dev-*) rm -rf "$place" ;; esac
-    rm -rf "$work/data"
+    sh deploy/clean-data.sh "$work/data" >/dev/null
 }
 trap end EXIT
 trap "exit 130" INT TERM

@@ -106,7 +106,8 @@ impl Shown<'_> {
         }
     }
 
-    /// `{"@type": …, fields}` of the message inside, which is a detail of an error; a type that is not in the descriptors is shown by its name alone.
+    /// `{"@type": …, fields}` of the message inside, which is a detail of an error; a type that is not in the descriptors is shown by its
+    /// name alone.
     fn any<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let text = |name: &str| self.message.get_field_by_name(name).map(Cow::into_owned);
         let url = match text("type_url") {

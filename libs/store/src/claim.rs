@@ -295,8 +295,8 @@ INSERT INTO job_attention (job_id) SELECT job_id FROM moved WHERE has_ended";
 const EXECUTIONS_RETRY: &str = concat!(
     "
 UPDATE job_executions e
-SET status = 'QUEUED', attempt = e.attempt + 1, claim = $1, entry = $1, seq = r.seq, take = 0, lost = 0, worker_id = NULL, misplaced = false,
-    started_at = NULL, duration_ms = NULL, error = NULL, error_stack = NULL
+SET status = 'QUEUED', attempt = e.attempt + 1, claim = $1, entry = $1, seq = r.seq, take = 0, lost = 0, worker_id = NULL,
+    misplaced = false, started_at = NULL, duration_ms = NULL, error = NULL, error_stack = NULL
 FROM UNNEST($2::uuid[], $3::bigint[], $4::int[]) AS r(id, claim, seq)
 WHERE e.id = r.id AND {days of e.id} AND e.status = 'RETRYING' AND e.claim = r.claim
 RETURNING ",

@@ -1,5 +1,5 @@
-//! Jobs: creating one and reading it here; creating many in [`many`]; listing them in [`list`](mod@list), changing them in [`update`](mod@update), pausing and
-//! resuming in [`changes`], deleting in [`deletion`].
+//! Jobs: creating one and reading it here; creating many in [`many`]; listing them in [`list`](mod@list), changing them in
+//! [`update`](mod@update), pausing and resuming in [`changes`], deleting in [`deletion`].
 //!
 //! A job is three rows: `jobs` (the definition), `job_timers` (what the claim moves) and `job_stats` (what the recorder adds
 //! to). They are born in one statement and live as long as each other, so nobody who reads one asks whether the others are

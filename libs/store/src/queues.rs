@@ -16,37 +16,7 @@ use crate::{Error, Result, Store};
 /// Names looked at together, so that none holds locks for long.
 const AT_ONCE: i64 = 1_000;
 
-/// Holds a name until the end of the transaction that needs it; adds it if it is not known.
-///
-/// # Errors
-/// [`Error::QueuesExhausted`] if it would be one too many; or if Postgres is unavailable.
-pub(crate) async fn hold_on_conn(connection: &mut Connection, name: &str, queues_max: u32) -> Result<()> {
-    let held = "SELECT FROM queues WHERE name = $1 FOR KEY SHARE";
-    if sqlx::query(held).bind(name).fetch_optional(&mut *connection).await?.is_none() {
-        add_on_conn(connection, name, queues_max).await?;
-    }
-    Ok(())
-}
-
-/// Adds a name, in the transaction that needs it; waits for everybody else who is adding one.
-///
-/// # Errors
-/// [`Error::QueuesExhausted`] if there are `queues_max` others; or if Postgres is unavailable.
-pub(crate) async fn add_on_conn(connection: &mut Connection, name: &str, queues_max: u32) -> Result<()> {
-    one_at_a_time_on_conn(connection).await?;
-    // A statement of its own: it sees what others added before they let go of the lock.
-    check_on_conn(connection, name, queues_max).await?;
-    sqlx::query("INSERT INTO queues (name) VALUES ($1) ON CONFLICT DO NOTHING").bind(name).execute(connection).await?;
-    Ok(())
-}
-
-async fn one_at_a_time_on_conn(connection: &mut Connection) -> Result<()> {
-    let lock = "SELECT pg_advisory_xact_lock(hashtextextended('carillon queues', 0))";
-    sqlx::query(lock).execute(connection).await?;
-    Ok(())
-}
-
-/// What became of many names.
+/// What became of names that a transaction needs.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     /// Those that would be too many.
@@ -65,16 +35,44 @@ pub(crate) async fn hold_many_on_conn(connection: &mut Connection, names: &[&str
     let held: BTreeSet<String> =
         sqlx::query_scalar(held).bind(names).fetch_all(&mut *connection).await?.into_iter().collect();
     let missing: Vec<&str> = names.iter().copied().filter(|name| !held.contains(*name)).collect();
-    if missing.is_empty() {
-        return Ok(Held::default());
-    }
-    one_at_a_time_on_conn(connection).await?;
-    let refused = check_many_on_conn(connection, &missing, queues_max).await?;
-    let new: Vec<&str> = missing.into_iter().filter(|name| !refused.contains(*name)).collect();
+    if missing.is_empty() { Ok(Held::default()) } else { add_many_on_conn(connection, &missing, queues_max).await }
+}
+
+/// As [`hold_many_on_conn`], of one.
+///
+/// # Errors
+/// [`Error::QueuesExhausted`] if it would be one too many; or if Postgres is unavailable.
+pub(crate) async fn hold_on_conn(connection: &mut Connection, name: &str, queues_max: u32) -> Result<()> {
+    let held = hold_many_on_conn(connection, &[name], queues_max).await?;
+    refuse(&held.refused, queues_max)
+}
+
+/// Adds a name, in the transaction that needs it; waits for everybody else who is adding one.
+///
+/// # Errors
+/// [`Error::QueuesExhausted`] if there are `queues_max` others; or if Postgres is unavailable.
+pub(crate) async fn add_on_conn(connection: &mut Connection, name: &str, queues_max: u32) -> Result<()> {
+    let held = add_many_on_conn(connection, &[name], queues_max).await?;
+    refuse(&held.refused, queues_max)
+}
+
+async fn add_many_on_conn(connection: &mut Connection, names: &[&str], queues_max: u32) -> Result<Held> {
+    let lock = "SELECT pg_advisory_xact_lock(hashtextextended('carillon queues', 0))";
+    sqlx::query(lock).execute(&mut *connection).await?;
+    // A statement of its own: it sees what others added before they let go of the lock.
+    let refused = check_many_on_conn(connection, names, queues_max).await?;
+    let new: Vec<&str> = names.iter().copied().filter(|name| !refused.contains(*name)).collect();
     let add =
         "INSERT INTO queues (name) SELECT DISTINCT * FROM UNNEST($1::text[]) ON CONFLICT DO NOTHING RETURNING name";
     let added = sqlx::query_scalar(add).bind(new).fetch_all(connection).await?;
     Ok(Held { refused, added })
+}
+
+fn refuse(refused: &BTreeSet<String>, queues_max: u32) -> Result<()> {
+    match refused.first() {
+        Some(queue) => Err(Error::QueuesExhausted { queue: queue.clone(), queues_max }),
+        None => Ok(()),
+    }
 }
 
 /// Takes back names that the same transaction has added.
@@ -124,15 +122,7 @@ pub(crate) async fn check_many_on_conn(
 /// # Errors
 /// [`Error::QueuesExhausted`] if there are `queues_max` others; or if Postgres is unavailable.
 pub(crate) async fn check_on_conn(connection: &mut Connection, name: &str, queues_max: u32) -> Result<()> {
-    let (others, known): (i64, bool) =
-        sqlx::query_as("SELECT count(*) FILTER (WHERE name <> $1), count(*) FILTER (WHERE name = $1) > 0 FROM queues")
-            .bind(name)
-            .fetch_one(&mut *connection)
-            .await?;
-    if !known && others >= i64::from(queues_max) {
-        return Err(Error::QueuesExhausted { queue: name.to_owned(), queues_max });
-    }
-    Ok(())
+    refuse(&check_many_on_conn(connection, &[name], queues_max).await?, queues_max)
 }
 
 /// Forgets the names that no job has used for a day: none has them that is not deleted, or was not until a day ago. Answers

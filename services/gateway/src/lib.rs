@@ -90,9 +90,8 @@ pub async fn run(config: Config, process: Process, listener: TcpListener) -> any
     let mut tasks = process.tasks();
     tasks.spawn("health", watch.run());
     let shutdown = process.shutdown();
-    let bounds = server::Bounds { connections_max: own.connections_max, opening: server::HEADER_TIMEOUT };
     tasks.spawn("server", async move {
-        server::serve(listener, front, bounds, &own.cors_origins, shutdown).await;
+        server::serve(listener, front, own.connections_max, &own.cors_origins, shutdown).await;
         Ok(())
     });
     let outcome = tasks.run().await;

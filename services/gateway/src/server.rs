@@ -38,7 +38,7 @@ use crate::transport::{self, Answering};
 use crate::unpack::{self, Unreadable};
 
 /// How long the headers of a request, and the first words of a connection, may take.
-pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a connection that speaks waits for a place.
 const PLACE_MAX: Duration = Duration::from_secs(60);
 /// How often an HTTP/2 peer is asked whether it lives, and how long it may take to answer.
@@ -113,9 +113,7 @@ impl Front {
         let refused = Status::from_header_map(response.headers()).and_then(|status| with_reason(&status, &call));
         Ok(refused.map_or(response, Status::into_http))
     }
-}
 
-impl Front {
     /// The body with its message unpacked, and room for what it is then.
     fn unpacked(&self, headers: &HeaderMap, whole: Whole, bytes_max: usize, share: &Share) -> Result<Whole, Status> {
         match unpack::message(headers, &whole.bytes, bytes_max) {
@@ -136,15 +134,6 @@ fn refused(why: NoBody, bytes_max: usize) -> Status {
     }
 }
 
-/// How many connections there may be, and how long they may say nothing.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
-    /// Of those that speak; and as many that have not said yet what.
-    pub(crate) connections_max: usize,
-    /// Until one has said what it speaks.
-    pub(crate) opening: Duration,
-}
-
 /// What all connections share.
 struct Serving {
     openings: Openings,
@@ -152,11 +141,12 @@ struct Serving {
     answering: Answering,
 }
 
-/// Serves until `shutdown`, then lets requests in flight end. Pages of `origins` may ask.
+/// Serves until `shutdown`, then lets requests in flight end. `connections_max` speak at once, and as many have not said yet what; pages of
+/// `origins` may ask.
 pub(crate) async fn serve(
     listener: TcpListener,
     front: Front,
-    bounds: Bounds,
+    connections_max: usize,
     origins: &[String],
     shutdown: CancellationToken,
 ) {
@@ -166,8 +156,8 @@ pub(crate) async fn serve(
         async move { front.answer(request).await }
     });
     let serving = Arc::new(Serving {
-        openings: Openings::new(bounds.connections_max, bounds.opening),
-        places: Arc::new(Semaphore::new(bounds.connections_max.min(Semaphore::MAX_PERMITS))),
+        openings: Openings::new(connections_max, HEADER_TIMEOUT),
+        places: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
         answering,
     });
     let graceful = Arc::new(GracefulShutdown::new());

@@ -1,4 +1,5 @@
-//! The API's statements against a real Postgres: creating (one and many), reading, changing and triggering jobs, reading executions, documents, names of queues.
+//! The API's statements against a real Postgres: creating (one and many), reading, changing and triggering jobs, reading
+//! executions, documents, names of queues.
 
 mod bench;
 mod cancel;

@@ -22,6 +22,7 @@ use carillon_core::error::{FieldViolation, quoted};
 use carillon_proto::codec::DynamicCodec;
 use carillon_proto::json::{EnumWords, Shown};
 use http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH, ORIGIN, RETRY_AFTER};
+use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use prost_reflect::{DynamicMessage, FieldDescriptor, MessageDescriptor, ReflectMessage};
 use serde::Serialize;
@@ -120,10 +121,7 @@ impl Transcoder {
                 return self.failed(&status);
             }
         };
-        let share = parts.extensions.get::<Share>().cloned().unwrap_or_default();
-        let is_compressed = parts.extensions.get::<IsCompressed>().is_some();
-        let read = self.read_body(route, &parts.headers, body, &share).await;
-        let (read, _room) = match read.map_err(|why| unpacked(is_compressed, why)) {
+        let (read, _room) = match self.read_body(route, &parts, body).await {
             Ok(read) => read,
             Err(status) => {
                 observe::record(&route.name, status.code(), began);
@@ -155,25 +153,28 @@ impl Transcoder {
     async fn read_body<B>(
         &self,
         route: &Route,
-        headers: &HeaderMap,
+        parts: &Parts,
         body: B,
-        share: &Share,
     ) -> Result<(Option<document::Json>, Whole), Status>
     where
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: std::fmt::Display,
     {
-        if let Some(encoding) = headers.get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
+        if let Some(encoding) = parts.headers.get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
             let encoding = quoted(&String::from_utf8_lossy(encoding.as_bytes()));
             let rule = format!("must be packed by gzip or not at all, is by {encoding}");
             return Err(body_refused(Reason::MediaTypeUnsupported, rule));
         }
         let bytes_max = sizes::json_body(route.grpc_path.path(), self.body_bytes_max);
-        let whole = match self.admission.body(body, bytes_max, share).await {
+        let share = parts.extensions.get::<Share>().cloned().unwrap_or_default();
+        let whole = match self.admission.body(body, bytes_max, &share).await {
             Ok(whole) => whole,
             Err(NoBody::TooLarge) => {
                 let rule = format!("is larger than {bytes_max} bytes");
                 return Err(body_refused(Reason::RequestTooLarge, rule));
+            }
+            Err(NoBody::Broken(_)) if parts.extensions.get::<IsCompressed>().is_some() => {
+                return Err(body_refused(Reason::InvalidFields, "cannot be unpacked by gzip"));
             }
             Err(NoBody::Broken(why)) => {
                 return Err(body_refused(Reason::RequestBroken, format!("could not be read: {why}")));
@@ -186,7 +187,7 @@ impl Transcoder {
         if whole.bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok((None, whole));
         }
-        if route.has_body() && comes_from_a_foreign_form(headers) {
+        if route.has_body() && comes_from_a_foreign_form(&parts.headers) {
             let rule = "must be sent with the content type application/json";
             return Err(body_refused(Reason::MediaTypeUnsupported, rule));
         }
@@ -269,12 +270,6 @@ impl Transcoder {
         let body = ErrorBody { code: status.code().into(), message: status.message(), details };
         serde_json::to_vec(&body).unwrap_or_default()
     }
-}
-
-/// A body that was to be unpacked and could not be read is no gzip.
-fn unpacked(is_compressed: bool, why: Status) -> Status {
-    let is_broken = why.code() == Reason::RequestBroken.code();
-    if is_compressed && is_broken { body_refused(Reason::InvalidFields, "cannot be unpacked by gzip") } else { why }
 }
 
 fn json(status: StatusCode, bytes: Vec<u8>) -> Response<Body> {

@@ -206,12 +206,10 @@ impl Route {
         }
     }
 
-    /// Whether the request, or the message that is its body, has a field of that name.
-    pub(crate) fn has_field_within(&self, name: &str) -> bool {
-        let within = self.body_field().and_then(|field| self.input.get_field_by_name(field)).map(|field| field.kind());
-        let within =
-            within.is_some_and(|kind| matches!(kind, Kind::Message(of) if of.get_field_by_name(name).is_some()));
-        self.mask().is_some() && within || self.input.get_field_by_name(name).is_some()
+    /// Whether the header `If-Match` means anything to this call: what is only being made has no version yet.
+    pub(crate) fn takes_if_match(&self) -> bool {
+        let changes = self.mask().is_some() || self.body_field().is_none();
+        changes && self.etag_field(&mut DynamicMessage::new(self.input.clone())).is_some()
     }
 
     /// Whether a request's body means anything to this call.

@@ -7,7 +7,7 @@ use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Map, Value, json};
 
 use super::schema::Schemas;
-use crate::json::routes::{ETAG, Route, Routes};
+use crate::json::routes::{Route, Routes};
 
 /// The path with each variable by its last part.
 pub(super) fn path_of(route: &Route) -> String {
@@ -93,12 +93,15 @@ fn parameters(route: &Route, schemas: &mut Schemas) -> Vec<Value> {
     for field in route.input.fields().filter(|field| route.takes_from_query(field.name())) {
         query(&field, "", schemas, &mut parameters);
     }
-    let header = |name: &str, description: &str| json!({"name": name, "in": "header", "required": false, "description": description, "schema": {"type": "string"}});
+    let header = |name: &str, description: &str| {
+        let text = json!({"type": "string"});
+        json!({"name": name, "in": "header", "required": false, "description": description, "schema": text})
+    };
     if let Some(field) = route.input.get_field_by_name("request_id") {
         let says = format!("Says what `request_id` says: {}", first_sentence(schemas.comments().field(&field)));
         parameters.push(header("Idempotency-Key", &says));
     }
-    if route.has_field_within(ETAG) {
+    if route.takes_if_match() {
         parameters.push(header("If-Match", "Says what `etag` says; `*` is any."));
     }
     parameters

@@ -3,7 +3,8 @@
 
 use carillon_proto::comments::Comments;
 use carillon_proto::json::{EXACT_MAX, EnumWords, is_wrapper};
-use carillon_proto::{Behavior, behaves, words};
+use carillon_proto::words::{self, Word};
+use carillon_proto::{Behavior, behaves};
 use prost_reflect::{DescriptorPool, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor, ServiceDescriptor};
 use serde_json::{Map, Value, json};
 
@@ -67,11 +68,7 @@ impl Schemas {
 
     /// A field as text of a query gives it.
     pub(super) fn parameter(&mut self, field: &FieldDescriptor) -> Value {
-        let one = match field.kind() {
-            // Text, whatever the wrapper.
-            Kind::Message(message) if message.full_name() == "google.protobuf.FieldMask" => json!({"type": "string"}),
-            kind => self.single(&kind, Way::In),
-        };
+        let one = self.single(&field.kind(), Way::In);
         if field.is_list() { json!({"type": "array", "items": one}) } else { one }
     }
 
@@ -87,7 +84,8 @@ impl Schemas {
                     "message": {"type": "string", "description": "For people; it may change."},
                     "details": {
                         "type": "array",
-                        "description": "Each with its `@type`: google.rpc.ErrorInfo says the reason by a word, google.rpc.BadRequest names fields.",
+                        "description": "Each with its `@type`: google.rpc.ErrorInfo says the reason by a word, \
+                            google.rpc.BadRequest names fields.",
                         "items": {"type": "object", "required": ["@type"], "properties": {
                             "@type": {"type": "string", "description": "What the other fields are of."}}},
                     },
@@ -185,14 +183,9 @@ impl Schemas {
 
     /// Any case is understood; here stands the one that is answered.
     fn words_of(&self, of: &EnumDescriptor, way: Way) -> Value {
-        let mut numbers: Vec<i32> = of.enum_descriptor_proto().value.iter().map(|value| value.number()).collect();
-        numbers.dedup();
-        let said = numbers.iter().filter(|number| way == Way::Out || **number != 0);
-        let word = |number: &i32| {
-            let word = words::word_of(of, *number)?;
-            Some(if self.words == EnumWords::Lower { word.to_ascii_lowercase() } else { word })
-        };
-        json!({"type": "string", "enum": said.filter_map(word).collect::<Vec<_>>()})
+        let said = words::words(of).into_iter().filter(|word| way == Way::Out || word.number != 0);
+        let shown = |Word { word, .. }| if self.words == EnumWords::Lower { word.to_ascii_lowercase() } else { word };
+        json!({"type": "string", "enum": said.map(shown).collect::<Vec<_>>()})
     }
 
     fn well_known(&mut self, message: &MessageDescriptor, way: Way) -> Option<Value> {
