@@ -143,6 +143,8 @@ CREATE TABLE job_triggers (
     platform_id  text,
     -- NULL: the job's own payload.
     payload      jsonb,
+    -- What its execution shall have as metadata.
+    metadata     jsonb,
     -- W3C trace context of whoever asked.
     trace_id       text CHECK (trace_id ~ '^[0-9a-f]{32}$'),
     parent_span_id text CHECK (parent_span_id ~ '^[0-9a-f]{16}$'),

@@ -215,7 +215,13 @@ impl Bench<'_> {
         let mut each = tokio::time::interval(TRIGGER_EACH);
         for job in &triggered {
             each.tick().await;
-            let trigger = NewTrigger { job_id: *job, payload: None, trace: None, created_by: "carillon-bench".into() };
+            let trigger = NewTrigger {
+                job_id: *job,
+                payload: None,
+                metadata: None,
+                trace: None,
+                created_by: "carillon-bench".into(),
+            };
             let due = triggers::create(self.store, &trigger, None).await?.due.context("it is due")?;
             self.product.redis.wake_for(&due).await?;
         }

@@ -258,6 +258,7 @@ fn decisions(jobs: impl Iterator<Item = Uuid>, due: DateTime<Utc>) -> Decisions 
             reason: None,
             own_payload: false,
             payload: None,
+            own_metadata: false,
             trace: None,
             created_by: String::new(),
             skipped: false,
@@ -286,6 +287,7 @@ pub fn finished(execution: Uuid, claim: i64, at: DateTime<Utc>) -> Finished {
         error: None,
         error_stack: None,
         reason: None,
+        metadata: None,
         logs: Vec::new(),
     }
 }

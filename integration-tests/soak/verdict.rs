@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use carillon_core::execution::Status;
-use carillon_testkit::history::{Bounds, History};
+use carillon_testkit::history::{Bounds, Execution, History};
 use carillon_testkit::wait_until;
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::load::Requested;
@@ -20,6 +19,8 @@ const SETTLED_MAX: Duration = Duration::from_secs(180);
 const LOOK_EACH: Duration = Duration::from_millis(500);
 /// Violations shown.
 const SHOWN_MAX: usize = 40;
+/// Latest starts shown.
+const LATEST_SHOWN: usize = 3;
 
 /// What was found.
 #[derive(Debug)]
@@ -88,6 +89,9 @@ impl Verdict {
         row("workers lost", past.lost.len().to_string());
         row("ended by themselves", if past.ended.is_empty() { "0".into() } else { past.ended.join("; ") });
         row("lateness", lateness(&self.history));
+        for latest in latest(&self.history) {
+            row("", latest);
+        }
         row("settled after", format!("{:.1?}, all took {took:.1?}", self.settled_after));
         row("violations", self.violations.len().to_string());
         println!("\n{text}");
@@ -183,15 +187,28 @@ fn list<K: std::fmt::Display>(counts: &BTreeMap<K, usize>) -> String {
     counts.iter().map(|(key, count)| format!("{count} {key}")).collect::<Vec<_>>().join(", ")
 }
 
+/// Milliseconds from its instant to its start, if what started is its first attempt and came to a good end: its latest start.
+fn late(execution: &Execution) -> Option<i64> {
+    let counts = execution.status == Status::Success && execution.attempt == 1;
+    let started = execution.started_at.filter(|_| counts)?;
+    Some((started - execution.scheduled_at).num_milliseconds())
+}
+
 /// Of what started: how long after its instant, faults and all.
 fn lateness(history: &History) -> String {
-    let late = |at: DateTime<Utc>, started: DateTime<Utc>| (started - at).num_milliseconds();
-    let succeeded = history.executions.iter().filter(|execution| execution.status == Status::Success);
-    let mut late: Vec<i64> = succeeded
-        .filter(|execution| execution.attempt == 1)
-        .filter_map(|execution| execution.started_at.map(|started| late(execution.scheduled_at, started)))
-        .collect();
+    let mut late: Vec<i64> = history.executions.iter().filter_map(late).collect();
     late.sort_unstable();
     let at = |part: usize| late.get(late.len() * part / 1000).or(late.last()).copied().unwrap_or_default();
     format!("p50 {} ms, p99 {} ms, max {} ms", at(500), at(990), at(1000))
+}
+
+/// Which were the latest, so that one can look up why.
+fn latest(history: &History) -> Vec<String> {
+    let mut latest: Vec<(i64, &Execution)> =
+        history.executions.iter().filter_map(|execution| Some((late(execution)?, execution))).collect();
+    latest.sort_unstable_by_key(|(late, _)| std::cmp::Reverse(*late));
+    let line = |(late, execution): &(i64, &Execution)| {
+        format!("{late} ms: {} of {}, take {}", execution.id, execution.scheduled_at.format("%T%.3f"), execution.take)
+    };
+    latest.iter().take(LATEST_SHOWN).map(line).collect()
 }

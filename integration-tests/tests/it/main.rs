@@ -33,6 +33,7 @@ mod lost_gateways;
 mod lost_postgres;
 mod lost_redis;
 mod memory;
+mod metadata;
 mod much;
 mod newer_entry;
 mod pooler;

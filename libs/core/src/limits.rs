@@ -4,6 +4,8 @@
 pub const PAYLOAD_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of a payload that travel inside a stream entry; a larger one is fetched by the executor, once a read batch.
 pub const PAYLOAD_BYTES_IN_ENTRY: usize = 4 * 1024;
+/// Bytes of JSON text of an execution's metadata: what its trigger gave and what its handler added, together.
+pub const EXECUTION_METADATA_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of JSON text that a handler may return; more fails the attempt with that reason.
 pub const RESULT_BYTES_MAX: usize = 256 * 1024;
 /// Jobs of one request that creates many.

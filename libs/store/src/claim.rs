@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::bounded::Transaction;
 use crate::clock::DbClock;
+use crate::columns::sparse;
 use crate::definitions::{Definition, definitions_by_revision_on_conn};
 use crate::ends::{bind_births, births, born_final_on};
 use crate::leader_session::LeaderSession;
@@ -74,8 +75,10 @@ pub struct DueTrigger {
     pub own_payload: bool,
     /// That payload as JSON text, where it is small enough to travel.
     pub payload: Option<String>,
-    /// Bytes that the payload has in the database, which the claim copies from the trigger to its execution.
-    pub payload_stored: u64,
+    /// It has metadata, which its execution takes over.
+    pub own_metadata: bool,
+    /// Bytes that payload and metadata have in the database, which the claim copies from the trigger to its execution.
+    pub documents_stored: u64,
     /// Trace of whoever asked for it.
     pub trace: Option<TraceContext>,
     /// Who asked for it.
@@ -137,6 +140,8 @@ pub struct NewExecution {
     pub own_payload: bool,
     /// That payload as JSON text, where it is small enough to travel.
     pub payload: Option<String>,
+    /// Its trigger has metadata for it.
+    pub own_metadata: bool,
     /// Trace of whoever asked for it.
     pub trace: Option<TraceContext>,
     /// Who asked for it, where it was triggered.
@@ -210,7 +215,8 @@ const TRIGGERS_CLAIM_DUE: &str = "
 SELECT d.execution_id, d.job_id, d.fire_at, d.queue, d.priority, d.platform_id, d.trace_id, d.parent_span_id, d.trace_flags,
        d.created_by, d.revision, d.claimed_count - s.finished_count AS open, d.payload IS NOT NULL AS own_payload,
        CASE WHEN pg_column_size(d.payload) <= 4096 AND octet_length(d.payload::text) <= 4096 THEN d.payload::text END AS payload,
-       COALESCE(pg_column_size(d.payload), 0) AS payload_stored
+       d.metadata IS NOT NULL AS own_metadata,
+       COALESCE(pg_column_size(d.payload), 0) + COALESCE(pg_column_size(d.metadata), 0) AS documents_stored
 FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
 CROSS JOIN LATERAL (
     SELECT t.*, m.revision, m.claimed_count
@@ -249,7 +255,7 @@ WITH free AS MATERIALIZED (
 SELECT id FROM locked";
 
 /// The batch row, what is settled (R7), and what is opened, in one statement. A trigger that is claimed leaves its table here
-/// (what stood in it is still seen by this statement), and takes its payload along.
+/// (what stood in it is still seen by this statement), and takes its documents along.
 const EXECUTIONS_INSERT_BATCH: &str = concat!(
     "
 WITH batch AS (
@@ -264,10 +270,11 @@ WITH batch AS (
 )
 INSERT INTO job_executions
     (id, job_id, shard, queue, priority, platform_id, revision, created_by, claim, entry, seq, status, scheduled_at, max_retries,
-     reason, payload, trace_id, parent_span_id, trace_flags)
+     reason, payload, metadata, trace_id, parent_span_id, trace_flags)
 SELECT f.id, f.job_id, $16, f.queue, f.priority, f.platform_id, f.revision, COALESCE(f.created_by, ''), $17, $17, f.seq, 'QUEUED',
        f.scheduled_at, f.max_retries, f.reason,
-       CASE WHEN f.own_payload THEN (SELECT t.payload FROM job_triggers t WHERE t.execution_id = f.id) END,
+       CASE WHEN f.own_documents THEN (SELECT t.payload FROM job_triggers t WHERE t.execution_id = f.id) END,
+       CASE WHEN f.own_documents THEN (SELECT t.metadata FROM job_triggers t WHERE t.execution_id = f.id) END,
        f.trace_id, f.parent_span_id, COALESCE(f.trace_flags, 1)
 FROM ",
     births!(),
@@ -276,19 +283,33 @@ ON CONFLICT (id) DO NOTHING
 RETURNING id, job_id"
 );
 
-/// A job whose timetable has ended without an execution of this claim leaves a note: nobody who finishes one will.
-const TIMERS_MOVE: &str = "
-WITH moved AS (
-    UPDATE job_timers t
-    SET fire_at = CASE WHEN NOT m.moved THEN t.fire_at WHEN m.opened = 0 THEN COALESCE(m.unborn, m.fire_at) ELSE m.fire_at END,
-        exhausted = CASE WHEN m.moved THEN m.exhausted AND (m.opened > 0 OR m.unborn IS NULL) ELSE t.exhausted END,
+/// What few have (a timer that stays, one that has ended) is sent if one has it.
+macro_rules! timers_move {
+    () => {
+        "UPDATE job_timers t
+    SET fire_at = CASE WHEN m.stays THEN t.fire_at WHEN m.opened = 0 THEN COALESCE(m.unborn, m.fire_at) ELSE m.fire_at END,
+        exhausted = CASE WHEN m.stays THEN t.exhausted
+                         ELSE COALESCE(m.exhausted, false) AND (m.opened > 0 OR m.unborn IS NULL) END,
         claimed_count = t.claimed_count + m.opened
     FROM UNNEST($1::uuid[], $2::bool[], $3::timestamptz[], $4::bool[], $5::bigint[], $6::timestamptz[])
-      AS m(job_id, moved, fire_at, exhausted, opened, unborn)
-    WHERE t.job_id = m.job_id
+      AS m(job_id, stays, fire_at, exhausted, opened, unborn)
+    WHERE t.job_id = m.job_id"
+    };
+}
+
+const TIMERS_MOVE: &str = timers_move!();
+
+/// A job whose timetable has ended without an execution of this claim leaves a note: nobody who finishes one will.
+const TIMERS_MOVE_AND_NOTE: &str = concat!(
+    "
+WITH moved AS (
+    ",
+    timers_move!(),
+    "
     RETURNING t.job_id, m.exhausted AND m.opened = 0 AND m.unborn IS NULL AS has_ended
 )
-INSERT INTO job_attention (job_id) SELECT job_id FROM moved WHERE has_ended";
+INSERT INTO job_attention (job_id) SELECT job_id FROM moved WHERE has_ended"
+);
 
 /// R16. The revision stays: an execution keeps, through all its attempts, the definition that it started with. What the
 /// failed attempt left (`execution_attempts` keeps it) is not the next one's.
@@ -411,18 +432,21 @@ impl Claim<'_> {
             *opened.entry(*job).or_default() += 1;
         }
         // One order for all who lock timers, so that no two wait for each other.
-        let mut timers = decisions.timers.clone();
+        let mut timers: Vec<&MovedTimer> = decisions.timers.iter().collect();
         timers.sort_unstable_by_key(|timer| timer.job);
         if timers.is_empty() {
             return Ok(());
         }
-        sqlx::query(TIMERS_MOVE)
+        let opened = |timer: &MovedTimer| opened.get(&timer.job).copied().unwrap_or(0);
+        let ends = |to: Moved| to.exhausted && to.unborn.is_none();
+        let any_ended = timers.iter().any(|timer| timer.to.is_some_and(ends) && opened(timer) == 0);
+        sqlx::query(if any_ended { TIMERS_MOVE_AND_NOTE } else { TIMERS_MOVE })
             .bind(timers.iter().map(|timer| timer.job).collect::<Vec<_>>())
-            .bind(timers.iter().map(|timer| timer.to.is_some()).collect::<Vec<_>>())
-            .bind(timers.iter().map(|timer| timer.to.and_then(|to| to.fire_at)).collect::<Vec<_>>())
-            .bind(timers.iter().map(|timer| timer.to.is_some_and(|to| to.exhausted)).collect::<Vec<_>>())
-            .bind(timers.iter().map(|timer| opened.get(&timer.job).copied().unwrap_or(0)).collect::<Vec<_>>())
-            .bind(timers.iter().map(|timer| timer.to.and_then(|to| to.unborn)).collect::<Vec<_>>())
+            .bind(sparse(&timers, |timer| timer.to.is_none().then_some(true)))
+            .bind(sparse(&timers, |timer| timer.to.and_then(|to| to.fire_at)))
+            .bind(sparse(&timers, |timer| timer.to.filter(|to| to.exhausted).map(|_| true)))
+            .bind(timers.iter().map(|timer| opened(timer)).collect::<Vec<_>>())
+            .bind(sparse(&timers, |timer| timer.to.and_then(|to| to.unborn)))
             .execute(&mut *self.transaction)
             .await?;
         Ok(())
@@ -493,7 +517,8 @@ impl Claim<'_> {
                 platform_id: row.try_get("platform_id")?,
                 own_payload: row.try_get("own_payload")?,
                 payload: row.try_get("payload")?,
-                payload_stored: row.try_get::<i32, _>("payload_stored")?.unsigned_abs().into(),
+                own_metadata: row.try_get("own_metadata")?,
+                documents_stored: row.try_get::<i32, _>("documents_stored")?.unsigned_abs().into(),
                 trace: read_trace(&row)?,
                 created_by: row.try_get("created_by")?,
             });

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::Result;
 use crate::bounded::Connection;
 use crate::claim::NewExecution;
+use crate::columns::sparse;
 use crate::days;
 
 /// What is written of an execution at its birth, column by column: `$1` to `$15` of a statement that has this in its FROM.
@@ -20,7 +21,7 @@ macro_rules! births {
     () => {
         "UNNEST($1::uuid[], $2::uuid[], $3::int[], $4::timestamptz[], $5::int[], $6::text[], $7::bool[], $8::text[],
             $9::smallint[], $10::text[], $11::bigint[], $12::text[], $13::text[], $14::text[], $15::smallint[])
-     AS f(id, job_id, seq, scheduled_at, max_retries, reason, own_payload, queue, priority, platform_id, revision, created_by,
+     AS f(id, job_id, seq, scheduled_at, max_retries, reason, own_documents, queue, priority, platform_id, revision, created_by,
           trace_id, parent_span_id, trace_flags)"
     };
 }
@@ -29,8 +30,7 @@ pub(crate) use births;
 /// A statement whose parameters are bound one after the other.
 pub(crate) type Query = sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments>;
 
-/// Binds what [`births`] names. A timer's fire needs less than half of it: a column that none of `new` has is sent empty, and
-/// UNNEST makes NULL of what is missing.
+/// Binds what [`births`] names. A timer's fire needs less than half of it.
 pub(crate) fn bind_births(query: Query, new: &[&NewExecution]) -> Query {
     query
         .bind(new.iter().map(|new| new.id).collect::<Vec<_>>())
@@ -39,7 +39,7 @@ pub(crate) fn bind_births(query: Query, new: &[&NewExecution]) -> Query {
         .bind(new.iter().map(|new| new.scheduled_at).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.max_retries).collect::<Vec<_>>())
         .bind(sparse(new, |new| new.reason.as_deref()))
-        .bind(sparse(new, |new| new.own_payload.then_some(true)))
+        .bind(sparse(new, |new| (new.own_payload || new.own_metadata).then_some(true)))
         .bind(new.iter().map(|new| new.line.queue.as_str()).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.line.priority.rank()).collect::<Vec<_>>())
         .bind(sparse(new, |new| new.platform_id.as_deref()))
@@ -50,14 +50,8 @@ pub(crate) fn bind_births(query: Query, new: &[&NewExecution]) -> Query {
         .bind(sparse(new, |new| new.trace.map(|trace| i16::from(trace.flags))))
 }
 
-/// A column that most do not have: nothing at all, if none has it.
-fn sparse<'a, T>(new: &[&'a NewExecution], of: impl Fn(&'a NewExecution) -> Option<T>) -> Vec<Option<T>> {
-    let column: Vec<Option<T>> = new.iter().map(|new| of(new)).collect();
-    if column.iter().all(Option::is_none) { Vec::new() } else { column }
-}
-
 /// Never opened, so nothing is counted (R20), and nothing of it was open that could have kept its job from being complete:
-/// the claim notes a job that ended by it. A trigger leaves its table here, and its payload stays with the execution.
+/// the claim notes a job that ended by it. A trigger leaves its table here, and its documents stay with the execution.
 const EXECUTIONS_BORN_FINAL: &str = concat!(
     "
 WITH triggered AS (
@@ -65,10 +59,11 @@ WITH triggered AS (
 )
 INSERT INTO job_executions
     (id, job_id, shard, queue, priority, platform_id, revision, created_by, seq, status, scheduled_at, completed_at, max_retries,
-     reason, payload, trace_id, parent_span_id, trace_flags)
+     reason, payload, metadata, trace_id, parent_span_id, trace_flags)
 SELECT f.id, f.job_id, $16, f.queue, f.priority, f.platform_id, f.revision, COALESCE(f.created_by, ''), 0, 'SKIPPED', f.scheduled_at, now(),
        f.max_retries, f.reason,
-       CASE WHEN f.own_payload THEN (SELECT t.payload FROM job_triggers t WHERE t.execution_id = f.id) END,
+       CASE WHEN f.own_documents THEN (SELECT t.payload FROM job_triggers t WHERE t.execution_id = f.id) END,
+       CASE WHEN f.own_documents THEN (SELECT t.metadata FROM job_triggers t WHERE t.execution_id = f.id) END,
        f.trace_id, f.parent_span_id, COALESCE(f.trace_flags, 1)
 FROM ",
     births!(),
@@ -106,9 +101,9 @@ WITH unclaimed AS (
 ), born AS (
     INSERT INTO job_executions
         (id, job_id, shard, queue, priority, platform_id, revision, created_by, cancel_requested, status, scheduled_at,
-         completed_at, max_retries, reason, payload, trace_id, parent_span_id, trace_flags)
+         completed_at, max_retries, reason, payload, metadata, trace_id, parent_span_id, trace_flags)
     SELECT u.execution_id, u.job_id, u.shard, u.queue, u.priority, u.platform_id, j.revision, u.created_by, true, 'CANCELLED',
-           u.fire_at, clock_timestamp(), j.max_retries, $2, u.payload, u.trace_id, u.parent_span_id, u.trace_flags
+           u.fire_at, clock_timestamp(), j.max_retries, $2, u.payload, u.metadata, u.trace_id, u.parent_span_id, u.trace_flags
     FROM unclaimed u JOIN jobs j ON j.id = u.job_id
     ON CONFLICT (id) DO NOTHING
     RETURNING id, job_id

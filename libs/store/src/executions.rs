@@ -77,7 +77,7 @@ const SELECT_CLAIMED: &str = "
 const SELECT_TRIGGERED: &str = "
     SELECT t.execution_id AS id, t.job_id, 'QUEUED', t.fire_at, NULL::timestamptz, NULL::timestamptz, NULL::bigint,
            NULL::jsonb, NULL::text, NULL::text, 1::smallint, j.max_retries, NULL::timestamptz, NULL::uuid, NULL::text,
-           false, NULL::jsonb, t.trace_id, NULL::text, t.parent_span_id,
+           false, t.metadata, t.trace_id, NULL::text, t.parent_span_id,
            t.created_by, j.revision, t.queue
     FROM job_triggers t JOIN jobs j ON j.id = t.job_id";
 

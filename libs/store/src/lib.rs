@@ -13,6 +13,7 @@ mod bounded;
 pub mod cancels;
 pub mod claim;
 pub mod clock;
+mod columns;
 mod days;
 pub mod definitions;
 mod document;

@@ -19,6 +19,7 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::bounded::Connection;
+use crate::columns::sparse;
 use crate::{Error, Result, Store, days};
 
 /// An execution that is in hand: what every guard compares.
@@ -92,8 +93,17 @@ pub struct Finished {
     pub error_stack: Option<String>,
     /// Why it was ended otherwise.
     pub reason: Option<String>,
+    /// What the execution has as metadata from now on, as JSON text; `None`: what it had.
+    pub metadata: Option<String>,
     /// What the handler said.
     pub logs: Vec<LogLine>,
+}
+
+impl Finished {
+    /// Whether a row is written that is of this very attempt: of one that failed, or of what its handler said.
+    fn names_its_attempt(&self) -> bool {
+        matches!(self.status, Status::Retrying | Status::Failed | Status::Timeout) || !self.logs.is_empty()
+    }
 }
 
 /// R10 to R12: what became of a write.
@@ -126,14 +136,15 @@ WHERE e.id = i.id AND {days of e.id} AND e.claim = i.claim AND e.take = i.take A
 RETURNING e.id, e.claim, e.take, e.cancel_requested";
 
 /// R11, R17a. One statement: the rows and all that follows from them. Expected plan: nested loops from the batch into the
-/// primary keys (the pool of these connections allows nothing else); their days prune the partitions.
+/// primary keys (the pool of these connections allows nothing else); their days prune the partitions. Most ends are successes:
+/// what only others have is sent for them alone, and what none has is neither sent nor looked for.
 const EXECUTIONS_FINISH: &str = "
 WITH input AS (
     SELECT * FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::text[], $6::timestamptz[], $7::timestamptz[],
                          $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::smallint[],
-                         $15::smallint[], $16::bigint[], $17::bool[])
+                         $15::smallint[], $16::bigint[], $17::bool[], $25::text[])
       AS i(id, claim, take, status, started_at, ended_at, next_retry_at, result, error, error_stack, reason, queue, priority,
-           attempt, revision, timed_out)
+           attempt, revision, timed_out, metadata)
 ), finished AS (
     UPDATE job_executions e
     SET status = CASE WHEN e.cancel_requested AND i.status IN ('RETRYING', 'FAILED', 'TIMEOUT') THEN 'CANCELLED' ELSE i.status END,
@@ -144,12 +155,13 @@ WITH input AS (
         duration_ms = CASE WHEN i.started_at IS NOT NULL THEN (EXTRACT(EPOCH FROM i.ended_at - i.started_at) * 1000)::bigint END,
         worker_id = $1,
         result = i.result::jsonb, error = i.error, error_stack = i.error_stack,
+        metadata = COALESCE(i.metadata::jsonb, e.metadata),
         -- Whoever asked for a cancel said why; of what succeeded all the same it says nothing.
         reason = CASE WHEN NOT e.cancel_requested THEN COALESCE(i.reason, e.reason)
                       WHEN i.status = 'SUCCESS' THEN i.reason
                       ELSE COALESCE(e.reason, i.reason) END
     FROM input i
-    WHERE e.id = i.id AND {days of e.id} AND e.claim = i.claim AND e.take = i.take
+    WHERE e.id = i.id AND {days of e.id} AND e.claim = i.claim AND e.take = COALESCE(i.take, 0)
       AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND e.worker_id = $1)
       -- What a change of the job has brought back meanwhile does not end by having been withdrawn.
       AND (i.status <> 'SKIPPED' OR e.cancel_requested)
@@ -178,12 +190,13 @@ WITH input AS (
     WHERE s.job_id = f.job_id
 ), retries AS (
     INSERT INTO execution_retries (execution_id, job_id, shard, claim, due_at, queue, priority)
-    SELECT id, job_id, shard, claim, next_retry_at, queue, priority FROM finished WHERE status = 'RETRYING'
+    SELECT id, job_id, shard, claim, next_retry_at, queue, priority FROM finished
+    WHERE cardinality($8::timestamptz[]) > 0 AND status = 'RETRYING'
     ON CONFLICT (execution_id) DO UPDATE SET claim = EXCLUDED.claim, due_at = EXCLUDED.due_at
 ), attempts AS (
     INSERT INTO execution_attempts (execution_id, attempt, status, started_at, ended_at, worker_id, error, error_stack)
     SELECT id, attempt, CASE WHEN timed_out THEN 'TIMEOUT' ELSE 'FAILED' END, started_at, ended_at, $1, error, error_stack
-    FROM finished WHERE ended IN ('RETRYING', 'FAILED', 'TIMEOUT')
+    FROM finished WHERE cardinality($15::smallint[]) > 0 AND ended IN ('RETRYING', 'FAILED', 'TIMEOUT')
     ON CONFLICT DO NOTHING
 ), logs AS (
     INSERT INTO job_execution_logs (execution_id, attempt, line, timestamp, level, message)
@@ -195,7 +208,8 @@ WITH input AS (
     WHERE cardinality($18::uuid[]) > 0 AND ((l.id, l.attempt) IN (SELECT id, attempt FROM finished)) IS TRUE
     ON CONFLICT DO NOTHING
 ), notes AS (
-    INSERT INTO job_attention (job_id) SELECT DISTINCT job_id FROM finished WHERE status <> 'RETRYING' AND job_id = ANY ($24)
+    INSERT INTO job_attention (job_id) SELECT DISTINCT job_id FROM finished
+    WHERE cardinality($24::uuid[]) > 0 AND status <> 'RETRYING' AND job_id = ANY ($24)
 )
 SELECT id, claim, take, status FROM finished";
 
@@ -286,20 +300,20 @@ async fn finish_on_conn(
         .bind(worker)
         .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
         .bind(held.iter().map(|held| held.claim).collect::<Vec<_>>())
-        .bind(held.iter().map(|held| held.take).collect::<Vec<_>>())
+        .bind(sparse(finished, |end| Some(end.held.take).filter(|take| *take != 0)))
         .bind(finished.iter().map(|finished| finished.status.as_str()).collect::<Vec<_>>())
         .bind(finished.iter().map(|finished| finished.started_at).collect::<Vec<_>>())
         .bind(finished.iter().map(|finished| finished.ended_at).collect::<Vec<_>>())
-        .bind(finished.iter().map(|finished| finished.next_retry_at).collect::<Vec<_>>())
-        .bind(finished.iter().map(|finished| finished.result.as_deref()).collect::<Vec<_>>())
-        .bind(finished.iter().map(|finished| finished.error.as_deref()).collect::<Vec<_>>())
-        .bind(finished.iter().map(|finished| finished.error_stack.as_deref()).collect::<Vec<_>>())
-        .bind(finished.iter().map(|finished| finished.reason.as_deref()).collect::<Vec<_>>())
-        .bind(finished.iter().map(|finished| finished.queue.as_str()).collect::<Vec<_>>())
-        .bind(finished.iter().map(|finished| finished.priority).collect::<Vec<_>>())
-        .bind(finished.iter().map(|finished| finished.attempt).collect::<Vec<_>>())
+        .bind(sparse(finished, |end| end.next_retry_at))
+        .bind(sparse(finished, |end| end.result.as_deref()))
+        .bind(sparse(finished, |end| end.error.as_deref()))
+        .bind(sparse(finished, |end| end.error_stack.as_deref()))
+        .bind(sparse(finished, |end| end.reason.as_deref()))
+        .bind(sparse(finished, |end| end.next_retry_at.is_some().then_some(end.queue.as_str())))
+        .bind(sparse(finished, |end| end.next_retry_at.is_some().then_some(end.priority)))
+        .bind(sparse(finished, |end| end.names_its_attempt().then_some(end.attempt)))
         .bind(finished.iter().map(|finished| finished.revision).collect::<Vec<_>>())
-        .bind(finished.iter().map(|finished| finished.timed_out).collect::<Vec<_>>())
+        .bind(sparse(finished, |end| end.timed_out.then_some(true)))
         .bind(logs.ids)
         .bind(logs.attempts)
         .bind(logs.lines)
@@ -307,6 +321,7 @@ async fn finish_on_conn(
         .bind(logs.levels)
         .bind(logs.messages)
         .bind(ended_jobs)
+        .bind(sparse(finished, |end| end.metadata.as_deref()))
         .fetch_all(&mut *connection)
         .await?;
     let mut written = HashMap::with_capacity(rows.len());

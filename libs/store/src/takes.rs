@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use carillon_core::execution::Status;
 use carillon_core::take::Seen;
+use serde_json::Value;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::definitions::field;
+use crate::document::Document;
 use crate::recorder::{Held, read_status};
 use crate::{Error, Result, Store, days};
 
@@ -278,6 +280,17 @@ impl Store {
         let rows =
             sqlx::query(days::of(statement, executions.iter().copied())).bind(executions).fetch_all(&self.pool).await?;
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("payload")?))).collect()
+    }
+
+    /// What an execution has as metadata so far.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn metadata_of(&self, execution: Uuid) -> Result<Option<Value>> {
+        let statement = "SELECT e.metadata FROM job_executions e WHERE e.id = $1 AND {days of e.id}";
+        let row = sqlx::query_scalar::<_, Option<Document>>(days::of(statement, [execution]));
+        let read = row.bind(execution).fetch_optional(&self.pool).await?;
+        Ok(read.flatten().map(|metadata| metadata.value))
     }
 
     /// The last success of a job: its execution, its instant, and its result as JSON text.

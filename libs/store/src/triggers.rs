@@ -22,6 +22,8 @@ pub struct NewTrigger {
     pub job_id: Uuid,
     /// In place of the job's own payload.
     pub payload: Option<Value>,
+    /// What its execution shall have as metadata.
+    pub metadata: Option<Value>,
     /// Trace context of the request.
     pub trace: Option<TraceContext>,
     /// Who asks.
@@ -49,8 +51,8 @@ const INSERT_TRIGGER: &str = "
         ON CONFLICT DO NOTHING RETURNING resource_id
     ), trigger AS (
         INSERT INTO job_triggers (execution_id, job_id, shard, fire_at, queue, priority, platform_id, payload, created_by,
-                                  trace_id, parent_span_id, trace_flags)
-        SELECT $2::uuid, id, shard, $3, queue, priority, platform_id, $4, $6, $5, $10, $11 FROM job
+                                  trace_id, parent_span_id, trace_flags, metadata)
+        SELECT $2::uuid, id, shard, $3, queue, priority, platform_id, $4, $6, $5, $10, $11, $12 FROM job
         WHERE status <> 'CANCELLED' AND ($8::text IS NULL OR EXISTS (SELECT FROM key))
         RETURNING queue, priority
     )
@@ -115,7 +117,7 @@ fn waiting(id: Uuid, new: &NewTrigger, now: DateTime<Utc>, job: &InsertedRow, du
         worker_id: None,
         reason: None,
         cancel_requested: false,
-        metadata: None,
+        metadata: new.metadata.clone(),
         trace_id: new.trace.map(|trace| trace.trace_id().to_string()),
         span_id: None,
         parent_span_id: new.trace.map(|trace| trace.parent_span_id().to_string()),
@@ -144,6 +146,7 @@ async fn insert(
         .bind(key.map(|key| &key.fingerprint))
         .bind(new.trace.map(|trace| trace.parent_span_id()))
         .bind(new.trace.map_or(1, |trace| i16::from(trace.flags)))
+        .bind(new.metadata.as_ref().map(ToWrite))
         .fetch_optional(&store.pool)
         .await?;
     Ok(row)

@@ -161,6 +161,7 @@ impl Withdrawn {
             error: None,
             error_stack: None,
             reason: None,
+            metadata: None,
             logs: Vec::new(),
         }
     }

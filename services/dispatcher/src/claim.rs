@@ -311,9 +311,9 @@ async fn learn(definitions: &mut Definitions, claim: &mut Claim<'_>) -> Result<H
 fn copy_few(claim: &mut Claim<'_>) -> HashSet<Slot> {
     let (mut slots, mut copied) = (HashSet::new(), 0);
     claim.triggers.retain(|trigger| {
-        let fits = copied == 0 || copied + trigger.payload_stored <= COPIED_BYTES_MAX;
+        let fits = copied == 0 || copied + trigger.documents_stored <= COPIED_BYTES_MAX;
         if fits {
-            copied += trigger.payload_stored;
+            copied += trigger.documents_stored;
         } else {
             slots.insert((Source::Trigger, trigger.line.clone()));
         }

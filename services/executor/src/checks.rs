@@ -11,7 +11,7 @@ use carillon_core::take::{self, Decider, Seen, Then, Verdict};
 use carillon_failpoint as failpoint;
 use carillon_store::Error;
 use carillon_store::recorder::Held;
-use carillon_store::takes::{Adopted, Release, Taken};
+use carillon_store::takes::{Release, Taken};
 use carillon_stream::EntryId;
 use metrics::counter;
 use tokio::sync::mpsc::UnboundedSender;
@@ -19,35 +19,11 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::in_hand::Key;
-use crate::message::Message;
+use crate::message::{Checked, Message, Reread};
 use crate::shared::Shared;
 
 /// Rows read at once.
 const READ_MAX: usize = 1_000;
-
-/// What became of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Checked {
-    /// Ask again later.
-    Wait,
-    /// Somebody alive runs it, or was quicker to take it.
-    Leave,
-    /// Recorded, or unknown: acknowledge.
-    Over,
-    /// R23a: released, since it belongs into another line.
-    Move,
-    /// Taken.
-    Taken { take: i32, revision: i64, then: Then },
-}
-
-/// What became of an entry that was named (R8a).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Reread {
-    /// As the row says, without its revision being another.
-    Row(take::Reread),
-    /// It stays, and is to run with this.
-    Adopt(Adopted),
-}
 
 /// What is asked of a doubtful entry.
 #[derive(Clone, Copy, Debug)]

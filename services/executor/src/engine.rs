@@ -36,11 +36,11 @@ use uuid::Uuid;
 
 use self::deadlines::Deadlines;
 use crate::boottime;
+use crate::ended::Ended;
 use crate::in_hand::{Item, Key, Newer, Origin, State, Stop, weight_of};
 use crate::message::{Arrival, Message};
-use crate::recorder::ToRecord;
-use crate::runner::Ended;
 use crate::shared::Shared;
+use crate::to_record::ToRecord;
 
 /// A handler that was asked to stop is dropped after this.
 const STOP_GRACE: Duration = Duration::from_secs(1);

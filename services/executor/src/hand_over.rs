@@ -20,22 +20,13 @@ use uuid::Uuid;
 
 use crate::checks::unanswered;
 use crate::in_hand::Key;
-use crate::message::Message;
+use crate::message::{Message, Offer};
 use crate::shared::Shared;
 
 /// Rows released in one statement, entries moved by one command.
 const AT_ONCE_MAX: usize = 1_000;
 /// What Redis may take to move a draining executor's entries.
 const MOVE_MAX: Duration = Duration::from_secs(1);
-
-/// Who offers a handler that this executor does not.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Offer {
-    /// Another, by its name in the consumer groups.
-    By(String),
-    /// No live executor of that queue.
-    Nobody,
-}
 
 /// An entry on its way out.
 #[derive(Clone, Copy, Debug)]

@@ -15,12 +15,14 @@ use carillon_store::recorder::LogLine;
 use carillon_store::takes::LastSuccess;
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use crate::failure::Failure;
 use crate::incarnation::Clock;
+use crate::metadata::Metadata;
 
 /// The code that an execution runs.
 #[async_trait]
@@ -34,38 +36,6 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     /// An error fails the attempt; unless it says [`Failure::for_good`], the attempt is tried again while attempts are left.
     async fn run(&self, context: &Context) -> Result<Value, Failure>;
-}
-
-/// Why an attempt failed.
-#[derive(Debug)]
-pub struct Failure {
-    /// What went wrong, with its causes.
-    pub message: String,
-    /// Where, as far as that is known.
-    pub stack: Option<String>,
-    /// Whether trying again may help.
-    pub retry: bool,
-}
-
-impl Failure {
-    /// A failure that is tried again while attempts are left.
-    pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), stack: None, retry: true }
-    }
-
-    /// A failure that no further attempt will mend.
-    pub fn for_good(message: impl Into<String>) -> Self {
-        Self { retry: false, ..Self::new(message) }
-    }
-}
-
-impl<E: Into<anyhow::Error>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        let error = error.into();
-        let backtrace = error.backtrace().to_string();
-        let stack = (error.backtrace().status() == std::backtrace::BacktraceStatus::Captured).then_some(backtrace);
-        Self { message: format!("{error:#}"), stack, retry: true }
-    }
 }
 
 /// What a handler knows of its execution.
@@ -85,6 +55,7 @@ pub struct Context {
     pub traceparent: String,
     pub(crate) payload: Arc<RawValue>,
     pub(crate) logs: Arc<Logs>,
+    pub(crate) metadata: Arc<Metadata>,
     pub(crate) store: Store,
     pub(crate) clock: Clock,
 }
@@ -124,6 +95,25 @@ impl Context {
     /// If Postgres is unavailable.
     pub async fn last_success(&self) -> Result<Option<LastSuccess>, Failure> {
         Ok(self.store.last_success(self.job).await?)
+    }
+
+    /// The metadata of this execution: what its trigger gave, with what earlier attempts and this one have set. Empty if nobody
+    /// gave or set any.
+    ///
+    /// # Errors
+    /// If Postgres is unavailable; only the first call asks it.
+    pub async fn metadata(&self) -> Result<Map<String, Value>, Failure> {
+        self.metadata.get(&self.store, self.execution).await
+    }
+
+    /// Sets one entry of the metadata; null takes it away. It is written, and shows, when the attempt ends, however it ends, unless
+    /// the handler had to be dropped.
+    ///
+    /// # Errors
+    /// A failure for good if the metadata would be larger than 16 KiB of JSON or deeper than 30 levels: it stays as it was, and
+    /// the handler may go on. If Postgres is unavailable.
+    pub async fn set_metadata(&self, name: impl Into<String>, value: impl Into<Value>) -> Result<(), Failure> {
+        self.metadata.set(&self.store, self.execution, name.into(), value.into()).await
     }
 
     fn log(&self, level: &'static str, message: String) {

@@ -11,8 +11,8 @@ use serde_json::json;
 use tracing::warn;
 use uuid::Uuid;
 
+use crate::ended::Ended;
 use crate::handler::Context;
-use crate::runner::Ended;
 
 static FILE: OnceLock<Option<File>> = OnceLock::new();
 static WORKER: OnceLock<String> = OnceLock::new();

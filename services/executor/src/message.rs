@@ -3,17 +3,17 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use carillon_core::take::{self, Then};
 use carillon_store::recorder::{Held, Started, Verdict};
+use carillon_store::takes::Adopted;
 use carillon_stream::entry::EntryId;
 use carillon_stream::notices::Notice;
 use carillon_stream::reader::{Look, Received};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::checks::{Checked, Reread};
-use crate::hand_over::Offer;
+use crate::ended::Ended;
 use crate::in_hand::{Key, Origin};
-use crate::runner::Ended;
 
 /// One thing that it hears.
 #[derive(Debug)]
@@ -65,4 +65,37 @@ pub(crate) struct Arrival {
     pub sent_at: Duration,
     /// When the answer was taken in, on the same clock.
     pub read_at: Duration,
+}
+
+/// What became of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Checked {
+    /// Ask again later.
+    Wait,
+    /// Somebody alive runs it, or was quicker to take it.
+    Leave,
+    /// Recorded, or unknown: acknowledge.
+    Over,
+    /// R23a: released, since it belongs into another line.
+    Move,
+    /// Taken.
+    Taken { take: i32, revision: i64, then: Then },
+}
+
+/// What became of an entry that was named (R8a).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reread {
+    /// As the row says, without its revision being another.
+    Row(take::Reread),
+    /// It stays, and is to run with this.
+    Adopt(Adopted),
+}
+
+/// Who offers a handler that this executor does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// Another, by its name in the consumer groups.
+    By(String),
+    /// No live executor of that queue.
+    Nobody,
 }

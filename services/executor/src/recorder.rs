@@ -23,7 +23,7 @@ use carillon_core::execution::Status;
 use carillon_core::line::Line;
 use carillon_failpoint as failpoint;
 use carillon_kit::sleep_until;
-use carillon_store::recorder::{Finished, Started, Verdict};
+use carillon_store::recorder::Verdict;
 use carillon_store::{Error, Store};
 use carillon_stream::{EntryId, Redis};
 use metrics::{counter, gauge, histogram};
@@ -32,7 +32,6 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use self::aside::Aside;
-pub(crate) use self::group::weight;
 use self::group::{Group, groups};
 use self::refused::{At, Next, Why, after};
 use crate::in_hand::Key;
@@ -42,6 +41,7 @@ use crate::message::Message;
 use crate::progress::Progress;
 use crate::shared::Shared;
 use crate::slots::Slots;
+use crate::to_record::{Acknowledgement, ToRecord};
 
 /// From the beginning of one flush to that of the next, unless as much waits as one may take. A transaction each millisecond, of
 /// three rows each, costs Postgres more than it does for the rows, and its commits stand in the way of the leader's.
@@ -51,60 +51,6 @@ const AWAY_PAUSE: Duration = Duration::from_millis(50);
 const AWAY_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// For so long after the last lock of somebody else's no flush waits for a row.
 const UNLOCKED_FOR: Duration = Duration::from_secs(5);
-
-/// Something to be written.
-#[derive(Debug)]
-pub(crate) enum ToRecord {
-    /// R10: a handler that outlived a flush.
-    Started(Key, Started),
-    /// R11.
-    Finished(Box<FinishedEntry>),
-}
-
-impl ToRecord {
-    fn key(&self) -> Key {
-        match self {
-            Self::Started(key, _) => *key,
-            Self::Finished(end) => end.entry.key,
-        }
-    }
-
-    fn execution(&self) -> Uuid {
-        self.key().execution
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Started(..) => 0,
-            Self::Finished(end) => end.entry.bytes,
-        }
-    }
-}
-
-/// The end of an attempt, and the entry that stands for it.
-#[derive(Debug)]
-pub(crate) struct FinishedEntry {
-    pub entry: Acknowledgement,
-    pub finished: Finished,
-}
-
-/// What is acknowledged once its end is written.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Acknowledgement {
-    pub key: Key,
-    pub line: usize,
-    pub id: EntryId,
-    pub job: Uuid,
-    pub attempt: u32,
-    /// The job has no fire after this one.
-    pub last: bool,
-    /// A cancel stood in Redis' set for it.
-    pub was_cancelled: bool,
-    /// What it counts for in `Slots` until it is written.
-    pub bytes: usize,
-    /// Nothing is left of it that Postgres could refuse.
-    pub plain: bool,
-}
 
 /// The recorder's loop.
 #[derive(Debug)]
@@ -433,10 +379,11 @@ fn count(verdict: Verdict) {
 
 #[cfg(test)]
 mod tests {
-    use carillon_store::recorder::Held;
+    use carillon_store::recorder::{Finished, Held, Started};
     use chrono::DateTime;
 
     use super::*;
+    use crate::to_record::FinishedEntry;
 
     pub(super) fn started(execution: Uuid) -> ToRecord {
         let held = Held { execution, claim: 1, take: 0 };
@@ -471,6 +418,7 @@ mod tests {
             error: None,
             error_stack: None,
             reason: None,
+            metadata: None,
             logs: Vec::new(),
         };
         ToRecord::Finished(Box::new(FinishedEntry { entry, finished }))

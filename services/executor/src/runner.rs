@@ -9,43 +9,13 @@ use std::sync::Arc;
 use carillon_core::execution::AttemptEnd;
 use carillon_core::json;
 use carillon_core::limits::{ERROR_BYTES_MAX, ERROR_CHARS_MAX, RESULT_BYTES_MAX, VALUE_DEPTH_MAX};
-use carillon_store::recorder::LogLine;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use serde_json::Value;
 
+use crate::ended::Ended;
 use crate::handler::{Context, Failure, Handler, clean};
 use crate::journal;
-
-/// How a run ended.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    pub end: AttemptEnd,
-    pub started_at: Option<DateTime<Utc>>,
-    pub ended_at: DateTime<Utc>,
-    /// JSON text.
-    pub result: Option<String>,
-    pub error: Option<String>,
-    pub error_stack: Option<String>,
-    pub reason: Option<String>,
-    pub logs: Vec<LogLine>,
-}
-
-impl Ended {
-    /// One whose handler never started, or is not waited for.
-    pub(crate) fn without_run(end: AttemptEnd, ended_at: DateTime<Utc>) -> Self {
-        Self {
-            end,
-            started_at: None,
-            ended_at,
-            result: None,
-            error: None,
-            error_stack: None,
-            reason: None,
-            logs: Vec::new(),
-        }
-    }
-}
 
 thread_local! {
     /// Where the last panic of this thread happened: the hook knows the place, the one who catches it does not.
@@ -74,6 +44,7 @@ pub(crate) async fn run(handler: Arc<dyn Handler>, context: Context, started_at:
     journal::end(&context, &ended);
     ended.started_at = Some(started_at);
     ended.logs = context.logs.take(ended.ended_at);
+    ended.metadata = context.metadata.take();
     ended
 }
 

@@ -14,13 +14,13 @@ use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::ended::Ended;
 use crate::handler::{Context, Logs, Registry};
 use crate::in_hand::Item;
 use crate::incarnation::Incarnation;
-use crate::recorder::{Acknowledgement, FinishedEntry, weight};
-use crate::runner::Ended;
 use crate::slots::Slots;
 use crate::threads::HandlerThreads;
+use crate::to_record::{Acknowledgement, FinishedEntry, weight};
 use crate::trial::Trial;
 
 /// See the module.
@@ -58,6 +58,7 @@ impl Shared {
             traceparent: entry.traceparent.clone().unwrap_or_else(|| own_traceparent(entry)),
             payload: Arc::from(payload),
             logs,
+            metadata: Arc::default(),
             store: self.store.clone(),
             clock: self.incarnation.clock().clone(),
         }
@@ -89,6 +90,7 @@ impl Shared {
             error: ended.error,
             error_stack: ended.error_stack,
             reason: ended.reason,
+            metadata: ended.metadata,
             logs: ended.logs,
         };
         let entry = Acknowledgement {

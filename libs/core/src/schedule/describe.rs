@@ -34,20 +34,24 @@ const MONTHS: [&str; 13] = [
 ];
 const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
-pub(crate) fn timetable(timetable: &Timetable) -> String {
-    let inner = &*timetable.0;
-    if inner.sources.is_empty() {
-        return "never by time".to_owned();
+impl Timetable {
+    /// The timetable in plain English: `at 02:00 every day, Europe/Berlin`.
+    pub fn describe(&self) -> String {
+        let inner = &*self.0;
+        if inner.sources.is_empty() {
+            return "never by time".to_owned();
+        }
+        let mut text =
+            inner.sources.iter().map(|one| source(one, inner.job_is_named)).collect::<Vec<_>>().join("; and ");
+        if inner.sources.iter().any(|source| matches!(source, Source::Line(_))) {
+            text.push_str(", ");
+            text.push_str(inner.zone.name());
+        }
+        bounds(inner, &mut text);
+        exclusions(inner, &mut text);
+        changes_of_clocks(inner, &mut text);
+        text
     }
-    let mut text = inner.sources.iter().map(|one| source(one, inner.job_is_named)).collect::<Vec<_>>().join("; and ");
-    if inner.sources.iter().any(|source| matches!(source, Source::Line(_))) {
-        text.push_str(", ");
-        text.push_str(inner.zone.name());
-    }
-    bounds(inner, &mut text);
-    exclusions(inner, &mut text);
-    changes_of_clocks(inner, &mut text);
-    text
 }
 
 fn source(source: &Source, job_is_named: bool) -> String {

@@ -207,11 +207,6 @@ impl Timetable {
         self.0.zone.name()
     }
 
-    /// The timetable in plain English: `at 02:00 every day, Europe/Berlin`.
-    pub fn describe(&self) -> String {
-        super::describe::timetable(self)
-    }
-
     fn refuse_if_empty(&self, spec: &TimetableSpec) -> Result<(), Vec<ScheduleError>> {
         let inner = &*self.0;
         let mut errors = Vec::new();

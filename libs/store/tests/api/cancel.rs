@@ -57,6 +57,7 @@ async fn a_trigger_that_nobody_claimed_ends_with_all_that_it_said() -> Result<()
         payload: Some(serde_json::json!({"x": 1})),
         trace: "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01".parse().ok(),
         created_by: "alice".into(),
+        metadata: Some(serde_json::json!({"ticket": 7})),
         ..crate::trigger::new(job.id)
     };
     let trigger = triggers::create(&bench.store, &trigger, None).await?.execution;
@@ -67,6 +68,7 @@ async fn a_trigger_that_nobody_claimed_ends_with_all_that_it_said() -> Result<()
     assert_eq!((execution.created_by.as_str(), execution.revision), ("alice", 1));
     assert_eq!((execution.trace_id, execution.parent_span_id), (trigger.trace_id, trigger.parent_span_id));
     assert_eq!((execution.scheduled_at, execution.queue), (trigger.scheduled_at, trigger.queue));
+    assert_eq!((&execution.metadata, execution.metadata.is_some()), (&trigger.metadata, true));
     assert_eq!(counters(&bench, job.id).await?, (0, 0), "it was never opened");
     let row: (i16, Option<String>, serde_json::Value) =
         sqlx::query_as("SELECT priority, platform_id, payload FROM job_executions WHERE id = $1")

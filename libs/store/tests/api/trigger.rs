@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::bench::Bench;
 
 pub(crate) fn new(job_id: Uuid) -> NewTrigger {
-    NewTrigger { job_id, payload: None, trace: None, created_by: String::new() }
+    NewTrigger { job_id, payload: None, metadata: None, trace: None, created_by: String::new() }
 }
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -29,6 +29,7 @@ async fn a_trigger_is_a_queued_execution_until_the_leader_takes_it() -> Result<(
         payload: Some(json!({"x": 1})),
         trace: format!("00-{TRACE}-{SPAN}-00").parse().ok(),
         created_by: "me".into(),
+        metadata: Some(json!({"ticket": 7})),
         ..new(job.id)
     };
     let Triggered { execution, due } = triggers::create(&bench.store, &trigger, None).await?;
@@ -46,6 +47,7 @@ async fn a_trigger_is_a_queued_execution_until_the_leader_takes_it() -> Result<(
     .await?;
     assert_eq!(row, ("slow".into(), 2, json!({"x": 1}), "p1/0".into(), "me".into()));
     assert_eq!(executions::get(&bench.store, execution.id).await?, execution, "answered as it would be read");
+    assert_eq!(execution.metadata, Some(json!({"ticket": 7})));
 
     // As the claim does it.
     sqlx::query(

@@ -337,6 +337,7 @@ pub(crate) fn fire(job: Uuid, at: DateTime<Utc>, seq: i32) -> NewExecution {
         reason: None,
         own_payload: false,
         payload: None,
+        own_metadata: false,
         trace: None,
         created_by: String::new(),
         skipped: false,
@@ -377,6 +378,7 @@ pub(crate) fn finished(held: Held, status: Status) -> Finished {
         error: matches!(status, Status::Failed | Status::Timeout | Status::Retrying).then(|| "it broke".into()),
         error_stack: None,
         reason: None,
+        metadata: None,
         logs: vec![
             LogLine { timestamp: start(), level: "INFO", message: "begun".into() },
             LogLine { timestamp: end(), level: "WARN", message: "ended".into() },

@@ -492,3 +492,24 @@ async fn r5_a_large_payload_of_a_trigger_never_reaches_the_leader() -> Result<()
     assert_eq!(left, [small], "what nothing was decided about stays");
     bench.assert_counters().await
 }
+
+#[tokio::test]
+async fn r5_metadata_of_a_trigger_stays_with_its_execution_whether_it_opens_or_is_skipped() -> Result<()> {
+    let bench = Bench::new().await?;
+    let now = bench.now().await?;
+    let job = bench.job().await?;
+    let (opened, skipped) = (bench.trigger(job, now).await?, bench.trigger(job, now).await?);
+    sqlx::query("UPDATE job_triggers SET payload = NULL, metadata = '{\"ticket\": 7}'").execute(&bench.pool).await?;
+    let mut leader = bench.leader().await?;
+    let claim = leader.claim(&[room(Source::Trigger, &medium(), 10)], now, &[]).await?;
+    assert!(claim.triggers.iter().all(|trigger| trigger.own_metadata && !trigger.own_payload));
+    assert!(claim.triggers.iter().all(|trigger| trigger.documents_stored > 0));
+    let new = |id: Uuid, seq| NewExecution { id, own_metadata: true, skipped: seq == 0, ..fire(job, now, seq) };
+    let timers = vec![MovedTimer { job, to: None }];
+    let decisions = Decisions { executions: vec![new(opened, 1), new(skipped, 0)], timers, retries: Vec::new() };
+    assert_eq!(claim.commit(1, &decisions, &[]).await?.born.len(), 2);
+    for id in [opened, skipped] {
+        assert_eq!(bench.store.metadata_of(id).await?, Some(serde_json::json!({"ticket": 7})));
+    }
+    bench.assert_counters().await
+}

@@ -168,7 +168,7 @@ async fn record(executor: &Store, worker: Uuid, open: &[Held]) -> Result<Option<
 
 async fn call(gateway: &Store, job: Uuid, retrying: Option<Uuid>) -> Result<()> {
     jobs::pause(gateway, job).await?;
-    let trigger = NewTrigger { job_id: job, payload: None, trace: None, created_by: String::new() };
+    let trigger = NewTrigger { job_id: job, payload: None, metadata: None, trace: None, created_by: String::new() };
     let triggered = triggers::create(gateway, &trigger, None).await?.execution.id;
     for execution in retrying.into_iter().chain([triggered]) {
         cancels::cancel(gateway, execution, "").await?;

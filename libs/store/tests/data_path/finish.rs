@@ -455,3 +455,22 @@ async fn r11_a_retry_waits_in_its_execution_s_shard() -> Result<()> {
     assert_eq!(shard, 3);
     Ok(())
 }
+
+#[tokio::test]
+async fn r11_metadata_is_what_the_handler_left_or_stays_as_it_was() -> Result<()> {
+    let bench = Bench::new().await?;
+    let held = bench.open(&mut bench.leader().await?, &bench.jobs(3).await?).await?;
+    for held in &held {
+        bench.change(held.execution, "metadata = '{\"from\": \"trigger\"}'").await?;
+    }
+    let noted = |held, status| Finished { metadata: Some("{\"n\": 1}".into()), ..finished(held, status) };
+    let ends = [noted(held[0], Status::Success), noted(held[1], Status::Retrying), finished(held[2], Status::Success)];
+    bench.store.record(Uuid::nil(), &[], &ends, &[]).await?;
+    let mut kept = Vec::new();
+    for held in held {
+        kept.extend(bench.store.metadata_of(held.execution).await?);
+    }
+    assert_eq!(kept, [json!({"n": 1}), json!({"n": 1}), json!({"from": "trigger"})]);
+    assert_eq!(bench.store.metadata_of(Uuid::nil()).await?, None);
+    Ok(())
+}

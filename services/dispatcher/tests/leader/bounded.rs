@@ -22,7 +22,13 @@ async fn a_stream_never_holds_more_than_its_bound() -> Result<()> {
     let due = in_ms(2_000);
     leader.jobs(120, due).await?;
     for _ in 0..80 {
-        let trigger = NewTrigger { job_id: later, payload: Some(Value::Null), trace: None, created_by: String::new() };
+        let trigger = NewTrigger {
+            job_id: later,
+            payload: Some(Value::Null),
+            metadata: None,
+            trace: None,
+            created_by: String::new(),
+        };
         triggers::create(&store, &trigger, None).await?;
     }
     sqlx::query("UPDATE job_triggers SET fire_at = $1").bind(due).execute(&leader.pool).await?;

@@ -13,9 +13,10 @@ use uuid::Uuid;
 
 use super::Engine;
 use crate::boottime;
-use crate::checks::{self, Asked, Checked};
+use crate::checks::{self, Asked};
+use crate::ended::Ended;
 use crate::in_hand::{Item, Key, State};
-use crate::runner::Ended;
+use crate::message::Checked;
 
 impl Engine {
     /// R9: a process that stood still makes doubtful what it had read and not started.

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::Engine;
-use crate::hand_over::{self, Leaving, Offer, To};
+use crate::hand_over::{self, Leaving, To};
 use crate::in_hand::{Item, Key, State};
+use crate::message::Offer;
 
 /// What a stop needs once nothing runs any more.
 const AFTER_DRAIN: Duration = Duration::from_secs(5);

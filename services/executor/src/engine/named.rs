@@ -17,8 +17,9 @@ use tracing::error;
 use uuid::Uuid;
 
 use super::Engine;
-use crate::checks::{self, Reread};
+use crate::checks;
 use crate::in_hand::{Item, Key, State, Stop};
+use crate::message::Reread;
 
 /// What was named since the last look at it.
 #[derive(Debug, Default)]

@@ -16,7 +16,7 @@ use crate::boottime;
 use crate::handler::Logs;
 use crate::in_hand::{Item, Key, Running, State};
 use crate::message::Message;
-use crate::recorder::ToRecord;
+use crate::to_record::ToRecord;
 
 impl Engine {
     /// R23: an ordinary or taken entry waits for its instant.

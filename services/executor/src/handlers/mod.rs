@@ -18,6 +18,7 @@ pub fn built_in(store: &Store, redis: &Redis, queues: &[String]) -> Registry {
         .with("test:fail", test::Fail)
         .with("test:panic", test::Panic)
         .with("test:nest", test::Nest)
+        .with("test:note", test::Note)
         .with("test:block", test::Block);
     // The death of its executor: not in what is shipped.
     #[cfg(debug_assertions)]

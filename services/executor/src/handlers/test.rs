@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::handler::{Context, Failure, Handler};
 
@@ -102,6 +102,31 @@ impl Handler for Nest {
     async fn run(&self, context: &Context) -> Result<Value, Failure> {
         let HowDeep { levels } = context.payload()?;
         Ok((0..levels).fold(json!(1), |inner, _| Value::Array(vec![inner])))
+    }
+}
+
+#[derive(Deserialize)]
+struct NoteHow {
+    metadata: Map<String, Value>,
+    #[serde(default)]
+    times: u32,
+}
+
+/// `test:note {"metadata", "times"}` sets each entry as metadata, then fails the first `times` attempts; returns all metadata.
+pub(super) struct Note;
+
+#[async_trait]
+impl Handler for Note {
+    async fn run(&self, context: &Context) -> Result<Value, Failure> {
+        let how: NoteHow = context.payload()?;
+        for (name, value) in how.metadata {
+            context.set_metadata(name, value).await?;
+        }
+        context.set_metadata(format!("attempt {}", context.attempt), "was here").await?;
+        if context.attempt <= how.times {
+            return Err(Failure::new(some_message()));
+        }
+        Ok(Value::Object(context.metadata().await?))
     }
 }
 

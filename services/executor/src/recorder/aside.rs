@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use carillon_core::ids;
 
-use super::ToRecord;
 use crate::in_hand::Key;
+use crate::to_record::ToRecord;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);

@@ -7,9 +7,9 @@ use metrics::counter;
 use tracing::error;
 use uuid::Uuid;
 
-use super::{Acknowledgement, FinishedEntry, ToRecord};
 use crate::handler::clean;
 use crate::in_hand::Key;
+use crate::to_record::{Acknowledgement, FinishedEntry, ToRecord};
 
 /// Bytes of results, errors and log lines in one transaction. One end alone may have more: what a handler returns and says is
 /// bounded where it arises.
@@ -92,6 +92,7 @@ impl Group {
             end.result = None;
             end.error_stack = None;
             end.reason = None;
+            end.metadata = None;
             end.logs.clear();
         }
     }
@@ -125,17 +126,6 @@ pub(super) fn groups(mut items: Vec<ToRecord>) -> Vec<Group> {
         groups.push(group);
     }
     groups
-}
-
-/// Bytes that an end holds until it is written.
-pub(crate) fn weight(end: &Finished) -> usize {
-    /// The rest of an end, and of a log line.
-    const FIXED: usize = 512;
-    const FIXED_OF_LINE: usize = 64;
-    let texts = [&end.result, &end.error, &end.error_stack, &end.reason];
-    let texts: usize = texts.into_iter().flatten().map(String::len).sum();
-    let logs: usize = end.logs.iter().map(|line| line.message.len() + FIXED_OF_LINE).sum();
-    FIXED + texts + logs
 }
 
 #[cfg(test)]

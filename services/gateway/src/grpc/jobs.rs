@@ -366,9 +366,12 @@ impl Jobs {
         let key = key(format!("trigger/{job_id}"), "TriggerJob", &request_id, &request.encode_to_vec());
         let payload =
             request.payload.map(|payload| checks.document("payload", Some(payload), self.0.payload_bytes_max));
+        let metadata = request
+            .metadata
+            .map(|metadata| checks.document("metadata", Some(metadata), limits::EXECUTION_METADATA_BYTES_MAX));
         let created_by = checks.text("created_by", &request.created_by, 0, limits::WORD_CHARS_MAX);
         checks.finish()?;
-        let new = NewTrigger { job_id, payload, trace, created_by };
+        let new = NewTrigger { job_id, payload, metadata, trace, created_by };
         let Triggered { execution, due } = self.0.ask(triggers::create(self.0.store(), &new, key.as_ref())).await?;
         match due {
             Some(line) => self.0.wake_for(&line).await,
