@@ -77,9 +77,10 @@ END
 $$;
 
 -- A page of executions, of one job or of all, from `from_id` to before `below_id`, newest first: it looks at `most` rows and says of
--- each whether it matches `wanted` (carillon_store::executions::Filter). The way is not left to the planner, as above.
+-- each whether it matches `wanted` (carillon_store::executions::Filter), and of one that is open which batch claimed it. The way is
+-- not left to the planner, as above.
 CREATE FUNCTION carillon_page_of_executions(job uuid, from_id uuid, below_id uuid, most int, wanted jsonb)
-RETURNS TABLE (id uuid, matches boolean)
+RETURNS TABLE (id uuid, matches boolean, open_by bigint)
 LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
@@ -97,10 +98,11 @@ BEGIN
              AND ($3::text IS NULL OR p.queue = $3) AND ($4::uuid IS NULL OR p.worker_id = $4)
              AND ($5::timestamptz IS NULL OR p.completed_at >= $5) AND ($6::timestamptz IS NULL OR p.completed_at < $6)
              AND ($7::text IS NULL OR position($7 IN p.error) > 0)
-             AND ($8::text IS NULL AND $9::text IS NULL OR EXISTS (
-                 SELECT FROM job_revisions r WHERE r.job_id = p.job_id AND r.revision = p.revision
-                 AND ($8 IS NULL OR r.definition ->> ''handler_name'' = $8)
-                 AND ($9 IS NULL OR r.definition -> ''tags'' ? $9))), false)
+             -- No EXISTS, which Postgres may answer by reading all revisions into a hash.
+             AND ($8::text IS NULL AND $9::text IS NULL OR (
+                 SELECT ($8 IS NULL OR r.definition ->> ''handler_name'' = $8) AND ($9 IS NULL OR r.definition -> ''tags'' ? $9)
+                 FROM job_revisions r WHERE r.job_id = p.job_id AND r.revision = p.revision)), false),
+             CASE WHEN p.completed_at IS NULL THEN p.claim END
          FROM (SELECT e.* FROM job_executions e WHERE %se.id >= %L::uuid AND e.id < %L::uuid
                ORDER BY %se.id DESC LIMIT %s) p',
         of_job, from_id, below_id, in_order, most)
@@ -135,6 +137,69 @@ CREATE TABLE execution_attempts (
     PRIMARY KEY (execution_id, attempt)
 ) PARTITION BY RANGE (execution_id);
 CREATE TABLE execution_attempts_default PARTITION OF execution_attempts DEFAULT;
+
+-- What ended FAILED or TIMEOUT: the dead-letter list, and the way to the few failures among millions of successes. Written by the
+-- statement that ends an execution (R17a), and never updated but by another end of the same execution: so it may have the indexes
+-- that its execution must not have.
+CREATE TABLE execution_failures (
+    execution_id uuid NOT NULL,
+    job_id       uuid NOT NULL,
+    status       text NOT NULL CHECK (status IN ('FAILED', 'TIMEOUT')),
+    ended_at     timestamptz NOT NULL,
+    platform_id  text,
+    handler_name text NOT NULL,
+    -- What the same fault has in common (carillon_core::fingerprint).
+    fingerprint  text NOT NULL,
+    PRIMARY KEY (execution_id)
+) PARTITION BY RANGE (execution_id);
+CREATE INDEX execution_failures_by_job ON execution_failures (job_id, status, execution_id);
+CREATE INDEX execution_failures_by_fingerprint ON execution_failures (fingerprint, execution_id);
+CREATE TABLE execution_failures_default PARTITION OF execution_failures DEFAULT;
+
+-- A page of failures, newest first, as carillon_page_of_executions: of one job and `wanted.status`, or of `wanted.fingerprint`, or
+-- of all. What a failure does not say of itself is looked up in its execution.
+CREATE FUNCTION carillon_page_of_failures(job uuid, from_id uuid, below_id uuid, most int, wanted jsonb)
+RETURNS TABLE (id uuid, matches boolean)
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
+DECLARE
+    -- The columns of the index that is walked, before the id, and what they are to be.
+    columns text := '';
+    these text := '';
+    in_order text := '';
+BEGIN
+    IF job IS NOT NULL AND wanted ->> 'status' IS NOT NULL THEN
+        columns := 'f.job_id, f.status, ';
+        these := format('%L::uuid, %L::text, ', job, wanted ->> 'status');
+        in_order := 'f.job_id DESC, f.status DESC, ';
+    ELSIF wanted ->> 'fingerprint' IS NOT NULL THEN
+        columns := 'f.fingerprint, ';
+        these := format('%L::text, ', wanted ->> 'fingerprint');
+        in_order := 'f.fingerprint DESC, ';
+    END IF;
+    RETURN QUERY EXECUTE format(
+        'SELECT p.execution_id, COALESCE(
+             ($1::text IS NULL OR p.status = $1) AND ($2::text IS NULL OR p.platform_id = $2)
+             AND ($5::timestamptz IS NULL OR p.ended_at >= $5) AND ($6::timestamptz IS NULL OR p.ended_at < $6)
+             AND ($8::text IS NULL OR p.handler_name = $8)
+             AND ($10::text IS NULL OR p.fingerprint = $10) AND ($11::uuid IS NULL OR p.job_id = $11)
+             AND ($3::text IS NULL AND $4::uuid IS NULL AND $7::text IS NULL AND $9::text IS NULL OR (
+                 SELECT ($3 IS NULL OR e.queue = $3) AND ($4 IS NULL OR e.worker_id = $4)
+                    AND ($7 IS NULL OR position($7 IN e.error) > 0)
+                    AND ($9 IS NULL OR (SELECT r.definition -> ''tags'' ? $9 FROM job_revisions r
+                                        WHERE r.job_id = e.job_id AND r.revision = e.revision))
+                 FROM job_executions e
+                 WHERE e.id = p.execution_id AND e.id >= %3$L::uuid AND e.id < %4$L::uuid)), false)
+         FROM (SELECT f.* FROM execution_failures f
+               WHERE (%1$sf.execution_id) >= (%2$s%3$L::uuid) AND (%1$sf.execution_id) < (%2$s%4$L::uuid)
+                 AND f.execution_id >= %3$L::uuid AND f.execution_id < %4$L::uuid
+               ORDER BY %5$sf.execution_id DESC LIMIT %6$s) p',
+        columns, these, from_id, below_id, in_order, most)
+    USING wanted ->> 'status', wanted ->> 'platform_id', wanted ->> 'queue', (wanted ->> 'worker_id')::uuid,
+          (wanted ->> 'completed_from')::timestamptz, (wanted ->> 'completed_before')::timestamptz, wanted ->> 'error',
+          wanted ->> 'handler_name', wanted ->> 'tag', wanted ->> 'fingerprint', job;
+END
+$$;
 
 -- Executions in state RETRYING, until the leader claims their next attempt (R16).
 CREATE TABLE execution_retries (
@@ -227,6 +292,7 @@ CREATE FUNCTION carillon_bytes(parent text) RETURNS text LANGUAGE sql IMMUTABLE 
         WHEN 'job_executions' THEN 'pg_column_size(payload), pg_column_size(result), pg_column_size(metadata),
                                     pg_column_size(error), pg_column_size(error_stack), pg_column_size(reason)'
         WHEN 'execution_attempts' THEN 'pg_column_size(error), pg_column_size(error_stack)'
+        WHEN 'execution_failures' THEN '0'
         ELSE 'pg_column_size(message)'
     END
 $$;
@@ -378,7 +444,7 @@ BEGIN
         RETURN 'gone';
     END IF;
     -- Of executions once more: what is open of a closed day may have failed since, with more to say.
-    IF parent <> 'job_execution_logs' THEN
+    IF parent IN ('job_executions', 'execution_attempts') THEN
         SELECT * INTO moving FROM carillon_weigh(parent, child, CASE parent
             WHEN 'job_executions' THEN 'completed_at IS NULL'
             ELSE format('execution_id IN (SELECT id FROM job_executions_default WHERE id >= %L AND id < %L)', lower_id, upper_id)

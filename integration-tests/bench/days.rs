@@ -57,7 +57,7 @@ impl Kept {
         progress(&format!("age: making {days} days"));
         let database = servers.database(&format!("kept_{days}")).await?;
         let now = jobs::now(&database.pool).await?;
-        for table in ["job_executions", "execution_attempts", "job_execution_logs"] {
+        for table in ["job_executions", "execution_attempts", "execution_failures", "job_execution_logs"] {
             // There are those of yesterday, today and a week to come; none else is asked for.
             let midnight =
                 |back: i64| (now.date_naive() - TimeDelta::days(back)).and_time(chrono::NaiveTime::MIN).and_utc();

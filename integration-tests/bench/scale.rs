@@ -275,6 +275,7 @@ pub fn finished(execution: Uuid, claim: i64, at: DateTime<Utc>) -> Finished {
     Finished {
         held: Held { execution, claim, take: 0 },
         attempt: 1,
+        handler: "bench:echo".into(),
         revision: 1,
         status: Status::Success,
         timed_out: false,

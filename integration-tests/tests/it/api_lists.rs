@@ -72,6 +72,7 @@ async fn jobs_are_listed_by_any_field_page_by_page() {
         ("/executions?job_id=7".to_owned(), "job_id"),
         ("/executions?worker_id=7".to_owned(), "worker_id"),
         (format!("/executions?page_token={token}"), "page_token"),
+        ("/executions?fingerprint=0123456789ABCDEF".to_owned(), "fingerprint"),
     ] {
         let refused = api.get(&path).await;
         assert_eq!((refused.status, refused.wrong_fields()), (400, vec![field.to_owned()]), "{path}: {}", refused.body);
@@ -107,6 +108,11 @@ async fn executions_of_all_jobs_are_listed_by_any_field() {
     for bad in ["?status=failed", "?handler_name=test:fail", "?platform_id=p", "?error=such%20host&status=FAILED"] {
         assert_eq!(listed(bad).await, ids[..3], "{bad}");
     }
+    let fault =
+        api.execution(ids[0].as_str().and_then(|id| id.parse().ok()).expect("an id")).await["fingerprint"].clone();
+    let fault = fault.as_str().expect("what it has in common with the others").to_owned();
+    assert_eq!(listed(&format!("?fingerprint={fault}&handler_name=test:fail")).await, ids[..3]);
+    assert!(listed(&format!("?fingerprint={fault}&status=timeout")).await.is_empty());
     for good in ["?status=success", "?tag=calm", "?handler_name=test:echo&queue=default"] {
         assert_eq!(listed(good).await, ids[3..], "{good}");
     }

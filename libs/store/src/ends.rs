@@ -184,15 +184,20 @@ mod tests {
                     continue;
                 }
                 let end = rest.find("RETURNING").unwrap_or(rest.len()).min(rest.find(";\n").unwrap_or(rest.len()));
-                let named = code[..at].lines().rev().find_map(|line| {
-                    let line = line.trim_start().trim_start_matches("pub ").trim_start_matches("pub(crate) ");
-                    let name = line.strip_prefix("const ").or_else(|| line.strip_prefix("async fn "))?;
-                    name.split(|c: char| !c.is_alphanumeric() && c != '_').next().map(str::to_owned)
-                });
-                found.push((named.unwrap_or_default(), rest[..end].to_owned()));
+                found.push((begun_before(code, at), rest[..end].to_owned()));
             }
         }
         found
+    }
+
+    /// The last constant or function that was begun before a place.
+    fn begun_before(code: &str, at: usize) -> String {
+        let named = code[..at].lines().rev().find_map(|line| {
+            let line = line.trim_start().trim_start_matches("pub ").trim_start_matches("pub(crate) ");
+            let name = line.strip_prefix("const ").or_else(|| line.strip_prefix("async fn "))?;
+            name.split(|c: char| !c.is_alphanumeric() && c != '_').next().map(str::to_owned)
+        });
+        named.unwrap_or_default()
     }
 
     /// The same of a file of SQL: whatever writes, whichever table it names (a function may be told its name), in any case; and
@@ -275,6 +280,23 @@ mod tests {
             }
         }
         assert!(others > 3, "what the migrations write is seen: {others}");
+    }
+
+    /// A failure is kept by the statement that ends its execution, or it is none.
+    #[test]
+    fn r17a_failures_are_kept_where_executions_end_alone() {
+        let mut files = Vec::new();
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+        let mut writers = Vec::new();
+        for file in files {
+            let source = fs::read_to_string(&file).unwrap();
+            let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+            for verb in ["INSERT INTO execution_failures", "UPDATE execution_failures", "MERGE INTO execution_failures"]
+            {
+                writers.extend(code.match_indices(verb).map(|(at, _)| begun_before(code, at)));
+            }
+        }
+        assert_eq!(writers, ["EXECUTIONS_FINISH"]);
     }
 
     #[test]

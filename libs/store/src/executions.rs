@@ -3,6 +3,7 @@
 //! [`list`](mod@list), cancelling one in [`crate::cancels`].
 
 mod list;
+mod open;
 
 use carillon_core::execution::Status;
 use carillon_core::limits::MAX_RETRIES_MAX;
@@ -39,6 +40,8 @@ pub struct Execution {
     pub error: Option<String>,
     /// Where it failed.
     pub error_stack: Option<String>,
+    /// Of one that is FAILED or TIMEOUT: what the same fault has in common ([`carillon_core::fingerprint`]).
+    pub fingerprint: Option<String>,
     /// The latest attempt, counted from 1.
     pub attempt: i16,
     /// Attempts after the first one, at most.
@@ -70,7 +73,10 @@ pub struct Execution {
 const SELECT_CLAIMED: &str = "
     SELECT e.id, e.job_id, e.status, e.scheduled_at, e.started_at, e.completed_at, e.duration_ms, e.result, e.error,
            e.error_stack, e.attempt, e.max_retries, e.next_retry_at, e.worker_id, e.reason, e.cancel_requested,
-           e.metadata, e.trace_id, e.span_id, e.parent_span_id, e.created_by, e.revision, e.queue
+           e.metadata, e.trace_id, e.span_id, e.parent_span_id, e.created_by, e.revision, e.queue,
+           CASE WHEN e.status IN ('FAILED', 'TIMEOUT') THEN (
+               SELECT f.fingerprint FROM execution_failures f WHERE f.execution_id = e.id AND {days of f.execution_id}
+           ) END AS fingerprint
     FROM job_executions e";
 
 /// Columns and types as [`SELECT_CLAIMED`].
@@ -78,7 +84,7 @@ const SELECT_TRIGGERED: &str = "
     SELECT t.execution_id AS id, t.job_id, 'QUEUED', t.fire_at, NULL::timestamptz, NULL::timestamptz, NULL::bigint,
            NULL::jsonb, NULL::text, NULL::text, 1::smallint, j.max_retries, NULL::timestamptz, NULL::uuid, NULL::text,
            false, t.metadata, t.trace_id, NULL::text, t.parent_span_id,
-           t.created_by, j.revision, t.queue
+           t.created_by, j.revision, t.queue, NULL::text
     FROM job_triggers t JOIN jobs j ON j.id = t.job_id";
 
 #[derive(sqlx::FromRow)]
@@ -93,6 +99,7 @@ struct ExecutionRow {
     result: Option<Document>,
     error: Option<String>,
     error_stack: Option<String>,
+    fingerprint: Option<String>,
     attempt: i16,
     max_retries: i32,
     next_retry_at: Option<DateTime<Utc>>,
@@ -130,6 +137,7 @@ impl TryFrom<ExecutionRow> for Execution {
             result: row.result.map(|result| result.value),
             error: row.error,
             error_stack: row.error_stack,
+            fingerprint: row.fingerprint,
             attempt: row.attempt,
             max_retries: row.max_retries,
             next_retry_at: row.next_retry_at,

@@ -29,16 +29,19 @@ pub(crate) enum Table {
     Logs,
     /// `execution_attempts`: of the executions of that day.
     Attempts,
+    /// `execution_failures`: likewise.
+    Failures,
 }
 
 impl Table {
-    pub(crate) const ALL: [Self; 3] = [Self::Executions, Self::Logs, Self::Attempts];
+    pub(crate) const ALL: [Self; 4] = [Self::Executions, Self::Logs, Self::Attempts, Self::Failures];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Executions => "job_executions",
             Self::Logs => "job_execution_logs",
             Self::Attempts => "execution_attempts",
+            Self::Failures => "execution_failures",
         }
     }
 

@@ -1,7 +1,7 @@
 //! What executors write about executions: RUNNING (R10) and the end of an attempt (R11), a batch at a time.
 //!
-//! `finish` is the first of the three functions that write a final state (R17a). Statistics, logs, retries, attempts and the
-//! note that a job may be complete hang on what its UPDATE returned and on nothing else, so that running the same batch again
+//! `finish` is the first of the three functions that write a final state (R17a). Statistics, logs, retries, attempts, failures and
+//! the note that a job may be complete hang on what its UPDATE returned and on nothing else, so that running the same batch again
 //! adds nothing (H17). An outcome that is not known (connection cut at COMMIT) or a deadlock is therefore answered by running
 //! it again.
 //!
@@ -13,6 +13,7 @@ mod unlocked;
 use std::collections::HashMap;
 
 use carillon_core::execution::Status;
+use carillon_core::fingerprint;
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -69,6 +70,8 @@ pub struct Finished {
     pub held: Held,
     /// Which attempt.
     pub attempt: i16,
+    /// What ran, or was to run.
+    pub handler: String,
     /// Revision of the definition that ran; of one that never started the row keeps its own.
     pub revision: i64,
     /// What follows, not yet knowing of a requested cancel.
@@ -142,9 +145,9 @@ const EXECUTIONS_FINISH: &str = "
 WITH input AS (
     SELECT * FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::text[], $6::timestamptz[], $7::timestamptz[],
                          $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::smallint[],
-                         $15::smallint[], $16::bigint[], $17::bool[], $25::text[])
+                         $15::smallint[], $16::bigint[], $17::bool[], $25::text[], $26::text[], $27::text[])
       AS i(id, claim, take, status, started_at, ended_at, next_retry_at, result, error, error_stack, reason, queue, priority,
-           attempt, revision, timed_out, metadata)
+           attempt, revision, timed_out, handler, fingerprint, metadata)
 ), finished AS (
     UPDATE job_executions e
     SET status = CASE WHEN e.cancel_requested AND i.status IN ('RETRYING', 'FAILED', 'TIMEOUT') THEN 'CANCELLED' ELSE i.status END,
@@ -166,7 +169,8 @@ WITH input AS (
       -- What a change of the job has brought back meanwhile does not end by having been withdrawn.
       AND (i.status <> 'SKIPPED' OR e.cancel_requested)
     RETURNING e.id, e.job_id, e.shard, e.claim, e.take, e.status, e.completed_at, e.duration_ms, i.next_retry_at, i.queue, i.priority,
-              i.attempt, i.status AS ended, i.timed_out, i.started_at, i.ended_at, i.error, i.error_stack
+              i.attempt, i.status AS ended, i.timed_out, i.started_at, i.ended_at, i.error, i.error_stack,
+              e.platform_id, i.handler, i.fingerprint
 ), stats AS (
     UPDATE job_stats s
     SET finished_count = s.finished_count + f.finished,
@@ -198,6 +202,14 @@ WITH input AS (
     SELECT id, attempt, CASE WHEN timed_out THEN 'TIMEOUT' ELSE 'FAILED' END, started_at, ended_at, $1, error, error_stack
     FROM finished WHERE cardinality($15::smallint[]) > 0 AND ended IN ('RETRYING', 'FAILED', 'TIMEOUT')
     ON CONFLICT DO NOTHING
+), failures AS (
+    INSERT INTO execution_failures (execution_id, job_id, status, ended_at, platform_id, handler_name, fingerprint)
+    SELECT id, job_id, status, completed_at, platform_id, handler, fingerprint
+    -- Most flushes have none, and send neither handlers nor fingerprints: then not even this is looked through.
+    FROM finished WHERE cardinality($25::text[]) > 0 AND status IN ('FAILED', 'TIMEOUT')
+    ON CONFLICT (execution_id) DO UPDATE
+    SET status = EXCLUDED.status, ended_at = EXCLUDED.ended_at, handler_name = EXCLUDED.handler_name,
+        fingerprint = EXCLUDED.fingerprint
 ), logs AS (
     INSERT INTO job_execution_logs (execution_id, attempt, line, timestamp, level, message)
     SELECT l.id, l.attempt, l.line, l.timestamp, l.level, l.message
@@ -296,6 +308,7 @@ async fn finish_on_conn(
     }
     let held: Vec<Held> = finished.iter().map(|finished| finished.held).collect();
     let logs = LogColumns::of(finished);
+    let failures = FailureColumns::of(finished);
     let rows = sqlx::query(days::of(EXECUTIONS_FINISH, ids_of(&held)))
         .bind(worker)
         .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
@@ -321,6 +334,8 @@ async fn finish_on_conn(
         .bind(logs.levels)
         .bind(logs.messages)
         .bind(ended_jobs)
+        .bind(failures.handlers)
+        .bind(failures.fingerprints)
         .bind(sparse(finished, |end| end.metadata.as_deref()))
         .fetch_all(&mut *connection)
         .await?;
@@ -389,6 +404,30 @@ fn ids_of(held: &[Held]) -> impl Iterator<Item = Uuid> {
 
 fn refs<T>(items: &[T]) -> Vec<&T> {
     items.iter().collect()
+}
+
+/// What is kept of those that fail, a place each for all; nothing at all if none does.
+#[derive(Default)]
+struct FailureColumns<'a> {
+    handlers: Vec<Option<&'a str>>,
+    fingerprints: Vec<Option<String>>,
+}
+
+impl<'a> FailureColumns<'a> {
+    fn of(finished: &[&'a Finished]) -> Self {
+        let is_failure = |end: &Finished| matches!(end.status, Status::Failed | Status::Timeout);
+        if !finished.iter().any(|end| is_failure(end)) {
+            return Self::default();
+        }
+        let failures = finished.iter().map(|end| Some(*end).filter(|end| is_failure(end)));
+        let text = |text: &'a Option<String>| text.as_deref().unwrap_or_default();
+        Self {
+            handlers: failures.clone().map(|end| end.map(|end| end.handler.as_str())).collect(),
+            fingerprints: failures
+                .map(|end| end.map(|end| fingerprint::of(&end.handler, text(&end.error), text(&end.error_stack))))
+                .collect(),
+        }
+    }
 }
 
 #[derive(Default)]

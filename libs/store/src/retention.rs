@@ -32,7 +32,7 @@ const JOBS: i64 = 100;
 /// How long what is over is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    /// Executions and their attempts: days behind the day of their instant.
+    /// Executions, their attempts and failures: days behind the day of their instant.
     pub executions: Duration,
     /// Log lines, likewise.
     pub logs: Duration,
@@ -43,7 +43,7 @@ pub struct Retention {
 impl Retention {
     const fn of(&self, table: Table) -> Duration {
         match table {
-            Table::Executions | Table::Attempts => self.executions,
+            Table::Executions | Table::Attempts | Table::Failures => self.executions,
             Table::Logs => self.logs,
         }
     }
@@ -68,8 +68,9 @@ pub async fn drop_days(store: &Store, retention: &Retention) -> Result<Dropped> 
     let now = crate::clock::now(store).await?;
     let mut dropped = Dropped::default();
     drop_gone(store).await?;
-    // The attempts of a day go after its executions: those of the ones that are still open move along.
-    for table in [Table::Executions, Table::Attempts, Table::Logs] {
+    // The attempts of a day go after its executions: those of the ones that are still open move along. Its failures too: as long
+    // as an execution is there, it is found by them.
+    for table in [Table::Executions, Table::Attempts, Table::Failures, Table::Logs] {
         let (due, kept): (Vec<_>, Vec<_>) = partitions::days(store, table)
             .await?
             .into_iter()
@@ -77,8 +78,8 @@ pub async fn drop_days(store: &Store, retention: &Retention) -> Result<Dropped> 
         if table == Table::Executions {
             reopen(store, &kept).await?;
         }
-        let executions =
-            if table == Table::Attempts { partitions::days(store, Table::Executions).await? } else { vec![] };
+        let is_of_executions = matches!(table, Table::Attempts | Table::Failures);
+        let executions = if is_of_executions { partitions::days(store, Table::Executions).await? } else { vec![] };
         let mut may_try = true;
         for day in due {
             if may_try && !executions.contains(&day) {
@@ -213,7 +214,7 @@ async fn drop_gone(store: &Store) -> Result<()> {
     let gone: Vec<String> = sqlx::query_scalar(
         "SELECT relname::text FROM pg_catalog.pg_class
          WHERE relkind = 'r' AND NOT relispartition AND relnamespace = current_schema()::regnamespace
-           AND relname ~ '^(job_executions|job_execution_logs|execution_attempts)_\\d{4}_\\d\\d_\\d\\d_gone$'",
+           AND relname ~ '^(job_executions|job_execution_logs|execution_attempts|execution_failures)_\\d{4}_\\d\\d_\\d\\d_gone$'",
     )
     .fetch_all(&store.pool)
     .await?;
@@ -261,6 +262,15 @@ DELETE FROM execution_attempts_default a
 WHERE a.execution_id = ANY ($1)
   AND NOT EXISTS (SELECT FROM job_executions e WHERE e.id = a.execution_id AND {days of e.id})";
 
+/// Failures likewise.
+const DEFAULT_FAILURES_PAGE: &str = "
+SELECT execution_id FROM execution_failures_default WHERE execution_id > $1 AND ended_at < now() - $2::interval
+ORDER BY execution_id LIMIT $3";
+const DEFAULT_FAILURES: &str = "
+DELETE FROM execution_failures_default f
+WHERE f.execution_id = ANY ($1)
+  AND NOT EXISTS (SELECT FROM job_executions e WHERE e.id = f.execution_id AND {days of e.id})";
+
 /// Deletes what is old from the default partitions, a thousand rows a step. Answers how many.
 ///
 /// # Errors
@@ -275,25 +285,25 @@ pub async fn sweep_default(store: &Store, retention: &Retention) -> Result<u64> 
             gone += u64::try_from(row.try_get::<i64, _>("gone")?).unwrap_or(0);
         }
     }
-    let mut after = Uuid::nil();
-    loop {
-        let page: Vec<Uuid> = sqlx::query_scalar(DEFAULT_ATTEMPTS_PAGE)
-            .bind(after)
-            .bind(retention.executions)
-            .bind(STEP)
-            .fetch_all(&store.pool)
-            .await?;
-        let Some(last) = page.last() else { return Ok(gone) };
-        after = *last;
-        for day in days::by_day(page) {
-            gone += delete(&store.pool, DEFAULT_ATTEMPTS, &day).await?;
+    for (pages, statement) in [(DEFAULT_ATTEMPTS_PAGE, DEFAULT_ATTEMPTS), (DEFAULT_FAILURES_PAGE, DEFAULT_FAILURES)] {
+        let mut after = Uuid::nil();
+        loop {
+            let page = sqlx::query_scalar(pages).bind(after).bind(retention.executions).bind(STEP);
+            let page: Vec<Uuid> = page.fetch_all(&store.pool).await?;
+            let Some(last) = page.last() else { break };
+            after = *last;
+            for day in days::by_day(page) {
+                gone += delete(&store.pool, statement, &day).await?;
+            }
         }
     }
+    Ok(gone)
 }
 
 const EXECUTIONS_DELETE: &str =
     "DELETE FROM job_executions WHERE id = ANY ($1) AND {days of id} AND completed_at IS NOT NULL";
 const ATTEMPTS_DELETE: &str = "DELETE FROM execution_attempts WHERE execution_id = ANY ($1) AND {days of execution_id}";
+const FAILURES_DELETE: &str = "DELETE FROM execution_failures WHERE execution_id = ANY ($1) AND {days of execution_id}";
 const LOGS_DELETE: &str = "DELETE FROM job_execution_logs WHERE execution_id = ANY ($1) AND {days of execution_id}";
 
 /// Jobs that are over for long, with nothing open or to come.
@@ -314,7 +324,7 @@ WHERE j.id = $1 AND t.job_id = j.id AND s.job_id = j.id AND j.status IN ('COMPLE
   AND t.claimed_count = s.finished_count AND t.fire_at IS NULL
   AND NOT EXISTS (SELECT FROM job_triggers g WHERE g.job_id = j.id)";
 
-/// Deletes jobs that were completed or deleted `kept` ago, first their executions with logs and attempts, a thousand a step,
+/// Deletes jobs that were completed or deleted `kept` ago, first their executions with logs, attempts and failures, a thousand a step,
 /// then the job with all else that is its own. Answers how many jobs.
 ///
 /// # Errors
@@ -353,7 +363,7 @@ async fn forget_executions(store: &Store, job: Uuid) -> Result<bool> {
         for day in days::by_day(page.iter().map(|seen| seen.id).collect()) {
             for some in day.chunks(STEP_OF_JOB) {
                 // The execution last: by it the others are found again if this ends in between.
-                for statement in [LOGS_DELETE, ATTEMPTS_DELETE] {
+                for statement in [LOGS_DELETE, ATTEMPTS_DELETE, FAILURES_DELETE] {
                     delete(&mut connection, statement, some).await?;
                 }
                 gone += delete(&mut connection, EXECUTIONS_DELETE, some).await?;

@@ -111,6 +111,7 @@ fn waiting(id: Uuid, new: &NewTrigger, now: DateTime<Utc>, job: &InsertedRow, du
         result: None,
         error: None,
         error_stack: None,
+        fingerprint: None,
         attempt: 1,
         max_retries: job.max_retries,
         next_retry_at: None,

@@ -149,6 +149,8 @@ impl Withdrawn {
         Finished {
             held: self.held,
             attempt: self.attempt,
+            // Named where it fails, and this one does not.
+            handler: String::new(),
             revision: self.revision,
             status: if self.withdrawn { Status::Skipped } else { Status::Cancelled },
             timed_out: false,

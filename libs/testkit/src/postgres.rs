@@ -339,7 +339,7 @@ async fn migrate(url: &str, today: NaiveDate) -> Result<()> {
         let day = today - Days::new(back) + Days::new(ahead);
         let bounds = [day, day + Days::new(1)];
         let [from, to] = bounds.map(|day| carillon_core::ids::first_at(day.and_time(NaiveTime::MIN).and_utc()));
-        for table in ["job_executions", "job_execution_logs", "execution_attempts"] {
+        for table in ["job_executions", "job_execution_logs", "execution_attempts", "execution_failures"] {
             sqlx::query("SELECT carillon_make_partition($1, $2, $3, $4)")
                 .bind(table)
                 .bind(format!("{table}_{}", day.format("%Y_%m_%d")))

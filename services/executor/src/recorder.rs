@@ -406,6 +406,7 @@ mod tests {
         let finished = Finished {
             held: Held { execution, claim: 1, take: 0 },
             attempt: 1,
+            handler: "a:b".into(),
             revision: 1,
             status: Status::Success,
             timed_out: false,

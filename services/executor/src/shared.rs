@@ -78,6 +78,7 @@ impl Shared {
         let finished = Finished {
             held: item.held(),
             attempt: i16::try_from(entry.attempt).unwrap_or(i16::MAX),
+            handler: entry.handler.clone(),
             revision: entry.revision,
             status,
             timed_out,

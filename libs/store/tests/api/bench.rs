@@ -69,6 +69,18 @@ impl Bench {
                 .execute(&self.pool)
                 .await?;
         }
+        if ["FAILED", "TIMEOUT"].contains(&status) {
+            sqlx::query(
+                "INSERT INTO execution_failures (execution_id, job_id, status, ended_at, handler_name, fingerprint)
+                 SELECT $1, id, $3, $4, handler_name, '0123456789abcdef' FROM jobs WHERE id = $2",
+            )
+            .bind(id)
+            .bind(job)
+            .bind(status)
+            .bind(at)
+            .execute(&self.pool)
+            .await?;
+        }
         if status == "RETRYING" {
             sqlx::query(
                 "INSERT INTO execution_retries (shard, execution_id, job_id, claim, due_at, queue, priority)

@@ -161,6 +161,80 @@ async fn executions_of_all_jobs_are_found_by_each_of_their_fields() -> Result<()
     Ok(())
 }
 
+/// However many successes lie before them: by the table of failures, whatever else is asked for.
+#[tokio::test]
+async fn failures_are_found_by_a_table_of_their_own() -> Result<()> {
+    let bench = Bench::new().await?;
+    let (job, now) = (bench.job().await?, bench.now().await?);
+    let mut other = new_job(now);
+    other.definition.handler_name = "other:one".into();
+    other.definition.tags = vec!["red".into()];
+    let other = jobs::create(&bench.store, other, None).await?;
+    let old = bench.execution(job.id, now - TimeDelta::days(200), "FAILED").await?;
+    let late = bench.execution(job.id, now - TimeDelta::hours(50), "TIMEOUT").await?;
+    let odd = bench.execution(other.id, now - TimeDelta::hours(29), "FAILED").await?;
+    let of_executions = "platform_id = 'p2', queue = 'fast', error = 'no such host', worker_id = '00000000-0000-0000-0000-000000000009'";
+    set(&bench.pool, odd, of_executions).await?;
+    sqlx::query(
+        "UPDATE execution_failures SET platform_id = 'p2', fingerprint = 'fedcba9876543210' WHERE execution_id = $1",
+    )
+    .bind(odd)
+    .execute(&bench.pool)
+    .await?;
+    let successes = "INSERT INTO job_executions (shard, id, job_id, status, scheduled_at, completed_at)
+                     SELECT 0, overlay(gen_random_uuid()::text PLACING left($1::text, 14) FROM 1 FOR 14)::uuid, job, 'SUCCESS', now(), now()
+                     FROM generate_series(1, 1500), UNNEST($2::uuid[]) AS job";
+    let newest = ids::first_at(now - TimeDelta::minutes(1));
+    sqlx::query(successes).bind(newest.to_string()).bind([job.id, other.id]).execute(&bench.pool).await?;
+
+    let all = executions::Filter::default();
+    let failed = executions::Filter { status: Some(Status::Failed), ..all };
+    let found = async |filter: executions::Filter<'_>| -> Result<Vec<(Uuid, Option<String>)>> {
+        let page = executions::list(&bench.store, filter, window(9, Place::first(0))).await?;
+        assert_eq!(page.next, None);
+        Ok(page.items.into_iter().map(|execution| (execution.id, execution.fingerprint)).collect())
+    };
+    let fault = Some("0123456789abcdef".to_owned());
+    let [old, late] = [old, late].map(|id| (id, fault.clone()));
+    let odd = (odd, Some("fedcba9876543210".to_owned()));
+    assert_eq!(found(failed).await?, [odd.clone(), old.clone()]);
+    assert_eq!(found(executions::Filter { status: Some(Status::Timeout), ..all }).await?, [late.clone()]);
+    assert_eq!(found(executions::Filter { fingerprint: fault.as_deref(), ..all }).await?, [late.clone(), old.clone()]);
+    let of_job = executions::Filter { job: Some(job.id), fingerprint: fault.as_deref(), ..all };
+    assert_eq!(found(of_job).await?, [late, old.clone()]);
+    assert_eq!(found(executions::Filter { status: Some(Status::Failed), ..of_job }).await?, [old.clone()]);
+    for filter in [
+        executions::Filter { job: Some(other.id), ..failed },
+        executions::Filter { platform_id: Some("p2"), ..failed },
+        executions::Filter { queue: Some("fast"), ..failed },
+        executions::Filter { handler_name: Some("other:one"), ..failed },
+        executions::Filter { tag: Some("red"), ..failed },
+        executions::Filter { worker_id: Some(Uuid::from_u128(9)), ..failed },
+        executions::Filter { error: Some("such"), ..failed },
+        executions::Filter { completed_from: Some(now - TimeDelta::days(2)), ..failed },
+        executions::Filter { scheduled_from: Some(now - TimeDelta::days(2)), ..failed },
+        executions::Filter { fingerprint: Some("fedcba9876543210"), ..all },
+    ] {
+        assert_eq!(found(filter).await?, [odd.clone()], "{filter:?}");
+        assert!(found(executions::Filter { status: Some(Status::Timeout), ..filter }).await?.is_empty(), "{filter:?}");
+    }
+    let ended = executions::Filter { completed_before: Some(now - TimeDelta::days(1)), job: Some(job.id), ..failed };
+    assert_eq!(found(ended).await?, [old.clone()]);
+
+    // One look is enough, where the rows of the executions would have taken seven.
+    let hasty = Window { limit: 9, from: Place::first(0), budget: Duration::ZERO };
+    for filter in [failed, executions::Filter { job: Some(other.id), ..failed }] {
+        let page = executions::list(&bench.store, filter, hasty).await?;
+        assert_eq!(page.items.into_iter().map(|execution| execution.id).collect::<Vec<_>>(), [odd.0]);
+    }
+    let paged = pages(1, async |window| {
+        let page = executions::list(&bench.store, failed, window).await?;
+        Ok((page.items.into_iter().map(|execution| execution.id).collect(), page.next))
+    });
+    assert_eq!(paged.await?, [odd.0, old.0]);
+    Ok(())
+}
+
 /// Over days, in more rows than one statement looks at, of one job and of all.
 #[tokio::test]
 async fn pages_of_executions_go_on_where_they_were_cut() -> Result<()> {

@@ -366,6 +366,7 @@ pub(crate) fn finished(held: Held, status: Status) -> Finished {
     Finished {
         held,
         attempt: 1,
+        handler: "echo".into(),
         revision: 1,
         status,
         timed_out: status == Status::Timeout,

@@ -115,7 +115,7 @@ async fn what_names_executions_locks_the_partitions_of_their_days_alone() -> Res
     let bench = Bench::new().await?;
     // The template has yesterday and today.
     make_days(&bench, "job_executions", 2..400).await?;
-    for table in ["job_execution_logs", "execution_attempts"] {
+    for table in ["job_execution_logs", "execution_attempts", "execution_failures"] {
         make_days(&bench, table, 200..201).await?;
     }
     let (now, then) = (bench.now().await?, midnight(&bench, 200).await?);
@@ -162,12 +162,12 @@ async fn what_names_executions_locks_the_partitions_of_their_days_alone() -> Res
     let succeeded =
         both.but_for_its_days("succeed", store.worker_succeed(worker, &successor, &taken, Locked::WaitedFor)).await?;
     assert_eq!(succeeded.kept.len(), 2);
-    let end = [finished(held[5], Status::Success)];
-    both.but_for_its_days("success", store.record(successor.id, &[], &end, &[])).await?;
+    let ends = [finished(held[2], Status::Failed), finished(held[5], Status::Success)];
+    both.but_for_its_days("success and failure", store.record(successor.id, &[], &ends, &[])).await?;
     let last = both.but_for_its_days("last success", store.last_success(bench.job_of(born[5]).await?)).await?;
     assert_eq!(last.map(|last| last.execution), Some(born[5]));
     let gateway = carillon_store::Store::connect_lazily(&bench.options("gateway"))?;
-    for id in [born[0], born[3]] {
+    for id in [born[0], born[2], born[3]] {
         both.but_for_its_days("get", carillon_store::executions::get(&gateway, id)).await?;
     }
     let retry = [room(Source::Retry, &medium(), 100)];
@@ -184,7 +184,7 @@ async fn what_names_executions_locks_the_partitions_of_their_days_alone() -> Res
 async fn with_days() -> Result<Bench> {
     let bench = Bench::new().await?;
     make_days(&bench, "job_executions", 2..400).await?;
-    for table in ["job_execution_logs", "execution_attempts"] {
+    for table in ["job_execution_logs", "execution_attempts", "execution_failures"] {
         make_days(&bench, table, 200..201).await?;
     }
     Ok(bench)

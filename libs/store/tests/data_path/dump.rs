@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::bench::{Bench, finished, started};
 use crate::partitions::{Calendar, a_minute_passes, dump, longest_wait, make_all, today};
-use crate::retention::{history, kept, make_day};
+use crate::retention::{TABLES, history, kept, make_day};
 use crate::scans::sessions_end;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -206,7 +206,7 @@ async fn beside_a_pg_dump_claims_records_and_calls_go_on_and_what_was_put_off_is
     let bench = Bench::new().await?;
     let days = today(&bench.pool).await?;
     make_due(&bench, &days).await?;
-    let due = ["job_executions", "execution_attempts", "job_execution_logs"].map(|table| days.partition(table, OLD));
+    let due = TABLES.map(|table| days.partition(table, OLD));
     let long_ago = days.midnight(-400);
     let job = bench.job().await?;
     for _ in 0..20 {
@@ -233,10 +233,10 @@ async fn beside_a_pg_dump_claims_records_and_calls_go_on_and_what_was_put_off_is
         };
         let ((ahead, dropped, swept), waited) =
             longest_wait(&bench.pool, upkeep, async || Box::pin(traffic.turn()).await).await?;
-        assert_eq!((ahead.made, ahead.missing.len()), (0, 15), "{ahead:?}");
-        assert_eq!((dropped.dropped, dropped.waiting, dropped.overdue), (vec![], due.to_vec(), 3));
-        // Of each execution itself, its attempt and its line.
-        assert_eq!(swept, if round == 0 { 60 } else { 0 });
+        assert_eq!((ahead.made, ahead.missing.len()), (0, 20), "{ahead:?}");
+        assert_eq!((dropped.dropped, dropped.waiting, dropped.overdue), (vec![], due.to_vec(), 4));
+        // Of each execution itself, its attempt, its failure and its line.
+        assert_eq!(swept, if round == 0 { 80 } else { 0 });
         assert!(traffic.turns > 0, "nothing went on beside it");
         queued.push(waited);
         answered.push(traffic.longest);
@@ -318,8 +318,8 @@ async fn each_table_s_lock_is_tried_for_once_a_minute_by_all_dispatchers_togethe
         let count = format!("ALTER DATABASE \"{}\" SET track_functions = 'pl'", bench.database.name());
         sqlx::raw_sql(AssertSqlSafe(count)).execute(&bench.pool).await?;
         let dump = dump(&bench.pool).await?;
-        // The attempts' day goes after the executions': it is not even tried.
-        let (function, tables) = if makes { ("carillon_make_partition", 3) } else { ("carillon_detach_partition", 2) };
+        // The days of attempts and failures go after the executions': they are not even tried.
+        let (function, tables) = if makes { ("carillon_make_partition", 4) } else { ("carillon_detach_partition", 2) };
         for minute in 1..=3 {
             many_rounds(&bench).await?;
             assert_eq!(tries(&bench).await?, BTreeMap::from([(function.to_owned(), minute * tables)]), "{minute}");
@@ -328,8 +328,8 @@ async fn each_table_s_lock_is_tried_for_once_a_minute_by_all_dispatchers_togethe
         dump.rollback().await?;
         let after = Store::connect_lazily(&bench.options("executor"))?;
         let ahead = make_ahead(&after).await?;
-        assert_eq!((ahead.made, ahead.missing.len()), (if makes { 15 } else { 0 }, 0), "nobody is in the way any more");
-        assert_eq!(drop_days(&after, &kept()).await?.dropped.len(), 3);
+        assert_eq!((ahead.made, ahead.missing.len()), (if makes { 20 } else { 0 }, 0), "nobody is in the way any more");
+        assert_eq!(drop_days(&after, &kept()).await?.dropped.len(), 4);
     }
     Ok(())
 }

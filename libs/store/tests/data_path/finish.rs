@@ -2,8 +2,10 @@
 
 use anyhow::Result;
 use carillon_core::execution::Status;
+use carillon_core::fingerprint;
 use carillon_store::recorder::{Finished, Held, LogLine, Verdict};
 use carillon_store::{Error, Store};
+use chrono::{DateTime, Utc};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -189,6 +191,47 @@ async fn h17_two_commits_of_the_same_end_at_once_count_once() -> Result<()> {
         assert_eq!(recorded, 1, "{one:?}, {two:?}");
     }
     bench.assert_counters().await
+}
+
+/// Of each that is FAILED or TIMEOUT one, with the newest end; of what ended otherwise, or goes on, none.
+#[tokio::test]
+async fn r17a_what_has_failed_is_kept_among_the_failures_and_nothing_else_is() -> Result<()> {
+    type Failure = (Uuid, Uuid, String, DateTime<Utc>, Option<String>, String, String);
+    let bench = Bench::new().await?;
+    let worker = bench.live_worker().await?;
+    let held = bench.open(&mut bench.leader().await?, &bench.jobs(6).await?).await?;
+    bench.change(held[0].execution, "platform_id = 'acme'").await?;
+    bench.change(held[2].execution, "cancel_requested = true").await?;
+    let ends = vec![
+        Finished { error_stack: Some("src/a.rs:1:1".into()), ..finished(held[0], Status::Failed) },
+        Finished { error: None, handler: "slow:one".into(), ..finished(held[1], Status::Timeout) },
+        finished(held[2], Status::Failed),
+        finished(held[3], Status::Success),
+        finished(held[4], Status::Retrying),
+        finished(held[5], Status::Cancelled),
+    ];
+    for _ in 0..2 {
+        bench.store.record(worker, &[], &ends, &[]).await?;
+    }
+    let kept = async || -> Result<Vec<Failure>> {
+        let kept = "SELECT execution_id, job_id, status, ended_at, platform_id, handler_name, fingerprint FROM execution_failures
+                    ORDER BY execution_id = $1 DESC";
+        Ok(sqlx::query_as(kept).bind(held[0].execution).fetch_all(&bench.pool).await?)
+    };
+    let jobs = [bench.job_of(held[0].execution).await?, bench.job_of(held[1].execution).await?];
+    let fault = fingerprint::of("echo", "it broke", "src/a.rs:1:1");
+    let first = (held[0].execution, jobs[0], "FAILED".into(), end(), Some("acme".into()), "echo".into(), fault);
+    let fault = fingerprint::of("slow:one", "", "");
+    let second = (held[1].execution, jobs[1], "TIMEOUT".into(), end(), None, "slow:one".into(), fault);
+    assert_eq!(kept().await?, [first, second.clone()]);
+
+    // Opened again and failed again, by whatever way: the newest end counts.
+    bench.change(held[0].execution, "status = 'QUEUED', completed_at = NULL, attempt = 2").await?;
+    bench.store.record(worker, &[], &[finished(held[0], Status::Timeout)], &[]).await?;
+    let fault = fingerprint::of("echo", "it broke", "");
+    let again = (held[0].execution, jobs[0], "TIMEOUT".into(), end(), Some("acme".into()), "echo".into(), fault);
+    assert_eq!(kept().await?, [again, second]);
+    Ok(())
 }
 
 #[tokio::test]

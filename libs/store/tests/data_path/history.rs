@@ -3,13 +3,16 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use carillon_core::execution::Status;
 use carillon_core::ids;
-use carillon_store::{Error, Store, StoreOptions, jobs, revisions};
+use carillon_store::scan::{Place, Window};
+use carillon_store::{Error, Store, StoreOptions, executions, jobs, revisions};
 use chrono::TimeDelta;
 use sqlx::Row;
 use uuid::Uuid;
 
 use crate::bench::Bench;
+use crate::scans::{scans, sessions_end};
 
 /// Final executions, all newer than what is open.
 const FINAL: i64 = 300_000;
@@ -22,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 async fn fill(bench: &Bench, job: Uuid) -> Result<()> {
     sqlx::query(
         "INSERT INTO job_executions (shard, id, job_id, claim, entry, status, scheduled_at, completed_at)
-         SELECT 0, (lpad(to_hex($2 + n * 8), 12, '0') || lpad(to_hex(n), 20, '0'))::uuid, $1, 1, 1, 'SUCCESS', now(), now()
+         SELECT 0, (lpad(to_hex($2 + n * 8), 12, '0') || lpad(to_hex(n), 8, '0') || substr(md5($1::text), 1, 12))::uuid, $1, 1, 1, 'SUCCESS', now(), now()
          FROM generate_series(1, $3) n",
     )
     .bind(job)
@@ -124,6 +127,40 @@ async fn what_is_asked_of_a_job_looks_at_a_page_of_its_history_at_a_time() -> Re
     }
     asked.sort_unstable();
     assert_eq!(asked, [held.execution, coming]);
+    Ok(())
+}
+
+/// A list of what is open: by the count of how many there are, and by the batch of the one that all has overtaken.
+#[tokio::test]
+async fn what_is_open_is_listed_however_much_has_ended_since() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut leader = bench.leader().await?;
+    let held = bench.open_one(&mut leader).await?;
+    leader.settle(&[held.claim]).await?;
+    leader.resign().await;
+    let (job, idle) = (bench.job_of(held.execution).await?, bench.job().await?);
+    for job in [job, idle] {
+        fill(&bench, job).await?;
+    }
+    let before = scans(&bench).await?;
+    let listed = async |job: Uuid, status: Status| -> Result<Vec<Uuid>> {
+        let filter = executions::Filter { job: Some(job), status: Some(status), ..executions::Filter::default() };
+        let window = Window { limit: 10, from: Place::first(0), budget: LIMIT };
+        let page = executions::list(&bench.store, filter, window).await?;
+        assert_eq!(page.next, None, "all is known");
+        Ok(page.items.into_iter().map(|execution| execution.id).collect())
+    };
+    assert_eq!(listed(job, Status::Queued).await?, [held.execution]);
+    assert!(listed(job, Status::Running).await?.is_empty());
+    assert!(listed(idle, Status::Running).await?.is_empty());
+    let trigger = bench.trigger(idle, bench.now().await? - TimeDelta::days(300)).await?;
+    assert_eq!(listed(idle, Status::Queued).await?, [trigger]);
+    bench.store.close().await;
+    sessions_end(&bench).await?;
+    let after = scans(&bench).await?;
+    let of_executions = after.iter().filter(|(table, _)| table.starts_with("job_executions"));
+    let read: i64 = of_executions.map(|(table, after)| after.idx_tup_fetch - before[table].idx_tup_fetch).sum();
+    assert!(read < 5_000, "{read} rows were looked at");
     Ok(())
 }
 

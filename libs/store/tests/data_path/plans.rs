@@ -12,9 +12,10 @@ use chrono::TimeDelta;
 use crate::bench::{Bench, LEASE, all_lost, finished, incarnation, medium, retry_at, room, started};
 use crate::scans::{BATCH, FILL, fill, scans, sessions_end};
 
-const HOT: [&str; 7] = [
+const HOT: [&str; 8] = [
     "job_executions",
     "job_execution_logs",
+    "execution_failures",
     "job_timers",
     "job_stats",
     "job_triggers",
@@ -70,6 +71,7 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
     let wanted: Vec<_> = held[5..8].iter().map(|held| (held.execution, seen[&held.execution].clone(), false)).collect();
     bench.store.take(worker, &wanted).await?;
     let mut ends: Vec<_> = held[8..].iter().map(|held| finished(*held, Status::Success)).collect();
+    ends[0] = finished(held[8], Status::Failed);
     ends.extend(held[..5].iter().map(|held| finished(*held, Status::Retrying)));
     bench.store.record(worker, &[], &ends, &jobs).await?;
     bench.store.record(worker, &[], &ends, &[]).await?;

@@ -19,7 +19,9 @@ use crate::bench::{Bench, finished, fire};
 use crate::partitions::{Calendar, a_minute_passes, dump, longest_wait, today};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-const TABLES: [&str; 3] = ["job_executions", "execution_attempts", "job_execution_logs"];
+/// In the order in which their days leave.
+pub(crate) const TABLES: [&str; 4] =
+    ["job_executions", "execution_attempts", "execution_failures", "job_execution_logs"];
 
 pub(crate) fn kept() -> Retention {
     Retention { executions: DAY * 90, logs: DAY * 14, jobs: None }
@@ -40,7 +42,8 @@ pub(crate) async fn make_day(bench: &Bench, days: &Calendar, day: i64) -> Result
     Ok(())
 }
 
-/// An execution of `job` at `at` with a failed attempt and a log line. An open one if it never completed.
+/// An execution of `job` at `at` with a failed attempt and a log line; with a failure too, unless it never completed: then it is
+/// open.
 pub(crate) async fn history(
     pool: &PgPool,
     job: Uuid,
@@ -54,6 +57,9 @@ pub(crate) async fn history(
              VALUES (0, $1, $2, 1, 1, CASE WHEN $4::timestamptz IS NULL THEN 'QUEUED' ELSE 'SUCCESS' END, $3, $4, 2)
          ), attempt AS (
              INSERT INTO execution_attempts (execution_id, attempt, status, ended_at) VALUES ($1, 1, 'FAILED', $3)
+         ), failure AS (
+             INSERT INTO execution_failures (execution_id, job_id, status, ended_at, handler_name, fingerprint)
+             SELECT $1, $2, 'FAILED', $4, 'echo', '0' WHERE $4 IS NOT NULL
          )
          INSERT INTO job_execution_logs (execution_id, attempt, line, timestamp, level, message)
          VALUES ($1, 1, 1, $3, 'INFO', 'x')",
@@ -77,6 +83,12 @@ async fn rows(pool: &PgPool, id: Uuid) -> Result<(i64, i64, i64)> {
     .bind(id)
     .fetch_one(pool)
     .await?)
+}
+
+/// How many failures there are of an execution.
+async fn failures(pool: &PgPool, id: Uuid) -> Result<i64> {
+    let count = sqlx::query_scalar("SELECT count(*) FROM execution_failures WHERE execution_id = $1");
+    Ok(count.bind(id).fetch_one(pool).await?)
 }
 
 /// Rounds, each a minute after the other, until one has nothing more to drop; what all of them dropped, and the last one.
@@ -116,10 +128,12 @@ async fn days_leave_by_their_age_and_what_was_counted_stays_counted() -> Result<
     let expected = |table: &str, due: &[i64]| due.iter().map(|day| days.partition(table, *day)).collect::<Vec<_>>();
     assert_eq!(of("job_executions"), expected("job_executions", &[-100, -92, -91]));
     assert_eq!(of("execution_attempts"), expected("execution_attempts", &[-100, -92, -91]));
+    assert_eq!(of("execution_failures"), expected("execution_failures", &[-100, -92, -91]));
     assert_eq!(of("job_execution_logs"), expected("job_execution_logs", &[-100, -92, -91, -90, -16, -15]));
     for (day, id) in ids {
         let executions = i64::from(day >= -90);
         assert_eq!(rows(&bench.pool, id).await?, (executions, executions, i64::from(day >= -14)), "{day}");
+        assert_eq!(failures(&bench.pool, id).await?, executions, "{day}");
     }
     assert_eq!(bench.stats(job).await?, before);
     assert!(bench.store.last_success(job).await?.is_none(), "its row is gone, its count is not");
@@ -167,7 +181,7 @@ async fn what_is_open_outlives_its_day_with_its_attempts_and_ends_as_ever() -> R
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
 
     let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
-    assert_eq!((dropped.len(), last.waiting.len()), (3, 0), "{dropped:?} {last:?}");
+    assert_eq!((dropped.len(), last.waiting.len()), (4, 0), "{dropped:?} {last:?}");
     assert_eq!(rows(&bench.pool, over).await?, (0, 0, 0));
     assert_eq!(rows(&bench.pool, ended).await?.0, 0);
     assert_eq!(rows(&bench.pool, open).await?, (1, 1, 0));
@@ -215,8 +229,9 @@ async fn a_day_with_too_much_open_waits_alone() -> Result<()> {
         open_many(&bench.pool, &days, -99, 3, 250_000).await?;
         let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
         assert!(dropped.contains(&days.partition("job_executions", -99)), "{dropped:?}");
-        assert_eq!(last.waiting, [days.partition("job_executions", -100), days.partition("execution_attempts", -100)]);
-        assert_eq!(last.overdue, 2);
+        let waiting = ["job_executions", "execution_attempts", "execution_failures"];
+        assert_eq!(last.waiting, waiting.map(|table| days.partition(table, -100)));
+        assert_eq!(last.overdue, 3);
         assert_eq!(bench.count("job_executions_default").await?, 3);
         // Until enough of it has ended; its rows are not looked through each minute.
         sqlx::query("UPDATE job_executions SET status = 'CANCELLED', completed_at = now() WHERE id < $1")
@@ -225,7 +240,7 @@ async fn a_day_with_too_much_open_waits_alone() -> Result<()> {
             .await?;
         sqlx::query("UPDATE partition_tries SET tried_at = tried_at - interval '1 day'").execute(&bench.pool).await?;
         let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
-        assert_eq!((dropped.len(), last.overdue), (2, 0), "{dropped:?}");
+        assert_eq!((dropped.len(), last.overdue), (3, 0), "{dropped:?}");
     }
     Ok(())
 }
@@ -246,10 +261,10 @@ async fn a_closed_day_is_weighed_again_before_it_leaves() -> Result<()> {
                    WHERE completed_at IS NULL";
     sqlx::query(failing).execute(&bench.pool).await?;
     let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
-    assert_eq!((dropped.len(), last.waiting.len()), (1, 2), "its log lines leave: {dropped:?} {last:?}");
+    assert_eq!((dropped.len(), last.waiting.len()), (1, 3), "its log lines leave: {dropped:?} {last:?}");
     sqlx::query("UPDATE job_executions SET error_stack = NULL").execute(&bench.pool).await?;
     let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
-    assert_eq!((dropped.len(), last.waiting.len()), (2, 0), "{dropped:?} {last:?}");
+    assert_eq!((dropped.len(), last.waiting.len()), (3, 0), "{dropped:?} {last:?}");
     Ok(())
 }
 
@@ -360,12 +375,13 @@ async fn rows_of_the_default_partition_leave_by_their_end_in_steps() -> Result<(
     .execute(&bench.pool)
     .await?;
     let gone = retention::sweep_default(&bench.store, &kept()).await?;
-    // Executions, lines, and the attempt of the one whose attempt is old.
-    assert_eq!(gone, (2_500 + 2) + (2_500 + 3) + 1);
+    // Executions, lines, the attempt of the one whose attempt is old, and the failures of those that left.
+    assert_eq!(gone, (2_500 + 2) + (2_500 + 3) + 1 + 2);
+    assert_eq!(failures(&bench.pool, stays).await?, 1);
     assert_eq!(rows(&bench.pool, stays).await?, (1, 1, 0));
     assert_eq!(rows(&bench.pool, open).await?, (1, 1, 0));
     for id in [leaves, future] {
-        assert_eq!(rows(&bench.pool, id).await?.0, 0);
+        assert_eq!((rows(&bench.pool, id).await?.0, failures(&bench.pool, id).await?), (0, 0));
     }
     assert_eq!(retention::sweep_default(&bench.store, &kept()).await?, 0);
     Ok(())
@@ -407,6 +423,7 @@ async fn jobs_that_are_over_for_long_leave_with_all_that_is_theirs() -> Result<(
     for (job, id) in ids {
         let stays = i64::from(job != deleted && job != completed);
         assert_eq!(rows(&bench.pool, id).await?, (stays, stays, stays));
+        assert_eq!(failures(&bench.pool, id).await?, stays);
     }
     assert_eq!(rows(&bench.pool, open).await?.0, 1);
     for table in ["jobs", "job_timers", "job_stats", "job_revisions"] {

@@ -5,8 +5,8 @@
 //! [`Checks::finish`] refuses the request.
 
 use carillon_core::error::{FieldViolation, quoted};
-use carillon_core::json;
 use carillon_core::limits::{VALUE_WIRE_BYTES_MAX, WORD_CHARS_MAX};
+use carillon_core::{fingerprint, json};
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use prost_types::{Struct, Timestamp};
 use serde_json::Value;
@@ -117,6 +117,15 @@ impl Checks {
     pub(crate) fn part<'a>(&mut self, field: &str, text: &'a str) -> Option<&'a str> {
         self.text(field, text, 0, WORD_CHARS_MAX);
         Some(text).filter(|text| !text.is_empty())
+    }
+
+    /// A fingerprint that is looked for; `None` if it is not given.
+    pub(crate) fn fingerprint<'a>(&mut self, field: &str, text: &'a str) -> Option<&'a str> {
+        let given = Some(text).filter(|text| !text.is_empty())?;
+        let digits = fingerprint::CHARS;
+        let rule = format!("must be {digits} hex digits in lower case, is {}", quoted(given));
+        self.that(fingerprint::is_one(given), field, rule);
+        Some(given)
     }
 
     /// A name made of the characters a-z, 0-9, `_`, `.`, `-`.
