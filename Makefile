@@ -29,7 +29,7 @@ test: setup ## Run every test; starts what it needs, assumes no service
 	$(CARGO) build --workspace --bins --examples
 	$(CARGO) test --workspace
 
-contract: ## Is the API what its document says? buf, schemathesis, a generated client (EXAMPLES=200 for more; ARGS=baseline)
+contract: ## Is the API what its document says? buf, JSON by the reference, schemathesis, a generated client (EXAMPLES=200 for more; ARGS=baseline, ARGS=oracle)
 	@sh deploy/setup.sh servers compiler contract
 	$(CARGO) build -p carillon-cli -p carillon-gateway -p carillon-dispatcher -p carillon-executor --bins
 	@sh integration-tests/contract/run.sh $(ARGS)

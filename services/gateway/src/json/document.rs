@@ -10,15 +10,17 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use carillon_core::error::{excerpt, quoted};
+use carillon_core::error::quoted;
 use carillon_core::limits::VALUE_DEPTH_MAX;
 use serde::de::IgnoredAny;
+
+use super::number::Number;
 
 /// Levels of objects and lists that are read: those of a value, and those of the request around it.
 const LEVELS_MAX: usize = VALUE_DEPTH_MAX + 8;
 
-/// The largest integer up to which a 64-bit float, and so JSON in most languages, holds every one.
-const EXACT_INTEGER_MAX: u128 = 1 << 53;
+/// What some editors write before a text. It is no part of JSON (RFC 8259, 8.1).
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// JSON as it was written.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,10 +34,6 @@ pub(crate) enum Json {
     /// An object or a list that lies too deep to be anything.
     TooDeep,
 }
-
-/// A number as it was written, by the grammar of JSON.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Number(Box<str>);
 
 impl Json {
     /// Whether objects and lists lie in each other on more than `levels` levels, this one counted.
@@ -65,56 +63,11 @@ impl Json {
     }
 }
 
-impl Number {
-    /// As it was written, shortened.
-    pub(crate) fn shown(&self) -> String {
-        excerpt(&self.0, 40)
-    }
-
-    /// The nearest double; `None` if it is beyond all of them.
-    pub(crate) fn double(&self) -> Option<f64> {
-        self.0.parse().ok().filter(|double: &f64| double.is_finite())
-    }
-
-    /// The whole number that it is; `3.0` and `1e3` are whole too, as far as doubles are exact.
-    pub(crate) fn whole(&self) -> Option<i128> {
-        if self.is_integer() {
-            return self.0.parse().ok();
-        }
-        let double = self.double()?;
-        #[expect(clippy::cast_possible_truncation, reason = "whole, and within ±2^53")]
-        (double.fract() == 0.0 && double.abs() <= 9_007_199_254_740_992.0).then_some(double as i128)
-    }
-
-    /// As a double, where nothing else holds numbers.
-    ///
-    /// # Errors
-    /// The rule, if something of it would be lost in silence: an integer whose neighbours no double tells from it, what is
-    /// beyond all doubles, what is not zero and would become zero. A fraction is not refused: everybody knows that of these
-    /// doubles keep the nearest.
-    pub(crate) fn kept_double(&self) -> Result<f64, String> {
-        let shown = self.shown();
-        let double = self.double().ok_or_else(|| {
-            format!("the number {shown} is beyond ±1.8e308, more than a double holds: send it as a string")
-        })?;
-        let is_exact = || self.whole().is_some_and(|whole| whole.unsigned_abs() <= EXACT_INTEGER_MAX);
-        if self.is_integer() && !is_exact() {
-            return Err(format!("the integer {shown} is beyond ±2^53 and would lose digits: send it as a string"));
-        }
-        let mantissa = self.0.split(['e', 'E']).next().unwrap_or_default();
-        if double == 0.0 && mantissa.contains(|digit| matches!(digit, '1'..='9')) {
-            return Err(format!("the number {shown} is nearer to 0 than any double: send it as a string"));
-        }
-        Ok(double)
-    }
-
-    fn is_integer(&self) -> bool {
-        !self.0.contains(['.', 'e', 'E'])
-    }
-}
-
 /// Reads `bytes`; an error says what is wrong and where.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Json, String> {
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        return Err("it begins with a byte order mark (EF BB BF): leave it out".to_owned());
+    }
     let text = std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8 from byte {} on", error.valid_up_to()))?;
     let mut reader = Reader { text, at: 0 };
     reader.document().map_err(|Wrong { what, at }| {
@@ -242,7 +195,7 @@ impl Reader<'_> {
             self.skips(b"+-");
             self.digits()?;
         }
-        Ok(Json::Number(Number(self.text.get(start..self.at).unwrap_or_default().into())))
+        Ok(Json::Number(Number::written(self.text.get(start..self.at).unwrap_or_default())))
     }
 
     fn digits(&mut self) -> Result<(), Wrong> {
@@ -350,41 +303,13 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_kept_or_refused_by_what_would_be_lost() {
-        let kept = |text: &str| match parse(text.as_bytes()) {
-            Ok(Json::Number(number)) => number.kept_double().map(f64::to_bits),
-            other => panic!("{text}: {other:?}"),
-        };
-        for text in [
-            "0",
-            "-0",
-            "-0.0",
-            "0e999",
-            "9007199254740992",
-            "-9007199254740992",
-            "1.7976931348623157e308",
-            "5e-324",
-            "1e22",
-            "9007199254740993.0",
-            "0.42451918914251396",
-            "1E+2",
-            "18446744073709551616.0",
-        ] {
-            assert_eq!(kept(text), Ok(text.parse::<f64>().unwrap().to_bits()), "{text}");
-        }
-        for (text, rule) in [
-            ("9007199254740993", "beyond ±2^53"),
-            ("-9007199254740993", "beyond ±2^53"),
-            ("18446744073709551617", "beyond ±2^53"),
-            (&"9".repeat(300), "beyond ±2^53"),
-            (&"9".repeat(400), "beyond ±1.8e308"),
-            ("1e400", "beyond ±1.8e308"),
-            ("-1e400", "beyond ±1.8e308"),
-            ("1e-400", "nearer to 0"),
-        ] {
-            assert!(kept(text).unwrap_err().contains(rule), "{text}: {:?}", kept(text));
-        }
-        assert!(kept(&"9".repeat(400)).unwrap_err().len() < 200, "what is shown is short");
+    fn a_byte_order_mark_is_called_by_its_name() {
+        assert!(parse(b"\xef\xbb\xbf{}").unwrap_err().contains("byte order mark"));
+        assert_eq!(
+            parse("\"\u{feff}\"".as_bytes()),
+            Ok(Json::Text("\u{feff}".to_owned())),
+            "in a text it is a character"
+        );
     }
 
     /// What `serde_json` made of the same text.

@@ -5,6 +5,9 @@
 //! wrong fields at once, whichever side finds them.
 
 mod document;
+mod number;
+#[cfg(test)]
+mod oracle;
 mod query;
 mod request;
 pub(crate) mod routes;

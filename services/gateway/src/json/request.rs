@@ -4,12 +4,12 @@
 //! wrong is left out of the message and remembered with its path and rule, so that the call can answer with these and with
 //! its own objections in one go.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use carillon_core::error::{FieldViolation, quoted};
 use carillon_core::limits::{JOBS_AT_ONCE_MAX, VALUE_DEPTH_MAX};
 use carillon_proto::field_named;
-use carillon_proto::json::is_wrapper;
+use carillon_proto::json::{NULL_VALUE, is_wrapper};
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
 
 use super::document::Json;
@@ -17,8 +17,8 @@ use super::scalar;
 
 /// More mistakes than anybody mends in one go are not listed,
 const VIOLATIONS_MAX: usize = 50;
-/// but for the first one of each element of the longest list, and what comes behind it: where elements stand each by itself, each is
-/// to be known to be wrong, and so is the request.
+/// but for the first one of each element of the longest list, and what comes behind it: where elements stand each by itself, each
+/// is to be known to be wrong, and so is the request.
 const ELEMENTS_MAX: usize = JOBS_AT_ONCE_MAX;
 
 /// What was wrong so far.
@@ -57,19 +57,31 @@ pub(crate) fn message(
         return None;
     };
     let mut message = DynamicMessage::new(descriptor.clone());
+    let mut given = HashSet::with_capacity(object.len());
     for (name, json) in object {
-        let at = join(path, name);
-        match field_named(descriptor, name) {
-            None => mistakes.add(&at, format!("is not a field of {}", descriptor.name())),
-            Some(field) if message.has_field(&field) => mistakes.add(&at, "is given twice, in both spellings"),
-            Some(field) => {
-                if let Some(value) = field_value(&field, json, &join(path, field.name()), mistakes) {
-                    message.set_field(&field, value);
-                }
-            }
+        let Some(field) = field_named(descriptor, name) else {
+            mistakes.add(&join(path, name), format!("is not a field of {}", descriptor.name()));
+            continue;
+        };
+        // Not whether it has a value: null has none, and a zero may look like none.
+        if !given.insert(field.number()) {
+            mistakes.add(&join(path, name), "is given twice, in both spellings");
+            continue;
+        }
+        let at = join(path, field.name());
+        let Some(value) = field_value(&field, json, &at, mistakes) else { continue };
+        match rival(&field, &message) {
+            Some(other) => mistakes.add(&at, format!("must not be given together with {}", other.name())),
+            None => message.set_field(&field, value),
         }
     }
     Some(message)
+}
+
+/// The field that was given already where only one of several may be.
+pub(crate) fn rival(field: &FieldDescriptor, message: &DynamicMessage) -> Option<FieldDescriptor> {
+    let choice = field.containing_oneof()?;
+    choice.fields().find(|other| other.number() != field.number() && message.has_field(other))
 }
 
 /// Reads a body that is one field of a request. A field of the request that is named in it is told where it belongs.
@@ -102,7 +114,7 @@ fn field_value(field: &FieldDescriptor, json: &Json, path: &str, mistakes: &mut 
     if field.is_map() {
         return map(field, json, path, mistakes);
     }
-    if *json == Json::Null && !is_value(field) {
+    if *json == Json::Null && !takes_null(field) {
         return None;
     }
     if !field.is_list() {
@@ -143,6 +155,9 @@ fn map(field: &FieldDescriptor, json: &Json, path: &str, mistakes: &mut Mistakes
         let at = format!("{path}[{}]", quoted(key));
         let read_key = scalar::from_text(&entry.map_entry_key_field().kind(), key).map(Value::into_map_key);
         match read_key {
+            Ok(Some(read_key)) if entries.contains_key(&read_key) => {
+                mistakes.add(&at, "is given twice, written otherwise");
+            }
             Ok(Some(read_key)) => {
                 if let Some(value) = single(&entry.map_entry_value_field(), json, &at, mistakes) {
                     entries.insert(read_key, value);
@@ -155,8 +170,13 @@ fn map(field: &FieldDescriptor, json: &Json, path: &str, mistakes: &mut Mistakes
     Some(Value::Map(entries))
 }
 
-fn is_value(field: &FieldDescriptor) -> bool {
-    matches!(field.kind(), Kind::Message(descriptor) if descriptor.full_name() == "google.protobuf.Value")
+/// Whether null is a value of it, and not that it has none.
+fn takes_null(field: &FieldDescriptor) -> bool {
+    match field.kind() {
+        Kind::Message(descriptor) => descriptor.full_name() == "google.protobuf.Value",
+        Kind::Enum(descriptor) => descriptor.full_name() == NULL_VALUE,
+        _ => false,
+    }
 }
 
 /// Messages whose JSON is not an object of their fields. `None`: an ordinary message.

@@ -370,7 +370,7 @@ fn path_field(input: &MessageDescriptor, path: &str) -> Result<Vec<FieldDescript
     if at.is_some() { Err(unbound()) } else { Ok(fields) }
 }
 
-/// Some kinds have no JSON form here, since nothing needs them: better to know at start. Any is written and not read.
+/// `google.protobuf.Any` has no JSON form that could be read, since nothing needs it: better to know at start.
 fn require_json_form(message: &MessageDescriptor, is_written: bool, seen: &mut HashSet<String>) -> Result<(), String> {
     if !seen.insert(message.full_name().to_owned()) {
         return Ok(());
@@ -381,10 +381,8 @@ fn require_json_form(message: &MessageDescriptor, is_written: bool, seen: &mut H
         _ => {}
     }
     for field in message.fields() {
-        match field.kind() {
-            Kind::Bytes => return Err(format!("{} is bytes, which have no JSON form yet", field.full_name())),
-            Kind::Message(inner) => require_json_form(&inner, is_written, seen)?,
-            _ => {}
+        if let Kind::Message(inner) = field.kind() {
+            require_json_form(&inner, is_written, seen)?;
         }
     }
     Ok(())

@@ -1,15 +1,22 @@
-//! Scalars, enums and instants from JSON and from text (a query parameter, a path segment, the key of a map). Each error is
-//! the rule that is broken and what was found instead.
+//! Scalars, enums, bytes and instants from JSON and from text (a query parameter, a path segment, the key of a map). Each error
+//! is the rule that is broken and what was found instead.
 
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use carillon_core::error::quoted;
+use carillon_proto::json::NULL_VALUE;
 use carillon_proto::words;
 use chrono::{DateTime, Utc};
 use prost_reflect::{DynamicMessage, Kind, MessageDescriptor, Value};
 
-use super::document::{self, Json, Number};
+use super::document::{self, Json};
+use super::number::Number;
 
-/// The type of a list of fields.
-pub(crate) const MASK: &str = "google.protobuf.FieldMask";
+pub(crate) use carillon_proto::json::MASK;
+
+/// The rule for bytes.
+const BASE64: &str = "must be bytes in base64";
 
 /// From a JSON value, by the proto3 mapping: integers also as strings, enums as words or numbers.
 pub(crate) fn from_json(kind: &Kind, json: &Json) -> Result<Value, String> {
@@ -25,10 +32,13 @@ pub(crate) fn from_json(kind: &Kind, json: &Json) -> Result<Value, String> {
             .filter(|number| descriptor.get_value(*number).is_some())
             .map(Value::EnumNumber)
             .ok_or_else(|| format!("must be one of {}, is {}", words::allowed(descriptor), json.shown())),
+        (Kind::Enum(descriptor), Json::Null) if descriptor.full_name() == NULL_VALUE => Ok(Value::EnumNumber(0)),
         (Kind::Enum(descriptor), _) => {
             Err(format!("must be one of {}, is {}", words::allowed(descriptor), json.shown()))
         }
         (Kind::Float | Kind::Double, Json::Number(number)) => float(kind, number.double(), &json.shown()),
+        (Kind::Bytes, Json::Text(text)) => bytes(text),
+        (Kind::Bytes, _) => Err(format!("{BASE64}, is {}", json.shown())),
         (_, Json::Text(text)) => from_text(kind, text),
         (_, Json::Number(number)) => integer(kind, number.whole(), &json.shown()),
         (_, _) => integer(kind, None, &json.shown()),
@@ -47,7 +57,14 @@ pub(crate) fn from_text(kind: &Kind, text: &str) -> Result<Value, String> {
         Kind::Enum(descriptor) => words::number_of(descriptor, text)
             .map(Value::EnumNumber)
             .ok_or_else(|| format!("must be one of {}, is {}", words::allowed(descriptor), quoted(text))),
-        Kind::Float | Kind::Double => float(kind, number(text).and_then(|number| number.double()), &quoted(text)),
+        Kind::Bytes => bytes(text),
+        Kind::Float | Kind::Double => {
+            let named = [("NaN", f64::NAN), ("Infinity", f64::INFINITY), ("-Infinity", f64::NEG_INFINITY)];
+            match named.into_iter().find(|(name, _)| *name == text) {
+                Some((_, number)) => Ok(in_precision(kind, number)),
+                None => float(kind, number(text).and_then(|number| number.double()), &quoted(text)),
+            }
+        }
         Kind::Message(descriptor) if descriptor.full_name() == MASK => {
             mask_from_text(descriptor, text).map(Value::Message)
         }
@@ -84,9 +101,31 @@ fn integer(kind: &Kind, number: Option<i128>, found: &str) -> Result<Value, Stri
 }
 
 fn float(kind: &Kind, number: Option<f64>, found: &str) -> Result<Value, String> {
-    let number = number.ok_or_else(|| format!("must be a number, is {found}"))?;
+    let is_finite = |value: &Value| match value {
+        Value::F32(number) => number.is_finite(),
+        _ => true,
+    };
+    number.map(|number| in_precision(kind, number)).filter(is_finite).ok_or_else(|| {
+        let most = if *kind == Kind::Float { "±3.4e38" } else { "±1.8e308" };
+        format!("must be a number within {most}, or one of \"NaN\", \"Infinity\", \"-Infinity\", is {found}")
+    })
+}
+
+fn in_precision(kind: &Kind, number: f64) -> Value {
     #[expect(clippy::cast_possible_truncation, reason = "the field has that precision")]
-    Ok(if *kind == Kind::Float { Value::F32(number as f32) } else { Value::F64(number) })
+    if *kind == Kind::Float { Value::F32(number as f32) } else { Value::F64(number) }
+}
+
+/// Base64 by either alphabet, padded or not.
+fn bytes(text: &str) -> Result<Value, String> {
+    let config = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true);
+    let standard = text.replace('-', "+").replace('_', "/");
+    match GeneralPurpose::new(&alphabet::STANDARD, config).decode(standard) {
+        Ok(bytes) => Ok(Value::Bytes(bytes.into())),
+        Err(_) => Err(format!("{BASE64}, is {}", quoted(text))),
+    }
 }
 
 /// The rule for an instant or a duration.
@@ -150,8 +189,13 @@ fn snake(path: &str) -> String {
 fn instant(text: &str) -> Option<(i64, i32)> {
     // Years 1 to 9999, as google.protobuf.Timestamp has it.
     const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
-    // `2027-12-01 10:00:00Z` is not RFC 3339, but the library would take it.
-    if text.as_bytes().get(10).is_none_or(|separator| !separator.eq_ignore_ascii_case(&b't')) {
+    // The library takes more: a blank or a small letter, digits beyond the ninth, which it drops, other signs for a minus.
+    let digits_of_fraction = || {
+        let (_, fraction) = text.split_once('.').unwrap_or_default();
+        fraction.bytes().take_while(u8::is_ascii_digit).count()
+    };
+    let is_strict = text.as_bytes().get(10) == Some(&b'T') && text.is_ascii() && !text.ends_with('z');
+    if !is_strict || digits_of_fraction() > 9 {
         return None;
     }
     let at = DateTime::parse_from_rfc3339(text).ok()?.with_timezone(&Utc);
@@ -184,8 +228,13 @@ mod tests {
     #[test]
     fn instants_are_read_as_rfc_3339_has_them() {
         assert_eq!(instant("1970-01-01T00:00:01Z"), Some((1, 0)));
-        assert_eq!(instant("1970-01-01t02:00:01.5+02:00"), Some((1, 500_000_000)));
+        assert_eq!(instant("1970-01-01T02:00:01.5+02:00"), Some((1, 500_000_000)));
         for text in [
+            // As the mapping of proto3 has it: its letters are capitals.
+            "1970-01-01t00:00:01Z",
+            "1970-01-01T00:00:01z",
+            "1970-01-01T00:00:01.0000000001Z",
+            "1970-01-01T00:00:01\u{2212}02:00",
             "1970-01-01 00:00:01Z",
             "1970-01-01",
             "1970-01-01T00:00:01",

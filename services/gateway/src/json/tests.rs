@@ -432,6 +432,10 @@ async fn queries_are_read_in_both_spellings_and_refused_by_name() {
         ],
         "{json}"
     );
+    // A zero, too, is given once.
+    for twice in ["offset=0&offset=0", "name=&name=", "status=0&status=1", "namePrefix=&name_prefix=a"] {
+        assert_eq!(bench.call("GET", &format!("/jobs?{twice}"), "").await.0, 400, "{twice}");
+    }
     assert_eq!(bench.call("GET", "/jobs/7/executions?job_id=8", "").await.0, 400, "the path binds it");
     assert_eq!(bench.call("POST", "/jobs/cron?name=x", "{}").await.0, 400, "the body has all fields");
 }
