@@ -94,6 +94,12 @@ fn named(violations: &[FieldViolation]) -> ErrorDetails {
     details
 }
 
+/// What a request is told whose one field stands against the state that things are in.
+pub(crate) fn of_field(reason: Reason, field: &str, why: impl Into<String>) -> Status {
+    let violation = FieldViolation::new(field, why);
+    failed(reason, &violation.rule, named(std::slice::from_ref(&violation)))
+}
+
 /// What a request is told that is not JSON, or not read as such.
 pub(crate) fn body_refused(reason: Reason, rule: impl Into<String>) -> Status {
     let violation = FieldViolation::new("body", rule);
@@ -166,9 +172,10 @@ pub(crate) fn of_store(failure: &Error) -> Status {
         }
         Error::QueuesExhausted { .. } => of_elements(&[(String::new(), failure)]),
         Error::AlreadyExists { .. } => {
-            failed(Reason::KeyTaken, failure.to_string(), of_taken(failure, ErrorDetails::new()))
+            let details = named(violation("", failure).as_slice());
+            failed(Reason::KeyTaken, failure.to_string(), of_taken(failure, details))
         }
-        Error::KeyReused { .. } => plain(Reason::RequestIdReused, failure.to_string()),
+        Error::KeyReused { .. } => of_field(Reason::RequestIdReused, "request_id", failure.to_string()),
         Error::Data(cause) | Error::Internal(cause) => {
             error!("a statement failed: {cause}");
             internal()

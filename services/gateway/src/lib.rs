@@ -18,6 +18,7 @@ pub mod config;
 mod deadline;
 mod error_response;
 mod grpc;
+mod headers;
 mod health;
 mod json;
 mod observe;

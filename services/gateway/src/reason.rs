@@ -39,6 +39,8 @@ reasons! {
     Undecodable = "UNDECODABLE", InvalidArgument, 400;
     /// More bytes than a request may have.
     RequestTooLarge = "REQUEST_TOO_LARGE", InvalidArgument, 413;
+    /// More headers, or larger ones, than a request may have.
+    HeadersTooLarge = "HEADERS_TOO_LARGE", InvalidArgument, 431;
     /// A page of another origin sent it as a form, or it is packed otherwise than by gzip.
     MediaTypeUnsupported = "MEDIA_TYPE_UNSUPPORTED", InvalidArgument, 415;
     /// Its body did not arrive in time.

@@ -7,7 +7,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request, Response};
@@ -30,7 +30,9 @@ use tracing::{debug, warn};
 use crate::admission::{Admission, NoBody, Share, Whole};
 use crate::deadline;
 use crate::error_response::{plain, with_reason};
+use crate::headers;
 use crate::json::Transcoder;
+use crate::observe;
 use crate::opening::Openings;
 use crate::reason::Reason;
 use crate::sizes;
@@ -44,7 +46,8 @@ const PLACE_MAX: Duration = Duration::from_secs(60);
 /// How often an HTTP/2 peer is asked whether it lives, and how long it may take to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const STREAMS_MAX: u32 = 250;
-const HEADER_LIST_BYTES_MAX: u32 = 32 * 1024;
+/// What a connection of HTTP/1 holds of what was not read yet: all headers of a request.
+const HTTP1_BUFFER_BYTES: usize = headers::BYTES_READ as usize;
 /// Calls whose client goes on speaking while it is answered.
 const CONVERSATION: &str = "/grpc.reflection.";
 /// Pause after the system refused a connection (no file descriptor left), so that the loop does not spin.
@@ -69,6 +72,10 @@ impl Front {
             let prefix = b"application/grpc";
             value.as_bytes().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
         });
+        if let Some(refused) = headers::refuse(request.headers()) {
+            observe::record("none", refused.code(), Instant::now());
+            return if is_grpc { refused.into_http() } else { self.json.failed(&refused) };
+        }
         let limit = deadline::of(request.headers()).unwrap_or(Duration::MAX);
         // Boxed: it is large, and a connection has many.
         let answering = Box::pin(async {
@@ -204,14 +211,19 @@ async fn connection(
     };
     let Some((stream, _place)) = admitted else { return };
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_headers(headers::COUNT_READ)
+        .max_buf_size(HTTP1_BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_header_list_size(headers::BYTES_READ)
         .adaptive_window(true);
     let share = Share::default();
     let service = shared.answering.clone().map_request(move |mut request: Request<Incoming>| {

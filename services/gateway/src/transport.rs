@@ -1,5 +1,5 @@
-//! What every answer goes through, whatever it answers: an id for each request, who may ask from a web page of another origin, headers
-//! that no log shows; and for JSON gzip, both ways. tower-http does it; here stands with what bounds.
+//! What every answer goes through, whatever it answers: an id for each request, who may ask from a web page of another origin,
+//! headers that no log shows; and for JSON gzip, both ways. tower-http does it; here stands with what bounds.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -19,7 +19,7 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 use tower_http::decompression::RequestDecompressionLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
-use tracing::{Instrument as _, debug_span};
+use tracing::{Instrument as _, Span, error_span};
 
 use crate::json::Transcoder;
 
@@ -35,8 +35,8 @@ const PREFLIGHT_AGE: Duration = Duration::from_secs(600);
 /// Answers requests, whatever they are.
 pub(crate) type Answering = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
-/// The body of this request comes compressed: what cannot be read of it is the client's fault, not its line's. An extension, which no
-/// client can set.
+/// The body of this request comes compressed: what cannot be read of it is the client's fault, not its line's. An extension,
+/// which no client can set.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IsCompressed;
 
@@ -47,8 +47,7 @@ where
     Fut: Future<Output = Response<Body>> + Send + 'static,
 {
     let service = service_fn(move |request: Request<Incoming>| {
-        let id = request.headers().get(&REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
-        let span = debug_span!("request", id);
+        let span = span_of(request.headers());
         let is_head = request.method() == Method::HEAD;
         let answering = answer(request).instrument(span);
         async move {
@@ -67,6 +66,12 @@ where
         .option_layer(cors(origins))
         .service(service);
     BoxCloneSyncService::new(layered.map_response(|response: Response<_>| response.map(Body::new)))
+}
+
+/// What a request is known by in the log: whatever level is logged, what went wrong is logged with it.
+fn span_of(headers: &HeaderMap) -> Span {
+    let id = headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
+    error_span!("request", id)
 }
 
 /// Answers a JSON request: unpacks what it says, and packs what it is told.
@@ -135,6 +140,13 @@ fn without_body(response: Response<Body>) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A span of a lower level is not there where only worse is logged, and its id with it.
+    #[test]
+    fn what_goes_wrong_is_logged_with_the_id_of_its_request() {
+        let metadata = span_of(&HeaderMap::new()).metadata().unwrap();
+        assert_eq!((*metadata.level(), metadata.fields().field("id").is_some()), (tracing::Level::ERROR, true));
+    }
 
     #[test]
     fn an_id_is_kept_if_it_is_one_and_short_and_visible() {

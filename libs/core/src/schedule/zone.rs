@@ -140,45 +140,73 @@ fn lookup(name: &str) -> Result<jiff::tz::TimeZone, String> {
     if name.is_empty() {
         return Err(format!("timezone: must be {EXAMPLE}, is empty"));
     }
-    // Files that lie beside the zones but are none: the machine's own zone would mean another thing on each machine,
-    // "right/" counts leap seconds, "posix/" is a second copy.
     let lower = name.to_ascii_lowercase();
-    let odd = ["localtime", "posixrules", "factory", "local", "etc/unknown"].contains(&lower.as_str())
-        || lower.starts_with("right/")
-        || lower.starts_with("posix/");
     let shape = name.len() <= NAME_BYTES_MAX && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_+-".contains(&b));
-    if !odd
+    if !is_odd(&lower)
         && shape
         && let Ok(tz) = jiff::tz::db().get(name)
     {
         return Ok(tz);
     }
     let mut message = format!("timezone: \"{}\" is not {EXAMPLE}", quoted(name));
-    if name.starts_with(['+', '-']) || lower.starts_with("utc+") || lower.starts_with("utc-") {
-        message.push_str(
-            "; a fixed offset is written Etc/GMT-2 (its sign is reversed: that one is two hours ahead of UTC)",
-        );
+    if let Some((is_ahead, hours, minutes)) = fixed_offset(&lower) {
+        let fixed = format!("Etc/GMT{}{hours}", if is_ahead { '-' } else { '+' });
+        if minutes == 0 && jiff::tz::db().get(&fixed).is_ok() {
+            let _ = write!(message, "; this fixed offset is written {fixed}, its sign reversed");
+        } else {
+            message.push_str("; fixed offsets are whole hours, Etc/GMT-14 (ahead of UTC) to Etc/GMT+12");
+        }
     } else if let Some(near) = shape.then(|| nearest(&lower)).flatten() {
         let _ = write!(message, "; did you mean {near}?");
     }
     Err(message)
 }
 
+/// Files that lie beside the zones but are none: the machine's own zone would mean another thing on each machine, "right/" counts
+/// leap seconds, "posix/" is a second copy.
+fn is_odd(lower: &str) -> bool {
+    ["localtime", "posixrules", "factory", "local", "etc/unknown"].contains(&lower)
+        || lower.starts_with("right/")
+        || lower.starts_with("posix/")
+}
+
 /// All names. To list them, every file is opened, which takes some ten milliseconds: done once in a process, and only where
 /// they are asked for (for the hint to whoever wrote a wrong one, say).
 static NAMES: LazyLock<Vec<String>> = LazyLock::new(|| {
     let names = jiff::tz::db().available().map(|name| name.as_str().to_owned());
-    names.filter(|name| !name.starts_with("right/") && !name.starts_with("posix/")).collect()
+    names.filter(|name| !is_odd(&name.to_ascii_lowercase())).collect()
 });
 
-/// The known name that `lower` is most likely meant to be: the same city without its region, or a slip of the keyboard.
+/// Sign, hours and minutes of `+02:00`, `-5`, `utc+0530`, `gmt+1`.
+fn fixed_offset(lower: &str) -> Option<(bool, u8, u8)> {
+    let rest = ["utc", "gmt"].iter().find_map(|zone| lower.strip_prefix(zone)).unwrap_or(lower);
+    let (is_ahead, rest) = match rest.strip_prefix('+') {
+        Some(rest) => (true, rest),
+        None => (false, rest.strip_prefix('-')?),
+    };
+    let (hours, minutes) =
+        rest.split_once(':').unwrap_or_else(|| rest.split_at_checked(rest.len().min(2)).unwrap_or((rest, "")));
+    let number = |digits: &str| {
+        let is_one = digits.len() <= 2 && digits.bytes().all(|digit| digit.is_ascii_digit());
+        if is_one { digits.parse().ok() } else { None }
+    };
+    Some((is_ahead, number(hours)?, if minutes.is_empty() { 0 } else { number(minutes)? }))
+}
+
+/// The known name that `lower` is most likely meant to be: the same city without its region, or a slip of the keyboard. Of a
+/// short name anything is two slips away.
 fn nearest(lower: &str) -> Option<&'static str> {
+    let slips_max = match lower.len() {
+        0..4 => 0,
+        4..8 => 1,
+        _ => 2,
+    };
     let distance = |known: &str| {
         let known = known.to_ascii_lowercase();
         let city = known.rsplit('/').next().unwrap_or_default();
         if city == lower { 0 } else { edits(lower, &known) }
     };
-    let near = NAMES.iter().map(|name| (distance(name), name.as_str())).filter(|(distance, _)| *distance <= 2);
+    let near = NAMES.iter().map(|name| (distance(name), name.as_str())).filter(|(distance, _)| *distance <= slips_max);
     near.min().map(|(_, name)| name)
 }
 
@@ -249,6 +277,20 @@ mod tests {
         );
         assert!(message("Sydney").ends_with("did you mean Australia/Sydney?"), "{}", message("Sydney"));
         assert!(message("+02:00").contains("Etc/GMT-2"));
+        for (offset, hint) in [
+            ("+02:00", "this fixed offset is written Etc/GMT-2, its sign reversed"),
+            ("UTC-5", "this fixed offset is written Etc/GMT+5, its sign reversed"),
+            ("GMT+01", "this fixed offset is written Etc/GMT-1, its sign reversed"),
+            ("+0530", "whole hours, Etc/GMT-14 (ahead of UTC) to Etc/GMT+12"),
+            ("-13:00", "whole hours, Etc/GMT-14 (ahead of UTC) to Etc/GMT+12"),
+        ] {
+            assert!(message(offset).ends_with(hint), "{}", message(offset));
+        }
+        // Names that are near to nothing but by being short, and signs without an offset.
+        for name in ["localtime", "Factory", "abc", "X", "zz", "CE", "Moon", "+", "-", "+x", "+123:00", "-1:2:3"] {
+            assert!(message(name).ends_with("such as Europe/Berlin"), "{}", message(name));
+        }
+        assert!(message("Zulo").ends_with("did you mean Zulu?"), "{}", message("Zulo"));
         assert!(message("").ends_with("is empty"));
         for odd in ["right/Europe/Berlin", "posix/UTC", "localtime", "Factory", "../../etc/passwd", "Europe/Berlin\0"] {
             assert!(check_timezone(odd).is_err(), "{odd:?}");

@@ -7,7 +7,7 @@
 use carillon_core::error::{FieldViolation, quoted};
 use carillon_core::limits::{VALUE_WIRE_BYTES_MAX, WORD_CHARS_MAX};
 use carillon_core::{fingerprint, json};
-use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use prost_types::{Struct, Timestamp};
 use serde_json::Value;
 use tonic::{Request, Status};
@@ -178,14 +178,15 @@ impl Checks {
     /// An instant, cut off to the millisecond.
     pub(crate) fn instant(&mut self, field: &str, timestamp: Option<Timestamp>) -> Option<DateTime<Utc>> {
         // Years 1 to 9999.
+        const NANOS_OF_A_MILLISECOND: u32 = 1_000_000;
         const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
         let timestamp = timestamp?;
         let nanos = u32::try_from(timestamp.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
         let at = nanos
             .filter(|_| SECONDS.contains(&timestamp.seconds))
-            .and_then(|nanos| DateTime::from_timestamp(timestamp.seconds, nanos));
+            .and_then(|nanos| DateTime::from_timestamp(timestamp.seconds, nanos - nanos % NANOS_OF_A_MILLISECOND));
         self.that(at.is_some(), field, "must be an instant of the years 1 to 9999");
-        at.map(|at| at.duration_trunc(TimeDelta::milliseconds(1)).unwrap_or(at))
+        at
     }
 
     /// A JSON object of at most `bytes_max` bytes of text, with its numbers written out as Postgres does; `{}` if not given.
@@ -272,6 +273,11 @@ mod tests {
         assert_eq!(at.timestamp_subsec_nanos(), 2_000_000);
         let before = checks.instant("from", Some(Timestamp { seconds: -2, nanos: 999_999_999 })).unwrap();
         assert_eq!((before.timestamp(), before.timestamp_subsec_millis()), (-2, 999));
+        // Years that no 64 bits of nanoseconds reach, and the ends of all.
+        for seconds in [-62_135_596_800, -11_676_096_001, 10_413_792_001, 253_402_300_799] {
+            let far = checks.instant("from", Some(Timestamp { seconds, nanos: 123_999_999 })).unwrap();
+            assert_eq!((far.timestamp(), far.timestamp_subsec_nanos()), (seconds, 123_000_000));
+        }
         assert!(checks.is_clean());
         for (seconds, nanos) in [(i64::MAX, 0), (0, -1), (0, 1_000_000_000), (i64::MIN, 0)] {
             assert_eq!(

@@ -26,7 +26,7 @@ use super::paging::Paging;
 use super::when::When;
 use super::{executions, key, slice, update, words};
 use crate::backend::Backend;
-use crate::error_response::{internal, invalid, later, plain};
+use crate::error_response::{internal, invalid, later, of_field};
 use crate::observe;
 use crate::reason::Reason;
 use crate::values;
@@ -227,7 +227,7 @@ impl Jobs {
             let current = self.0.ask(jobs::get(self.0.store(), id)).await?;
             if !given.etag.is_empty() && given.etag != job::etag(current.revision) {
                 let why = format!("the job has the etag {} by now, not {}", job::etag(current.revision), given.etag);
-                return Err(plain(Reason::Superseded, why));
+                return Err(of_field(Reason::Superseded, "etag", why));
             }
             if let Some(updated) = self.update_once(current, &given, &request, checks.clone()).await? {
                 return Ok(job::show(updated));

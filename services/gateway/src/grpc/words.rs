@@ -4,6 +4,7 @@ use carillon_core::execution::Status;
 use carillon_core::job::{HandlerType, JobStatus, JobType, Priority};
 use carillon_core::schedule::{DstGap, DstOverlap};
 use carillon_proto::v1;
+use carillon_proto::words::allowed;
 
 use super::checks::Checks;
 
@@ -71,8 +72,15 @@ pub(super) const fn dst_overlap(overlap: DstOverlap) -> v1::DstOverlap {
     }
 }
 
-/// The word that a number of the wire stands for: 0 is "not given", and a number that the protos do not know is refused.
-fn read<W: Copy, T: Copy>(checks: &mut Checks, field: &str, number: i32, all: &[T], wire: impl Fn(T) -> W) -> Option<T>
+/// The word that a number of the wire stands for: 0 is "not given", and a number that the protos do not know is refused, in the
+/// words that JSON is refused in. `of`: the enum.
+fn read<W: Copy, T: Copy>(
+    checks: &mut Checks,
+    (field, of): (&str, &str),
+    number: i32,
+    all: &[T],
+    wire: impl Fn(T) -> W,
+) -> Option<T>
 where
     i32: From<W>,
 {
@@ -80,34 +88,39 @@ where
         return None;
     }
     let word = all.iter().copied().find(|word| i32::from(wire(*word)) == number);
-    checks.that(word.is_some(), field, format!("{number} is not one of its values"));
+    if word.is_none() {
+        let descriptor = carillon_proto::descriptors().get_enum_by_name(&format!("carillon.v1.{of}"));
+        let allowed = descriptor.map(|descriptor| allowed(&descriptor)).unwrap_or_default();
+        checks.refuse(field, format!("must be one of {allowed}, is {number}"));
+    }
     word
 }
 
 pub(super) fn read_job_type(checks: &mut Checks, field: &str, number: i32) -> Option<JobType> {
-    read(checks, field, number, JobType::ALL, job_type)
+    read(checks, (field, "JobType"), number, JobType::ALL, job_type)
 }
 
 pub(super) fn read_job_status(checks: &mut Checks, field: &str, number: i32) -> Option<JobStatus> {
-    read(checks, field, number, JobStatus::ALL, job_status)
+    read(checks, (field, "JobStatus"), number, JobStatus::ALL, job_status)
 }
 
 pub(super) fn read_handler_type(checks: &mut Checks, field: &str, number: i32) -> Option<HandlerType> {
-    read(checks, field, number, HandlerType::ALL, handler_type)
+    read(checks, (field, "HandlerType"), number, HandlerType::ALL, handler_type)
 }
 
 pub(super) fn read_priority(checks: &mut Checks, field: &str, number: i32) -> Option<Priority> {
-    read(checks, field, number, Priority::ALL, priority)
+    read(checks, (field, "Priority"), number, Priority::ALL, priority)
 }
 
 pub(super) fn read_execution_status(checks: &mut Checks, field: &str, number: i32) -> Option<Status> {
-    read(checks, field, number, Status::ALL, execution_status)
+    read(checks, (field, "ExecutionStatus"), number, Status::ALL, execution_status)
 }
 
 pub(super) fn read_dst_gap(checks: &mut Checks, field: &str, number: i32) -> Option<DstGap> {
-    read(checks, field, number, &[DstGap::RunAfter, DstGap::Skip], dst_gap)
+    read(checks, (field, "DstGap"), number, &[DstGap::RunAfter, DstGap::Skip], dst_gap)
 }
 
 pub(super) fn read_dst_overlap(checks: &mut Checks, field: &str, number: i32) -> Option<DstOverlap> {
-    read(checks, field, number, &[DstOverlap::First, DstOverlap::Last, DstOverlap::Both], dst_overlap)
+    let all = [DstOverlap::First, DstOverlap::Last, DstOverlap::Both];
+    read(checks, (field, "DstOverlap"), number, &all, dst_overlap)
 }

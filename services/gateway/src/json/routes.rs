@@ -297,7 +297,7 @@ impl Route {
         let Some((last, outer)) = fields.split_last() else { return };
         let read = match scalar::from_text(&last.kind(), value) {
             Ok(read) => read,
-            Err(rule) => return mistakes.add(path, rule),
+            Err(rule) => return mistakes.add(self.as_in_body(path), rule),
         };
         let mut at = message;
         for field in outer {
@@ -307,9 +307,15 @@ impl Route {
             }
         }
         if at.has_field(last) && *at.get_field(last) != read {
-            mistakes.add(path, "is given by the path, and otherwise by the body");
+            mistakes.add(self.as_in_body(path), "is given by the path, and otherwise by the body");
         }
         at.set_field(last, read);
+    }
+
+    /// A field of the request as whoever writes its body names it: `id`, not `job.id`, where the body is the job.
+    fn as_in_body<'a>(&self, path: &'a str) -> &'a str {
+        let inner = self.body_field().and_then(|body| path.strip_prefix(body)?.strip_prefix('.'));
+        inner.unwrap_or(path)
     }
 }
 

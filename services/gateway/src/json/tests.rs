@@ -200,7 +200,7 @@ async fn a_patch_changes_the_keys_of_its_body_unless_it_names_others() {
     let (status, refused) = bench.call("PATCH", "/jobs/7", r#"{"id": "8"}"#).await;
     assert_eq!(
         (status, &refused["message"]),
-        (400, &Json::from("job.id: is given by the path, and otherwise by the body"))
+        (400, &Json::from("id: is given by the path, and otherwise by the body"))
     );
 }
 

@@ -1,7 +1,11 @@
 //! The gateway as a whole, in this process, on a port of its own: what only shows with a real listener and real
 //! neighbours. The API's behaviour is tested where it lives, and end to end through the binaries in `integration-tests`.
 
+mod bad_input;
 mod gateway;
+mod headers;
+mod input;
+mod routes;
 mod transport;
 
 use std::time::{Duration, Instant};
