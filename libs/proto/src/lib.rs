@@ -9,7 +9,7 @@ pub mod words;
 
 use std::sync::LazyLock;
 
-use prost_reflect::{DescriptorPool, FieldDescriptor, MessageDescriptor};
+use prost_reflect::{DescriptorPool, FieldDescriptor, MessageDescriptor, MethodDescriptor};
 
 /// The package `carillon.v1`.
 pub mod v1 {
@@ -65,4 +65,51 @@ pub fn behaves(field: &FieldDescriptor, behavior: Behavior) -> bool {
         let said = options.get_extension(&option);
         said.as_list().is_some_and(|said| said.iter().any(|value| value.as_enum_number() == Some(behavior as i32)))
     })
+}
+
+/// What a caller of that method must be allowed to do, as its `carillon.v1.permission` says.
+pub fn permission(method: &MethodDescriptor) -> Option<String> {
+    let option = method.parent_pool().get_extension_by_name("carillon.v1.permission")?;
+    let options = method.options();
+    options.get_extension(&option).as_str().filter(|named| !named.is_empty()).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// Which calls each permission is for, by the descriptors.
+    fn calls_by_permission() -> BTreeMap<String, Vec<String>> {
+        let mut calls = BTreeMap::<String, Vec<String>>::new();
+        for service in descriptors().services() {
+            for method in service.methods() {
+                let named = permission(&method).unwrap_or_else(|| panic!("{} names no permission", method.full_name()));
+                let is_word =
+                    |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+                let parts = named.split_once('.').filter(|(noun, verb)| is_word(noun) && is_word(verb));
+                assert!(parts.is_some(), "{} names {named:?}, which is no noun.verb", method.full_name());
+                calls.entry(named).or_default().push(method.name().to_owned());
+            }
+        }
+        calls
+    }
+
+    /// `| permission | calls | what for |`
+    #[test]
+    fn every_call_names_a_permission_of_the_page_about_access() {
+        const PAGE: &str = include_str!("../../../docs/access.md");
+        let names = |cell: &str| -> Vec<String> {
+            cell.split(',').map(|name| name.trim().trim_matches('`').to_owned()).collect()
+        };
+        let mut rows = BTreeMap::new();
+        for line in PAGE.lines().filter(|line| line.starts_with("| `")) {
+            let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+            let [named, calls, what_for] = cells.as_slice() else { panic!("{line}") };
+            assert!(!what_for.is_empty(), "{line}");
+            rows.insert(named.trim_matches('`').to_owned(), names(calls));
+        }
+        assert_eq!(rows, calls_by_permission());
+    }
 }

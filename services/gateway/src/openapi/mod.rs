@@ -123,6 +123,7 @@ mod tests {
             let operation =
                 &document["paths"][operation::path_of(route)][route.http_method.as_str().to_ascii_lowercase()];
             assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{} {operation}", route.name);
+            assert!(operation["x-permission"].as_str().is_some_and(|text| text.contains('.')), "{operation}");
         }
         let mut found = Vec::new();
         references(&document, &mut found);

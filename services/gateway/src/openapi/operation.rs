@@ -46,11 +46,9 @@ fn tag_of(route: &Route) -> String {
 
 /// The operation.
 pub(super) fn of(route: &Route, schemas: &mut Schemas) -> Value {
-    let comment = schemas
-        .service(route.service_name())
-        .and_then(|service| service.methods().find(|method| method.name() == route.name))
-        .map(|method| schemas.comments().method(&method).to_owned())
-        .unwrap_or_default();
+    let service = schemas.service(route.service_name());
+    let method = service.and_then(|service| service.methods().find(|method| method.name() == route.name));
+    let comment = method.as_ref().map(|method| schemas.comments().method(method).to_owned()).unwrap_or_default();
     let mut operation = json!({
         "operationId": operation_id(route),
         "tags": [tag_of(route)],
@@ -59,6 +57,9 @@ pub(super) fn of(route: &Route, schemas: &mut Schemas) -> Value {
         "parameters": parameters(route, schemas),
         "responses": responses(route, schemas),
     });
+    if let Some(permission) = method.as_ref().and_then(carillon_proto::permission) {
+        operation["x-permission"] = json!(permission);
+    }
     if let Some(body) = body(route, schemas) {
         operation["requestBody"] = body;
     }
