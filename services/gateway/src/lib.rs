@@ -24,6 +24,7 @@ mod json;
 mod observe;
 mod openapi;
 mod opening;
+mod places;
 mod reason;
 mod server;
 mod sizes;

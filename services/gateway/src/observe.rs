@@ -1,6 +1,6 @@
 //! Counts and times requests: `carillon_gateway_requests_total{method,code}` and
 //! `carillon_gateway_request_duration_seconds{method}`. The method is a name from the protos or `none`, never text from
-//! outside, so the number of series is bounded.
+//! outside, so the number of series is bounded. `carillon_gateway_connections_closed_total{why}` counts those that had to go.
 
 use std::future::Future;
 use std::time::Instant;
@@ -19,6 +19,16 @@ pub(crate) fn describe() {
         metrics::Unit::Seconds,
         "Duration of a request, by method"
     );
+    metrics::describe_counter!(
+        "carillon_gateway_connections_closed_total",
+        metrics::Unit::Count,
+        "Connections closed for want of places: made_room (idle while another waited), no_place (too many waited already)"
+    );
+}
+
+/// Counts a connection that had to go.
+pub(crate) fn connection_closed(why: &'static str) {
+    metrics::counter!("carillon_gateway_connections_closed_total", "why" => why).increment(1);
 }
 
 /// Runs one call of a service and records how it ended.

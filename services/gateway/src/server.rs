@@ -2,10 +2,11 @@
 //! services (gRPC-Web included), any other to the JSON side; HTTP/1 and HTTP/2 are told apart by their first bytes.
 //!
 //! Why a loop of our own around hyper: the ready-made ones set no limits, and this port is open to everybody. Bounded are
-//! connections, the time that headers may take, the size of header lists and the streams of a connection, and requests by
-//! [`Admission`]; a silent HTTP/2 peer is noticed by its missing pong.
+//! connections by [`Openings`] and [`Places`], the time that headers may take, the size of header lists and the streams of a
+//! connection, and requests by [`Admission`]; a silent HTTP/2 peer is noticed by its missing pong.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,13 +14,12 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -34,6 +34,7 @@ use crate::headers;
 use crate::json::Transcoder;
 use crate::observe;
 use crate::opening::Openings;
+use crate::places::Places;
 use crate::reason::Reason;
 use crate::sizes;
 use crate::transport::{self, Answering};
@@ -41,8 +42,10 @@ use crate::unpack::{self, Unreadable};
 
 /// How long the headers of a request, and the first words of a connection, may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a connection that speaks waits for a place.
-const PLACE_MAX: Duration = Duration::from_secs(60);
+/// How long a connection that makes room may be silent before it is closed: what its peer has sent meanwhile arrives in it.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// How long its answer may lie there before it is closed.
+const TAKING_MAX: Duration = Duration::from_secs(10);
 /// How often an HTTP/2 peer is asked whether it lives, and how long it may take to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const STREAMS_MAX: u32 = 250;
@@ -144,12 +147,12 @@ fn refused(why: NoBody, bytes_max: usize) -> Status {
 /// What all connections share.
 struct Serving {
     openings: Openings,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     answering: Answering,
 }
 
-/// Serves until `shutdown`, then lets requests in flight end. `connections_max` speak at once, and as many have not said yet what; pages of
-/// `origins` may ask.
+/// Serves until `shutdown`, then lets requests in flight end. `connections_max` speak at once, and as many have not said yet what;
+/// pages of `origins` may ask.
 pub(crate) async fn serve(
     listener: TcpListener,
     front: Front,
@@ -164,10 +167,10 @@ pub(crate) async fn serve(
     });
     let serving = Arc::new(Serving {
         openings: Openings::new(connections_max, HEADER_TIMEOUT),
-        places: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
+        places: Arc::new(Places::new(connections_max)),
         answering,
     });
-    let graceful = Arc::new(GracefulShutdown::new());
+    let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
@@ -175,7 +178,7 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
-                tokio::spawn(connection(stream, Arc::clone(&serving), graceful.watcher(), shutdown.clone()));
+                connections.spawn(connection(stream, Arc::clone(&serving), shutdown.clone()));
             }
             Err(error) => {
                 warn!("cannot accept a connection: {error}");
@@ -184,32 +187,49 @@ pub(crate) async fn serve(
         }
     }
     drop(listener);
-    if let Some(graceful) = Arc::into_inner(graceful) {
-        graceful.shutdown().await;
-    }
+    connections.close();
+    connections.wait().await;
 }
 
-async fn connection(
-    stream: TcpStream,
-    shared: Arc<Serving>,
-    watcher: hyper_util::server::graceful::Watcher,
-    shutdown: CancellationToken,
-) {
+async fn connection(stream: TcpStream, shared: Arc<Serving>, shutdown: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         debug!("cannot turn off Nagle's algorithm: {error}");
     }
     // A peer that connects and says nothing takes no place of those that speak.
     let admitted = async {
         let opened = shared.openings.open(stream).await?;
-        // Whoever speaks and finds no place waits as long as for an answer, not for ever.
-        let place = tokio::time::timeout(PLACE_MAX, Arc::clone(&shared.places).acquire_owned()).await.ok()?.ok()?;
-        Some((opened, place))
+        Some((opened, shared.places.take().await?))
     };
     let admitted = tokio::select! {
         () = shutdown.cancelled() => return,
         admitted = admitted => admitted,
     };
-    let Some((stream, _place)) = admitted else { return };
+    let Some((stream, place)) = admitted else { return };
+    let (share, counter) = (Share::default(), place.counter());
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let flight = counter.begin();
+        request.extensions_mut().insert(share.clone());
+        let answering = shared.answering.clone();
+        async move { answering.oneshot(request).await.map(|response| flight.answered(response)) }
+    });
+    let builder = bounded();
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let silence_max = tokio::select! {
+        // First: what has arrived is read before the connection is told to go.
+        biased;
+        ended = serving.as_mut() => return closed(ended),
+        () = place.must_go() => GOODBYE,
+        () = shutdown.cancelled() => HEADER_TIMEOUT,
+    };
+    serving.as_mut().graceful_shutdown();
+    tokio::select! {
+        ended = serving.as_mut() => closed(ended),
+        () = place.quiet(silence_max, silence_max.max(TAKING_MAX)) => {}
+    }
+}
+
+/// HTTP as this port speaks it.
+fn bounded() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -225,13 +245,11 @@ async fn connection(
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(headers::BYTES_READ)
         .adaptive_window(true);
-    let share = Share::default();
-    let service = shared.answering.clone().map_request(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(share.clone());
-        request
-    });
-    let serving = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
-    if let Err(error) = watcher.watch(serving).await {
+    builder
+}
+
+fn closed(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    if let Err(error) = ended {
         debug!("a connection ended early: {error}");
     }
 }

@@ -5,6 +5,7 @@ mod bad_input;
 mod gateway;
 mod headers;
 mod input;
+mod places;
 mod routes;
 mod transport;
 
