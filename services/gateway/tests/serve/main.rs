@@ -2,6 +2,7 @@
 //! neighbours. The API's behaviour is tested where it lives, and end to end through the binaries in `integration-tests`.
 
 mod bad_input;
+mod fuzz;
 mod gateway;
 mod headers;
 mod input;
