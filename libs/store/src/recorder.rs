@@ -103,6 +103,16 @@ pub struct Finished {
 }
 
 impl Finished {
+    /// Whether nothing follows but that it has failed, unless a cancel was requested.
+    const fn is_failure(&self) -> bool {
+        matches!(self.status, Status::Failed | Status::Timeout)
+    }
+
+    fn fingerprint(&self) -> String {
+        let [error, stack] = [&self.error, &self.error_stack].map(|text| text.as_deref().unwrap_or_default());
+        fingerprint::of(&self.handler, error, stack)
+    }
+
     /// Whether a row is written that is of this very attempt: of one that failed, or of what its handler said.
     fn names_its_attempt(&self) -> bool {
         matches!(self.status, Status::Retrying | Status::Failed | Status::Timeout) || !self.logs.is_empty()
@@ -147,7 +157,7 @@ WITH input AS (
                          $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::smallint[],
                          $15::smallint[], $16::bigint[], $17::bool[], $25::text[], $26::text[], $27::text[])
       AS i(id, claim, take, status, started_at, ended_at, next_retry_at, result, error, error_stack, reason, queue, priority,
-           attempt, revision, timed_out, handler, fingerprint, metadata)
+           attempt, revision, timed_out, metadata, handler, fingerprint)
 ), finished AS (
     UPDATE job_executions e
     SET status = CASE WHEN e.cancel_requested AND i.status IN ('RETRYING', 'FAILED', 'TIMEOUT') THEN 'CANCELLED' ELSE i.status END,
@@ -205,8 +215,7 @@ WITH input AS (
 ), failures AS (
     INSERT INTO execution_failures (execution_id, job_id, status, ended_at, platform_id, handler_name, fingerprint)
     SELECT id, job_id, status, completed_at, platform_id, handler, fingerprint
-    -- Most flushes have none, and send neither handlers nor fingerprints: then not even this is looked through.
-    FROM finished WHERE cardinality($25::text[]) > 0 AND status IN ('FAILED', 'TIMEOUT')
+    FROM finished WHERE cardinality($26::text[]) > 0 AND status IN ('FAILED', 'TIMEOUT')
     ON CONFLICT (execution_id) DO UPDATE
     SET status = EXCLUDED.status, ended_at = EXCLUDED.ended_at, handler_name = EXCLUDED.handler_name,
         fingerprint = EXCLUDED.fingerprint
@@ -308,7 +317,6 @@ async fn finish_on_conn(
     }
     let held: Vec<Held> = finished.iter().map(|finished| finished.held).collect();
     let logs = LogColumns::of(finished);
-    let failures = FailureColumns::of(finished);
     let rows = sqlx::query(days::of(EXECUTIONS_FINISH, ids_of(&held)))
         .bind(worker)
         .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
@@ -334,9 +342,9 @@ async fn finish_on_conn(
         .bind(logs.levels)
         .bind(logs.messages)
         .bind(ended_jobs)
-        .bind(failures.handlers)
-        .bind(failures.fingerprints)
         .bind(sparse(finished, |end| end.metadata.as_deref()))
+        .bind(sparse(finished, |end| end.is_failure().then_some(end.handler.as_str())))
+        .bind(sparse(finished, |end| end.is_failure().then(|| end.fingerprint())))
         .fetch_all(&mut *connection)
         .await?;
     let mut written = HashMap::with_capacity(rows.len());
@@ -404,30 +412,6 @@ fn ids_of(held: &[Held]) -> impl Iterator<Item = Uuid> {
 
 fn refs<T>(items: &[T]) -> Vec<&T> {
     items.iter().collect()
-}
-
-/// What is kept of those that fail, a place each for all; nothing at all if none does.
-#[derive(Default)]
-struct FailureColumns<'a> {
-    handlers: Vec<Option<&'a str>>,
-    fingerprints: Vec<Option<String>>,
-}
-
-impl<'a> FailureColumns<'a> {
-    fn of(finished: &[&'a Finished]) -> Self {
-        let is_failure = |end: &Finished| matches!(end.status, Status::Failed | Status::Timeout);
-        if !finished.iter().any(|end| is_failure(end)) {
-            return Self::default();
-        }
-        let failures = finished.iter().map(|end| Some(*end).filter(|end| is_failure(end)));
-        let text = |text: &'a Option<String>| text.as_deref().unwrap_or_default();
-        Self {
-            handlers: failures.clone().map(|end| end.map(|end| end.handler.as_str())).collect(),
-            fingerprints: failures
-                .map(|end| end.map(|end| fingerprint::of(&end.handler, text(&end.error), text(&end.error_stack))))
-                .collect(),
-        }
-    }
 }
 
 #[derive(Default)]
