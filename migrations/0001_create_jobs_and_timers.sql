@@ -49,12 +49,68 @@ CREATE TABLE jobs (
 );
 -- Ids are time-ordered (UUID version 7), so these serve "newest first" without a column of their own.
 CREATE INDEX jobs_by_status ON jobs (status, id);
-CREATE INDEX jobs_by_type ON jobs (type, id);
+CREATE INDEX jobs_by_type ON jobs (type, status, id);
+CREATE INDEX jobs_by_platform ON jobs (platform_id, id) WHERE platform_id IS NOT NULL;
 -- A key is free again once its job is deleted.
 CREATE UNIQUE INDEX jobs_key ON jobs (platform_id, key) NULLS NOT DISTINCT WHERE key IS NOT NULL AND status <> 'CANCELLED';
 CREATE INDEX jobs_by_key ON jobs (key, id) WHERE key IS NOT NULL;
 -- Whether a name of a queue is still in use.
 CREATE INDEX jobs_by_queue ON jobs (queue, cancelled_at);
+
+-- A page of jobs from `from_id` to before `below_id`, oldest first if `ascending`: it looks at `most` rows and says of each
+-- whether it matches `wanted` (carillon_store::jobs::Filter), which has the `statuses` that a job may have. The way is not left
+-- to the planner, which may know nothing of what was created today, or take what is rare for common: written over all columns
+-- of an index, and with every other way forbidden, it is a walk along it. Of several statuses each is a walk of its own.
+CREATE FUNCTION carillon_page_of_jobs(from_id uuid, below_id uuid, most int, ascending boolean, wanted jsonb)
+RETURNS TABLE (id uuid, matches boolean)
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
+DECLARE
+    way text := CASE WHEN ascending THEN 'ASC' ELSE 'DESC' END;
+    -- The columns of an index before the id, each walk's values of them, and what else a partial index asks for.
+    columns text[];
+    walks text[];
+    partial text := '';
+    pages text[];
+    walk text;
+BEGIN
+    IF wanted ->> 'key' IS NOT NULL THEN
+        columns := ARRAY['j.key'];
+        walks := ARRAY[format('%L::text', wanted ->> 'key')];
+        partial := 'j.key IS NOT NULL AND ';
+    ELSIF wanted ->> 'platform_id' IS NOT NULL THEN
+        columns := ARRAY['j.platform_id'];
+        walks := ARRAY[format('%L::text', wanted ->> 'platform_id')];
+        partial := 'j.platform_id IS NOT NULL AND ';
+    ELSIF wanted ->> 'type' IS NOT NULL THEN
+        columns := ARRAY['j.type', 'j.status'];
+        walks := ARRAY(SELECT format('%L::text, %L::text', wanted ->> 'type', s)
+                       FROM jsonb_array_elements_text(wanted -> 'statuses') AS s);
+    ELSE
+        columns := ARRAY['j.status'];
+        walks := ARRAY(SELECT format('%L::text', s) FROM jsonb_array_elements_text(wanted -> 'statuses') AS s);
+    END IF;
+    FOREACH walk IN ARRAY walks LOOP
+        pages := pages || format(
+            '(SELECT p.id, COALESCE(
+                 $1 ? p.status AND ($2::text IS NULL OR p.type = $2) AND ($3::text IS NULL OR p.key = $3)
+                 AND ($4::text IS NULL OR p.platform_id = $4) AND ($5::text IS NULL OR p.tags @> ARRAY[$5])
+                 AND ($6::text IS NULL OR position(lower($6) IN lower(p.name)) > 0)
+                 AND ($7::text IS NULL OR starts_with(p.name, $7)) AND ($8::text IS NULL OR p.handler_name = $8)
+                 AND ($9::text IS NULL OR p.queue = $9) AND ($10::smallint IS NULL OR p.priority = $10), false) AS matches
+             FROM (SELECT j.* FROM jobs j
+                   WHERE %1$s(%2$s, j.id) >= (%3$s, %4$L::uuid) AND (%2$s, j.id) < (%3$s, %5$L::uuid)
+                   ORDER BY %6$s, j.id %7$s LIMIT %8$s) p)',
+            partial, array_to_string(columns, ', '), walk, from_id, below_id,
+            array_to_string(columns, format(' %s, ', way)) || ' ' || way, way, most);
+    END LOOP;
+    RETURN QUERY EXECUTE format('SELECT q.id, q.matches FROM (%s) q ORDER BY q.id %s LIMIT %s',
+                                array_to_string(pages, ' UNION ALL '), way, most)
+    USING wanted -> 'statuses', wanted ->> 'type', wanted ->> 'key', wanted ->> 'platform_id', wanted ->> 'tag',
+          wanted ->> 'name', wanted ->> 'name_prefix', wanted ->> 'handler_name', wanted ->> 'queue',
+          (wanted ->> 'priority')::smallint;
+END
+$$;
 
 -- By which rules of time zones the instants of all timers were reckoned (carillon_core::schedule::zone_rules): a leader whose own
 -- data says something else walks all jobs and reckons them anew. One row.

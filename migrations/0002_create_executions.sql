@@ -76,21 +76,22 @@ BEGIN
 END
 $$;
 
--- A page of executions, of one job or of all, from `from_id` to before `below_id`, newest first: it looks at `most` rows and says of
--- each whether it matches `wanted` (carillon_store::executions::Filter), and of one that is open which batch claimed it. The way is
--- not left to the planner, as above.
-CREATE FUNCTION carillon_page_of_executions(job uuid, from_id uuid, below_id uuid, most int, wanted jsonb)
-RETURNS TABLE (id uuid, matches boolean, open_by bigint)
+-- A page of executions, of one job or of all, from `from_id` to before `below_id`, oldest first if `ascending`: it looks at
+-- `most` rows and says of each whether it matches `wanted` (carillon_store::executions::Filter), which batch claimed it if it
+-- is open, and what the list is ordered by, if not by ids. The way is not left to the planner, as above.
+CREATE FUNCTION carillon_page_of_executions(job uuid, from_id uuid, below_id uuid, most int, ascending boolean, wanted jsonb)
+RETURNS TABLE (id uuid, matches boolean, open_by bigint, sort_key bigint)
 LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
+    way text := CASE WHEN ascending THEN 'ASC' ELSE 'DESC' END;
     of_job text := '';
     in_order text := '';
 BEGIN
     IF job IS NOT NULL THEN
         of_job := format('(e.job_id, e.id) >= (%1$L::uuid, %2$L::uuid) AND (e.job_id, e.id) < (%1$L::uuid, %3$L::uuid) AND ',
                          job, from_id, below_id);
-        in_order := 'e.job_id DESC, ';
+        in_order := format('e.job_id %s, ', way);
     END IF;
     RETURN QUERY EXECUTE format(
         'SELECT p.id, COALESCE(
@@ -102,13 +103,15 @@ BEGIN
              AND ($8::text IS NULL AND $9::text IS NULL OR (
                  SELECT ($8 IS NULL OR r.definition ->> ''handler_name'' = $8) AND ($9 IS NULL OR r.definition -> ''tags'' ? $9)
                  FROM job_revisions r WHERE r.job_id = p.job_id AND r.revision = p.revision)), false),
-             CASE WHEN p.completed_at IS NULL THEN p.claim END
+             CASE WHEN p.completed_at IS NULL THEN p.claim END,
+             CASE $10 WHEN ''COMPLETED'' THEN (extract(epoch FROM p.completed_at) * 1000000)::bigint
+                      WHEN ''DURATION'' THEN p.duration_ms END
          FROM (SELECT e.* FROM job_executions e WHERE %se.id >= %L::uuid AND e.id < %L::uuid
-               ORDER BY %se.id DESC LIMIT %s) p',
-        of_job, from_id, below_id, in_order, most)
+               ORDER BY %se.id %s LIMIT %s) p',
+        of_job, from_id, below_id, in_order, way, most)
     USING wanted ->> 'status', wanted ->> 'platform_id', wanted ->> 'queue', (wanted ->> 'worker_id')::uuid,
           (wanted ->> 'completed_from')::timestamptz, (wanted ->> 'completed_before')::timestamptz, wanted ->> 'error',
-          wanted ->> 'handler_name', wanted ->> 'tag';
+          wanted ->> 'handler_name', wanted ->> 'tag', wanted ->> 'order';
 END
 $$;
 
@@ -140,7 +143,7 @@ CREATE TABLE execution_attempts_default PARTITION OF execution_attempts DEFAULT;
 
 -- What ended FAILED or TIMEOUT: the dead-letter list, and the way to the few failures among millions of successes. Written by the
 -- statement that ends an execution (R17a), and never updated but by another end of the same execution: so it may have the indexes
--- that its execution must not have.
+-- that its execution must not have. Whoever opens an execution again takes its row out.
 CREATE TABLE execution_failures (
     execution_id uuid NOT NULL,
     job_id       uuid NOT NULL,
@@ -156,13 +159,14 @@ CREATE INDEX execution_failures_by_job ON execution_failures (job_id, status, ex
 CREATE INDEX execution_failures_by_fingerprint ON execution_failures (fingerprint, execution_id);
 CREATE TABLE execution_failures_default PARTITION OF execution_failures DEFAULT;
 
--- A page of failures, newest first, as carillon_page_of_executions: of one job and `wanted.status`, or of `wanted.fingerprint`, or
--- of all. What a failure does not say of itself is looked up in its execution.
-CREATE FUNCTION carillon_page_of_failures(job uuid, from_id uuid, below_id uuid, most int, wanted jsonb)
-RETURNS TABLE (id uuid, matches boolean)
+-- A page of failures, as carillon_page_of_executions: of one job and `wanted.status`, or of `wanted.fingerprint`, or of all.
+-- What a failure does not say of itself is looked up in its execution.
+CREATE FUNCTION carillon_page_of_failures(job uuid, from_id uuid, below_id uuid, most int, ascending boolean, wanted jsonb)
+RETURNS TABLE (id uuid, matches boolean, sort_key bigint)
 LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
+    way text := CASE WHEN ascending THEN 'ASC' ELSE 'DESC' END;
     -- The columns of the index that is walked, before the id, and what they are to be.
     columns text := '';
     these text := '';
@@ -171,33 +175,36 @@ BEGIN
     IF job IS NOT NULL AND wanted ->> 'status' IS NOT NULL THEN
         columns := 'f.job_id, f.status, ';
         these := format('%L::uuid, %L::text, ', job, wanted ->> 'status');
-        in_order := 'f.job_id DESC, f.status DESC, ';
+        in_order := format('f.job_id %1$s, f.status %1$s, ', way);
     ELSIF wanted ->> 'fingerprint' IS NOT NULL THEN
         columns := 'f.fingerprint, ';
         these := format('%L::text, ', wanted ->> 'fingerprint');
-        in_order := 'f.fingerprint DESC, ';
+        in_order := format('f.fingerprint %s, ', way);
     END IF;
     RETURN QUERY EXECUTE format(
         'SELECT p.execution_id, COALESCE(
              ($1::text IS NULL OR p.status = $1) AND ($2::text IS NULL OR p.platform_id = $2)
              AND ($5::timestamptz IS NULL OR p.ended_at >= $5) AND ($6::timestamptz IS NULL OR p.ended_at < $6)
              AND ($8::text IS NULL OR p.handler_name = $8)
-             AND ($10::text IS NULL OR p.fingerprint = $10) AND ($11::uuid IS NULL OR p.job_id = $11)
+             AND ($11::text IS NULL OR p.fingerprint = $11) AND ($12::uuid IS NULL OR p.job_id = $12)
              AND ($3::text IS NULL AND $4::uuid IS NULL AND $7::text IS NULL AND $9::text IS NULL OR (
                  SELECT ($3 IS NULL OR e.queue = $3) AND ($4 IS NULL OR e.worker_id = $4)
                     AND ($7 IS NULL OR position($7 IN e.error) > 0)
                     AND ($9 IS NULL OR (SELECT r.definition -> ''tags'' ? $9 FROM job_revisions r
                                         WHERE r.job_id = e.job_id AND r.revision = e.revision))
                  FROM job_executions e
-                 WHERE e.id = p.execution_id AND e.id >= %3$L::uuid AND e.id < %4$L::uuid)), false)
+                 WHERE e.id = p.execution_id AND e.id >= %3$L::uuid AND e.id < %4$L::uuid)), false),
+             CASE $10 WHEN ''COMPLETED'' THEN (extract(epoch FROM p.ended_at) * 1000000)::bigint
+                      WHEN ''DURATION'' THEN (SELECT e.duration_ms FROM job_executions e
+                                              WHERE e.id = p.execution_id AND e.id >= %3$L::uuid AND e.id < %4$L::uuid) END
          FROM (SELECT f.* FROM execution_failures f
                WHERE (%1$sf.execution_id) >= (%2$s%3$L::uuid) AND (%1$sf.execution_id) < (%2$s%4$L::uuid)
                  AND f.execution_id >= %3$L::uuid AND f.execution_id < %4$L::uuid
-               ORDER BY %5$sf.execution_id DESC LIMIT %6$s) p',
-        columns, these, from_id, below_id, in_order, most)
+               ORDER BY %5$sf.execution_id %6$s LIMIT %7$s) p',
+        columns, these, from_id, below_id, in_order, way, most)
     USING wanted ->> 'status', wanted ->> 'platform_id', wanted ->> 'queue', (wanted ->> 'worker_id')::uuid,
           (wanted ->> 'completed_from')::timestamptz, (wanted ->> 'completed_before')::timestamptz, wanted ->> 'error',
-          wanted ->> 'handler_name', wanted ->> 'tag', wanted ->> 'fingerprint', job;
+          wanted ->> 'handler_name', wanted ->> 'tag', wanted ->> 'order', wanted ->> 'fingerprint', job;
 END
 $$;
 

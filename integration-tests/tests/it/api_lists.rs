@@ -52,6 +52,15 @@ async fn jobs_are_listed_by_any_field_page_by_page() {
         names(&pages(&api, &format!("/jobs?created_from={from}"), "jobs", 9).await),
         ["job 6", "job 5", "job 4"]
     );
+    let mut oldest = wanted.clone();
+    oldest.reverse();
+    assert_eq!(pages(&api, "/jobs?order_by=created_at&show_total_size=true", "jobs", 3).await, oldest);
+    let next = pages(&api, "/jobs?order_by=next_run%20desc&tag=even", "jobs", 1).await;
+    assert_eq!(names(&next), ["job 6", "job 4", "job 2", "job 0"], "of one instant by their ids");
+    let total = api.get("/jobs?limit=2&show_total_size=true").await.body;
+    assert_eq!((&total["total_size"], &total["total_size_is_lower_bound"]), (&json!(7), &json!(false)));
+    assert_eq!(api.get("/jobs?limit=2").await.body.get("total_size"), None);
+
     // A page that is not the first is what it was, whatever was created or deleted since.
     let first = api.get("/jobs?limit=3").await.body;
     api.create("cron", &json!({"name": "late", "schedule": "@daily", "handler_name": "a:b"})).await;
@@ -61,6 +70,10 @@ async fn jobs_are_listed_by_any_field_page_by_page() {
 
     for (path, field) in [
         (format!("/jobs?tag=even&page_token={token}"), "page_token"),
+        (format!("/jobs?order_by=created_at&page_token={token}"), "page_token"),
+        ("/jobs?order_by=name".to_owned(), "order_by"),
+        ("/executions?order_by=duration_ms".to_owned(), "order_by"),
+        ("/executions?order_by=completed_at&scheduled_from=2026-01-01T00:00:00Z&scheduled_before=2026-01-02T00:00:01Z".to_owned(), "order_by"),
         (format!("/jobs?offset=1&page_token={token}"), "offset"),
         ("/jobs?page_token=nonsense".to_owned(), "page_token"),
         ("/jobs?offset=10001".to_owned(), "offset"),
@@ -125,5 +138,8 @@ async fn executions_of_all_jobs_are_listed_by_any_field() {
     assert_eq!(listed(&format!("?completed_before={ended}")).await, ids[6..]);
     let of_job = pages(&api, &format!("/jobs/{job}/executions?status=success"), "executions", 2).await;
     assert_eq!(of_job.len(), 3);
+    let mut by_end = listed(&format!("?job_id={job}&order_by=completed_at")).await;
+    by_end.reverse();
+    assert_eq!(by_end, ids[3..]);
     assert_eq!(api.get("/executions?job_id=00000000-0000-0000-0000-000000000000").await.status, 404);
 }

@@ -61,6 +61,12 @@ pub enum Error {
         /// How many there may be.
         queues_max: u32,
     },
+    /// More matches, or must be looked through, than can be sorted for a page.
+    #[error("more than {most} match, or they lie among too many that do not")]
+    TooWide {
+        /// What can be sorted.
+        most: u32,
+    },
     /// A defect of ours, or of the schema.
     #[error("statement failed")]
     Internal(#[source] Cause),
@@ -125,6 +131,7 @@ impl Error {
             Self::FailedPrecondition { .. } => Kind::FailedPrecondition,
             Self::KeyReused { .. } | Self::AlreadyExists { .. } => Kind::AlreadyExists,
             Self::QueuesExhausted { .. } => Kind::Exhausted,
+            Self::TooWide { .. } => Kind::InvalidArgument,
             Self::Data(_) | Self::Internal(_) | Self::Unreadable { .. } => Kind::Internal,
         }
     }
@@ -150,7 +157,8 @@ impl Error {
             | Self::FailedPrecondition { .. }
             | Self::KeyReused { .. }
             | Self::AlreadyExists { .. }
-            | Self::QueuesExhausted { .. } => false,
+            | Self::QueuesExhausted { .. }
+            | Self::TooWide { .. } => false,
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod list;
 mod open;
+mod ranges;
 
 use carillon_core::execution::Status;
 use carillon_core::limits::MAX_RETRIES_MAX;
@@ -15,7 +16,7 @@ use crate::document::Document;
 use crate::jobs::rows::word;
 use crate::{Error, Result, Store, days};
 
-pub use list::{Filter, list};
+pub use list::{By, Filter, Order, count, list};
 
 /// The record of one fire.
 #[derive(Clone, Debug, PartialEq)]

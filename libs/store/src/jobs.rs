@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 pub use changes::{Paused, REASON_PAUSED, pause, resume};
 pub use deletion::{Deleting, REASON_DELETED, delete};
-pub use list::{Filter, list};
+pub use list::{By, Filter, Order, count, list};
 pub use many::{Many, check_many, create_many};
 pub use rows::{Definition, Job, NewJob};
 pub use update::{REASON_CHANGED, Update, Updated, update};

@@ -35,6 +35,7 @@ pub mod recorder;
 pub mod retention;
 pub mod revisions;
 pub mod scan;
+mod sorted;
 pub mod takes;
 pub mod triggers;
 pub mod upcoming;

@@ -324,8 +324,8 @@ WHERE j.id = $1 AND t.job_id = j.id AND s.job_id = j.id AND j.status IN ('COMPLE
   AND t.claimed_count = s.finished_count AND t.fire_at IS NULL
   AND NOT EXISTS (SELECT FROM job_triggers g WHERE g.job_id = j.id)";
 
-/// Deletes jobs that were completed or deleted `kept` ago, first their executions with logs, attempts and failures, a thousand a step,
-/// then the job with all else that is its own. Answers how many jobs.
+/// Deletes jobs that were completed or deleted `kept` ago, first their executions with logs, attempts and failures, a thousand
+/// a step, then the job with all else that is its own. Answers how many jobs.
 ///
 /// # Errors
 /// If Postgres is unavailable; a job that has begun to leave goes on with the next call.

@@ -1,6 +1,8 @@
 //! Listings by fields that have no index: a page looks at rows in the order of the list, a piece at a time, and keeps those that
 //! match. It ends when it is full, when nothing is left, or when its time is up, wherever it stands then: with what it has,
 //! even nothing, and with the place to go on from. So a rare match among ten million rows costs many pages, and no page much.
+//!
+//! An order that has no index is another matter ([`crate::sorted`]): all that matches must be known before the first of it is.
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,10 @@ const LOOKED_AT_MIN: i32 = 500;
 pub(crate) const LOOKED_AT_MAX: i32 = 8_000;
 /// or this, where to look at one is dear.
 pub(crate) const LOOKED_AT_DEAR_MAX: i32 = 1_000;
+/// For each millisecond that a page may take: so that its last statement, which may begin when the time is almost up, is short.
+const LOOKED_AT_EACH_MS: u128 = 130;
+/// A total is counted up to this.
+pub const COUNTED_MAX: u32 = 10_000;
 
 /// Where a page begins, how long it is, and how far it may look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +36,13 @@ pub struct Window {
     pub budget: Duration,
 }
 
-/// A place in a listing, newest first.
+/// A place in a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// What follows has smaller ids.
-    pub below: Uuid,
+    /// What follows lies behind this id; `None`: the beginning.
+    pub behind: Option<Uuid>,
+    /// In an order other than that of ids: what that one is ordered by.
+    pub key: i64,
     /// Matching rows to skip from there on.
     pub skip: u32,
 }
@@ -42,7 +50,33 @@ pub struct Place {
 impl Place {
     /// The beginning, and so many rows behind it.
     pub const fn first(skip: u32) -> Self {
-        Self { below: Uuid::max(), skip }
+        Self { behind: None, key: 0, skip }
+    }
+
+    /// Behind `id`, in the order of ids.
+    pub const fn behind(id: Uuid) -> Self {
+        Self { behind: Some(id), key: 0, skip: 0 }
+    }
+}
+
+/// Which way a listing goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direction {
+    /// From the greatest, the newest, on.
+    #[default]
+    Descending,
+    /// From the least, the oldest, on.
+    Ascending,
+}
+
+impl Direction {
+    /// What lies between `least` and before `below`, and behind `id` in this direction.
+    pub(crate) fn rest(self, least: Uuid, below: Uuid, id: Option<Uuid>) -> (Uuid, Uuid) {
+        let Some(id) = id else { return (least, below) };
+        match self {
+            Self::Descending => (least, below.min(id)),
+            Self::Ascending => (least.max(Uuid::from_u128(id.as_u128().saturating_add(1))), below),
+        }
     }
 }
 
@@ -55,30 +89,46 @@ pub struct Scanned<T> {
     pub next: Option<Place>,
 }
 
+/// How many match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// So many, at least.
+    pub least: u32,
+    /// There are no more.
+    pub is_all: bool,
+}
+
+impl From<&Scanned<Uuid>> for Counted {
+    fn from(scanned: &Scanned<Uuid>) -> Self {
+        Self { least: u32::try_from(scanned.items.len()).unwrap_or(u32::MAX), is_all: scanned.next.is_none() }
+    }
+}
+
 /// What one statement has seen.
 pub(crate) struct Looked {
-    /// The ids that match, newest first.
+    /// The ids that match, in the listing's order.
     pub(crate) matching: Vec<Uuid>,
-    /// Below which to go on; `None`: nothing is left.
-    pub(crate) below: Option<Uuid>,
+    /// Behind which to go on; `None`: nothing is left.
+    pub(crate) behind: Option<Uuid>,
     /// There was nothing to look at: no page ends there, whatever the time, or it would take many pages to pass what is empty.
     pub(crate) was_empty: bool,
 }
 
 impl Scanned<Uuid> {
-    /// What was found, read by `query` in the order of the list; one that has left meanwhile is left out.
+    /// What was found, read by `query` and put in the order of the list; one that has left meanwhile is left out. `place`:
+    /// where what follows one begins.
     pub(crate) async fn read<'q, T>(
         self,
         pool: &Pool,
         query: impl Execute<'q, Postgres> + 'q,
         read: impl Fn(&PgRow) -> Result<(usize, T)>,
-        id: impl Fn(&T) -> Uuid,
+        place: impl Fn(&T) -> Place,
     ) -> Result<Scanned<T>> {
         let slice = Slice { limit: u32::try_from(self.items.len()).unwrap_or(u32::MAX), offset: 0 };
         // Boxed: a wide row would make every caller's future large.
         let page = Box::pin(page::collect(pool, query, slice, read)).await?;
         // Fewer than were found, since they are large.
-        let cut = page.items.last().filter(|_| page.has_more).map(|last| Place { below: id(last), skip: 0 });
+        let cut = page.items.last().filter(|_| page.has_more).map(place);
         Ok(Scanned { next: cut.or(self.next), items: page.items })
     }
 }
@@ -90,7 +140,7 @@ pub(crate) struct Scan {
     until: Instant,
     items: Vec<Uuid>,
     skip: u32,
-    below: Uuid,
+    behind: Option<Uuid>,
     rows: i32,
     rows_max: i32,
 }
@@ -98,23 +148,25 @@ pub(crate) struct Scan {
 impl Scan {
     /// `rows_max`: how many rows a statement may look at.
     pub(crate) fn new(window: Window, rows_max: i32) -> Self {
+        let in_time = i32::try_from(window.budget.as_millis() * LOOKED_AT_EACH_MS).unwrap_or(i32::MAX);
+        let rows_max = rows_max.min(in_time.max(LOOKED_AT_MIN));
         Self {
             limit: usize::try_from(window.limit).unwrap_or(usize::MAX),
             until: Instant::now() + window.budget,
             items: Vec::new(),
             skip: window.from.skip,
-            below: window.from.below,
+            behind: window.from.behind,
             rows: LOOKED_AT_MIN.min(rows_max),
             rows_max,
         }
     }
 
-    /// What the next statement looks at: what is below this, and how many rows.
-    pub(crate) const fn next(&self) -> (Uuid, i32) {
-        (self.below, self.rows)
+    /// What the next statement looks at: what is behind this, and how many rows.
+    pub(crate) const fn next(&self) -> (Option<Uuid>, i32) {
+        (self.behind, self.rows)
     }
 
-    /// What it has seen. Answers with the page, newest first, if that ends here.
+    /// What it has seen. Answers with the page if that ends here.
     pub(crate) fn seen(&mut self, looked: Looked) -> Option<Scanned<Uuid>> {
         for id in looked.matching {
             if self.skip > 0 {
@@ -123,19 +175,19 @@ impl Scan {
                 self.items.push(id);
             } else {
                 // One more than it holds is known.
-                let next = self.items.last().map(|last| Place { below: *last, skip: 0 });
+                let next = self.items.last().map(|last| Place::behind(*last));
                 return Some(Scanned { items: std::mem::take(&mut self.items), next });
             }
         }
         let is_late = !looked.was_empty && Instant::now() >= self.until;
-        match looked.below {
-            Some(below) if !is_late => {
-                self.below = below;
+        match looked.behind {
+            Some(behind) if !is_late => {
+                self.behind = Some(behind);
                 self.rows = self.rows.saturating_mul(2).min(self.rows_max);
                 None
             }
-            below => {
-                let next = below.map(|below| Place { below, skip: self.skip });
+            behind => {
+                let next = behind.map(|id| Place { skip: self.skip, ..Place::behind(id) });
                 Some(Scanned { items: std::mem::take(&mut self.items), next })
             }
         }
@@ -147,12 +199,13 @@ mod tests {
     use super::*;
 
     /// Ids from 100 down to 1, of which every tenth matches.
-    fn rows(below: Uuid, most: i32) -> Looked {
+    fn rows(behind: Option<Uuid>, most: i32) -> Looked {
+        let (_, below) = Direction::Descending.rest(Uuid::nil(), Uuid::max(), behind);
         let ids: Vec<u128> = (1..=100).rev().filter(|id| Uuid::from_u128(*id) < below).collect();
         let seen: Vec<u128> = ids.iter().copied().take(usize::try_from(most).unwrap()).collect();
         let matching = seen.iter().filter(|id| *id % 10 == 0).map(|id| Uuid::from_u128(*id)).collect();
-        let below = seen.last().filter(|_| seen.len() < ids.len()).map(|id| Uuid::from_u128(*id));
-        Looked { matching, below, was_empty: seen.is_empty() }
+        let behind = seen.last().filter(|_| seen.len() < ids.len()).map(|id| Uuid::from_u128(*id));
+        Looked { matching, behind, was_empty: seen.is_empty() }
     }
 
     fn page(limit: u32, from: Place, budget: Duration, most: i32) -> (Vec<u128>, Option<Place>) {
@@ -169,11 +222,40 @@ mod tests {
     #[test]
     fn a_page_says_where_the_next_one_begins() {
         let (items, next) = page(4, Place::first(0), LONG, 7);
-        assert_eq!((items, next), (vec![100, 90, 80, 70], Some(Place { below: Uuid::from_u128(70), skip: 0 })));
+        assert_eq!((items, next), (vec![100, 90, 80, 70], Some(Place::behind(Uuid::from_u128(70)))));
         assert_eq!(page(4, next.unwrap(), LONG, 7).0, [60, 50, 40, 30]);
         assert_eq!(page(4, Place::first(8), LONG, 7), (vec![20, 10], None));
         assert_eq!(page(10, Place::first(0), LONG, 7).1, None, "a full page behind which nothing is");
         assert_eq!(page(4, Place::first(20), LONG, 7), (vec![], None));
+    }
+
+    #[test]
+    fn what_is_left_lies_behind_a_place_either_way() {
+        let id = |n| Uuid::from_u128(n);
+        let (down, up) = (Direction::Descending, Direction::Ascending);
+        assert_eq!(down.rest(id(1), id(9), Some(id(5))), (id(1), id(5)));
+        assert_eq!(up.rest(id(1), id(9), Some(id(5))), (id(6), id(9)));
+        assert_eq!((down.rest(id(1), id(9), None), up.rest(id(1), id(9), None)), ((id(1), id(9)), (id(1), id(9))));
+        assert_eq!(
+            (down.rest(id(1), id(9), Some(id(11))), up.rest(id(1), id(9), Some(id(0)))),
+            ((id(1), id(9)), (id(1), id(9)))
+        );
+        assert_eq!(up.rest(id(1), id(9), Some(Uuid::max())).0, Uuid::max());
+    }
+
+    #[test]
+    fn a_short_page_makes_short_looks() {
+        let rows_max = |ms, most| {
+            let mut scan =
+                Scan::new(Window { limit: 1, from: Place::first(0), budget: Duration::from_millis(ms) }, most);
+            for n in (0..10).rev() {
+                let behind = Some(Uuid::from_u128(n + 1));
+                assert_eq!(scan.seen(Looked { matching: vec![], behind, was_empty: true }), None);
+            }
+            scan.next().1
+        };
+        assert_eq!((rows_max(15, LOOKED_AT_MAX), rows_max(60_000, LOOKED_AT_MAX)), (1_950, LOOKED_AT_MAX));
+        assert_eq!((rows_max(0, LOOKED_AT_MAX), rows_max(15, LOOKED_AT_DEAR_MAX)), (500, LOOKED_AT_DEAR_MAX));
     }
 
     #[test]

@@ -170,6 +170,13 @@ pub(crate) fn of_store(failure: &Error) -> Status {
             details.add_precondition_failure_violation("STATE", *what, why.as_str());
             failed(Reason::WrongState, why, details)
         }
+        Error::TooWide { .. } => {
+            let rule = format!(
+                "cannot be sorted by this: {failure}; narrow the filter, or choose the order of created_at or scheduled_at"
+            );
+            let violation = FieldViolation::new("order_by", rule);
+            failed(Reason::OrderTooWide, violation.to_string(), named(&[violation]))
+        }
         Error::QueuesExhausted { .. } => of_elements(&[(String::new(), failure)]),
         Error::AlreadyExists { .. } => {
             let details = named(violation("", failure).as_slice());

@@ -35,6 +35,8 @@ macro_rules! reasons {
 reasons! {
     /// Fields are wrong, whatever the state of the system.
     InvalidFields = "INVALID_FIELDS", InvalidArgument, 400;
+    /// More matches than can be sorted as asked.
+    OrderTooWide = "ORDER_TOO_WIDE", InvalidArgument, 400;
     /// A gRPC message that is none of its type.
     Undecodable = "UNDECODABLE", InvalidArgument, 400;
     /// More bytes than a request may have.

@@ -1,23 +1,31 @@
-//! Listing executions, newest first (ids are ordered by scheduled instant), of one job or of all: see [`crate::scan`].
+//! Listing executions, of one job or of all, in the order of their instants (that of their ids; [`crate::scan`]) or of what the
+//! recorder wrote of them ([`crate::sorted`]).
 //!
-//! Failures are found by the table of failures, what is open of a job as in [`super::open`], all else among the rows. A statement looks at a range of days, of one at first and then of ever more: it touches the partitions of that range alone.
-//! The way is not left to the planner: `carillon_page_of_executions` and `carillon_page_of_failures` in `migrations/0002` walk down
-//! an index.
+//! Failures are found by the table of failures, what is open of a job as in [`super::open`], all else among the rows, a range of
+//! days at a time ([`super::ranges`]). The way is not left to the planner: `carillon_page_of_executions` and
+//! `carillon_page_of_failures` in `migrations/0002` walk along an index.
+
+use std::time::Duration;
 
 use carillon_core::execution::Status;
 use carillon_core::ids;
-use chrono::{DateTime, TimeDelta, Utc};
-use serde::Serialize;
+use chrono::{DateTime, Utc};
+use serde::{Serialize, Serializer};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::open::Open;
+use super::ranges::{Range, Ranges};
 use super::{Execution, ExecutionRow, SELECT_CLAIMED, SELECT_TRIGGERED, require_job};
-use crate::scan::{LOOKED_AT_DEAR_MAX, LOOKED_AT_MAX, Looked, Scan, Scanned, Window};
+use crate::scan::{
+    COUNTED_MAX, Counted, Direction, LOOKED_AT_DEAR_MAX, LOOKED_AT_MAX, Looked, Place, Scan, Scanned, Window,
+};
+use crate::sorted::{Gathered, Key};
 use crate::{Result, Store, days};
 
-/// Which executions to list: those that match all of it. By these names `carillon_page_of_executions` reads it.
+/// Which executions to list, those that match all of it, and in which order. By these names `carillon_page_of_executions` reads
+/// it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Filter<'a> {
     /// Of this job.
@@ -59,6 +67,39 @@ pub struct Filter<'a> {
     /// Ended before this instant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completed_before: Option<DateTime<Utc>>,
+    /// In this order.
+    #[serde(rename = "order", serialize_with = "order")]
+    pub order: Order,
+}
+
+/// What executions are ordered by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// What of them.
+    pub by: By,
+    /// Which way.
+    pub direction: Direction,
+}
+
+/// What executions may be ordered by. But for the first all that match must be gathered: [`crate::Error::TooWide`] if that is too
+/// much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum By {
+    /// Their instant.
+    #[default]
+    Scheduled,
+    /// Their end.
+    Completed,
+    /// How long their latest attempt ran.
+    Duration,
+}
+
+fn order<S: Serializer>(order: &Order, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    match order.by {
+        By::Scheduled => serializer.serialize_none(),
+        By::Completed => serializer.serialize_str("COMPLETED"),
+        By::Duration => serializer.serialize_str("DURATION"),
+    }
 }
 
 impl Filter<'_> {
@@ -78,9 +119,13 @@ impl Filter<'_> {
     }
 
     /// Whether each row that is looked at needs another one to be looked up.
-    const fn is_dear(&self) -> bool {
+    fn is_dear(&self) -> bool {
         if self.is_of_failures() {
-            self.tag.is_some() || self.queue.is_some() || self.worker_id.is_some() || self.error.is_some()
+            self.order.by == By::Duration
+                || self.tag.is_some()
+                || self.queue.is_some()
+                || self.worker_id.is_some()
+                || self.error.is_some()
         } else {
             self.tag.is_some() || self.handler_name.is_some()
         }
@@ -88,70 +133,124 @@ impl Filter<'_> {
 }
 
 /// A trigger leaves `job_triggers` and enters `job_executions` in one transaction: one statement over both sees it once.
-const LOOK: &str = "
-SELECT id, matches, open_by FROM (
-    SELECT id, matches, open_by FROM carillon_page_of_executions($1, $2, $3, $4, $5)
+macro_rules! look {
+    ($way:literal) => {
+        concat!(
+            "
+SELECT id, matches, open_by, sort_key FROM (
+    SELECT id, matches, open_by, sort_key FROM carillon_page_of_executions($1, $2, $3, $4, $5, $6)
     UNION ALL
     (SELECT t.execution_id,
-            COALESCE(($5 ->> 'platform_id' IS NULL OR t.platform_id = $5 ->> 'platform_id')
-                 AND ($5 ->> 'queue' IS NULL OR t.queue = $5 ->> 'queue')
-                 AND ($5 ->> 'handler_name' IS NULL OR j.handler_name = $5 ->> 'handler_name')
-                 AND ($5 ->> 'tag' IS NULL OR j.tags @> ARRAY[$5 ->> 'tag']), false),
-            NULL::bigint
+            COALESCE(($6 ->> 'platform_id' IS NULL OR t.platform_id = $6 ->> 'platform_id')
+                 AND ($6 ->> 'queue' IS NULL OR t.queue = $6 ->> 'queue')
+                 AND ($6 ->> 'handler_name' IS NULL OR j.handler_name = $6 ->> 'handler_name')
+                 AND ($6 ->> 'tag' IS NULL OR j.tags @> ARRAY[$6 ->> 'tag']), false),
+            NULL::bigint, NULL::bigint
      FROM job_triggers t JOIN jobs j ON j.id = t.job_id
-     WHERE $6 AND ($1::uuid IS NULL OR t.job_id = $1) AND t.execution_id >= $2 AND t.execution_id < $3
-     ORDER BY t.execution_id DESC LIMIT $4)
-) both_kinds ORDER BY id DESC LIMIT $4";
+     WHERE $7 AND ($1::uuid IS NULL OR t.job_id = $1) AND t.execution_id >= $2 AND t.execution_id < $3
+     ORDER BY t.execution_id ",
+            $way,
+            " LIMIT $4)
+) both_kinds ORDER BY id ",
+            $way,
+            " LIMIT $4"
+        )
+    };
+}
 
 /// What failed was claimed.
-const LOOK_AT_FAILURES: &str =
-    "SELECT id, matches, NULL::bigint FROM carillon_page_of_failures($1, $2, $3, $4, $5) WHERE NOT $6 ORDER BY id DESC";
-
-/// What is scheduled later than this is one range. A day more than what is claimed ahead needs, for clocks that differ.
-const AHEAD_MAX: TimeDelta = TimeDelta::days(2);
-/// Days in one range, at most; what is older is one range.
-const DAYS_MAX: u64 = 64;
+macro_rules! look_at_failures {
+    ($way:literal) => {
+        concat!(
+            "SELECT id, matches, NULL::bigint, sort_key FROM carillon_page_of_failures($1, $2, $3, $4, $5, $6)
+             WHERE NOT $7 ORDER BY id ",
+            $way
+        )
+    };
+}
 
 /// Lists executions.
 ///
 /// # Errors
-/// [`crate::Error::NotFound`] for an unknown job; or if Postgres is unavailable.
+/// [`crate::Error::NotFound`] for an unknown job; [`crate::Error::TooWide`]; or if Postgres is unavailable.
 pub async fn list(store: &Store, filter: Filter<'_>, window: Window) -> Result<Scanned<Execution>> {
+    if filter.order.by == By::Scheduled {
+        let found = find(store, filter, window).await?;
+        return read(store, filter, found, |execution| Place::behind(execution.id)).await;
+    }
+    let gathered = gather(store, filter).await?;
+    let direction = filter.order.direction;
+    read(store, filter, gathered.page(direction, window), |execution| gathered.place_of(direction, execution.id)).await
+}
+
+/// How many executions match, up to [`COUNTED_MAX`] and for as long as `budget` allows.
+///
+/// # Errors
+/// If Postgres is unavailable.
+pub async fn count(store: &Store, filter: Filter<'_>, budget: Duration) -> Result<Counted> {
+    let filter = Filter { order: Order::default(), ..filter };
+    let window = Window { limit: COUNTED_MAX, from: Place::first(0), budget };
+    Ok(Counted::from(&find(store, filter, window).await?))
+}
+
+fn ranges(filter: Filter<'_>) -> Ranges {
     let least = filter.scheduled_from.map_or(Uuid::nil(), ids::first_at);
-    let future = ids::first_at(Utc::now() + AHEAD_MAX);
     let most = filter.scheduled_before.map_or(Uuid::max(), ids::first_at);
+    let ranges = Ranges::new(filter.order.direction, least, most, Utc::now());
     // What failed was due.
-    let most = if filter.is_of_failures() { most.min(future) } else { most };
+    if filter.is_of_failures() { ranges.until_now() } else { ranges }
+}
+
+async fn find(store: &Store, filter: Filter<'_>, window: Window) -> Result<Scanned<Uuid>> {
+    let mut ranges = ranges(filter);
     let mut scan = Scan::new(window, if filter.is_dear() { LOOKED_AT_DEAR_MAX } else { LOOKED_AT_MAX });
     // By its count alone who begins with the newest one knows how many are left.
-    let is_first = window.from.below == Uuid::max();
-    let mut open = if is_first { Open::begin(store, filter, least, most).await? } else { None };
-    let mut days = 1;
-    let found = loop {
-        let (below, rows) = scan.next();
-        let below = below.min(most);
+    let is_first = window.from.behind.is_none() && filter.order.direction == Direction::Descending;
+    let mut open = if is_first { Open::begin(store, filter).await? } else { None };
+    loop {
+        let (behind, rows) = scan.next();
+        let range = ranges.next(behind);
         if let Some(open) = &mut open
-            && let Some(matching) = open.all_below(store, below).await?
-            && let Some(found) = scan.seen(Looked { matching, below: None, was_empty: false })
+            && let Some(matching) = open.all_below(store, range.below).await?
+            && let Some(found) = scan.seen(Looked { matching, behind: None, was_empty: false })
         {
-            break found;
+            return Ok(found);
         }
-        // Little lies there, however far it reaches.
-        let is_future = below > future;
-        let from = if is_future { future } else { days_before(below, days) }.max(least);
-        let (looked, claims) = look(store, filter, from, below, rows).await?;
+        let Seen { entries, rows, claims, behind } = look(store, filter, range, rows).await?;
         if let Some(open) = &mut open {
-            open.found(claims, !is_future);
+            open.found(claims, range.is_of_days);
         }
-        if !is_future && looked.below.is_none() {
-            days = days.saturating_mul(2);
+        let behind = behind.or_else(|| ranges.done(range));
+        let matching = entries.into_iter().map(|(_, id)| id).collect();
+        if let Some(found) = scan.seen(Looked { matching, behind, was_empty: rows == 0 }) {
+            return Ok(found);
         }
-        // The range is done; what is older may hold more.
-        let older = (from > least).then_some(from);
-        if let Some(found) = scan.seen(Looked { below: looked.below.or(older), ..looked }) {
-            break found;
+    }
+}
+
+/// All that match, with what they are ordered by.
+async fn gather(store: &Store, filter: Filter<'_>) -> Result<Gathered> {
+    let mut gathered = Gathered::new();
+    let mut ranges = ranges(filter);
+    let mut behind = None;
+    let rows = if filter.is_dear() { LOOKED_AT_DEAR_MAX } else { LOOKED_AT_MAX };
+    loop {
+        let range = ranges.next(behind);
+        let seen = look(store, filter, range, rows).await?;
+        behind = seen.behind.or_else(|| ranges.done(range));
+        gathered.more(seen.entries, seen.rows, filter.is_dear())?;
+        if behind.is_none() {
+            return Ok(gathered);
         }
-    };
+    }
+}
+
+async fn read(
+    store: &Store,
+    filter: Filter<'_>,
+    found: Scanned<Uuid>,
+    place: impl Fn(&Execution) -> Place,
+) -> Result<Scanned<Execution>> {
     if found.items.is_empty() {
         if let Some(job) = filter.job {
             require_job(store, job).await?;
@@ -160,60 +259,51 @@ pub async fn list(store: &Store, filter: Filter<'_>, window: Window) -> Result<S
     }
     let statement = format!(
         "SELECT * FROM ({SELECT_CLAIMED} WHERE e.id = ANY ($1) AND {{days of e.id}} \
-         UNION ALL {SELECT_TRIGGERED} WHERE t.execution_id = ANY ($1)) AS both_kinds ORDER BY id DESC"
+         UNION ALL {SELECT_TRIGGERED} WHERE t.execution_id = ANY ($1)) AS both_kinds ORDER BY array_position($1, id)"
     );
     let query = sqlx::query(days::of(&statement, found.items.iter().copied())).bind(found.items.clone());
     let read = |row: &PgRow| {
         let row: ExecutionRow = sqlx::FromRow::from_row(row)?;
         Ok((row.growth(), Execution::try_from(row)?))
     };
-    found.read(&store.pool, query, read, |execution| execution.id).await
+    found.read(&store.pool, query, read, place).await
 }
 
-/// The first id of the day that lies `days` before the one of the last id below `below`.
-fn days_before(below: Uuid, days: u64) -> Uuid {
-    if days > DAYS_MAX {
-        return Uuid::nil();
-    }
-    let day = ids::day(Uuid::from_u128(below.as_u128().saturating_sub(1)));
-    ids::first_of_day(day.saturating_sub(days - 1))
+/// What a statement has seen.
+struct Seen {
+    /// Those that match.
+    entries: Vec<(Key, Uuid)>,
+    /// How many it looked at.
+    rows: usize,
+    /// Which batches claimed those that are open.
+    claims: Vec<i64>,
+    /// Where it ended before the end of its range.
+    behind: Option<Uuid>,
 }
 
-/// With what it has seen it answers which batches claimed those of it that are open.
-async fn look(store: &Store, filter: Filter<'_>, from: Uuid, below: Uuid, rows: i32) -> Result<(Looked, Vec<i64>)> {
-    let statement = if filter.is_of_failures() { LOOK_AT_FAILURES } else { LOOK };
-    let seen: Vec<(Uuid, bool, Option<i64>)> = sqlx::query_as(statement)
+async fn look(store: &Store, filter: Filter<'_>, range: Range, rows: i32) -> Result<Seen> {
+    let ascending = filter.order.direction == Direction::Ascending;
+    let statement = match (filter.is_of_failures(), ascending) {
+        (true, false) => look_at_failures!("DESC"),
+        (true, true) => look_at_failures!("ASC"),
+        (false, false) => look!("DESC"),
+        (false, true) => look!("ASC"),
+    };
+    let seen: Vec<(Uuid, bool, Option<i64>, Option<i64>)> = sqlx::query_as(statement)
         .bind(filter.job)
-        .bind(from)
-        .bind(below)
+        .bind(range.from)
+        .bind(range.below)
         .bind(rows)
+        .bind(ascending)
         .bind(Json(filter))
         .bind(filter.may_be_unclaimed())
         .fetch_all(&store.pool)
         .await?;
-    let was_empty = seen.is_empty();
     let is_full = seen.len() >= usize::try_from(rows).unwrap_or(usize::MAX);
-    let last = seen.last().filter(|_| is_full).map(|(id, ..)| *id);
-    let claims = seen.iter().filter_map(|(.., open_by)| *open_by).collect();
-    let matching = seen.into_iter().filter(|(_, matches, _)| *matches).map(|(id, ..)| id).collect();
-    Ok((Looked { matching, below: last, was_empty }, claims))
-}
-
-#[cfg(test)]
-mod tests {
-    use chrono::TimeDelta;
-
-    use super::*;
-
-    #[test]
-    fn ranges_of_days_grow_and_the_last_one_is_all_that_is_older() {
-        let at = |days: i64, ms: i64| DateTime::<Utc>::UNIX_EPOCH + TimeDelta::days(days) + TimeDelta::milliseconds(ms);
-        let first = |days| ids::first_at(at(days, 0));
-        let noon = ids::execution_for_fire(Uuid::nil(), at(100, 43_200_000));
-        assert_eq!(days_before(noon, 1), first(100));
-        assert_eq!(days_before(noon, 4), first(97));
-        assert_eq!(days_before(first(100), 1), first(99), "a whole day lies below its first id");
-        assert_eq!(days_before(noon, 128), Uuid::nil());
-        assert_eq!(days_before(ids::execution_for_fire(Uuid::nil(), at(0, 5)), 1), Uuid::nil());
-    }
+    Ok(Seen {
+        behind: seen.last().filter(|_| is_full).map(|(id, ..)| *id),
+        rows: seen.len(),
+        claims: seen.iter().filter_map(|(_, _, open_by, _)| *open_by).collect(),
+        entries: seen.into_iter().filter(|(_, matches, ..)| *matches).map(|(id, _, _, key)| (key, id)).collect(),
+    })
 }

@@ -1,10 +1,11 @@
-//! A job's open executions among all that it ever had. How many there are is known exactly (R20), so whoever has found as many looks
-//! no further; and what is left of them, behind rows that have ended, is looked for in the oldest batches that are still there:
-//! a batch stays until all that it published has ended (decision 0001).
+//! A job's open executions among all that it ever had. How many there are is known exactly (R20), so whoever has found as many
+//! looks no further; and what is left of them, behind rows that have ended, is looked for in the oldest batches that are still
+//! there: a batch stays until all that it published has ended (decision 0001).
 
 use std::collections::BTreeSet;
 
 use carillon_core::execution::Status;
+use carillon_core::ids;
 use sqlx::types::Json;
 use uuid::Uuid;
 
@@ -17,8 +18,8 @@ const TRIGGERS_MAX: usize = 1_000;
 const BATCHES_MAX: i64 = 50;
 const IN_BATCHES_MAX: i64 = 1_000;
 
-/// In one snapshot: how many were claimed and have not ended; the newest batch (what it and those before it claimed is all of them,
-/// since one leader claims after the other, by ever greater numbers); the triggers that match.
+/// In one snapshot: how many were claimed and have not ended; the newest batch (what it and those before it claimed is all of
+/// them, since one leader claims after the other, by ever greater numbers); the triggers that match.
 const OPEN_BEGIN: &str = "
 SELECT t.claimed_count - s.finished_count,
        COALESCE((SELECT max(b.number) FROM dispatch_batches b WHERE b.shard = t.shard), 0),
@@ -63,8 +64,8 @@ enum Batches {
 }
 
 impl Open {
-    /// `None` where it must be looked for as ever. Between `least` and `below` lies what is asked for.
-    pub(super) async fn begin(store: &Store, filter: Filter<'_>, least: Uuid, below: Uuid) -> Result<Option<Self>> {
+    /// `None` where it must be looked for as ever.
+    pub(super) async fn begin(store: &Store, filter: Filter<'_>) -> Result<Option<Self>> {
         let (Some(job), Some(status)) = (filter.job, filter.status) else { return Ok(None) };
         if status.is_final() {
             return Ok(None);
@@ -72,8 +73,8 @@ impl Open {
         let begun: Option<(i64, i64, Vec<Uuid>)> = sqlx::query_as(OPEN_BEGIN)
             .bind(job)
             .bind(filter.may_be_unclaimed())
-            .bind(least)
-            .bind(below)
+            .bind(filter.scheduled_from.map_or(Uuid::nil(), ids::first_at))
+            .bind(filter.scheduled_before.map_or(Uuid::max(), ids::first_at))
             .bind(Json(filter))
             .bind(i64::try_from(TRIGGERS_MAX + 1).unwrap_or(i64::MAX))
             .fetch_optional(&store.pool)

@@ -1,124 +1,194 @@
-//! Listing jobs, newest first (ids are ordered by creation), by any of their fields: see [`crate::scan`].
+//! Listing jobs, in the order of their creation (that of their ids) or of their last or next run, by any of their fields: see
+//! [`crate::scan`], [`crate::sorted`].
 //!
-//! Key, status and type have an index that is in the order of the list; whatever else is asked for is looked for among the rows.
+//! Key, platform, status and type have an index that is in the order of the list; whatever else is asked for is looked for
+//! among the rows. The way is not left to the planner: `carillon_page_of_jobs` in `migrations/0001` walks along an index.
+
+use std::collections::HashMap;
+use std::time::Duration;
 
 use carillon_core::ids;
 use carillon_core::job::{JobStatus, JobType, Priority};
 use chrono::{DateTime, Utc};
+use serde::{Serialize, Serializer};
+use sqlx::QueryBuilder;
 use sqlx::postgres::PgRow;
-use sqlx::{Postgres, QueryBuilder};
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::Job;
 use super::rows::{JobRow, SELECT_JOB};
-use crate::scan::{LOOKED_AT_MAX, Looked, Scan, Scanned, Window};
+use crate::scan::{COUNTED_MAX, Counted, Direction, LOOKED_AT_MAX, Looked, Place, Scan, Scanned, Window};
+use crate::sorted::Gathered;
 use crate::{Result, Store};
 
-/// Which jobs to list: those that match all of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Which jobs to list, those that match all of it, and in which order. By these names `carillon_page_of_jobs` reads it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Filter<'a> {
     /// Of this type.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub job_type: Option<JobType>,
     /// Of this status; without it all but deleted ones.
+    #[serde(rename = "statuses", serialize_with = "statuses")]
     pub status: Option<JobStatus>,
     /// Of this key.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<&'a str>,
     /// With this tag.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tag: Option<&'a str>,
     /// Of this platform.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub platform_id: Option<&'a str>,
     /// Whose name contains this, in upper or lower case.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<&'a str>,
     /// Whose name begins with this.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name_prefix: Option<&'a str>,
     /// That run this.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub handler_name: Option<&'a str>,
     /// In this queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<&'a str>,
     /// Of this priority.
+    #[serde(serialize_with = "rank", skip_serializing_if = "Option::is_none")]
     pub priority: Option<Priority>,
     /// Created at this instant or later.
+    #[serde(skip)]
     pub created_from: Option<DateTime<Utc>>,
     /// Created before this instant.
+    #[serde(skip)]
     pub created_before: Option<DateTime<Utc>>,
+    /// In this order.
+    #[serde(skip)]
+    pub order: Order,
+}
+
+/// What jobs are ordered by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// What of them.
+    pub by: By,
+    /// Which way.
+    pub direction: Direction,
+}
+
+/// What jobs may be ordered by. But for the first all that match must be gathered: [`crate::Error::TooWide`] if that is too much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum By {
+    /// Their creation.
+    #[default]
+    Created,
+    /// The end of their latest execution.
+    LastRun,
+    /// Their next instant.
+    NextRun,
 }
 
 /// Lists jobs. What is looked at is `jobs` alone; the page that was found is read with the rest.
 ///
 /// # Errors
-/// If Postgres is unavailable.
+/// [`crate::Error::TooWide`]; or if Postgres is unavailable.
 pub async fn list(store: &Store, filter: Filter<'_>, window: Window) -> Result<Scanned<Job>> {
+    let direction = filter.order.direction;
+    if filter.order.by == By::Created {
+        let found = find(store, filter, window).await?;
+        return read(store, found, |job| Place::behind(job.id)).await;
+    }
+    let gathered = gather(store, filter).await?;
+    read(store, gathered.page(direction, window), |job| gathered.place_of(direction, job.id)).await
+}
+
+/// How many jobs match, up to [`COUNTED_MAX`] and for as long as `budget` allows.
+///
+/// # Errors
+/// If Postgres is unavailable.
+pub async fn count(store: &Store, filter: Filter<'_>, budget: Duration) -> Result<Counted> {
+    let filter = Filter { order: Order::default(), ..filter };
+    let window = Window { limit: COUNTED_MAX, from: Place::first(0), budget };
+    Ok(Counted::from(&find(store, filter, window).await?))
+}
+
+async fn find(store: &Store, filter: Filter<'_>, window: Window) -> Result<Scanned<Uuid>> {
     let mut scan = Scan::new(window, LOOKED_AT_MAX);
-    let found = loop {
-        let (below, rows) = scan.next();
-        if let Some(found) = scan.seen(look(store, filter, below, rows).await?) {
-            break found;
+    loop {
+        let (behind, rows) = scan.next();
+        if let Some(found) = scan.seen(look(store, filter, behind, rows).await?.0) {
+            return Ok(found);
+        }
+    }
+}
+
+/// All that match, with what they are ordered by.
+async fn gather(store: &Store, filter: Filter<'_>) -> Result<Gathered> {
+    let mut gathered = Gathered::new();
+    let mut behind = None;
+    loop {
+        let (looked, rows) = look(store, filter, behind, LOOKED_AT_MAX).await?;
+        gathered.more(looked.matching.into_iter().map(|id| (None, id)), rows, false)?;
+        behind = looked.behind;
+        if behind.is_none() {
+            break;
+        }
+    }
+    // Of a job that has gone meanwhile there is none.
+    let keys = match filter.order.by {
+        By::LastRun => {
+            "SELECT job_id, (extract(epoch FROM last_run_at) * 1000000)::bigint FROM job_stats WHERE job_id = ANY ($1)"
+        }
+        By::NextRun | By::Created => {
+            "SELECT job_id, (extract(epoch FROM fire_at) * 1000000)::bigint FROM job_timers WHERE job_id = ANY ($1)"
         }
     };
+    let keys: Vec<(Uuid, Option<i64>)> = sqlx::query_as(keys).bind(gathered.ids()).fetch_all(&store.pool).await?;
+    let keys: HashMap<Uuid, Option<i64>> = keys.into_iter().collect();
+    gathered.set_keys(|id| keys.get(&id).copied().flatten());
+    Ok(gathered)
+}
+
+async fn read(store: &Store, found: Scanned<Uuid>, place: impl Fn(&Job) -> Place) -> Result<Scanned<Job>> {
     if found.items.is_empty() {
         return Ok(Scanned { items: Vec::new(), next: found.next });
     }
     let mut query = QueryBuilder::new(SELECT_JOB);
-    query.push(" WHERE j.id = ANY (").push_bind(found.items.clone()).push(") ORDER BY j.id DESC");
+    query.push(" WHERE j.id = ANY (").push_bind(found.items.clone());
+    query.push(") ORDER BY array_position(").push_bind(found.items.clone()).push(", j.id)");
     let read = |row: &PgRow| {
         let row: JobRow = sqlx::FromRow::from_row(row)?;
         Ok((row.growth(), Job::try_from(row)?))
     };
-    found.read(&store.pool, query.build(), read, |job| job.id).await
+    found.read(&store.pool, query.build(), read, place).await
 }
 
-async fn look(store: &Store, filter: Filter<'_>, below: Uuid, rows: i32) -> Result<Looked> {
-    let from = filter.created_from.map_or(Uuid::nil(), ids::first_at);
-    let below = filter.created_before.map_or(below, |at| ids::first_at(at).min(below));
-    let mut query = QueryBuilder::new("SELECT COALESCE(array_agg(id ORDER BY id DESC) FILTER (WHERE true");
-    push_matching(&mut query, filter);
-    query.push("), '{}'::uuid[]), count(*), (array_agg(id ORDER BY id))[1] FROM (SELECT * FROM jobs WHERE id >= ");
-    query.push_bind(from).push(" AND id < ").push_bind(below);
-    push_indexed(&mut query, filter);
-    query.push(" ORDER BY id DESC LIMIT ").push_bind(i64::from(rows)).push(") j");
-    let (matching, looked_at, last): (Vec<Uuid>, i64, Option<Uuid>) =
-        query.build_query_as().fetch_one(&store.pool).await?;
-    Ok(Looked { matching, below: last.filter(|_| looked_at >= i64::from(rows)), was_empty: looked_at == 0 })
+/// With what it has seen it answers how many rows it has looked at.
+async fn look(store: &Store, filter: Filter<'_>, behind: Option<Uuid>, rows: i32) -> Result<(Looked, usize)> {
+    let direction = filter.order.direction;
+    let least = filter.created_from.map_or(Uuid::nil(), ids::first_at);
+    let below = filter.created_before.map_or(Uuid::max(), ids::first_at);
+    let (from, below) = direction.rest(least, below, behind);
+    let seen: Vec<(Uuid, bool)> = sqlx::query_as("SELECT id, matches FROM carillon_page_of_jobs($1, $2, $3, $4, $5)")
+        .bind(from)
+        .bind(below)
+        .bind(rows)
+        .bind(direction == Direction::Ascending)
+        .bind(Json(filter))
+        .fetch_all(&store.pool)
+        .await?;
+    let is_full = seen.len() >= usize::try_from(rows).unwrap_or(usize::MAX);
+    let behind = seen.last().filter(|_| is_full).map(|(id, _)| *id);
+    let looked_at = seen.len();
+    let matching = seen.into_iter().filter(|(_, matches)| *matches).map(|(id, _)| id).collect();
+    Ok((Looked { matching, behind, was_empty: looked_at == 0 }, looked_at))
 }
 
-/// What an index serves in the order of the list: the most selective of it.
-fn push_indexed(query: &mut QueryBuilder<Postgres>, filter: Filter<'_>) {
-    if let Some(key) = filter.key {
-        query.push(" AND key = ").push_bind(key);
-    } else if let Some(status) = filter.status {
-        query.push(" AND status = ").push_bind(status.as_str());
-    } else if let Some(job_type) = filter.job_type {
-        query.push(" AND type = ").push_bind(job_type.as_str());
-    }
+fn statuses<S: Serializer>(status: &Option<JobStatus>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    let wanted =
+        JobStatus::ALL.iter().filter(|one| status.map_or(**one != JobStatus::Cancelled, |wanted| wanted == **one));
+    serializer.collect_seq(wanted.map(|status| status.as_str()))
 }
 
-fn push_matching(query: &mut QueryBuilder<Postgres>, filter: Filter<'_>) {
-    match filter.status {
-        Some(status) => query.push(" AND status = ").push_bind(status.as_str()),
-        None => query.push(" AND status <> 'CANCELLED'"),
-    };
-    if let Some(job_type) = filter.job_type {
-        query.push(" AND type = ").push_bind(job_type.as_str());
-    }
-    if let Some(tag) = filter.tag {
-        query.push(" AND tags @> ARRAY[").push_bind(tag).push("]::text[]");
-    }
-    if let Some(platform) = filter.platform_id {
-        query.push(" AND platform_id = ").push_bind(platform);
-    }
-    if let Some(name) = filter.name {
-        query.push(" AND position(lower(").push_bind(name).push(") IN lower(name)) > 0");
-    }
-    if let Some(prefix) = filter.name_prefix {
-        query.push(" AND starts_with(name, ").push_bind(prefix).push(")");
-    }
-    if let Some(handler) = filter.handler_name {
-        query.push(" AND handler_name = ").push_bind(handler);
-    }
-    if let Some(queue) = filter.queue {
-        query.push(" AND queue = ").push_bind(queue);
-    }
-    if let Some(priority) = filter.priority {
-        query.push(" AND priority = ").push_bind(priority.rank());
-    }
+fn rank<S: Serializer>(priority: &Option<Priority>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    priority.map(Priority::rank).serialize(serializer)
 }

@@ -7,14 +7,17 @@ use std::time::Duration;
 use anyhow::Result;
 use carillon_core::execution::Status;
 use carillon_core::ids;
-use carillon_core::job::{JobType, Priority};
-use carillon_store::scan::{Place, Window};
+use carillon_core::job::{JobStatus, JobType, Priority};
+use carillon_store::scan::{Counted, Direction, Place, Window};
 use carillon_store::{executions, jobs, triggers};
 use chrono::TimeDelta;
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::bench::{Bench, new_job, window};
+
+const BOTH: [Direction; 2] = [Direction::Descending, Direction::Ascending];
+const LONG: Duration = Duration::from_secs(60);
 
 /// All pages, of `limit` at most, without time to look any further than one statement does.
 async fn pages<T>(limit: u32, mut page: impl AsyncFnMut(Window) -> Result<(Vec<T>, Option<Place>)>) -> Result<Vec<T>> {
@@ -259,18 +262,137 @@ async fn pages_of_executions_go_on_where_they_were_cut() -> Result<()> {
         .execute(&bench.pool)
         .await?;
     ids.sort_unstable_by(|one, other| other.cmp(one));
-    for (job, error) in [(None, None), (None, Some("rare")), (Some(jobs[0]), None), (Some(jobs[1]), Some("rare"))] {
-        let filter = executions::Filter { job, error, ..executions::Filter::default() };
-        let wanted: Vec<Uuid> = ids
+    let filters = [(None, None), (None, Some("rare")), (Some(jobs[0]), None), (Some(jobs[1]), Some("rare"))];
+    for ((job, error), direction) in filters.into_iter().flat_map(|filter| BOTH.map(|way| (filter, way))) {
+        let order = executions::Order { by: executions::By::Scheduled, direction };
+        let filter = executions::Filter { job, error, order, ..executions::Filter::default() };
+        let mut wanted: Vec<Uuid> = ids
             .iter()
             .filter(|(_, of, n)| job.is_none_or(|job| job == *of) && (error.is_none() || n % 100 == 0))
             .map(|(id, ..)| *id)
             .collect();
+        if direction == Direction::Ascending {
+            wanted.reverse();
+        }
         let list = async |window| {
             let page = executions::list(&bench.store, filter, window).await?;
             Ok((page.items.into_iter().map(|execution| execution.id).collect(), page.next))
         };
         assert_eq!(pages(90, list).await?, wanted, "{filter:?}");
+        let counted = executions::count(&bench.store, filter, LONG).await?;
+        assert_eq!(counted, Counted { least: u32::try_from(wanted.len())?, is_all: true }, "{filter:?}");
+        if job.is_none() {
+            // Its time is up before all was looked at.
+            assert!(!executions::count(&bench.store, filter, Duration::ZERO).await?.is_all);
+        }
     }
+    Ok(())
+}
+
+/// By what the recorder writes: none is lost at the seam of two pages though many have the same, and what has not ended is last.
+#[tokio::test]
+async fn executions_of_a_job_are_listed_by_their_end_and_by_how_long_they_took() -> Result<()> {
+    let bench = Bench::new().await?;
+    let (job, now) = (bench.job().await?.id, bench.now().await?);
+    let mut ids = Vec::new();
+    for (n, status) in ["SUCCESS", "FAILED", "RUNNING", "SUCCESS", "FAILED", "SUCCESS"].into_iter().enumerate() {
+        ids.push(bench.execution(job, now - TimeDelta::hours(9 * i64::try_from(n)?), status).await?);
+    }
+    bench.execution(bench.job().await?.id, now, "SUCCESS").await?;
+    for (n, took) in [(0, "70"), (1, "5"), (3, "70"), (4, "300"), (5, "NULL")] {
+        let set = format!(
+            "UPDATE job_executions SET duration_ms = {took}, completed_at = scheduled_at + interval '1 day' * {n} WHERE id = $1"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(set)).bind(ids[n]).execute(&bench.pool).await?;
+    }
+    sqlx::query(
+        "UPDATE execution_failures f SET ended_at = e.completed_at FROM job_executions e WHERE e.id = f.execution_id",
+    )
+    .execute(&bench.pool)
+    .await?;
+    let of_job = executions::Filter { job: Some(job), ..executions::Filter::default() };
+    let failed = executions::Filter { status: Some(Status::Failed), ..of_job };
+    let fault = executions::Filter { fingerprint: Some("0123456789abcdef"), ..executions::Filter::default() };
+    let listed = async |filter: executions::Filter<'_>, by, direction, limit| -> Result<Vec<usize>> {
+        let filter = executions::Filter { order: executions::Order { by, direction }, ..filter };
+        let listed = pages(limit, async |window| {
+            let page = executions::list(&bench.store, filter, window).await?;
+            Ok((page.items.into_iter().map(|execution| execution.id).collect(), page.next))
+        });
+        let listed: Vec<Uuid> = listed.await?;
+        Ok(listed.into_iter().map(|id| ids.iter().position(|one| *one == id).expect("one of them")).collect())
+    };
+    let (completed, duration) = (executions::By::Completed, executions::By::Duration);
+    let (up, down) = (Direction::Ascending, Direction::Descending);
+    for limit in [1, 2, 9] {
+        assert_eq!(listed(of_job, completed, down, limit).await?, [5, 4, 3, 1, 0, 2]);
+        assert_eq!(listed(of_job, completed, up, limit).await?, [0, 1, 3, 4, 5, 2]);
+        assert_eq!(listed(of_job, duration, down, limit).await?, [4, 0, 3, 1, 2, 5]);
+        assert_eq!(listed(of_job, duration, up, limit).await?, [1, 3, 0, 4, 5, 2]);
+        for filter in [failed, fault] {
+            assert_eq!(listed(filter, completed, down, limit).await?, [4, 1]);
+            assert_eq!(listed(filter, duration, up, limit).await?, [1, 4]);
+        }
+    }
+    let within = executions::Filter { scheduled_from: Some(now - TimeDelta::hours(10)), ..of_job };
+    assert_eq!(listed(within, duration, up, 9).await?, [1, 0]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn jobs_are_listed_by_last_and_next_run_where_they_are_not_too_many() -> Result<()> {
+    let bench = Bench::new().await?;
+    let now = bench.now().await?;
+    let mut ids = Vec::new();
+    for (last, next) in [(Some(3), Some(2)), (None, Some(1)), (Some(1), None), (Some(3), Some(2)), (Some(2), Some(9))] {
+        let at_ms = now + TimeDelta::milliseconds(i64::try_from(ids.len())?);
+        let job = jobs::create(&bench.store, new_job(at_ms), None).await?.id;
+        let at = |minutes: Option<i64>| minutes.map(|minutes| now + TimeDelta::minutes(minutes));
+        sqlx::query("UPDATE job_stats SET last_run_at = $2 WHERE job_id = $1")
+            .bind(job)
+            .bind(at(last))
+            .execute(&bench.pool)
+            .await?;
+        sqlx::query("UPDATE job_timers SET fire_at = $2 WHERE job_id = $1")
+            .bind(job)
+            .bind(at(next))
+            .execute(&bench.pool)
+            .await?;
+        ids.push(job);
+    }
+    let (up, down) = (Direction::Ascending, Direction::Descending);
+    let listed = async |filter: jobs::Filter<'_>, by, direction, limit| -> Result<Vec<usize>> {
+        let filter = jobs::Filter { order: jobs::Order { by, direction }, ..filter };
+        let listed = pages(limit, async |window| {
+            let page = jobs::list(&bench.store, filter, window).await?;
+            Ok((page.items.into_iter().map(|job| job.id).collect(), page.next))
+        });
+        let listed: Vec<Uuid> = listed.await?;
+        Ok(listed.into_iter().map(|id| ids.iter().position(|one| *one == id).expect("one of them")).collect())
+    };
+    let all = jobs::Filter::default();
+    for limit in [1, 2, 9] {
+        assert_eq!(listed(all, jobs::By::Created, up, limit).await?, [0, 1, 2, 3, 4]);
+        assert_eq!(listed(all, jobs::By::Created, down, limit).await?, [4, 3, 2, 1, 0]);
+        assert_eq!(listed(all, jobs::By::LastRun, up, limit).await?, [2, 4, 0, 3, 1]);
+        assert_eq!(listed(all, jobs::By::LastRun, down, limit).await?, [3, 0, 4, 2, 1]);
+        assert_eq!(listed(all, jobs::By::NextRun, up, limit).await?, [1, 0, 3, 4, 2]);
+        assert_eq!(listed(all, jobs::By::NextRun, down, limit).await?, [4, 3, 0, 1, 2]);
+    }
+    let counted = async |filter| anyhow::Ok(jobs::count(&bench.store, filter, LONG).await?);
+    assert_eq!(counted(all).await?, Counted { least: 5, is_all: true });
+
+    // Of another status, so that the few are no longer all.
+    let copies = "INSERT INTO jobs SELECT (jsonb_populate_record(j, jsonb_build_object('status', 'COMPLETED', 'completed_at', now(), 'id',
+                      overlay(j.id::text PLACING lpad(to_hex(n), 8, '0') FROM 1 FOR 8)))).*
+                  FROM jobs j, generate_series(1, 10001) n WHERE j.id = $1";
+    sqlx::query(copies).bind(ids[0]).execute(&bench.pool).await?;
+    let filter = jobs::Filter { order: jobs::Order { by: jobs::By::NextRun, direction: up }, ..all };
+    let refused = jobs::list(&bench.store, filter, window(9, Place::first(0))).await;
+    assert!(matches!(refused, Err(carillon_store::Error::TooWide { most: 10_000 })), "{refused:?}");
+    let active = jobs::Filter { status: Some(JobStatus::Active), ..all };
+    assert_eq!(listed(active, jobs::By::NextRun, up, 2).await?, [1, 0, 3, 4, 2]);
+    assert_eq!(counted(all).await?, Counted { least: 10_000, is_all: false });
+    assert_eq!(counted(active).await?, Counted { least: 5, is_all: true });
     Ok(())
 }

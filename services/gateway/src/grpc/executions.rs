@@ -6,16 +6,21 @@ use carillon_core::limits;
 use carillon_proto::v1;
 use carillon_proto::v1::execution_service_server::ExecutionService;
 use carillon_store::cancels::{self, Cancelled};
-use carillon_store::executions::{self, Attempt, Execution, Filter};
+use carillon_store::executions::{self, Attempt, By, Execution, Filter, Order};
+use chrono::TimeDelta;
 use prost::Message;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::checks::Checks;
-use super::paging::Paging;
-use super::words;
+use super::paging::{Asked, Paging};
+use super::{order, words};
 use crate::backend::Backend;
 use crate::{observe, values};
+
+/// What executions may be listed by.
+const ORDERS: [(&str, By); 3] =
+    [("scheduled_at", By::Scheduled), ("completed_at", By::Completed), ("duration_ms", By::Duration)];
 
 /// Reads the record of executions, and stops them.
 #[derive(Clone, Debug)]
@@ -73,16 +78,20 @@ impl Executions {
     async fn list(&self, request: Request<v1::ListExecutionsRequest>) -> Result<v1::ListExecutionsResponse, Status> {
         let mut checks = Checks::of(&request);
         let mut request = request.into_inner();
-        let (limit, offset) = (request.limit.take(), std::mem::take(&mut request.offset));
-        let token = std::mem::take(&mut request.page_token);
+        let asked = Asked {
+            limit: request.limit.take(),
+            offset: std::mem::take(&mut request.offset),
+            page_token: std::mem::take(&mut request.page_token),
+            show_total_size: std::mem::take(&mut request.show_total_size),
+        };
         let plain = v1::ListExecutionsRequest {
             job_id: request.job_id.clone(),
             status: request.status,
             ..v1::ListExecutionsRequest::default()
         };
-        let is_plain = request == plain && !request.job_id.is_empty();
-        let paging =
-            Paging::read((limit, offset, &token), "executions", &request.encode_to_vec(), is_plain, &mut checks);
+        let is_plain = request == plain && !request.job_id.is_empty() && !asked.show_total_size;
+        let paging = Paging::read(&asked, "executions", &request.encode_to_vec(), is_plain, &mut checks);
+        let order = order::read(&mut checks, &request.order_by, &ORDERS);
         let id = |field: &str, given: &str, checks: &mut Checks| (!given.is_empty()).then(|| checks.id(field, given));
         let filter = Filter {
             job: id("job_id", &request.job_id, &mut checks),
@@ -98,16 +107,33 @@ impl Executions {
             scheduled_before: checks.instant("scheduled_before", request.scheduled_before),
             completed_from: checks.instant("completed_from", request.completed_from),
             completed_before: checks.instant("completed_before", request.completed_before),
+            order: order.map(|(by, direction)| Order { by, direction }).unwrap_or_default(),
         };
+        order::that(&mut checks, filter.order.by == By::Scheduled || is_narrow(filter), NARROW);
         checks.finish()?;
         let page = self.0.ask(executions::list(self.0.store(), filter, paging.window)).await?;
+        let total = match paging.count_for {
+            Some(time) => Some(self.0.ask(executions::count(self.0.store(), filter, time)).await?),
+            None => None,
+        };
         let next_page_token = paging.next(&page);
         Ok(v1::ListExecutionsResponse {
             executions: page.items.into_iter().map(to_wire).collect(),
             has_more: !next_page_token.is_empty(),
             next_page_token,
+            total_size: total.map(|total| total.least),
+            total_size_is_lower_bound: total.is_some_and(|total| !total.is_all),
         })
     }
+}
+
+/// What an order that has no index asks of the filter.
+const NARROW: &str =
+    "needs job_id, or scheduled_from and scheduled_before at most a day apart: all that match must be sorted";
+
+fn is_narrow(filter: Filter<'_>) -> bool {
+    let span = filter.scheduled_from.zip(filter.scheduled_before).map(|(from, before)| before - from);
+    filter.job.is_some() || span.is_some_and(|span| span <= TimeDelta::days(1))
 }
 
 fn attempt_to_wire(attempt: Attempt) -> v1::Attempt {

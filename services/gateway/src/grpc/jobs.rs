@@ -9,7 +9,7 @@ use carillon_core::{ids, limits};
 use carillon_proto::v1;
 use carillon_proto::v1::job_service_server::JobService;
 use carillon_store::idempotency::{self, Beginning, Key};
-use carillon_store::jobs::{self, Definition, Deleting, Filter, Job, NewJob, Paused, Update, Updated};
+use carillon_store::jobs::{self, By, Definition, Deleting, Filter, Job, NewJob, Order, Paused, Update, Updated};
 use carillon_store::revisions::{self, Revision};
 use carillon_store::triggers::{self, NewTrigger, Triggered};
 use chrono::{DateTime, Utc};
@@ -22,9 +22,9 @@ use uuid::Uuid;
 
 use super::checks::Checks;
 use super::job::{self, Rules};
-use super::paging::Paging;
+use super::paging::{Asked, Paging};
 use super::when::When;
-use super::{executions, key, slice, update, words};
+use super::{executions, key, order, slice, update, words};
 use crate::backend::Backend;
 use crate::error_response::{internal, invalid, later, of_field};
 use crate::observe;
@@ -33,6 +33,9 @@ use crate::values;
 
 /// How often a change is made again of what somebody else has changed meanwhile.
 const UPDATE_TRIES: usize = 5;
+
+/// What jobs may be listed by.
+const ORDERS: [(&str, By); 3] = [("created_at", By::Created), ("last_run", By::LastRun), ("next_run", By::NextRun)];
 
 /// Creates jobs and rules their life.
 #[derive(Clone, Debug)]
@@ -313,12 +316,17 @@ impl Jobs {
     async fn list(&self, request: Request<v1::ListJobsRequest>) -> Result<v1::ListJobsResponse, Status> {
         let mut checks = Checks::of(&request);
         let mut request = request.into_inner();
-        let (limit, offset) = (request.limit.take(), std::mem::take(&mut request.offset));
-        let token = std::mem::take(&mut request.page_token);
+        let asked = Asked {
+            limit: request.limit.take(),
+            offset: std::mem::take(&mut request.offset),
+            page_token: std::mem::take(&mut request.page_token),
+            show_total_size: std::mem::take(&mut request.show_total_size),
+        };
         let plain =
             v1::ListJobsRequest { r#type: request.r#type, status: request.status, ..v1::ListJobsRequest::default() };
-        let paging =
-            Paging::read((limit, offset, &token), "jobs", &request.encode_to_vec(), request == plain, &mut checks);
+        let is_plain = request == plain && !asked.show_total_size;
+        let paging = Paging::read(&asked, "jobs", &request.encode_to_vec(), is_plain, &mut checks);
+        let order = order::read(&mut checks, &request.order_by, &ORDERS);
         let filter = Filter {
             job_type: words::read_job_type(&mut checks, "type", request.r#type),
             status: words::read_job_status(&mut checks, "status", request.status),
@@ -332,14 +340,21 @@ impl Jobs {
             priority: words::read_priority(&mut checks, "priority", request.priority),
             created_from: checks.instant("created_from", request.created_from),
             created_before: checks.instant("created_before", request.created_before),
+            order: order.map(|(by, direction)| Order { by, direction }).unwrap_or_default(),
         };
         checks.finish()?;
         let page = self.0.ask(jobs::list(self.0.store(), filter, paging.window)).await?;
+        let total = match paging.count_for {
+            Some(time) => Some(self.0.ask(jobs::count(self.0.store(), filter, time)).await?),
+            None => None,
+        };
         let next_page_token = paging.next(&page);
         Ok(v1::ListJobsResponse {
             jobs: page.items.into_iter().map(job::show).collect(),
             has_more: !next_page_token.is_empty(),
             next_page_token,
+            total_size: total.map(|total| total.least),
+            total_size_is_lower_bound: total.is_some_and(|total| !total.is_all),
         })
     }
 

@@ -9,6 +9,7 @@ mod jobs;
 mod many;
 #[cfg(test)]
 mod many_tests;
+mod order;
 mod paging;
 mod schedules;
 #[cfg(test)]
