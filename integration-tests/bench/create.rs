@@ -80,7 +80,10 @@ pub async fn run(servers: &Servers, binaries: &Binaries, plan: &Plan, report: &m
 }
 
 /// A gateway that is ready, and where it is.
-async fn gateway(
+///
+/// # Errors
+/// If it does not come up.
+pub async fn gateway(
     servers: &Servers,
     binaries: &Binaries,
     database: &Database,

@@ -1,9 +1,10 @@
 //! `carillon-bench`: what `make bench` runs. Measures the product through its real binaries against the floor, a loop of its
 //! own over the same schema and streams without any logic, in one run on one machine (docs/performance.md).
 //!
-//! Everything runs on private servers that end with this process. Parts: [`throughput`], [`lateness`], [`scale`], [`bounds`], and those
-//! that run only if they are named: [`gaps`], [`drain`], [`poison`], [`memory`], [`age`], [`create`]. The rest is what they stand on:
-//! [`servers`], [`product`], [`fleet`], [`floor`], [`jobs`], [`load`], [`usage`], [`quantiles`], [`asked`], [`report`].
+//! Everything runs on private servers that end with this process. Parts: [`throughput`], [`lateness`], [`scale`], [`bounds`],
+//! and those that run only if they are named: [`gaps`], [`drain`], [`poison`], [`memory`], [`age`], [`create`], [`lists`]. The
+//! rest is what they stand on: [`servers`], [`product`], [`fleet`], [`floor`], [`jobs`], [`load`], [`usage`], [`quantiles`],
+//! [`asked`], [`report`].
 
 #![expect(unreachable_pub, reason = "a program: each module is public to the others only")]
 
@@ -18,6 +19,7 @@ mod floor;
 mod gaps;
 mod jobs;
 mod lateness;
+mod lists;
 mod load;
 mod memory;
 mod options;
@@ -82,6 +84,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
     }
     if plan.has(Part::Create) {
         create::run(&servers, &binaries, &plan, &mut report).await?;
+    }
+    if plan.has(Part::Lists) {
+        lists::run(&servers, &binaries, &plan, &mut report).await?;
     }
     if plan.has(Part::Gaps) {
         gaps::run(&binaries, &plan, &mut report).await?;

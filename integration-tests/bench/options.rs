@@ -24,7 +24,7 @@ pub struct Options {
     /// Only these parts, separated by commas. Without it the first four.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
-    /// Of bounds, gaps, poison, age and create only the rows whose names contain this, such as "leader" or "triggers".
+    /// Of bounds, gaps, poison, age, create and lists only the rows whose names contain this, such as "leader" or "triggers".
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     row: String,
     /// Measured rounds of throughput, each once the floor and once the product; one more of each goes before, unmeasured.
@@ -76,6 +76,8 @@ pub enum Part {
     Age,
     /// Only if named: jobs that a gateway creates a second, 1,000 at once and one by one, over gRPC and JSON.
     Create,
+    /// Only if named: pages of lists among 1,000,000 jobs and 10,000,000 executions (10 GB of disk).
+    Lists,
 }
 
 /// How much of each part.
@@ -115,6 +117,8 @@ pub struct Plan {
     pub create_s: u32,
     /// How old the installation is.
     pub age: Age,
+    /// What lists are asked for among.
+    pub lists: Lists,
     /// Jobs in the timetable.
     pub timers: Vec<u64>,
     /// Rows of history.
@@ -132,6 +136,17 @@ pub struct Age {
     pub executions: u32,
     /// Executions that have not.
     pub open: u32,
+}
+
+/// What lists are asked for among, and how often.
+#[derive(Clone, Copy, Debug)]
+pub struct Lists {
+    /// Jobs.
+    pub jobs: u32,
+    /// Executions, all but one of which have ended.
+    pub executions: u32,
+    /// Times that each list is asked for.
+    pub calls: u32,
 }
 
 impl Options {
@@ -156,6 +171,7 @@ impl Options {
             memory_s: (60, 300),
             create_s: 15,
             age: Age { batches: 1_000_000, executions: 10_000_000, open: 100_000 },
+            lists: Lists { jobs: 1_000_000, executions: 10_000_000, calls: 200 },
             lost: 100_000,
             timers: vec![10_000, 100_000, 1_000_000],
             history: vec![0, 1_000_000],
@@ -174,6 +190,7 @@ impl Options {
                 memory_s: (15, 60),
                 create_s: 5,
                 age: Age { batches: 100_000, executions: 300_000, open: 30_000 },
+                lists: Lists { jobs: 100_000, executions: 500_000, calls: 50 },
                 lost: 30_000,
                 timers: vec![10_000, 100_000],
                 history: vec![0, 100_000],
@@ -214,10 +231,10 @@ impl Plan {
     /// The product's programs that its parts run.
     pub fn programs(&self) -> Vec<&'static str> {
         let mut programs = Vec::new();
-        if self.has(Part::Create) {
+        if self.has(Part::Create) || self.has(Part::Lists) {
             programs.push("carillon-gateway");
         }
-        if self.parts.iter().any(|part| !matches!(part, Part::Scale | Part::Create)) {
+        if self.parts.iter().any(|part| !matches!(part, Part::Scale | Part::Create | Part::Lists)) {
             programs.extend(["carillon-dispatcher", "carillon-executor"]);
         }
         programs
