@@ -94,6 +94,7 @@ BEGIN
         pages := pages || format(
             '(SELECT p.id, COALESCE(
                  $1 ? p.status AND ($2::text IS NULL OR p.type = $2) AND ($3::text IS NULL OR p.key = $3)
+                 AND ($11::jsonb IS NULL OR p.platform_id IS NULL OR $11 ? p.platform_id)
                  AND ($4::text IS NULL OR p.platform_id = $4) AND ($5::text IS NULL OR p.tags @> ARRAY[$5])
                  AND ($6::text IS NULL OR position(lower($6) IN lower(p.name)) > 0)
                  AND ($7::text IS NULL OR starts_with(p.name, $7)) AND ($8::text IS NULL OR p.handler_name = $8)
@@ -108,7 +109,7 @@ BEGIN
                                 array_to_string(pages, ' UNION ALL '), way, most)
     USING wanted -> 'statuses', wanted ->> 'type', wanted ->> 'key', wanted ->> 'platform_id', wanted ->> 'tag',
           wanted ->> 'name', wanted ->> 'name_prefix', wanted ->> 'handler_name', wanted ->> 'queue',
-          (wanted ->> 'priority')::smallint;
+          (wanted ->> 'priority')::smallint, wanted -> 'scope';
 END
 $$;
 
@@ -196,6 +197,7 @@ CREATE TABLE job_triggers (
     fire_at      timestamptz NOT NULL,
     queue        text NOT NULL,
     priority     smallint NOT NULL,
+    -- The job's; of a global job that of whoever asked.
     platform_id  text,
     -- NULL: the job's own payload.
     payload      jsonb,
@@ -215,13 +217,14 @@ CREATE INDEX job_triggers_by_job ON job_triggers (job_id);
 -- What a request_id led to: the same key answers with the same thing. `fingerprint` = SHA-256 of the request, so that
 -- one key with two different requests is refused instead of answered wrongly.
 CREATE TABLE idempotency_keys (
-    scope       text NOT NULL,
+    -- What is made, and for which platform.
+    space       text NOT NULL,
     key         text NOT NULL CHECK (length(key) BETWEEN 1 AND 200),
     fingerprint bytea NOT NULL,
     resource_id uuid NOT NULL,
     -- Where one thing does not say all of it: the answer itself.
     answer      bytea,
     created_at  timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (scope, key)
+    PRIMARY KEY (space, key)
 );
 CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);

@@ -10,6 +10,7 @@ CREATE TABLE job_executions (
     shard            smallint NOT NULL,
     queue            text NOT NULL DEFAULT 'default',
     priority         smallint NOT NULL DEFAULT 1,
+    -- The job's; of a global job that a platform's caller triggered, that platform.
     platform_id      text,
     -- The definition that it runs, or ran, with (job_revisions).
     revision         bigint NOT NULL DEFAULT 1,
@@ -99,6 +100,7 @@ BEGIN
              AND ($3::text IS NULL OR p.queue = $3) AND ($4::uuid IS NULL OR p.worker_id = $4)
              AND ($5::timestamptz IS NULL OR p.completed_at >= $5) AND ($6::timestamptz IS NULL OR p.completed_at < $6)
              AND ($7::text IS NULL OR position($7 IN p.error) > 0)
+             AND ($11::jsonb IS NULL OR p.platform_id IS NULL OR $11 ? p.platform_id)
              -- No EXISTS, which Postgres may answer by reading all revisions into a hash.
              AND ($8::text IS NULL AND $9::text IS NULL OR (
                  SELECT ($8 IS NULL OR r.definition ->> ''handler_name'' = $8) AND ($9 IS NULL OR r.definition -> ''tags'' ? $9)
@@ -111,7 +113,8 @@ BEGIN
         of_job, from_id, below_id, in_order, way, most)
     USING wanted ->> 'status', wanted ->> 'platform_id', wanted ->> 'queue', (wanted ->> 'worker_id')::uuid,
           (wanted ->> 'completed_from')::timestamptz, (wanted ->> 'completed_before')::timestamptz, wanted ->> 'error',
-          wanted ->> 'handler_name', wanted ->> 'tag', wanted ->> 'order';
+          wanted ->> 'handler_name', wanted ->> 'tag', wanted ->> 'order',
+          wanted -> 'scope';
 END
 $$;
 
@@ -184,6 +187,7 @@ BEGIN
     RETURN QUERY EXECUTE format(
         'SELECT p.execution_id, COALESCE(
              ($1::text IS NULL OR p.status = $1) AND ($2::text IS NULL OR p.platform_id = $2)
+             AND ($13::jsonb IS NULL OR p.platform_id IS NULL OR $13 ? p.platform_id)
              AND ($5::timestamptz IS NULL OR p.ended_at >= $5) AND ($6::timestamptz IS NULL OR p.ended_at < $6)
              AND ($8::text IS NULL OR p.handler_name = $8)
              AND ($11::text IS NULL OR p.fingerprint = $11) AND ($12::uuid IS NULL OR p.job_id = $12)
@@ -204,7 +208,7 @@ BEGIN
         columns, these, from_id, below_id, in_order, way, most)
     USING wanted ->> 'status', wanted ->> 'platform_id', wanted ->> 'queue', (wanted ->> 'worker_id')::uuid,
           (wanted ->> 'completed_from')::timestamptz, (wanted ->> 'completed_before')::timestamptz, wanted ->> 'error',
-          wanted ->> 'handler_name', wanted ->> 'tag', wanted ->> 'order', wanted ->> 'fingerprint', job;
+          wanted ->> 'handler_name', wanted ->> 'tag', wanted ->> 'order', wanted ->> 'fingerprint', job, wanted -> 'scope';
 END
 $$;
 

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
 use carillon_store::triggers::{self, NewTrigger};
-use carillon_store::{Store, StoreOptions};
+use carillon_store::{Scope, Store, StoreOptions};
 use carillon_stream::keys::Keys;
 use carillon_testkit::RespClient;
 use serde_json::{Value, json};
@@ -222,7 +222,7 @@ impl Bench<'_> {
                 trace: None,
                 created_by: "carillon-bench".into(),
             };
-            let due = triggers::create(self.store, &trigger, None).await?.due.context("it is due")?;
+            let due = triggers::create(self.store, &Scope::ALL, &trigger, None).await?.due.context("it is due")?;
             self.product.redis.wake_for(&due).await?;
         }
         let count = usize::try_from(per_s * seconds)?;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use chrono::{DateTime, Utc};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -37,6 +38,14 @@ impl Api {
     pub(crate) fn new(url: String) -> Self {
         let client = Client::builder().timeout(Duration::from_secs(15)).build().expect("a client");
         Self { client, url }
+    }
+
+    /// The same gateway, for a caller of that platform.
+    pub(crate) fn of_platform(&self, platform: &str) -> Self {
+        let value = HeaderValue::from_bytes(platform.as_bytes()).expect("a header's value");
+        let headers = HeaderMap::from_iter([(HeaderName::from_static("x-platform-id"), value)]);
+        let client = Client::builder().timeout(Duration::from_secs(15)).default_headers(headers).build();
+        Self { client: client.expect("a client"), url: self.url.clone() }
     }
 
     /// One request; `path` begins after [`BASE`].
@@ -200,6 +209,11 @@ impl Answer {
             .flat_map(|detail| detail["field_violations"].as_array().cloned().unwrap_or_default())
             .map(|violation| (text(&violation["field"]), text(&violation["description"])))
             .collect()
+    }
+
+    /// The word for why it was refused.
+    pub(crate) fn reason(&self) -> String {
+        self.body["details"][0]["reason"].as_str().unwrap_or_default().to_owned()
     }
 
     /// The names of the wrong fields alone, sorted.

@@ -6,7 +6,7 @@ use crate::api::{Api, id_of};
 use crate::world::{Plan, World};
 
 /// All pages behind a path, of `limit` each.
-async fn pages(api: &Api, path: &str, field: &str, limit: usize) -> Vec<Value> {
+pub(crate) async fn pages(api: &Api, path: &str, field: &str, limit: usize) -> Vec<Value> {
     let (mut all, mut token) = (Vec::new(), String::new());
     loop {
         let sign = if path.contains('?') { '&' } else { '?' };

@@ -18,6 +18,7 @@ mod api_job;
 mod api_json;
 mod api_lists;
 mod api_many;
+mod api_scope;
 mod api_update;
 mod bounds_leader;
 mod cancels;

@@ -12,7 +12,7 @@ use crate::executions::{self, Execution};
 use crate::jobs::changes::repeat;
 use crate::jobs::deletion;
 use crate::recorder::read_status;
-use crate::{Error, Result, Store, attention, days};
+use crate::{Error, Result, Scope, Store, attention, days};
 
 /// Why an execution was cancelled, where nobody said.
 pub const REASON_CANCELLED: &str = "cancelled by request";
@@ -29,17 +29,19 @@ pub struct Cancelled {
 /// Cancels an execution; one that is CANCELLED stays as it is, and so does the reason of one that was asked to stop before.
 ///
 /// # Errors
-/// [`Error::NotFound`]; [`Error::FailedPrecondition`] for one that has ended otherwise; or if Postgres is unavailable.
-pub async fn cancel(store: &Store, id: Uuid, reason: &str) -> Result<Cancelled> {
+/// [`Error::NotFound`]; [`Error::NotOwn`]; [`Error::FailedPrecondition`] for one that has ended otherwise; or if Postgres is
+/// unavailable.
+pub async fn cancel(store: &Store, scope: &Scope, id: Uuid, reason: &str) -> Result<Cancelled> {
     let reason = if reason.is_empty() { REASON_CANCELLED } else { reason };
-    repeat(|| Box::pin(cancel_once(store, id, reason))).await
+    repeat(|| Box::pin(cancel_once(store, scope, id, reason))).await
 }
 
-async fn cancel_once(store: &Store, id: Uuid, reason: &str) -> Result<Cancelled> {
+async fn cancel_once(store: &Store, scope: &Scope, id: Uuid, reason: &str) -> Result<Cancelled> {
     let mut transaction = store.pool.begin().await?;
+    executions::require_own_on(&mut transaction, scope, id).await?;
     let has_ended = !end_waiting_on(&mut transaction, &[id], reason).await?.is_empty();
     let asked = !has_ended && ask_to_stop_on(&mut transaction, id, reason).await?;
-    let execution = executions::get_on(&mut *transaction, id).await?;
+    let execution = executions::get_on(&mut *transaction, scope, id).await?;
     transaction.commit().await?;
     Ok(Cancelled { execution, asked })
 }

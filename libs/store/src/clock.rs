@@ -92,7 +92,10 @@ impl Store {
 }
 
 /// The database's time, for what need not be exact: one question, whose way is not measured.
-pub(crate) async fn now(store: &Store) -> Result<DateTime<Utc>> {
+///
+/// # Errors
+/// If Postgres is unavailable.
+pub async fn now(store: &Store) -> Result<DateTime<Utc>> {
     Ok(sqlx::query_scalar("SELECT now()").fetch_one(&store.pool).await?)
 }
 

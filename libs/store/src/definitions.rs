@@ -87,6 +87,12 @@ pub(crate) async fn definitions_by_revision_on_conn(
     Ok(definitions)
 }
 
+/// The column `timetable` of a row, which is one.
+pub(crate) fn timetable_of(row: &PgRow) -> Result<TimetableSpec> {
+    let Json(timetable) = row.try_get("timetable").map_err(unreadable_timetable)?;
+    Ok(timetable)
+}
+
 fn unreadable_timetable(error: sqlx::Error) -> Error {
     Error::Unreadable { what: "timetable of a job", why: error.to_string() }
 }
@@ -104,9 +110,7 @@ impl Store {
         .bind(revision)
         .fetch_optional(&self.pool)
         .await?;
-        let Some(row) = row else { return Ok(None) };
-        let Json(timetable) = row.try_get("timetable").map_err(unreadable_timetable)?;
-        Ok(Some(timetable))
+        row.as_ref().map(timetable_of).transpose()
     }
 }
 

@@ -31,6 +31,14 @@ pub enum Error {
         /// The id that was asked for.
         id: uuid::Uuid,
     },
+    /// The caller may see it, and it is none of its platform's; or it is to be made for another platform.
+    #[error("the {what} {name} is not of the caller's platform: only its own may be changed")]
+    NotOwn {
+        /// `job`, `execution` or `request_id`.
+        what: &'static str,
+        /// Its id.
+        name: String,
+    },
     /// Right request, wrong state; the text is for the client.
     #[error("{why}")]
     FailedPrecondition {
@@ -128,6 +136,7 @@ impl Error {
             Self::Unavailable(_) | Self::Refused(_) | Self::Busy(_) => Kind::Unavailable,
             Self::Conflict(_) => Kind::Conflict,
             Self::NotFound { .. } => Kind::NotFound,
+            Self::NotOwn { .. } => Kind::Forbidden,
             Self::FailedPrecondition { .. } => Kind::FailedPrecondition,
             Self::KeyReused { .. } | Self::AlreadyExists { .. } => Kind::AlreadyExists,
             Self::QueuesExhausted { .. } => Kind::Exhausted,
@@ -154,6 +163,7 @@ impl Error {
             // A row that was read and not understood.
             Self::Unreadable { .. } => true,
             Self::NotFound { .. }
+            | Self::NotOwn { .. }
             | Self::FailedPrecondition { .. }
             | Self::KeyReused { .. }
             | Self::AlreadyExists { .. }

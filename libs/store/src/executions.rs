@@ -12,9 +12,11 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::bounded::Connection;
 use crate::document::Document;
 use crate::jobs::rows::word;
-use crate::{Error, Result, Store, days};
+use crate::scope::{may_change, may_read};
+use crate::{Error, Result, Scope, Store, days};
 
 pub use list::{By, Filter, Order, count, list};
 
@@ -69,6 +71,8 @@ pub struct Execution {
     pub revision: i64,
     /// The line of work it waits in.
     pub queue: String,
+    /// The tenant: its job's, or of a global job whoever's triggered it; none for a global one.
+    pub platform_id: Option<String>,
 }
 
 const SELECT_CLAIMED: &str = "
@@ -77,7 +81,7 @@ const SELECT_CLAIMED: &str = "
            e.metadata, e.trace_id, e.span_id, e.parent_span_id, e.created_by, e.revision, e.queue,
            CASE WHEN e.status IN ('FAILED', 'TIMEOUT') THEN (
                SELECT f.fingerprint FROM execution_failures f WHERE f.execution_id = e.id AND {days of f.execution_id}
-           ) END AS fingerprint
+           ) END AS fingerprint, e.platform_id
     FROM job_executions e";
 
 /// Columns and types as [`SELECT_CLAIMED`].
@@ -85,7 +89,7 @@ const SELECT_TRIGGERED: &str = "
     SELECT t.execution_id AS id, t.job_id, 'QUEUED', t.fire_at, NULL::timestamptz, NULL::timestamptz, NULL::bigint,
            NULL::jsonb, NULL::text, NULL::text, 1::smallint, j.max_retries, NULL::timestamptz, NULL::uuid, NULL::text,
            false, t.metadata, t.trace_id, NULL::text, t.parent_span_id,
-           t.created_by, j.revision, t.queue, NULL::text
+           t.created_by, j.revision, t.queue, NULL::text, t.platform_id
     FROM job_triggers t JOIN jobs j ON j.id = t.job_id";
 
 #[derive(sqlx::FromRow)]
@@ -114,6 +118,7 @@ struct ExecutionRow {
     created_by: String,
     revision: i64,
     queue: String,
+    platform_id: Option<String>,
 }
 
 impl ExecutionRow {
@@ -152,6 +157,7 @@ impl TryFrom<ExecutionRow> for Execution {
             created_by: row.created_by,
             revision: row.revision,
             queue: row.queue,
+            platform_id: row.platform_id,
         })
     }
 }
@@ -160,18 +166,47 @@ impl TryFrom<ExecutionRow> for Execution {
 ///
 /// # Errors
 /// [`Error::NotFound`]; or if Postgres is unavailable.
-pub async fn get(store: &Store, id: Uuid) -> Result<Execution> {
-    get_on(&store.pool, id).await
+pub async fn get(store: &Store, scope: &Scope, id: Uuid) -> Result<Execution> {
+    get_on(&store.pool, scope, id).await
 }
 
-pub(crate) async fn get_on(executor: impl sqlx::PgExecutor<'_>, id: Uuid) -> Result<Execution> {
-    let statement = format!(
-        "{SELECT_CLAIMED} WHERE e.id = $1 AND {{days of e.id}} \
-         UNION ALL {SELECT_TRIGGERED} WHERE t.execution_id = $1 LIMIT 1"
-    );
+pub(crate) async fn get_on(executor: impl sqlx::PgExecutor<'_>, scope: &Scope, id: Uuid) -> Result<Execution> {
+    const CLAIMED: &str = concat!("e.id = $1 AND {days of e.id} AND ", may_read!("e.platform_id", "$2"));
+    const TRIGGERED: &str = concat!("t.execution_id = $1 AND ", may_read!("t.platform_id", "$2"));
+    let statement = format!("{SELECT_CLAIMED} WHERE {CLAIMED} UNION ALL {SELECT_TRIGGERED} WHERE {TRIGGERED} LIMIT 1");
     let row: Option<ExecutionRow> =
-        sqlx::query_as(days::of(&statement, [id])).bind(id).fetch_optional(executor).await?;
+        sqlx::query_as(days::of(&statement, [id])).bind(id).bind(scope.platforms()).fetch_optional(executor).await?;
     row.ok_or(Error::NotFound { what: "execution", id })?.try_into()
+}
+
+const MAY_CHANGE: &str = concat!(
+    "SELECT ",
+    may_change!("platform_id", "$2"),
+    " FROM job_executions WHERE id = $1 AND {days of id} AND ",
+    may_read!("platform_id", "$2"),
+    " UNION ALL SELECT ",
+    may_change!("platform_id", "$2"),
+    " FROM job_triggers WHERE execution_id = $1 AND ",
+    may_read!("platform_id", "$2"),
+    " LIMIT 1"
+);
+
+/// Refuses what the caller may not change. What an execution belongs to, it does for ever, so it may be asked before it is
+/// locked.
+pub(crate) async fn require_own_on(connection: &mut Connection, scope: &Scope, id: Uuid) -> Result<()> {
+    if scope.is_all() {
+        return Ok(());
+    }
+    let may_change: Option<bool> = sqlx::query_scalar(days::of(MAY_CHANGE, [id]))
+        .bind(id)
+        .bind(scope.platforms())
+        .fetch_optional(connection)
+        .await?;
+    match may_change {
+        Some(true) => Ok(()),
+        Some(false) => Err(Error::NotOwn { what: "execution", name: id.to_string() }),
+        None => Err(Error::NotFound { what: "execution", id }),
+    }
 }
 
 /// One attempt that failed.
@@ -209,17 +244,24 @@ impl TryFrom<String> for AttemptStatus {
 /// Bytes of the texts of one execution's attempts that are read: beside them stand a result and its own error.
 const ATTEMPTS_BYTES_MAX: usize = 1024 * 1024;
 
+/// Of all that may be read, or of one whose execution may.
+const ATTEMPTS: &str = concat!(
+    "SELECT attempt, status, started_at, ended_at, worker_id, error, error_stack FROM execution_attempts
+     WHERE execution_id = $1 AND {days of execution_id} AND ($3::text[] IS NULL OR EXISTS (
+         SELECT FROM job_executions e WHERE e.id = $1 AND {days of e.id} AND ",
+    may_read!("e.platform_id", "$3"),
+    "))
+     ORDER BY attempt DESC LIMIT $2"
+);
+
 /// Reads the attempts of an execution that failed, oldest first: at most one more than it has retries. Of so many large
-/// texts that they exceed a megabyte the newest are kept.
+/// texts that they exceed a megabyte the newest are kept. Of one that may not be read there are none.
 ///
 /// # Errors
 /// If Postgres is unavailable.
-pub async fn attempts(store: &Store, id: Uuid) -> Result<Vec<Attempt>> {
-    let statement =
-        "SELECT attempt, status, started_at, ended_at, worker_id, error, error_stack FROM execution_attempts
-         WHERE execution_id = $1 AND {days of execution_id} ORDER BY attempt DESC LIMIT $2";
-    let rows = sqlx::query_as(days::of(statement, [id]));
-    let mut attempts: Vec<Attempt> = rows.bind(id).bind(i64::from(MAX_RETRIES_MAX) + 1).fetch_all(&store.pool).await?;
+pub async fn attempts(store: &Store, scope: &Scope, id: Uuid) -> Result<Vec<Attempt>> {
+    let rows = sqlx::query_as(days::of(ATTEMPTS, [id])).bind(id).bind(i64::from(MAX_RETRIES_MAX) + 1);
+    let mut attempts: Vec<Attempt> = rows.bind(scope.platforms()).fetch_all(&store.pool).await?;
     let mut left = ATTEMPTS_BYTES_MAX;
     for attempt in &mut attempts {
         for text in [&mut attempt.error, &mut attempt.error_stack] {
@@ -232,10 +274,4 @@ pub async fn attempts(store: &Store, id: Uuid) -> Result<Vec<Attempt>> {
     }
     attempts.reverse();
     Ok(attempts)
-}
-
-async fn require_job(store: &Store, id: Uuid) -> Result<()> {
-    let exists: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT FROM jobs WHERE id = $1)").bind(id).fetch_one(&store.pool).await?;
-    if exists { Ok(()) } else { Err(Error::NotFound { what: "job", id }) }
 }

@@ -8,17 +8,26 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::bounded::Connection;
-use crate::{Error, Result, Store};
+use crate::{Error, Result, Scope, Store};
 
 /// The key of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// Within which the key is unique: what is made, for whom.
-    pub scope: String,
+    /// What it makes: `job`, `jobs`, or `trigger` and the job's id.
+    pub space: String,
+    /// For whom: two platforms may use the same key, and neither hears of the other's.
+    pub platform: Option<String>,
     /// As the client chose it.
     pub key: String,
     /// SHA-256 of the request: one key with two different requests is refused, not answered wrongly.
     pub fingerprint: Vec<u8>,
+}
+
+impl Key {
+    /// Within which it is unique, as that is kept.
+    pub(crate) fn kept_in(&self) -> String {
+        format!("{}/{}", self.space, self.platform.as_deref().unwrap_or_default())
+    }
 }
 
 /// What is known before something is made.
@@ -35,18 +44,20 @@ pub struct Beginning {
 /// Reads the database's clock and what `key` led to, in one round trip.
 ///
 /// # Errors
-/// [`Error::KeyReused`] if the key was used for another request; or if Postgres is unavailable.
-pub async fn begin(store: &Store, key: Option<&Key>) -> Result<Beginning> {
+/// [`Error::KeyReused`] if the key was used for another request; [`Error::NotOwn`] if it is for a platform that is not the
+/// caller's; or if Postgres is unavailable.
+pub async fn begin(store: &Store, scope: &Scope, key: Option<&Key>) -> Result<Beginning> {
     type Row = (DateTime<Utc>, Option<Vec<u8>>, Option<Uuid>, Option<Vec<u8>>);
     let Some(key) = key else {
         let now = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&store.pool).await?;
         return Ok(Beginning { now, known: None, answer: None });
     };
+    scope.require_own(key.platform.as_deref(), "request_id", &key.key)?;
     let (now, fingerprint, known, answer): Row = sqlx::query_as(
         "SELECT clock_timestamp(), k.fingerprint, k.resource_id, k.answer
-         FROM (VALUES (1)) AS one LEFT JOIN idempotency_keys k ON k.scope = $1 AND k.key = $2",
+         FROM (VALUES (1)) AS one LEFT JOIN idempotency_keys k ON k.space = $1 AND k.key = $2",
     )
-    .bind(&key.scope)
+    .bind(key.kept_in())
     .bind(&key.key)
     .fetch_one(&store.pool)
     .await?;
@@ -61,9 +72,9 @@ pub async fn begin(store: &Store, key: Option<&Key>) -> Result<Beginning> {
 /// # Errors
 /// If Postgres is unavailable.
 pub(crate) async fn take_on_conn(connection: &mut Connection, key: &Key, resource: Uuid) -> Result<bool> {
-    let statement = "INSERT INTO idempotency_keys (scope, key, fingerprint, resource_id) VALUES ($1, $2, $3, $4)
+    let statement = "INSERT INTO idempotency_keys (space, key, fingerprint, resource_id) VALUES ($1, $2, $3, $4)
                      ON CONFLICT DO NOTHING";
-    let query = sqlx::query(statement).bind(&key.scope).bind(&key.key).bind(&key.fingerprint).bind(resource);
+    let query = sqlx::query(statement).bind(key.kept_in()).bind(&key.key).bind(&key.fingerprint).bind(resource);
     Ok(query.execute(connection).await?.rows_affected() > 0)
 }
 
@@ -72,8 +83,8 @@ pub(crate) async fn take_on_conn(connection: &mut Connection, key: &Key, resourc
 /// # Errors
 /// If Postgres is unavailable.
 pub(crate) async fn keep_answer_on_conn(connection: &mut Connection, key: &Key, answer: &[u8]) -> Result<()> {
-    let statement = "UPDATE idempotency_keys SET answer = $3 WHERE scope = $1 AND key = $2";
-    sqlx::query(statement).bind(&key.scope).bind(&key.key).bind(answer).execute(connection).await?;
+    let statement = "UPDATE idempotency_keys SET answer = $3 WHERE space = $1 AND key = $2";
+    sqlx::query(statement).bind(key.kept_in()).bind(&key.key).bind(answer).execute(connection).await?;
     Ok(())
 }
 
@@ -85,9 +96,9 @@ pub async fn forget(store: &Store, older_than: Duration) -> Result<u64> {
     /// In one statement, so that none holds locks or a snapshot for long.
     const AT_ONCE: i64 = 10_000;
     let statement = "DELETE FROM idempotency_keys k USING (
-             SELECT scope, key FROM idempotency_keys WHERE created_at < now() - $1::interval
+             SELECT space, key FROM idempotency_keys WHERE created_at < now() - $1::interval
              ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
-         ) old WHERE k.scope = old.scope AND k.key = old.key";
+         ) old WHERE k.space = old.space AND k.key = old.key";
     let mut forgotten = 0;
     loop {
         let some = sqlx::query(statement).bind(older_than).bind(AT_ONCE).execute(&store.pool).await?.rows_affected();

@@ -26,7 +26,8 @@ pub use update::{REASON_CHANGED, Update, Updated, update};
 
 use crate::document::ToWrite;
 use crate::idempotency::{self, Key};
-use crate::{Error, Result, Store, queues};
+use crate::scope::may_read;
+use crate::{Error, Result, Scope, Store, queues};
 use rows::{JobRow, SELECT_JOB};
 
 /// What is born with the rows of `job`, which `given` has the first instant and the shard of: the revision, the timer, the statistics;
@@ -67,7 +68,7 @@ const INSERT_JOB: &str = concat!(
     ), queue AS (
         SELECT name AS known FROM queues WHERE name = (SELECT queue FROM new) FOR KEY SHARE
     ), key AS (
-        INSERT INTO idempotency_keys (scope, key, fingerprint, resource_id)
+        INSERT INTO idempotency_keys (space, key, fingerprint, resource_id)
         SELECT $4::text, $5::text, $6::bytea, new.id FROM queue, new WHERE $5::text IS NOT NULL
         ON CONFLICT DO NOTHING RETURNING resource_id
     ), job AS (
@@ -88,9 +89,11 @@ const KEY_TRIES: usize = 3;
 /// job that it led to.
 ///
 /// # Errors
-/// [`Error::KeyReused`] if the idempotency key was taken by another request; [`Error::AlreadyExists`] if another job has its key;
-/// [`Error::QueuesExhausted`] if its queue would be one too many; or if Postgres is unavailable.
-pub async fn create(store: &Store, new: NewJob, key: Option<&Key>) -> Result<Job> {
+/// [`Error::KeyReused`] if the idempotency key was taken by another request; [`Error::AlreadyExists`] if another job has its
+/// key; [`Error::QueuesExhausted`] if its queue would be one too many; [`Error::NotOwn`] if it is of a platform that is not the
+/// caller's; or if Postgres is unavailable.
+pub async fn create(store: &Store, scope: &Scope, new: NewJob, key: Option<&Key>) -> Result<Job> {
+    new.require_own(scope)?;
     // One whose holder is deleted just now is free the next time.
     for _ in 0..KEY_TRIES {
         let mut inserted = insert(&store.pool, &new, key).await?;
@@ -107,15 +110,16 @@ pub async fn create(store: &Store, new: NewJob, key: Option<&Key>) -> Result<Job
             Inserted::Repeated | Inserted::QueueUnknown => break,
         }
     }
-    let known = idempotency::begin(store, key).await?.known;
-    get(store, known.unwrap_or(new.id)).await
+    let known = idempotency::begin(store, scope, key).await?.known;
+    get(store, scope, known.unwrap_or(new.id)).await
 }
 
 /// Refuses a job that [`create`] would refuse, as things stand.
 ///
 /// # Errors
 /// As there.
-pub async fn check_new(store: &Store, new: &NewJob) -> Result<()> {
+pub async fn check_new(store: &Store, scope: &Scope, new: &NewJob) -> Result<()> {
+    new.require_own(scope)?;
     if let Some(id) = holder(store, &new.definition).await? {
         return Err(Error::AlreadyExists { what: "job", id });
     }
@@ -166,7 +170,7 @@ async fn insert(executor: impl sqlx::PgExecutor<'_>, new: &NewJob, key: Option<&
         .bind(Json(&row))
         .bind(ToWrite(&new.definition.payload))
         .bind(ToWrite(&new.definition.metadata))
-        .bind(key.map(|key| &key.scope))
+        .bind(key.map(Key::kept_in))
         .bind(key.map(|key| &key.key))
         .bind(key.map(|key| &key.fingerprint))
         .bind(new.fire_at)
@@ -188,13 +192,37 @@ async fn insert(executor: impl sqlx::PgExecutor<'_>, new: &NewJob, key: Option<&
 ///
 /// # Errors
 /// [`Error::NotFound`]; or if Postgres is unavailable.
-pub async fn get(store: &Store, id: Uuid) -> Result<Job> {
-    get_on(&store.pool, id).await
+pub async fn get(store: &Store, scope: &Scope, id: Uuid) -> Result<Job> {
+    get_on(&store.pool, scope, id).await
 }
 
-async fn get_on(executor: impl sqlx::PgExecutor<'_>, id: Uuid) -> Result<Job> {
+/// Reads one job for whoever is about to change it.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::NotOwn`] for one that the caller may see and not change; or if Postgres is unavailable.
+pub async fn get_own(store: &Store, scope: &Scope, id: Uuid) -> Result<Job> {
+    let job = get(store, scope, id).await?;
+    // What it belongs to, it does for ever.
+    scope.require_own(job.definition.platform_id.as_deref(), "job", id)?;
+    Ok(job)
+}
+
+const JOB_EXISTS: &str =
+    concat!("SELECT EXISTS (SELECT FROM jobs WHERE id = $1 AND ", may_read!("platform_id", "$2"), ")");
+
+/// Whether there is a job.
+///
+/// # Errors
+/// [`Error::NotFound`]; or if Postgres is unavailable.
+pub(crate) async fn require(store: &Store, scope: &Scope, id: Uuid) -> Result<()> {
+    let exists: bool = sqlx::query_scalar(JOB_EXISTS).bind(id).bind(scope.platforms()).fetch_one(&store.pool).await?;
+    if exists { Ok(()) } else { Err(Error::NotFound { what: "job", id }) }
+}
+
+async fn get_on(executor: impl sqlx::PgExecutor<'_>, scope: &Scope, id: Uuid) -> Result<Job> {
     let mut query = QueryBuilder::new(SELECT_JOB);
     query.push(" WHERE j.id = ").push_bind(id);
+    scope.push_may_read(&mut query, "j.platform_id");
     let row: Option<JobRow> = query.build_query_as().fetch_optional(executor).await?;
     row.ok_or(Error::NotFound { what: "job", id })?.try_into()
 }

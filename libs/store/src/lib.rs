@@ -1,6 +1,7 @@
 //! Postgres: every statement that Carillon runs stands in this crate, as a function named resource first, verb second.
 //!
-//! The API's side: [`jobs`] and their [`revisions`], [`executions`], [`triggers`], [`cancels`]. The data path's side:
+//! The API's side: [`jobs`] and their [`revisions`], [`executions`], [`triggers`], [`cancels`]; each of its functions takes the
+//! [`Scope`] of its caller. The data path's side:
 //! [`leader_session`] (the advisory lock and all that may only be written under it), [`recorder`] (finishing executions),
 //! [`ends`] (all other ends), [`takes`], [`withdrawals`], [`workers`]. Upkeep: [`migrate`], [`partitions`], [`queues`],
 //! [`retention`], [`attention`], [`zones`].
@@ -35,6 +36,7 @@ pub mod recorder;
 pub mod retention;
 pub mod revisions;
 pub mod scan;
+mod scope;
 mod sorted;
 pub mod takes;
 pub mod triggers;
@@ -45,3 +47,4 @@ pub mod zones;
 
 pub use error::{Error, Result};
 pub use pool::{Store, StoreOptions};
+pub use scope::Scope;

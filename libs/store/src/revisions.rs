@@ -8,12 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use carillon_core::schedule::TimetableSpec;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::history::Walk;
 use crate::page::{self, Page, Slice};
-use crate::{Error, Result, Store};
+use crate::scope::may_read;
+use crate::{Error, Result, Scope, Store, definitions, jobs};
 
 /// Superseded revisions of one job that are kept for as long as executions are; of more the oldest leave before, except
 /// what an open execution names. An index of the schema knows this number.
@@ -77,7 +79,8 @@ pub struct Revision {
 }
 
 /// Each beside the one before it. Of the timetable its members, by name, but for what follows from `schedule` and the like.
-const REVISIONS_LIST: &str = "
+const REVISIONS_LIST: &str = concat!(
+    "
 SELECT r.revision, r.created_at, r.created_by, r.superseded_at, ARRAY (
     SELECT COALESCE(n.key, p.key)
     FROM jsonb_each((r.definition - 'timetable') || ((r.definition -> 'timetable') - '{specs,timezone,start,end}'::text[])) n
@@ -85,21 +88,41 @@ SELECT r.revision, r.created_at, r.created_by, r.superseded_at, ARRAY (
     ON n.key = p.key
     WHERE b.definition IS NOT NULL AND n.value IS DISTINCT FROM p.value
     ORDER BY 1) AS changed
-FROM job_revisions r LEFT JOIN job_revisions b ON b.job_id = r.job_id AND b.revision = r.revision - 1
-WHERE r.job_id = $1 ORDER BY r.revision DESC LIMIT $2 OFFSET $3";
+FROM jobs j JOIN job_revisions r ON r.job_id = j.id
+LEFT JOIN job_revisions b ON b.job_id = r.job_id AND b.revision = r.revision - 1
+WHERE j.id = $1 AND ",
+    may_read!("j.platform_id", "$4"),
+    " ORDER BY r.revision DESC LIMIT $2 OFFSET $3"
+);
 
 /// Lists the revisions of a job, newest first.
 ///
 /// # Errors
 /// [`Error::NotFound`] for an unknown job; or if Postgres is unavailable.
-pub async fn list(store: &Store, job: Uuid, slice: Slice) -> Result<Page<Revision>> {
+pub async fn list(store: &Store, scope: &Scope, job: Uuid, slice: Slice) -> Result<Page<Revision>> {
     let query = sqlx::query(REVISIONS_LIST).bind(job).bind(slice.limit_and_one()).bind(i64::from(slice.offset));
+    let query = query.bind(scope.platforms());
     let page = page::collect(&store.pool, query, slice, |row| Ok((0, sqlx::FromRow::from_row(row)?))).await?;
     if page.items.is_empty() {
-        let known = sqlx::query("SELECT FROM jobs WHERE id = $1").bind(job).fetch_optional(&store.pool).await?;
-        known.ok_or(Error::NotFound { what: "job", id: job })?;
+        jobs::require(store, scope, job).await?;
     }
     Ok(page)
+}
+
+const TIMETABLE: &str = concat!(
+    "SELECT r.definition -> 'timetable' AS timetable FROM jobs j JOIN job_revisions r ON r.job_id = j.id
+     WHERE j.id = $1 AND r.revision = $2 AND ",
+    may_read!("j.platform_id", "$3")
+);
+
+/// Reads when a job fires by a revision of it, however long that is. `None`: there is no such revision any more, or no such job.
+///
+/// # Errors
+/// [`Error::Unreadable`] for one that this version cannot read; or if Postgres is unavailable.
+pub async fn timetable(store: &Store, scope: &Scope, job: Uuid, revision: i64) -> Result<Option<TimetableSpec>> {
+    let query = sqlx::query(TIMETABLE).bind(job).bind(revision).bind(scope.platforms());
+    let row = query.fetch_optional(&store.pool).await?;
+    row.as_ref().map(definitions::timetable_of).transpose()
 }
 
 /// Those that were superseded long ago, in order, from behind the last one of the page before.

@@ -1,4 +1,7 @@
 //! Fires asked for by hand. A trigger only leaves a due fire behind: what is published, the leader alone creates (R5).
+//!
+//! What comes of it belongs to the job's platform, and of a global job to whoever asked: payload and result are theirs. So does
+//! the idempotency key, by which two platforms that fire the same global job do not meet.
 
 use carillon_core::execution::Status;
 use carillon_core::ids;
@@ -11,9 +14,10 @@ use uuid::Uuid;
 
 use crate::document::ToWrite;
 use crate::executions::{self, Execution};
-use crate::idempotency::{self, Key};
+use crate::idempotency::Key;
 use crate::jobs::rows::word;
-use crate::{Error, Result, Store};
+use crate::scope::may_read;
+use crate::{Error, Result, Scope, Store};
 
 /// A fire asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,24 +43,49 @@ pub struct Triggered {
     pub due: Option<Line>,
 }
 
+/// The clock, the job, and what the key led to. What is to come belongs to `$3` if the job belongs to nobody.
+const BEGIN: &str = concat!(
+    "
+    SELECT clock_timestamp() AS now, j.platform_id, k.fingerprint, k.resource_id AS known
+    FROM (SELECT COALESCE(j.platform_id, $3::text) AS platform_id FROM jobs j
+          WHERE j.id = $1 AND ",
+    may_read!("j.platform_id", "$2"),
+    ") j
+    LEFT JOIN idempotency_keys k ON k.space = $4::text || '/' || COALESCE(j.platform_id, '') AND k.key = $5"
+);
+
+/// What [`BEGIN`] answers.
+#[derive(sqlx::FromRow)]
+struct Begun {
+    now: DateTime<Utc>,
+    /// Of what is to come.
+    platform_id: Option<String>,
+    fingerprint: Option<Vec<u8>>,
+    known: Option<Uuid>,
+}
+
 /// `FOR SHARE` makes a trigger and a deletion of the same job wait for each other: without it a trigger could slip in after
 /// the deletion looked for triggers, and would then fire a deleted job.
-const INSERT_TRIGGER: &str = "
+const INSERT_TRIGGER: &str = concat!(
+    "
     WITH job AS (
         SELECT j.id, j.status, j.queue, j.priority, j.platform_id, j.max_retries, j.revision, t.shard
-        FROM jobs j JOIN job_timers t ON t.job_id = j.id WHERE j.id = $1 FOR SHARE OF j
+        FROM jobs j JOIN job_timers t ON t.job_id = j.id WHERE j.id = $1 AND ",
+    may_read!("j.platform_id", "$13"),
+    " FOR SHARE OF j
     ), key AS (
-        INSERT INTO idempotency_keys (scope, key, fingerprint, resource_id)
+        INSERT INTO idempotency_keys (space, key, fingerprint, resource_id)
         SELECT $7::text, $8::text, $9::bytea, $2::uuid FROM job WHERE status <> 'CANCELLED' AND $8::text IS NOT NULL
         ON CONFLICT DO NOTHING RETURNING resource_id
     ), trigger AS (
         INSERT INTO job_triggers (execution_id, job_id, shard, fire_at, queue, priority, platform_id, payload, created_by,
                                   trace_id, parent_span_id, trace_flags, metadata)
-        SELECT $2::uuid, id, shard, $3, queue, priority, platform_id, $4, $6, $5, $10, $11, $12 FROM job
+        SELECT $2::uuid, id, shard, $3, queue, priority, COALESCE(platform_id, $14::text), $4, $6, $5, $10, $11, $12 FROM job
         WHERE status <> 'CANCELLED' AND ($8::text IS NULL OR EXISTS (SELECT FROM key))
         RETURNING queue, priority
     )
-    SELECT j.status, j.max_retries, j.revision, t.queue, t.priority FROM job j LEFT JOIN trigger t ON true";
+    SELECT j.status, j.max_retries, j.revision, t.queue, t.priority FROM job j LEFT JOIN trigger t ON true"
+);
 
 /// What [`INSERT_TRIGGER`] answers.
 #[derive(sqlx::FromRow)]
@@ -74,14 +103,19 @@ struct InsertedRow {
 /// # Errors
 /// [`Error::NotFound`] for an unknown job; [`Error::FailedPrecondition`] for a deleted one; [`Error::KeyReused`]; or if
 /// Postgres is unavailable.
-pub async fn create(store: &Store, new: &NewTrigger, key: Option<&Key>) -> Result<Triggered> {
-    let beginning = idempotency::begin(store, key).await?;
-    if let Some(known) = beginning.known {
-        return Ok(Triggered { execution: executions::get(store, known).await?, due: None });
+pub async fn create(store: &Store, scope: &Scope, new: &NewTrigger, key: Option<&Key>) -> Result<Triggered> {
+    let begun = begin(store, scope, new.job_id, key).await?;
+    if let Some(known) = begun.known {
+        return Ok(Triggered { execution: executions::get(store, scope, known).await?, due: None });
     }
-    let seed = key.map_or_else(|| Uuid::new_v4().to_string(), |key| key.key.clone());
-    let execution = ids::execution_for_trigger(new.job_id, &seed, beginning.now);
-    let Some(row) = insert(store, new, key, execution, beginning.now).await? else {
+    // Of the platform that its execution will be of.
+    let key = key.map(|key| Key { platform: begun.platform_id.clone(), ..key.clone() });
+    let seed = key.as_ref().map_or_else(
+        || Uuid::new_v4().to_string(),
+        |key| format!("{}/{}", begun.platform_id.as_deref().unwrap_or_default(), key.key),
+    );
+    let execution = ids::execution_for_trigger(new.job_id, &seed, begun.now);
+    let Some(row) = insert(store, scope, new, key.as_ref(), execution, begun.now).await? else {
         return Err(Error::NotFound { what: "job", id: new.job_id });
     };
     if word::<JobStatus>("jobs.status", &row.status)? == JobStatus::Cancelled {
@@ -91,20 +125,39 @@ pub async fn create(store: &Store, new: &NewTrigger, key: Option<&Key>) -> Resul
     if let (Some(queue), Some(priority)) = (&row.queue, row.priority) {
         let due = Line::new(queue.as_str(), Priority::from_rank(priority));
         // Not read again: what it waits for is that the leader hears of it.
-        return Ok(Triggered { execution: waiting(execution, new, beginning.now, &row, &due), due: Some(due) });
+        return Ok(Triggered { execution: waiting(execution, new, begun, &row, &due), due: Some(due) });
     }
     // Somebody else took the key in between.
-    let known = idempotency::begin(store, key).await?.known;
-    Ok(Triggered { execution: executions::get(store, known.unwrap_or(execution)).await?, due: None })
+    let known = begin(store, scope, new.job_id, key.as_ref()).await?.known;
+    Ok(Triggered { execution: executions::get(store, scope, known.unwrap_or(execution)).await?, due: None })
+}
+
+/// What is known before the fire is left: one round trip.
+async fn begin(store: &Store, scope: &Scope, job: Uuid, key: Option<&Key>) -> Result<Begun> {
+    let begun: Option<Begun> = sqlx::query_as(BEGIN)
+        .bind(job)
+        .bind(scope.platforms())
+        .bind(scope.home())
+        .bind(key.map(|key| &key.space))
+        .bind(key.map(|key| &key.key))
+        .fetch_optional(&store.pool)
+        .await?;
+    let begun = begun.ok_or(Error::NotFound { what: "job", id: job })?;
+    match (key, &begun.fingerprint) {
+        (Some(key), Some(fingerprint)) if *fingerprint != key.fingerprint => {
+            Err(Error::KeyReused { key: key.key.clone() })
+        }
+        _ => Ok(begun),
+    }
 }
 
 /// As [`executions::get`] reads it until the leader takes it.
-fn waiting(id: Uuid, new: &NewTrigger, now: DateTime<Utc>, job: &InsertedRow, due: &Line) -> Execution {
+fn waiting(id: Uuid, new: &NewTrigger, begun: Begun, job: &InsertedRow, due: &Line) -> Execution {
     Execution {
         id,
         job_id: new.job_id,
         status: Status::Queued,
-        scheduled_at: now,
+        scheduled_at: begun.now,
         started_at: None,
         completed_at: None,
         duration_ms: None,
@@ -125,11 +178,13 @@ fn waiting(id: Uuid, new: &NewTrigger, now: DateTime<Utc>, job: &InsertedRow, du
         created_by: new.created_by.clone(),
         revision: job.revision,
         queue: due.queue.clone(),
+        platform_id: begun.platform_id,
     }
 }
 
 async fn insert(
     store: &Store,
+    scope: &Scope,
     new: &NewTrigger,
     key: Option<&Key>,
     execution: Uuid,
@@ -142,12 +197,14 @@ async fn insert(
         .bind(new.payload.as_ref().map(ToWrite))
         .bind(new.trace.map(|trace| trace.trace_id()))
         .bind(&new.created_by)
-        .bind(key.map(|key| &key.scope))
+        .bind(key.map(Key::kept_in))
         .bind(key.map(|key| &key.key))
         .bind(key.map(|key| &key.fingerprint))
         .bind(new.trace.map(|trace| trace.parent_span_id()))
         .bind(new.trace.map_or(1, |trace| i16::from(trace.flags)))
         .bind(new.metadata.as_ref().map(ToWrite))
+        .bind(scope.platforms())
+        .bind(scope.home())
         .fetch_optional(&store.pool)
         .await?;
     Ok(row)

@@ -17,10 +17,11 @@ pub(crate) enum Exit {
     NotSuccess = 70,
     Refused = 73,
     NotFinal = 75,
+    Denied = 77,
 }
 
 /// Every code, with what it says to a script.
-pub(crate) const TABLE: [(Exit, &str); 8] = [
+pub(crate) const TABLE: [(Exit, &str); 9] = [
     (Exit::Done, "done"),
     (Exit::Failed, "any other failure"),
     (Exit::Usage, "wrong usage, or a field that is refused: INVALID_ARGUMENT"),
@@ -29,6 +30,7 @@ pub(crate) const TABLE: [(Exit, &str); 8] = [
     (Exit::NotSuccess, "the execution that was waited for did not end in SUCCESS"),
     (Exit::Refused, "refused for what is there by now: FAILED_PRECONDITION, ALREADY_EXISTS, ABORTED"),
     (Exit::NotFinal, "the execution was not final when --wait ended; it goes on"),
+    (Exit::Denied, "not allowed: PERMISSION_DENIED, UNAUTHENTICATED"),
 ];
 
 impl Exit {
@@ -40,15 +42,14 @@ impl Exit {
             Code::NotFound => Self::NotFound,
             Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => Self::Refused,
             Code::Unavailable | Code::DeadlineExceeded => Self::Unavailable,
+            Code::PermissionDenied | Code::Unauthenticated => Self::Denied,
             Code::Cancelled
             | Code::Unknown
-            | Code::PermissionDenied
             | Code::ResourceExhausted
             | Code::OutOfRange
             | Code::Unimplemented
             | Code::Internal
-            | Code::DataLoss
-            | Code::Unauthenticated => Self::Failed,
+            | Code::DataLoss => Self::Failed,
         }
     }
 

@@ -235,6 +235,16 @@ async fn what_goes_wrong_is_told_by_the_exit_code() {
         program.run(line).says(64, &[wanted]);
     }
 
+    // For a platform only what is of it, or global, is there.
+    let own = text(&program.json("job create --name n --type event --handler-name a:b --platform acme", &[]), "id");
+    let global = program.job("a:b", "{}", "");
+    program.run(&format!("job get {own} --platform acme")).says(0, &["platform_id: acme"]);
+    program.run(&format!("job get {own} --platform other")).says(66, &[&own, "reason NOT_FOUND"]);
+    program.run(&format!("job pause {global} --platform acme")).says(77, &[&global, "reason NOT_OWN"]);
+    program.run("job list --platform=").says(64, &["x-platform-id: must be given"]);
+    let list = program.json("job list --platform other", &[]);
+    assert_eq!((list["jobs"][0]["id"].as_str(), list["jobs"][1].is_null()), (Some(global.as_str()), true));
+
     // Nobody listens; then somebody who does not answer.
     let closed = free_port().unwrap();
     program.run(&format!("job list --address 127.0.0.1:{closed}")).says(69, &["cannot reach", "refused"]);

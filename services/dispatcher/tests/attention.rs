@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use carillon_core::schedule::TimetableSpec;
 use carillon_kit::Process;
 use carillon_kit::config::ProtocolConfig;
-use carillon_store::{Store, StoreOptions, jobs};
+use carillon_store::{Scope, Store, StoreOptions, jobs};
 use carillon_testkit::{Database, Redis, wait_until};
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -80,7 +80,7 @@ async fn a_deleted_job_that_cannot_be_ended_keeps_no_other_from_it() -> Result<(
     let store = Store::connect_lazily(&StoreOptions::new(database.url(), "test"))?;
     let (mut all, mut others) = (Vec::new(), Vec::new());
     for (at, (job, execution)) in running(&pool, 2 * LOCKED + 3, None).await?.into_iter().enumerate() {
-        jobs::delete(&store, job).await?;
+        jobs::delete(&store, &Scope::ALL, job).await?;
         // Between the locked ones: a round begins now with the oldest notes, now with the newest.
         if (LOCKED..LOCKED + 3).contains(&at) { &mut others } else { &mut all }.push((job, execution));
     }
@@ -175,12 +175,12 @@ async fn of_thousands_of_jobs_that_end_by_a_skip_none_is_forgotten_though_some_a
     let (deleted, others) = all.split_at(DELETED);
     let (paused, _) = others.split_at(PAUSED);
     for (job, _) in paused {
-        jobs::pause(&store, *job).await?;
+        jobs::pause(&store, &Scope::ALL, *job).await?;
     }
     until_count(&pool, "job_attention a JOIN jobs j ON j.id = a.job_id WHERE j.status = 'PAUSED'", 0).await?;
     let (early, late) = paused.split_at(PAUSED / 2);
     for (job, _) in early {
-        jobs::resume(&store, *job).await?;
+        jobs::resume(&store, &Scope::ALL, *job).await?;
     }
     // None of the deleted ones can be ended: their executions are locked.
     let mut somebody = pool.begin().await?;
@@ -190,7 +190,7 @@ async fn of_thousands_of_jobs_that_end_by_a_skip_none_is_forgotten_though_some_a
         .execute(&mut *somebody)
         .await?;
     for (job, _) in deleted {
-        jobs::delete(&store, *job).await?;
+        jobs::delete(&store, &Scope::ALL, *job).await?;
         assert!(in_hand() <= Some(IN_HAND_MAX));
     }
     wait_until("the dispatcher to have its hands full", LIMIT, || async {
@@ -205,7 +205,7 @@ async fn of_thousands_of_jobs_that_end_by_a_skip_none_is_forgotten_though_some_a
     end_all_but(&executions, &pool).await?;
     until_count(&pool, "jobs WHERE status = 'COMPLETED'", JOBS - DELETED - PAUSED + early.len()).await?;
     for (job, _) in late {
-        jobs::resume(&store, *job).await?;
+        jobs::resume(&store, &Scope::ALL, *job).await?;
     }
     until_count(&pool, "jobs WHERE status = 'COMPLETED'", JOBS - DELETED).await?;
     assert!(in_hand() <= Some(IN_HAND_MAX));

@@ -165,6 +165,10 @@ pub(crate) fn of_store(failure: &Error) -> Status {
             let details = ErrorDetails::with_resource_info(*what, id.to_string(), "", "");
             failed(Reason::NotFound, failure.to_string(), details)
         }
+        Error::NotOwn { what, name } => {
+            let details = ErrorDetails::with_resource_info(*what, name.as_str(), "", "");
+            failed(Reason::NotOwn, failure.to_string(), details)
+        }
         Error::FailedPrecondition { what, why } => {
             let mut details = ErrorDetails::new();
             details.add_precondition_failure_violation("STATE", *what, why.as_str());

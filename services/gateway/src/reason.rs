@@ -59,6 +59,8 @@ reasons! {
     CallUnknown = "CALL_UNKNOWN", Unimplemented, 501;
     /// No such job or execution.
     NotFound = "NOT_FOUND", NotFound, 404;
+    /// It may be seen and not changed: it is not of the caller's platform.
+    NotOwn = "NOT_OWN", PermissionDenied, 403;
     /// Another job has the key.
     KeyTaken = "KEY_TAKEN", AlreadyExists, 409;
     /// The idempotency key was used for another request.

@@ -5,6 +5,7 @@
 //! days at a time ([`super::ranges`]). The way is not left to the planner: `carillon_page_of_executions` and
 //! `carillon_page_of_failures` in `migrations/0002` walk along an index.
 
+use std::ops::Deref;
 use std::time::Duration;
 
 use carillon_core::execution::Status;
@@ -17,12 +18,12 @@ use uuid::Uuid;
 
 use super::open::Open;
 use super::ranges::{Range, Ranges};
-use super::{Execution, ExecutionRow, SELECT_CLAIMED, SELECT_TRIGGERED, require_job};
+use super::{Execution, ExecutionRow, SELECT_CLAIMED, SELECT_TRIGGERED};
 use crate::scan::{
     COUNTED_MAX, Counted, Direction, LOOKED_AT_DEAR_MAX, LOOKED_AT_MAX, Looked, Place, Scan, Scanned, Window,
 };
 use crate::sorted::{Gathered, Key};
-use crate::{Result, Store, days};
+use crate::{Result, Scope, Store, days, jobs};
 
 /// Which executions to list, those that match all of it, and in which order. By these names `carillon_page_of_executions` reads
 /// it.
@@ -102,6 +103,24 @@ fn order<S: Serializer>(order: &Order, serializer: S) -> std::result::Result<S::
     }
 }
 
+/// What to look for, as `carillon_page_of_executions` reads it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Wanted<'a> {
+    #[serde(flatten)]
+    pub(super) filter: Filter<'a>,
+    /// Of these platforms, or of none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) scope: Option<&'a [String]>,
+}
+
+impl<'a> Deref for Wanted<'a> {
+    type Target = Filter<'a>;
+
+    fn deref(&self) -> &Filter<'a> {
+        &self.filter
+    }
+}
+
 impl Filter<'_> {
     /// Whether a trigger that is not claimed yet may match: nobody ran it, and nothing came of it.
     pub(super) const fn may_be_unclaimed(&self) -> bool {
@@ -144,7 +163,8 @@ SELECT id, matches, open_by, sort_key FROM (
             COALESCE(($6 ->> 'platform_id' IS NULL OR t.platform_id = $6 ->> 'platform_id')
                  AND ($6 ->> 'queue' IS NULL OR t.queue = $6 ->> 'queue')
                  AND ($6 ->> 'handler_name' IS NULL OR j.handler_name = $6 ->> 'handler_name')
-                 AND ($6 ->> 'tag' IS NULL OR j.tags @> ARRAY[$6 ->> 'tag']), false),
+                 AND ($6 ->> 'tag' IS NULL OR j.tags @> ARRAY[$6 ->> 'tag'])
+                 AND ($6 -> 'scope' IS NULL OR t.platform_id IS NULL OR ($6 -> 'scope') ? t.platform_id), false),
             NULL::bigint, NULL::bigint
      FROM job_triggers t JOIN jobs j ON j.id = t.job_id
      WHERE $7 AND ($1::uuid IS NULL OR t.job_id = $1) AND t.execution_id >= $2 AND t.execution_id < $3
@@ -173,27 +193,33 @@ macro_rules! look_at_failures {
 ///
 /// # Errors
 /// [`crate::Error::NotFound`] for an unknown job; [`crate::Error::TooWide`]; or if Postgres is unavailable.
-pub async fn list(store: &Store, filter: Filter<'_>, window: Window) -> Result<Scanned<Execution>> {
+pub async fn list(store: &Store, scope: &Scope, filter: Filter<'_>, window: Window) -> Result<Scanned<Execution>> {
+    if let Some(job) = filter.job.filter(|_| !scope.is_all()) {
+        // Before anything of it is looked at, which takes the longer the more there is.
+        jobs::require(store, scope, job).await?;
+    }
+    let filter = Wanted { filter, scope: scope.platforms() };
     if filter.order.by == By::Scheduled {
         let found = find(store, filter, window).await?;
-        return read(store, filter, found, |execution| Place::behind(execution.id)).await;
+        return read(store, scope, filter, found, |execution| Place::behind(execution.id)).await;
     }
     let gathered = gather(store, filter).await?;
     let direction = filter.order.direction;
-    read(store, filter, gathered.page(direction, window), |execution| gathered.place_of(direction, execution.id)).await
+    read(store, scope, filter, gathered.page(direction, window), |execution| gathered.place_of(direction, execution.id))
+        .await
 }
 
 /// How many executions match, up to [`COUNTED_MAX`] and for as long as `budget` allows.
 ///
 /// # Errors
 /// If Postgres is unavailable.
-pub async fn count(store: &Store, filter: Filter<'_>, budget: Duration) -> Result<Counted> {
-    let filter = Filter { order: Order::default(), ..filter };
+pub async fn count(store: &Store, scope: &Scope, filter: Filter<'_>, budget: Duration) -> Result<Counted> {
+    let filter = Wanted { filter: Filter { order: Order::default(), ..filter }, scope: scope.platforms() };
     let window = Window { limit: COUNTED_MAX, from: Place::first(0), budget };
     Ok(Counted::from(&find(store, filter, window).await?))
 }
 
-fn ranges(filter: Filter<'_>) -> Ranges {
+fn ranges(filter: Wanted<'_>) -> Ranges {
     let least = filter.scheduled_from.map_or(Uuid::nil(), ids::first_at);
     let most = filter.scheduled_before.map_or(Uuid::max(), ids::first_at);
     let ranges = Ranges::new(filter.order.direction, least, most, Utc::now());
@@ -201,7 +227,7 @@ fn ranges(filter: Filter<'_>) -> Ranges {
     if filter.is_of_failures() { ranges.until_now() } else { ranges }
 }
 
-async fn find(store: &Store, filter: Filter<'_>, window: Window) -> Result<Scanned<Uuid>> {
+async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scanned<Uuid>> {
     let mut ranges = ranges(filter);
     let mut scan = Scan::new(window, if filter.is_dear() { LOOKED_AT_DEAR_MAX } else { LOOKED_AT_MAX });
     // By its count alone who begins with the newest one knows how many are left.
@@ -229,7 +255,7 @@ async fn find(store: &Store, filter: Filter<'_>, window: Window) -> Result<Scann
 }
 
 /// All that match, with what they are ordered by.
-async fn gather(store: &Store, filter: Filter<'_>) -> Result<Gathered> {
+async fn gather(store: &Store, filter: Wanted<'_>) -> Result<Gathered> {
     let mut gathered = Gathered::new();
     let mut ranges = ranges(filter);
     let mut behind = None;
@@ -247,13 +273,14 @@ async fn gather(store: &Store, filter: Filter<'_>) -> Result<Gathered> {
 
 async fn read(
     store: &Store,
-    filter: Filter<'_>,
+    scope: &Scope,
+    filter: Wanted<'_>,
     found: Scanned<Uuid>,
     place: impl Fn(&Execution) -> Place,
 ) -> Result<Scanned<Execution>> {
     if found.items.is_empty() {
         if let Some(job) = filter.job {
-            require_job(store, job).await?;
+            jobs::require(store, scope, job).await?;
         }
         return Ok(Scanned { items: Vec::new(), next: found.next });
     }
@@ -281,7 +308,7 @@ struct Seen {
     behind: Option<Uuid>,
 }
 
-async fn look(store: &Store, filter: Filter<'_>, range: Range, rows: i32) -> Result<Seen> {
+async fn look(store: &Store, filter: Wanted<'_>, range: Range, rows: i32) -> Result<Seen> {
     let ascending = filter.order.direction == Direction::Ascending;
     let statement = match (filter.is_of_failures(), ascending) {
         (true, false) => look_at_failures!("DESC"),

@@ -10,6 +10,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::Filter;
+use super::list::Wanted;
 use crate::{Result, Store, days};
 
 /// Triggers that nobody claimed, at most; of a job that has more they are looked for among the rows.
@@ -25,6 +26,7 @@ SELECT t.claimed_count - s.finished_count,
        COALESCE((SELECT max(b.number) FROM dispatch_batches b WHERE b.shard = t.shard), 0),
        ARRAY(SELECT g.execution_id FROM job_triggers g JOIN jobs j ON j.id = g.job_id
              WHERE g.job_id = t.job_id AND $2 AND g.execution_id >= $3 AND g.execution_id < $4
+               AND ($5 -> 'scope' IS NULL OR g.platform_id IS NULL OR ($5 -> 'scope') ? g.platform_id)
                AND ($5 ->> 'platform_id' IS NULL OR g.platform_id = $5 ->> 'platform_id')
                AND ($5 ->> 'queue' IS NULL OR g.queue = $5 ->> 'queue')
                AND ($5 ->> 'handler_name' IS NULL OR j.handler_name = $5 ->> 'handler_name')
@@ -65,7 +67,7 @@ enum Batches {
 
 impl Open {
     /// `None` where it must be looked for as ever.
-    pub(super) async fn begin(store: &Store, filter: Filter<'_>) -> Result<Option<Self>> {
+    pub(super) async fn begin(store: &Store, filter: Wanted<'_>) -> Result<Option<Self>> {
         let (Some(job), Some(status)) = (filter.job, filter.status) else { return Ok(None) };
         if status.is_final() {
             return Ok(None);
@@ -81,7 +83,8 @@ impl Open {
             .await?;
         let Some((left, newest, triggers)) = begun else { return Ok(None) };
         let knows_triggers = triggers.len() <= TRIGGERS_MAX;
-        let is_plain = filter == Filter { job: Some(job), status: Some(status), ..Filter::default() };
+        let plain = Filter { job: Some(job), status: Some(status), ..Filter::default() };
+        let is_plain = *filter == plain && filter.scope.is_none();
         Ok(knows_triggers.then_some(Self { job, status, is_plain, left, newest, triggers, batches: Batches::NotYet }))
     }
 

@@ -24,7 +24,8 @@ use uuid::Uuid;
 
 use super::rows::word;
 use super::{Job, get_on};
-use crate::{Error, Result, Store, attention, days};
+use crate::scope::{may_change, may_read};
+use crate::{Error, Result, Scope, Store, attention, days};
 
 /// Why an execution that was claimed ahead did not start.
 pub const REASON_PAUSED: &str = "job paused";
@@ -68,20 +69,21 @@ pub(super) struct Locked {
 /// Pauses an ACTIVE job; a PAUSED one stays as it is.
 ///
 /// # Errors
-/// [`Error::NotFound`]; [`Error::FailedPrecondition`] for a COMPLETED or CANCELLED job; or if Postgres is unavailable.
-pub async fn pause(store: &Store, id: Uuid) -> Result<Paused> {
-    repeat(|| Box::pin(pause_once(store, id))).await
+/// [`Error::NotFound`]; [`Error::NotOwn`]; [`Error::FailedPrecondition`] for a COMPLETED or CANCELLED job; or if Postgres is
+/// unavailable.
+pub async fn pause(store: &Store, scope: &Scope, id: Uuid) -> Result<Paused> {
+    repeat(|| Box::pin(pause_once(store, scope, id))).await
 }
 
-async fn pause_once(store: &Store, id: Uuid) -> Result<Paused> {
+async fn pause_once(store: &Store, scope: &Scope, id: Uuid) -> Result<Paused> {
     let mut transaction = store.pool.begin().await?;
-    let locked = lock(&mut transaction, id).await?;
+    let locked = lock(&mut transaction, scope, id).await?;
     match locked.status {
         JobStatus::Active => {}
         JobStatus::Paused => {
             // Whoever paused it may not have come to tell the executors.
             let withdrawn = withdrawn_on(&mut transaction, id).await?;
-            return Ok(Paused { job: get_on(&mut *transaction, id).await?, withdrawn });
+            return Ok(Paused { job: get_on(&mut *transaction, scope, id).await?, withdrawn });
         }
         ended => return Err(refused("paused", ended)),
     }
@@ -100,7 +102,7 @@ async fn pause_once(store: &Store, id: Uuid) -> Result<Paused> {
         .bind(REASON_PAUSED)
         .fetch_all(&mut *transaction)
         .await?;
-    let job = get_on(&mut *transaction, id).await?;
+    let job = get_on(&mut *transaction, scope, id).await?;
     carillon_failpoint::reach("pause:commit").await;
     transaction.commit().await?;
     Ok(Paused { job, withdrawn })
@@ -144,17 +146,18 @@ pub(super) async fn open_count_on(connection: &mut Connection, id: Uuid) -> Resu
 /// them (misfire rule FIRE_ONCE).
 ///
 /// # Errors
-/// [`Error::NotFound`]; [`Error::FailedPrecondition`] for a COMPLETED or CANCELLED job; or if Postgres is unavailable.
-pub async fn resume(store: &Store, id: Uuid) -> Result<Job> {
-    repeat(|| Box::pin(resume_once(store, id))).await
+/// [`Error::NotFound`]; [`Error::NotOwn`]; [`Error::FailedPrecondition`] for a COMPLETED or CANCELLED job; or if Postgres is
+/// unavailable.
+pub async fn resume(store: &Store, scope: &Scope, id: Uuid) -> Result<Job> {
+    repeat(|| Box::pin(resume_once(store, scope, id))).await
 }
 
-async fn resume_once(store: &Store, id: Uuid) -> Result<Job> {
+async fn resume_once(store: &Store, scope: &Scope, id: Uuid) -> Result<Job> {
     let mut transaction = store.pool.begin().await?;
-    let locked = lock(&mut transaction, id).await?;
+    let locked = lock(&mut transaction, scope, id).await?;
     match locked.status {
         JobStatus::Paused => {}
-        JobStatus::Active => return get_on(&mut *transaction, id).await,
+        JobStatus::Active => return get_on(&mut *transaction, scope, id).await,
         ended => return Err(refused("resumed", ended)),
     }
     stop_timer(&mut transaction, id).await?;
@@ -186,7 +189,7 @@ async fn resume_once(store: &Store, id: Uuid) -> Result<Job> {
     .await?;
     // Whoever ended something of it meanwhile was told nothing, since the job was PAUSED.
     attention::note_ended_on(&mut transaction, id).await?;
-    let job = get_on(&mut *transaction, id).await?;
+    let job = get_on(&mut *transaction, scope, id).await?;
     transaction.commit().await?;
     Ok(job)
 }
@@ -227,10 +230,25 @@ pub(super) fn parsed(spec: &TimetableSpec, job: Uuid, looks: usize) -> Result<Ti
         .map_err(|errors| errors.first().map_or_else(String::new, |error| error.message.clone()))
 }
 
-pub(super) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Locked> {
-    let lock = "SELECT status, revision, timetable, max_executions, held_at FROM jobs WHERE id = $1 FOR NO KEY UPDATE";
-    let row = sqlx::query(lock).bind(id).fetch_optional(connection).await?;
+/// What the caller may not see is not there, and nobody waits for its lock.
+const JOB_LOCK: &str = concat!(
+    "SELECT status, revision, timetable, max_executions, held_at, ",
+    may_change!("platform_id", "$2"),
+    " AS may_change FROM jobs WHERE id = $1 AND ",
+    may_read!("platform_id", "$2"),
+    " FOR NO KEY UPDATE"
+);
+
+/// Locks a job that is to be changed.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::NotOwn`] if the caller may see it and not change it; or if Postgres is unavailable.
+pub(super) async fn lock(connection: &mut Connection, scope: &Scope, id: Uuid) -> Result<Locked> {
+    let row = sqlx::query(JOB_LOCK).bind(id).bind(scope.platforms()).fetch_optional(connection).await?;
     let row = row.ok_or(Error::NotFound { what: "job", id })?;
+    if !row.try_get::<bool, _>("may_change")? {
+        return Err(Error::NotOwn { what: "job", name: id.to_string() });
+    }
     let Json(timetable) = row.try_get("timetable")?;
     Ok(Locked {
         status: word("jobs.status", row.try_get("status")?)?,

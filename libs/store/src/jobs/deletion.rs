@@ -14,7 +14,7 @@ use crate::bounded::Connection;
 use crate::ends::end_waiting_on;
 use crate::history::Walk;
 use crate::recorder::read_status;
-use crate::{Result, Store, attention, days};
+use crate::{Result, Scope, Store, attention, days};
 
 /// Why an execution was cancelled with its job.
 pub const REASON_DELETED: &str = "job deleted";
@@ -28,14 +28,14 @@ const EXECUTIONS_AT_ONCE: usize = 500;
 /// [`Deleting`], also if it was deleted before.
 ///
 /// # Errors
-/// [`crate::Error::NotFound`]; or if Postgres is unavailable.
-pub async fn delete(store: &Store, id: Uuid) -> Result<bool> {
-    repeat(|| Box::pin(delete_once(store, id))).await
+/// [`crate::Error::NotFound`]; [`crate::Error::NotOwn`]; or if Postgres is unavailable.
+pub async fn delete(store: &Store, scope: &Scope, id: Uuid) -> Result<bool> {
+    repeat(|| Box::pin(delete_once(store, scope, id))).await
 }
 
-async fn delete_once(store: &Store, id: Uuid) -> Result<bool> {
+async fn delete_once(store: &Store, scope: &Scope, id: Uuid) -> Result<bool> {
     let mut transaction = store.pool.begin().await?;
-    if lock(&mut transaction, id).await?.status == JobStatus::Cancelled {
+    if lock(&mut transaction, scope, id).await?.status == JobStatus::Cancelled {
         return Ok(false);
     }
     stop_timer(&mut transaction, id).await?;
@@ -52,7 +52,7 @@ async fn delete_once(store: &Store, id: Uuid) -> Result<bool> {
     Ok(true)
 }
 
-/// What is left to be done for a job that was deleted.
+/// What is left to be done for a job that was deleted, whoever did it.
 #[derive(Debug)]
 pub struct Deleting {
     store: Store,

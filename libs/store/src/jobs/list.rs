@@ -20,7 +20,7 @@ use super::Job;
 use super::rows::{JobRow, SELECT_JOB};
 use crate::scan::{COUNTED_MAX, Counted, Direction, LOOKED_AT_MAX, Looked, Place, Scan, Scanned, Window};
 use crate::sorted::Gathered;
-use crate::{Result, Store};
+use crate::{Result, Scope, Store};
 
 /// Which jobs to list, those that match all of it, and in which order. By these names `carillon_page_of_jobs` reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -87,13 +87,24 @@ pub enum By {
     NextRun,
 }
 
+/// What to look for, as `carillon_page_of_jobs` reads it.
+#[derive(Clone, Copy, Serialize)]
+struct Wanted<'a> {
+    #[serde(flatten)]
+    filter: Filter<'a>,
+    /// Of these platforms, or of none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<&'a [String]>,
+}
+
 /// Lists jobs. What is looked at is `jobs` alone; the page that was found is read with the rest.
 ///
 /// # Errors
 /// [`crate::Error::TooWide`]; or if Postgres is unavailable.
-pub async fn list(store: &Store, filter: Filter<'_>, window: Window) -> Result<Scanned<Job>> {
+pub async fn list(store: &Store, scope: &Scope, filter: Filter<'_>, window: Window) -> Result<Scanned<Job>> {
     let direction = filter.order.direction;
-    if filter.order.by == By::Created {
+    let filter = Wanted { filter, scope: scope.platforms() };
+    if filter.filter.order.by == By::Created {
         let found = find(store, filter, window).await?;
         return read(store, found, |job| Place::behind(job.id)).await;
     }
@@ -105,13 +116,13 @@ pub async fn list(store: &Store, filter: Filter<'_>, window: Window) -> Result<S
 ///
 /// # Errors
 /// If Postgres is unavailable.
-pub async fn count(store: &Store, filter: Filter<'_>, budget: Duration) -> Result<Counted> {
-    let filter = Filter { order: Order::default(), ..filter };
+pub async fn count(store: &Store, scope: &Scope, filter: Filter<'_>, budget: Duration) -> Result<Counted> {
+    let filter = Wanted { filter: Filter { order: Order::default(), ..filter }, scope: scope.platforms() };
     let window = Window { limit: COUNTED_MAX, from: Place::first(0), budget };
     Ok(Counted::from(&find(store, filter, window).await?))
 }
 
-async fn find(store: &Store, filter: Filter<'_>, window: Window) -> Result<Scanned<Uuid>> {
+async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scanned<Uuid>> {
     let mut scan = Scan::new(window, LOOKED_AT_MAX);
     loop {
         let (behind, rows) = scan.next();
@@ -122,7 +133,7 @@ async fn find(store: &Store, filter: Filter<'_>, window: Window) -> Result<Scann
 }
 
 /// All that match, with what they are ordered by.
-async fn gather(store: &Store, filter: Filter<'_>) -> Result<Gathered> {
+async fn gather(store: &Store, filter: Wanted<'_>) -> Result<Gathered> {
     let mut gathered = Gathered::new();
     let mut behind = None;
     loop {
@@ -134,7 +145,7 @@ async fn gather(store: &Store, filter: Filter<'_>) -> Result<Gathered> {
         }
     }
     // Of a job that has gone meanwhile there is none.
-    let keys = match filter.order.by {
+    let keys = match filter.filter.order.by {
         By::LastRun => {
             "SELECT job_id, (extract(epoch FROM last_run_at) * 1000000)::bigint FROM job_stats WHERE job_id = ANY ($1)"
         }
@@ -163,10 +174,10 @@ async fn read(store: &Store, found: Scanned<Uuid>, place: impl Fn(&Job) -> Place
 }
 
 /// With what it has seen it answers how many rows it has looked at.
-async fn look(store: &Store, filter: Filter<'_>, behind: Option<Uuid>, rows: i32) -> Result<(Looked, usize)> {
-    let direction = filter.order.direction;
-    let least = filter.created_from.map_or(Uuid::nil(), ids::first_at);
-    let below = filter.created_before.map_or(Uuid::max(), ids::first_at);
+async fn look(store: &Store, filter: Wanted<'_>, behind: Option<Uuid>, rows: i32) -> Result<(Looked, usize)> {
+    let direction = filter.filter.order.direction;
+    let least = filter.filter.created_from.map_or(Uuid::nil(), ids::first_at);
+    let below = filter.filter.created_before.map_or(Uuid::max(), ids::first_at);
     let (from, below) = direction.rest(least, below, behind);
     let seen: Vec<(Uuid, bool)> = sqlx::query_as("SELECT id, matches FROM carillon_page_of_jobs($1, $2, $3, $4, $5)")
         .bind(from)

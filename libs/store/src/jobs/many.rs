@@ -16,7 +16,7 @@ use super::{KEY_TRIES, born_with_jobs};
 use crate::bounded::Connection;
 use crate::document::ToWrite;
 use crate::idempotency::{self, Key};
-use crate::{Error, Result, Store, queues};
+use crate::{Error, Result, Scope, Store, queues};
 
 /// As for one job ([`super::INSERT_JOB`]); `$1` are the rows by their columns, the rest stands beside them. In the order of their keys,
 /// so that of two that take some of the same keys one waits for the other, and not each for each.
@@ -59,20 +59,23 @@ pub enum Many {
 /// what a repetition of the request is to be answered with.
 ///
 /// # Errors
-/// [`Error::KeyReused`] if the idempotency key was taken by another request; or if Postgres is unavailable.
+/// [`Error::KeyReused`] if the idempotency key was taken by another request; [`Error::NotOwn`] if one of them, or the key, is
+/// of a platform that is not the caller's; or if Postgres is unavailable.
 pub async fn create_many(
     store: &Store,
+    scope: &Scope,
     jobs: &[NewJob],
     each: bool,
     key: Option<&Key>,
     answer: impl FnOnce(&[Result<()>]) -> Vec<u8>,
 ) -> Result<Many> {
+    require_own(scope, jobs, key)?;
     let mut transaction = store.pool.begin().await?;
     if let Some(key) = key {
         let resource = jobs.first().map_or(Uuid::nil(), |job| job.id);
         if !idempotency::take_on_conn(&mut transaction, key, resource).await? {
             drop(transaction);
-            let known = idempotency::begin(store, Some(key)).await?;
+            let known = idempotency::begin(store, scope, Some(key)).await?;
             return Ok(Many::Repeated(known.answer.unwrap_or_default()));
         }
     }
@@ -89,14 +92,22 @@ pub async fn create_many(
 /// What [`create_many`] would refuse, as things stand.
 ///
 /// # Errors
-/// If Postgres is unavailable.
-pub async fn check_many(store: &Store, jobs: &[NewJob]) -> Result<Vec<Result<()>>> {
+/// [`Error::NotOwn`] as there; or if Postgres is unavailable.
+pub async fn check_many(store: &Store, scope: &Scope, jobs: &[NewJob]) -> Result<Vec<Result<()>>> {
+    require_own(scope, jobs, None)?;
     let mut connection = store.pool.acquire().await?;
     let refused = queues::check_many_on_conn(&mut connection, &queues_of(jobs), queues_max(jobs)).await?;
     let mut outcomes = without_queue(jobs, &refused);
     let all: Vec<usize> = (0..jobs.len()).collect();
     refuse_taken(&mut connection, jobs, &all, &mut outcomes).await?;
     Ok(outcomes.into_iter().map(|refused| refused.map_or(Ok(()), Err)).collect())
+}
+
+fn require_own(scope: &Scope, jobs: &[NewJob], key: Option<&Key>) -> Result<()> {
+    if let Some(key) = key {
+        scope.require_own(key.platform.as_deref(), "request_id", &key.key)?;
+    }
+    jobs.iter().try_for_each(|job| job.require_own(scope))
 }
 
 /// Writes those that are not refused.

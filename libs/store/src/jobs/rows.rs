@@ -10,7 +10,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::document::Document;
-use crate::{Error, Result};
+use crate::{Error, Result, Scope};
 
 /// What an author decides about a job. Its fields are columns of `jobs`, by name, but for those that are skipped: documents are
 /// read and written by themselves, and what is said of when it fires stands in `jobs.timetable`.
@@ -225,6 +225,11 @@ pub(super) fn columns_of(row: &Value) -> String {
 }
 
 impl NewJob {
+    /// Refuses one of a platform that is not its maker's.
+    pub(super) fn require_own(&self, scope: &Scope) -> Result<()> {
+        scope.require_own(self.definition.platform_id.as_deref(), "job", self.id)
+    }
+
     /// Its row in `jobs`, but for the documents.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use super::rows;
 use super::{Definition, Job, get_on};
 use crate::bounded::Connection;
 use crate::document::ToWrite;
-use crate::{Error, Result, Store, attention, days, queues, revisions};
+use crate::{Error, Result, Scope, Store, attention, days, queues, revisions};
 
 /// Why an execution that was claimed ahead did not start.
 pub const REASON_CHANGED: &str = "job changed: its schedule no longer has this instant";
@@ -88,10 +88,11 @@ WHERE id = $1";
 /// Changes a job. `None`: it is not of that revision any more, and nothing was done.
 ///
 /// # Errors
-/// [`Error::NotFound`]; [`Error::FailedPrecondition`] for a CANCELLED job; [`Error::QueuesExhausted`] if its queue would be one
-/// too many; or if Postgres is unavailable.
-pub async fn update(store: &Store, id: Uuid, update: &Update) -> Result<Option<Updated>> {
-    repeat(|| Box::pin(update_once(store, id, update))).await
+/// [`Error::NotFound`]; [`Error::NotOwn`]; [`Error::FailedPrecondition`] for a CANCELLED job; [`Error::QueuesExhausted`] if its
+/// queue would be one too many; or if Postgres is unavailable.
+pub async fn update(store: &Store, scope: &Scope, id: Uuid, update: &Update) -> Result<Option<Updated>> {
+    scope.require_own(update.definition.platform_id.as_deref(), "job", id)?;
+    repeat(|| Box::pin(update_once(store, scope, id, update))).await
 }
 
 /// How the job stood, locked.
@@ -112,10 +113,10 @@ struct Placed {
     falls_away: Vec<Uuid>,
 }
 
-async fn update_once(store: &Store, id: Uuid, update: &Update) -> Result<Option<Updated>> {
+async fn update_once(store: &Store, scope: &Scope, id: Uuid, update: &Update) -> Result<Option<Updated>> {
     let mut transaction = store.pool.begin().await?;
     queues::hold_on_conn(&mut transaction, &update.definition.queue, update.queues_max).await?;
-    let Some(stood) = lock(&mut transaction, id, update.revision).await? else { return Ok(None) };
+    let Some(stood) = lock(&mut transaction, scope, id, update.revision).await? else { return Ok(None) };
     if stood.status == JobStatus::Cancelled {
         return Err(refused("changed", stood.status));
     }
@@ -152,15 +153,15 @@ async fn update_once(store: &Store, id: Uuid, update: &Update) -> Result<Option<
         // Its timetable may end by this, and its last execution may have ended before.
         attention::note_ended_on(&mut transaction, id).await?;
     }
-    let job = get_on(&mut *transaction, id).await?;
+    let job = get_on(&mut *transaction, scope, id).await?;
     carillon_failpoint::reach("update:commit").await;
     transaction.commit().await?;
     Ok(Some(Updated { job, ahead, misplaced }))
 }
 
 /// Locks job and timer. `None`: it has another revision.
-async fn lock(connection: &mut Connection, id: Uuid, revision: i64) -> Result<Option<Stood>> {
-    let job = changes::lock(connection, id).await?;
+async fn lock(connection: &mut Connection, scope: &Scope, id: Uuid, revision: i64) -> Result<Option<Stood>> {
+    let job = changes::lock(connection, scope, id).await?;
     if job.revision != revision {
         return Ok(None);
     }

@@ -9,7 +9,7 @@ use carillon_core::schedule::TimetableSpec;
 use carillon_store::idempotency::{self, Key};
 use carillon_store::jobs::{self, Definition, Job, NewJob};
 use carillon_store::scan::{Place, Window};
-use carillon_store::{Store, StoreOptions};
+use carillon_store::{Scope, Store, StoreOptions};
 use carillon_testkit::Database;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
@@ -34,21 +34,22 @@ impl Bench {
 
     /// The database's clock.
     pub(crate) async fn now(&self) -> Result<DateTime<Utc>> {
-        Ok(idempotency::begin(&self.store, None).await?.now)
+        Ok(idempotency::begin(&self.store, &Scope::ALL, None).await?.now)
     }
 
     /// A job that fires each minute.
     pub(crate) async fn job(&self) -> Result<Job> {
         let new = new_job(self.now().await?);
-        Ok(jobs::create(&self.store, new, None).await?)
+        Ok(jobs::create(&self.store, &Scope::ALL, new, None).await?)
     }
 
     /// An execution of `job` in some state, counted as the claim and the recorder would count it.
     pub(crate) async fn execution(&self, job: Uuid, at: DateTime<Utc>, status: &str) -> Result<Uuid> {
         let id = ids::execution_for_fire(job, at);
         sqlx::query(
-            "INSERT INTO job_executions (shard, id, job_id, claim, entry, seq, status, scheduled_at, completed_at, max_retries, result)
-             VALUES (0, $1, $2, 1, 1, 1, $3, $4,
+            "INSERT INTO job_executions (shard, id, job_id, platform_id, claim, entry, seq, status, scheduled_at, completed_at,
+                                         max_retries, result)
+             VALUES (0, $1, $2, (SELECT platform_id FROM jobs WHERE id = $2), 1, 1, 1, $3, $4,
                      CASE WHEN $3 IN ('SUCCESS', 'FAILED', 'TIMEOUT', 'CANCELLED', 'SKIPPED') THEN $4 END, 3, '{\"n\": 1}')",
         )
         .bind(id)
@@ -172,5 +173,10 @@ pub(crate) const fn window(limit: u32, from: Place) -> Window {
 
 /// A key of a request whose content is `content`.
 pub(crate) fn key(key: &str, content: &str) -> Key {
-    Key { scope: "job/p1".to_owned(), key: key.to_owned(), fingerprint: content.as_bytes().to_vec() }
+    Key {
+        space: "job".to_owned(),
+        platform: Some("p1".to_owned()),
+        key: key.to_owned(),
+        fingerprint: content.as_bytes().to_vec(),
+    }
 }

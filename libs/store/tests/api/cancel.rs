@@ -3,7 +3,7 @@
 use anyhow::Result;
 use carillon_core::execution::Status;
 use carillon_store::cancels::{self, cancel};
-use carillon_store::{Error, executions, jobs, triggers};
+use carillon_store::{Error, Scope, executions, jobs, triggers};
 use chrono::TimeDelta;
 use uuid::Uuid;
 
@@ -27,23 +27,27 @@ async fn what_is_queued_or_runs_is_asked_to_stop_and_what_waits_ends_at_once() -
         (bench.execution(job.id, at(1), "QUEUED").await?, Status::Queued),
         (bench.execution(job.id, at(2), "RUNNING").await?, Status::Running),
     ] {
-        let cancelled = cancel(&bench.store, execution, "no longer needed").await?;
+        let cancelled = cancel(&bench.store, &Scope::ALL, execution, "no longer needed").await?;
         assert!(cancelled.asked);
         assert_eq!((cancelled.execution.status, cancelled.execution.cancel_requested), (state, true));
         assert_eq!(cancelled.execution.reason.as_deref(), Some("no longer needed"));
         // Told again, it says the same; the first reason stands.
-        let again = cancel(&bench.store, execution, "another").await?;
+        let again = cancel(&bench.store, &Scope::ALL, execution, "another").await?;
         assert_eq!(again, cancelled);
     }
     assert_eq!(counters(&bench, job.id).await?, (2, 0), "they are open until somebody records their end");
 
     let retrying = bench.execution(job.id, at(3), "RETRYING").await?;
-    let cancelled = cancel(&bench.store, retrying, "").await?;
+    let cancelled = cancel(&bench.store, &Scope::ALL, retrying, "").await?;
     assert!(!cancelled.asked);
     assert_eq!(cancelled.execution.status, Status::Cancelled);
     assert_eq!(cancelled.execution.reason.as_deref(), Some(cancels::REASON_CANCELLED));
     assert!(cancelled.execution.completed_at.is_some() && cancelled.execution.next_retry_at.is_none());
-    assert_eq!(cancel(&bench.store, retrying, "again").await?, cancelled, "what is CANCELLED stays as it is");
+    assert_eq!(
+        cancel(&bench.store, &Scope::ALL, retrying, "again").await?,
+        cancelled,
+        "what is CANCELLED stays as it is"
+    );
     assert_eq!(counters(&bench, job.id).await?, (3, 1), "counted once");
     assert_eq!(bench.count("execution_retries").await?, 0);
     Ok(())
@@ -60,8 +64,8 @@ async fn a_trigger_that_nobody_claimed_ends_with_all_that_it_said() -> Result<()
         metadata: Some(serde_json::json!({"ticket": 7})),
         ..crate::trigger::new(job.id)
     };
-    let trigger = triggers::create(&bench.store, &trigger, None).await?.execution;
-    let cancelled = cancel(&bench.store, trigger.id, "typo").await?;
+    let trigger = triggers::create(&bench.store, &Scope::ALL, &trigger, None).await?.execution;
+    let cancelled = cancel(&bench.store, &Scope::ALL, trigger.id, "typo").await?;
     assert!(!cancelled.asked, "nobody has heard of it");
     let execution = cancelled.execution;
     assert_eq!((execution.status, execution.reason.as_deref()), (Status::Cancelled, Some("typo")));
@@ -85,14 +89,14 @@ async fn what_has_ended_otherwise_is_not_cancelled() -> Result<()> {
     let (job, now) = (bench.job().await?, bench.now().await?);
     for (index, status) in (0..).zip(["SUCCESS", "FAILED", "TIMEOUT", "SKIPPED"]) {
         let execution = bench.execution(job.id, now - TimeDelta::seconds(index), status).await?;
-        let before = executions::get(&bench.store, execution).await?;
-        match cancel(&bench.store, execution, "").await {
+        let before = executions::get(&bench.store, &Scope::ALL, execution).await?;
+        match cancel(&bench.store, &Scope::ALL, execution, "").await {
             Err(Error::FailedPrecondition { what: "execution", why }) => assert!(why.contains(status), "{why}"),
             other => panic!("{status}: {other:?}"),
         }
-        assert_eq!(executions::get(&bench.store, execution).await?, before);
+        assert_eq!(executions::get(&bench.store, &Scope::ALL, execution).await?, before);
     }
-    let unknown = cancel(&bench.store, Uuid::nil(), "").await;
+    let unknown = cancel(&bench.store, &Scope::ALL, Uuid::nil(), "").await;
     assert!(matches!(unknown, Err(Error::NotFound { what: "execution", .. })));
     Ok(())
 }
@@ -103,9 +107,9 @@ async fn a_cancel_of_what_a_pause_withdrew_outlives_the_resume() -> Result<()> {
     let bench = Bench::new().await?;
     let (job, now) = (bench.job().await?, bench.now().await?);
     let coming = bench.execution(job.id, now + TimeDelta::seconds(60), "QUEUED").await?;
-    jobs::pause(&bench.store, job.id).await?;
-    assert!(cancel(&bench.store, coming, "for good").await?.asked);
-    jobs::resume(&bench.store, job.id).await?;
+    jobs::pause(&bench.store, &Scope::ALL, job.id).await?;
+    assert!(cancel(&bench.store, &Scope::ALL, coming, "for good").await?.asked);
+    jobs::resume(&bench.store, &Scope::ALL, job.id).await?;
     assert_eq!(bench.stands(coming).await?, ("QUEUED".into(), true, Some("for good".into())));
     let withdrawn: bool = sqlx::query_scalar("SELECT withdrawn FROM job_executions WHERE id = $1")
         .bind(coming)
@@ -120,7 +124,7 @@ async fn attempts_are_read_oldest_first_and_bounded_in_bytes() -> Result<()> {
     let bench = Bench::new().await?;
     let (job, now) = (bench.job().await?, bench.now().await?);
     let execution = bench.execution(job.id, now, "FAILED").await?;
-    assert!(executions::attempts(&bench.store, execution).await?.is_empty());
+    assert!(executions::attempts(&bench.store, &Scope::ALL, execution).await?.is_empty());
     sqlx::query(
         "INSERT INTO execution_attempts (execution_id, attempt, status, started_at, ended_at, worker_id, error, error_stack)
          SELECT $1, n, CASE n WHEN 2 THEN 'TIMEOUT' ELSE 'FAILED' END, now(), now(), $1, repeat('e', 200000),
@@ -130,7 +134,7 @@ async fn attempts_are_read_oldest_first_and_bounded_in_bytes() -> Result<()> {
     .bind(execution)
     .execute(&bench.pool)
     .await?;
-    let attempts = executions::attempts(&bench.store, execution).await?;
+    let attempts = executions::attempts(&bench.store, &Scope::ALL, execution).await?;
     assert_eq!(attempts.iter().map(|attempt| attempt.attempt).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(attempts[1].status.0, Status::Timeout);
     assert_eq!((attempts[6].status.0, attempts[6].error_stack.as_deref()), (Status::Failed, Some("stack")));

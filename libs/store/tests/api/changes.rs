@@ -6,7 +6,7 @@ use anyhow::Result;
 use carillon_core::ids;
 use carillon_core::job::JobStatus;
 use carillon_core::schedule::TimetableSpec;
-use carillon_store::{Error, Store, jobs, triggers};
+use carillon_store::{Error, Scope, Store, jobs, triggers};
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use uuid::Uuid;
 
@@ -31,7 +31,7 @@ async fn a_pause_stops_the_timer_and_withdraws_what_is_still_to_come() -> Result
     let past = bench.execution(job.id, now - TimeDelta::seconds(30), "QUEUED").await?;
     let foreign = bench.execution(other.id, now + TimeDelta::seconds(30), "QUEUED").await?;
 
-    let jobs::Paused { job: paused, withdrawn } = jobs::pause(&bench.store, job.id).await?;
+    let jobs::Paused { job: paused, withdrawn } = jobs::pause(&bench.store, &Scope::ALL, job.id).await?;
     assert_eq!(withdrawn, [coming], "H113: executors shall hear of it");
     assert_eq!((paused.status, paused.next_run, paused.revision), (JobStatus::Paused, None, 1));
     assert!(paused.paused_at.is_some());
@@ -40,7 +40,7 @@ async fn a_pause_stops_the_timer_and_withdraws_what_is_still_to_come() -> Result
     for untouched in [coming_runs, past, foreign] {
         assert!(!bench.stands(untouched).await?.1);
     }
-    let again = jobs::pause(&bench.store, job.id).await?;
+    let again = jobs::pause(&bench.store, &Scope::ALL, job.id).await?;
     assert_eq!(again.job, paused, "pausing a paused job changes nothing");
     assert_eq!(again.withdrawn, withdrawn, "whoever paused it may not have told them");
     Ok(())
@@ -56,13 +56,17 @@ async fn a_resumed_job_goes_on_where_it_stood_if_nothing_was_missed() -> Result<
         .bind(deleted_otherwise)
         .execute(&bench.pool)
         .await?;
-    jobs::pause(&bench.store, job.id).await?;
-    let resumed = jobs::resume(&bench.store, job.id).await?;
+    jobs::pause(&bench.store, &Scope::ALL, job.id).await?;
+    let resumed = jobs::resume(&bench.store, &Scope::ALL, job.id).await?;
     assert_eq!((resumed.status, resumed.next_run, resumed.paused_at), (JobStatus::Active, job.next_run, None));
     assert_eq!((resumed.revision, bench.timer(job.id).await?.1), (1, 1), "no change of the definition");
     assert_eq!(bench.stands(withdrawn).await?, ("QUEUED".into(), false, None), "it may run after all");
     assert_eq!(bench.stands(deleted_otherwise).await?.2.as_deref(), Some("by hand"));
-    assert_eq!(jobs::resume(&bench.store, job.id).await?, resumed, "resuming an active job changes nothing");
+    assert_eq!(
+        jobs::resume(&bench.store, &Scope::ALL, job.id).await?,
+        resumed,
+        "resuming an active job changes nothing"
+    );
     Ok(())
 }
 
@@ -70,10 +74,10 @@ async fn a_resumed_job_goes_on_where_it_stood_if_nothing_was_missed() -> Result<
 async fn a_resumed_job_is_due_at_the_latest_instant_it_missed() -> Result<()> {
     let bench = Bench::new().await?;
     let job = bench.job().await?;
-    jobs::pause(&bench.store, job.id).await?;
+    jobs::pause(&bench.store, &Scope::ALL, job.id).await?;
     let before = bench.now().await?;
     move_held(&bench, job.id, before.duration_trunc(TimeDelta::minutes(1))? - TimeDelta::minutes(90)).await?;
-    let resumed = jobs::resume(&bench.store, job.id).await?;
+    let resumed = jobs::resume(&bench.store, &Scope::ALL, job.id).await?;
     let latest = [before, bench.now().await?].map(|at| at.duration_trunc(TimeDelta::minutes(1)).unwrap());
     assert!(latest.contains(&resumed.next_run.unwrap()), "{:?} of {latest:?}", resumed.next_run);
     Ok(())
@@ -88,9 +92,9 @@ async fn what_was_due_before_the_pause_fires_after_it() -> Result<()> {
     let due = (now - TimeDelta::minutes(5)).duration_trunc(TimeDelta::milliseconds(1))?;
     new.timetable = TimetableSpec::once(due);
     new.fire_at = Some(due);
-    let job = jobs::create(&bench.store, new, None).await?;
-    jobs::pause(&bench.store, job.id).await?;
-    assert_eq!(jobs::resume(&bench.store, job.id).await?.next_run, Some(due));
+    let job = jobs::create(&bench.store, &Scope::ALL, new, None).await?;
+    jobs::pause(&bench.store, &Scope::ALL, job.id).await?;
+    assert_eq!(jobs::resume(&bench.store, &Scope::ALL, job.id).await?.next_run, Some(due));
     Ok(())
 }
 
@@ -105,8 +109,8 @@ async fn a_job_that_ended_while_it_was_paused_is_completed_when_resumed() -> Res
             .bind(job.id)
             .execute(&bench.pool)
             .await?;
-        jobs::pause(&bench.store, job.id).await?;
-        let resumed = jobs::resume(&bench.store, job.id).await?;
+        jobs::pause(&bench.store, &Scope::ALL, job.id).await?;
+        let resumed = jobs::resume(&bench.store, &Scope::ALL, job.id).await?;
         assert_eq!((resumed.status, resumed.next_run), (expected, None), "last execution {status}");
         assert_eq!(resumed.completed_at.is_some(), expected == JobStatus::Completed);
     }
@@ -123,7 +127,7 @@ async fn a_deleted_job_cancels_what_waits_and_asks_what_runs_to_stop() -> Result
     let running = bench.execution(job.id, at(3), "RUNNING").await?;
     let skipped = bench.execution(job.id, at(4), "SKIPPED").await?;
     let retrying = bench.execution(job.id, at(5), "RETRYING").await?;
-    let trigger = triggers::create(&bench.store, &crate::trigger::new(job.id), None).await?.execution;
+    let trigger = triggers::create(&bench.store, &Scope::ALL, &crate::trigger::new(job.id), None).await?.execution;
 
     let (changed, mut asked) = delete(&bench, job.id).await?;
     assert!(changed);
@@ -145,7 +149,7 @@ async fn a_deleted_job_cancels_what_waits_and_asks_what_runs_to_stop() -> Result
     .fetch_one(&bench.pool)
     .await?;
     assert_eq!((open, finished), (2, 2), "the counters stay exact");
-    let job = jobs::get(&bench.store, job.id).await?;
+    let job = jobs::get(&bench.store, &Scope::ALL, job.id).await?;
     assert_eq!((job.status, job.next_run, job.revision), (JobStatus::Cancelled, None, 1));
     assert!(job.cancelled_at.is_some());
 
@@ -160,9 +164,9 @@ async fn a_deleted_job_cancels_what_waits_and_asks_what_runs_to_stop() -> Result
 async fn a_paused_job_can_be_deleted() -> Result<()> {
     let bench = Bench::new().await?;
     let job = bench.job().await?;
-    jobs::pause(&bench.store, job.id).await?;
-    assert!(jobs::delete(&bench.store, job.id).await?);
-    assert_eq!(jobs::get(&bench.store, job.id).await?.paused_at, None);
+    jobs::pause(&bench.store, &Scope::ALL, job.id).await?;
+    assert!(jobs::delete(&bench.store, &Scope::ALL, job.id).await?);
+    assert_eq!(jobs::get(&bench.store, &Scope::ALL, job.id).await?.paused_at, None);
     Ok(())
 }
 
@@ -170,20 +174,26 @@ async fn a_paused_job_can_be_deleted() -> Result<()> {
 async fn what_has_ended_is_neither_paused_nor_resumed() -> Result<()> {
     let bench = Bench::new().await?;
     let (deleted, completed) = (bench.job().await?, bench.job().await?);
-    jobs::delete(&bench.store, deleted.id).await?;
+    jobs::delete(&bench.store, &Scope::ALL, deleted.id).await?;
     sqlx::query("UPDATE jobs SET status = 'COMPLETED', completed_at = now() WHERE id = $1")
         .bind(completed.id)
         .execute(&bench.pool)
         .await?;
     for id in [deleted.id, completed.id] {
-        assert!(matches!(jobs::pause(&bench.store, id).await, Err(Error::FailedPrecondition { what: "job", .. })));
-        assert!(matches!(jobs::resume(&bench.store, id).await, Err(Error::FailedPrecondition { what: "job", .. })));
+        assert!(matches!(
+            jobs::pause(&bench.store, &Scope::ALL, id).await,
+            Err(Error::FailedPrecondition { what: "job", .. })
+        ));
+        assert!(matches!(
+            jobs::resume(&bench.store, &Scope::ALL, id).await,
+            Err(Error::FailedPrecondition { what: "job", .. })
+        ));
     }
-    assert!(jobs::delete(&bench.store, completed.id).await?);
+    assert!(jobs::delete(&bench.store, &Scope::ALL, completed.id).await?);
     let unknown = Uuid::from_u128(7);
-    assert!(matches!(jobs::pause(&bench.store, unknown).await, Err(Error::NotFound { .. })));
-    assert!(matches!(jobs::resume(&bench.store, unknown).await, Err(Error::NotFound { .. })));
-    assert!(matches!(jobs::delete(&bench.store, unknown).await, Err(Error::NotFound { .. })));
+    assert!(matches!(jobs::pause(&bench.store, &Scope::ALL, unknown).await, Err(Error::NotFound { .. })));
+    assert!(matches!(jobs::resume(&bench.store, &Scope::ALL, unknown).await, Err(Error::NotFound { .. })));
+    assert!(matches!(jobs::delete(&bench.store, &Scope::ALL, unknown).await, Err(Error::NotFound { .. })));
     Ok(())
 }
 
@@ -265,8 +275,8 @@ async fn a_job_with_much_open_is_deleted_in_steps() -> Result<()> {
     .execute(&bench.pool)
     .await?;
     let foreign = bench.execution(other.id, now, "RUNNING").await?;
-    assert!(jobs::delete(&bench.store, job.id).await?);
-    let refused = triggers::create(&bench.store, &crate::trigger::new(job.id), None).await;
+    assert!(jobs::delete(&bench.store, &Scope::ALL, job.id).await?);
+    let refused = triggers::create(&bench.store, &Scope::ALL, &crate::trigger::new(job.id), None).await;
     assert!(matches!(refused, Err(Error::FailedPrecondition { what: "job", .. })));
     let mut deleting = jobs::Deleting::of(&bench.store, job.id);
     let mut asked = Vec::new();
@@ -289,7 +299,7 @@ pub(crate) async fn delete(bench: &Bench, job: Uuid) -> Result<(bool, Vec<Uuid>)
 }
 
 async fn delete_by(store: &Store, job: Uuid) -> Result<(bool, Vec<Uuid>)> {
-    let changed = jobs::delete(store, job).await?;
+    let changed = jobs::delete(store, &Scope::ALL, job).await?;
     let mut deleting = jobs::Deleting::of(store, job);
     let mut asked = Vec::new();
     while let Some(some) = deleting.step().await? {
@@ -312,14 +322,14 @@ async fn changes_of_one_job_wait_for_each_other() -> Result<()> {
         let store = bench.store.clone();
         async move {
             if i % 2 == 0 {
-                jobs::pause(&store, job.id).await.map(|paused| paused.job)
+                jobs::pause(&store, &Scope::ALL, job.id).await.map(|paused| paused.job)
             } else {
-                jobs::resume(&store, job.id).await
+                jobs::resume(&store, &Scope::ALL, job.id).await
             }
         }
     });
     futures_util::future::try_join_all(changing).await?;
-    let after = jobs::get(&bench.store, job.id).await?;
+    let after = jobs::get(&bench.store, &Scope::ALL, job.id).await?;
     assert_eq!(after.revision, bench.timer(job.id).await?.1);
     Ok(())
 }

@@ -9,7 +9,7 @@ use carillon_core::execution::Status;
 use carillon_core::ids;
 use carillon_core::job::{JobStatus, JobType, Priority};
 use carillon_store::scan::{Counted, Direction, Place, Window};
-use carillon_store::{executions, jobs, triggers};
+use carillon_store::{Scope, executions, jobs, triggers};
 use chrono::TimeDelta;
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -48,10 +48,10 @@ async fn jobs_are_found_by_each_of_their_fields() -> Result<()> {
             new.definition.priority = Priority::Low;
             new.definition.key = Some("k".into());
         }
-        ids.insert(name, jobs::create(&bench.store, new, None).await?.id);
+        ids.insert(name, jobs::create(&bench.store, &Scope::ALL, new, None).await?.id);
     }
     let found = async |filter: jobs::Filter<'_>| -> Result<Vec<Uuid>> {
-        let page = jobs::list(&bench.store, filter, window(9, Place::first(0))).await?;
+        let page = jobs::list(&bench.store, &Scope::ALL, filter, window(9, Place::first(0))).await?;
         Ok(page.items.into_iter().map(|job| job.id).collect())
     };
     let all = jobs::Filter::default();
@@ -90,7 +90,7 @@ async fn pages_of_jobs_go_on_where_they_were_cut_whatever_comes_and_goes() -> Re
     sqlx::query(copies).bind(first.id).execute(&bench.pool).await?;
     let rare = jobs::Filter { tag: Some("rare"), ..jobs::Filter::default() };
     let list = async |window| {
-        let page = jobs::list(&bench.store, rare, window).await?;
+        let page = jobs::list(&bench.store, &Scope::ALL, rare, window).await?;
         // A page more than was there when it began is never shown, and none twice.
         bench.job().await?;
         Ok((page.items.into_iter().map(|job| job.id).collect(), page.next))
@@ -98,7 +98,7 @@ async fn pages_of_jobs_go_on_where_they_were_cut_whatever_comes_and_goes() -> Re
     let found = pages(3, list).await?;
     assert_eq!(found.len(), 10);
     assert!(found.is_sorted_by(|newer, older| newer > older));
-    let skipped = jobs::list(&bench.store, rare, window(3, Place::first(8))).await?;
+    let skipped = jobs::list(&bench.store, &Scope::ALL, rare, window(3, Place::first(8))).await?;
     assert_eq!((skipped.items.iter().map(|job| job.id).collect::<Vec<_>>(), skipped.next), (found[8..].to_vec(), None));
     Ok(())
 }
@@ -116,16 +116,16 @@ async fn executions_of_all_jobs_are_found_by_each_of_their_fields() -> Result<()
     let mut other = new_job(now);
     other.definition.handler_name = "other:one".into();
     other.definition.tags = vec!["red".into()];
-    let other = jobs::create(&bench.store, other, None).await?;
+    let other = jobs::create(&bench.store, &Scope::ALL, other, None).await?;
     let old = bench.execution(job.id, now - TimeDelta::days(200), "FAILED").await?;
     let plain = bench.execution(job.id, now - TimeDelta::days(3), "SUCCESS").await?;
     let odd = bench.execution(other.id, now - TimeDelta::hours(1), "FAILED").await?;
     let worker = Uuid::from_u128(9);
     set(&bench.pool, odd, "platform_id = 'p2', queue = 'fast', error = 'no such host', worker_id = '00000000-0000-0000-0000-000000000009'")
         .await?;
-    let trigger = triggers::create(&bench.store, &crate::trigger::new(job.id), None).await?.execution.id;
+    let trigger = triggers::create(&bench.store, &Scope::ALL, &crate::trigger::new(job.id), None).await?.execution.id;
     let found = async |filter: executions::Filter<'_>| -> Result<Vec<Uuid>> {
-        let page = executions::list(&bench.store, filter, window(9, Place::first(0))).await?;
+        let page = executions::list(&bench.store, &Scope::ALL, filter, window(9, Place::first(0))).await?;
         assert_eq!(page.next, None);
         Ok(page.items.into_iter().map(|execution| execution.id).collect())
     };
@@ -173,7 +173,7 @@ async fn failures_are_found_by_a_table_of_their_own() -> Result<()> {
     let mut other = new_job(now);
     other.definition.handler_name = "other:one".into();
     other.definition.tags = vec!["red".into()];
-    let other = jobs::create(&bench.store, other, None).await?;
+    let other = jobs::create(&bench.store, &Scope::ALL, other, None).await?;
     let old = bench.execution(job.id, now - TimeDelta::days(200), "FAILED").await?;
     let late = bench.execution(job.id, now - TimeDelta::hours(50), "TIMEOUT").await?;
     let odd = bench.execution(other.id, now - TimeDelta::hours(29), "FAILED").await?;
@@ -194,7 +194,7 @@ async fn failures_are_found_by_a_table_of_their_own() -> Result<()> {
     let all = executions::Filter::default();
     let failed = executions::Filter { status: Some(Status::Failed), ..all };
     let found = async |filter: executions::Filter<'_>| -> Result<Vec<(Uuid, Option<String>)>> {
-        let page = executions::list(&bench.store, filter, window(9, Place::first(0))).await?;
+        let page = executions::list(&bench.store, &Scope::ALL, filter, window(9, Place::first(0))).await?;
         assert_eq!(page.next, None);
         Ok(page.items.into_iter().map(|execution| (execution.id, execution.fingerprint)).collect())
     };
@@ -228,11 +228,11 @@ async fn failures_are_found_by_a_table_of_their_own() -> Result<()> {
     // One look is enough, where the rows of the executions would have taken seven.
     let hasty = Window { limit: 9, from: Place::first(0), budget: Duration::ZERO };
     for filter in [failed, executions::Filter { job: Some(other.id), ..failed }] {
-        let page = executions::list(&bench.store, filter, hasty).await?;
+        let page = executions::list(&bench.store, &Scope::ALL, filter, hasty).await?;
         assert_eq!(page.items.into_iter().map(|execution| execution.id).collect::<Vec<_>>(), [odd.0]);
     }
     let paged = pages(1, async |window| {
-        let page = executions::list(&bench.store, failed, window).await?;
+        let page = executions::list(&bench.store, &Scope::ALL, failed, window).await?;
         Ok((page.items.into_iter().map(|execution| execution.id).collect(), page.next))
     });
     assert_eq!(paged.await?, [odd.0, old.0]);
@@ -275,15 +275,15 @@ async fn pages_of_executions_go_on_where_they_were_cut() -> Result<()> {
             wanted.reverse();
         }
         let list = async |window| {
-            let page = executions::list(&bench.store, filter, window).await?;
+            let page = executions::list(&bench.store, &Scope::ALL, filter, window).await?;
             Ok((page.items.into_iter().map(|execution| execution.id).collect(), page.next))
         };
         assert_eq!(pages(90, list).await?, wanted, "{filter:?}");
-        let counted = executions::count(&bench.store, filter, LONG).await?;
+        let counted = executions::count(&bench.store, &Scope::ALL, filter, LONG).await?;
         assert_eq!(counted, Counted { least: u32::try_from(wanted.len())?, is_all: true }, "{filter:?}");
         if job.is_none() {
             // Its time is up before all was looked at.
-            assert!(!executions::count(&bench.store, filter, Duration::ZERO).await?.is_all);
+            assert!(!executions::count(&bench.store, &Scope::ALL, filter, Duration::ZERO).await?.is_all);
         }
     }
     Ok(())
@@ -316,7 +316,7 @@ async fn executions_of_a_job_are_listed_by_their_end_and_by_how_long_they_took()
     let listed = async |filter: executions::Filter<'_>, by, direction, limit| -> Result<Vec<usize>> {
         let filter = executions::Filter { order: executions::Order { by, direction }, ..filter };
         let listed = pages(limit, async |window| {
-            let page = executions::list(&bench.store, filter, window).await?;
+            let page = executions::list(&bench.store, &Scope::ALL, filter, window).await?;
             Ok((page.items.into_iter().map(|execution| execution.id).collect(), page.next))
         });
         let listed: Vec<Uuid> = listed.await?;
@@ -346,7 +346,7 @@ async fn jobs_are_listed_by_last_and_next_run_where_they_are_not_too_many() -> R
     let mut ids = Vec::new();
     for (last, next) in [(Some(3), Some(2)), (None, Some(1)), (Some(1), None), (Some(3), Some(2)), (Some(2), Some(9))] {
         let at_ms = now + TimeDelta::milliseconds(i64::try_from(ids.len())?);
-        let job = jobs::create(&bench.store, new_job(at_ms), None).await?.id;
+        let job = jobs::create(&bench.store, &Scope::ALL, new_job(at_ms), None).await?.id;
         let at = |minutes: Option<i64>| minutes.map(|minutes| now + TimeDelta::minutes(minutes));
         sqlx::query("UPDATE job_stats SET last_run_at = $2 WHERE job_id = $1")
             .bind(job)
@@ -364,7 +364,7 @@ async fn jobs_are_listed_by_last_and_next_run_where_they_are_not_too_many() -> R
     let listed = async |filter: jobs::Filter<'_>, by, direction, limit| -> Result<Vec<usize>> {
         let filter = jobs::Filter { order: jobs::Order { by, direction }, ..filter };
         let listed = pages(limit, async |window| {
-            let page = jobs::list(&bench.store, filter, window).await?;
+            let page = jobs::list(&bench.store, &Scope::ALL, filter, window).await?;
             Ok((page.items.into_iter().map(|job| job.id).collect(), page.next))
         });
         let listed: Vec<Uuid> = listed.await?;
@@ -379,7 +379,7 @@ async fn jobs_are_listed_by_last_and_next_run_where_they_are_not_too_many() -> R
         assert_eq!(listed(all, jobs::By::NextRun, up, limit).await?, [1, 0, 3, 4, 2]);
         assert_eq!(listed(all, jobs::By::NextRun, down, limit).await?, [4, 3, 0, 1, 2]);
     }
-    let counted = async |filter| anyhow::Ok(jobs::count(&bench.store, filter, LONG).await?);
+    let counted = async |filter| anyhow::Ok(jobs::count(&bench.store, &Scope::ALL, filter, LONG).await?);
     assert_eq!(counted(all).await?, Counted { least: 5, is_all: true });
 
     // Of another status, so that the few are no longer all.
@@ -388,7 +388,7 @@ async fn jobs_are_listed_by_last_and_next_run_where_they_are_not_too_many() -> R
                   FROM jobs j, generate_series(1, 10001) n WHERE j.id = $1";
     sqlx::query(copies).bind(ids[0]).execute(&bench.pool).await?;
     let filter = jobs::Filter { order: jobs::Order { by: jobs::By::NextRun, direction: up }, ..all };
-    let refused = jobs::list(&bench.store, filter, window(9, Place::first(0))).await;
+    let refused = jobs::list(&bench.store, &Scope::ALL, filter, window(9, Place::first(0))).await;
     assert!(matches!(refused, Err(carillon_store::Error::TooWide { most: 10_000 })), "{refused:?}");
     let active = jobs::Filter { status: Some(JobStatus::Active), ..all };
     assert_eq!(listed(active, jobs::By::NextRun, up, 2).await?, [1, 0, 3, 4, 2]);

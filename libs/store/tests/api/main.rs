@@ -1,5 +1,5 @@
 //! The API's statements against a real Postgres: creating (one and many), reading, changing and triggering jobs, reading
-//! executions, documents, names of queues.
+//! executions, documents, names of queues, who may see what.
 
 mod bench;
 mod cancel;
@@ -9,6 +9,7 @@ mod lists;
 mod many;
 mod queues;
 mod read;
+mod scope;
 mod trigger;
 mod update;
 mod values;

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use carillon_core::job::JobType;
 use carillon_store::idempotency::Key;
 use carillon_store::jobs::{self, Many, NewJob};
-use carillon_store::{Error, idempotency};
+use carillon_store::{Error, Scope, idempotency};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -37,7 +37,7 @@ impl Bench {
 
     async fn create_many(&self, jobs: &[NewJob], each: bool, key: Option<&Key>) -> Result<Many, Error> {
         let answer = |outcomes: &[Result<(), Error>]| words(outcomes).join(",").into_bytes();
-        jobs::create_many(&self.store, jobs, each, key, answer).await
+        jobs::create_many(&self.store, &Scope::ALL, jobs, each, key, answer).await
     }
 
     /// What was decided of each.
@@ -76,8 +76,8 @@ async fn each_is_as_if_it_had_been_created_alone() -> Result<()> {
     assert_eq!(exhausted, [jobs[3].id], "one without an instant is looked at, unless it waits for events");
     for job in jobs {
         let twin = NewJob { id: new_job(job.created_at).id, ..job.clone() };
-        jobs::create(&bench.store, twin.clone(), None).await?;
-        assert_eq!(jobs::get(&bench.store, job.id).await?, job.clone().into_job());
+        jobs::create(&bench.store, &Scope::ALL, twin.clone(), None).await?;
+        assert_eq!(jobs::get(&bench.store, &Scope::ALL, job.id).await?, job.clone().into_job());
         for table in ["job_timers", "job_stats", "job_revisions"] {
             let statement = format!("SELECT to_jsonb(t) - 'job_id' - 'shard' FROM {table} t WHERE job_id = ANY ($1)");
             let rows: Vec<serde_json::Value> = sqlx::query_scalar(sqlx::AssertSqlSafe(statement))
@@ -106,7 +106,7 @@ async fn all_or_none_and_who_is_refused_is_named() -> Result<()> {
     }
     let expected = ["created".to_owned(), format!("taken by {}", held[1].id), "created".to_owned()];
     let expected = [&expected[..], &["created".to_owned(), "newest beyond 3".to_owned()]].concat();
-    let checked = jobs::check_many(&bench.store, &more).await?;
+    let checked = jobs::check_many(&bench.store, &Scope::ALL, &more).await?;
     assert_eq!(words(&checked), expected, "the key is free on another platform");
     assert_eq!(bench.decided(&more, false, Some(&key("k", "x"))).await?, expected);
     assert_eq!(bench.counts().await?, before, "nothing is left of it, not even its idempotency key");
@@ -115,7 +115,7 @@ async fn all_or_none_and_who_is_refused_is_named() -> Result<()> {
     let names: Vec<String> = sqlx::query_scalar("SELECT name FROM queues ORDER BY name").fetch_all(&bench.pool).await?;
     assert_eq!(names, ["new", "newer", "slow"]);
     for (job, is_there) in more.iter().zip([true, false, true, true, false]) {
-        assert_eq!(jobs::get(&bench.store, job.id).await.is_ok(), is_there, "{:?}", job.definition.key);
+        assert_eq!(jobs::get(&bench.store, &Scope::ALL, job.id).await.is_ok(), is_there, "{:?}", job.definition.key);
     }
     Ok(())
 }
@@ -131,7 +131,7 @@ async fn keys_of_global_jobs_and_of_deleted_ones() -> Result<()> {
     again[0].definition.platform_id = None;
     let taken: Vec<String> = global.iter().map(|job| format!("taken by {}", job.id)).collect();
     assert_eq!(bench.decided(&again, true, None).await?, taken);
-    jobs::delete(&bench.store, global[1].id).await?;
+    jobs::delete(&bench.store, &Scope::ALL, global[1].id).await?;
     assert_eq!(bench.decided(&again, true, None).await?, [taken[0].as_str(), "created"]);
     Ok(())
 }
@@ -156,13 +156,13 @@ async fn a_repetition_has_the_same_answer_and_creates_nothing() -> Result<()> {
     bench.decided(&held, false, None).await?;
     let key_x = key("k", "x");
     let answer = format!("created,taken by {}", held[0].id).into_bytes();
-    assert!(idempotency::begin(&bench.store, Some(&key_x)).await?.known.is_none());
+    assert!(idempotency::begin(&bench.store, &Scope::ALL, Some(&key_x)).await?.known.is_none());
     bench.decided(&bench.keyed(&["", "a"]).await?, true, Some(&key_x)).await?;
     let before = bench.counts().await?;
-    jobs::delete(&bench.store, held[0].id).await?;
+    jobs::delete(&bench.store, &Scope::ALL, held[0].id).await?;
     let again = bench.create_many(&bench.keyed(&["", "a"]).await?, true, Some(&key_x)).await?;
     assert!(matches!(again, Many::Repeated(kept) if kept == answer));
-    assert_eq!(idempotency::begin(&bench.store, Some(&key_x)).await?.answer, Some(answer));
+    assert_eq!(idempotency::begin(&bench.store, &Scope::ALL, Some(&key_x)).await?.answer, Some(answer));
     let other = bench.create_many(&bench.jobs(1).await?, true, Some(&key("k", "y"))).await;
     assert!(matches!(other, Err(Error::KeyReused { .. })), "{other:?}");
     assert_eq!(bench.counts().await?, before);

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use carillon_store::jobs::{self, Job, NewJob};
-use carillon_store::{Error, idempotency, queues};
+use carillon_store::{Error, Scope, idempotency, queues};
 use futures_util::future::join_all;
 
 use crate::bench::{Bench, key, new_job};
@@ -16,7 +16,7 @@ impl Bench {
     }
 
     async fn create_in(&self, queue: &str, queues_max: u32) -> Result<Result<Job, Error>> {
-        Ok(jobs::create(&self.store, self.in_queue(queue, queues_max).await?, None).await)
+        Ok(jobs::create(&self.store, &Scope::ALL, self.in_queue(queue, queues_max).await?, None).await)
     }
 
     async fn names(&self) -> Result<Vec<String>> {
@@ -30,10 +30,14 @@ async fn one_name_too_many_is_refused_and_known_names_go_on() -> Result<()> {
     for queue in ["a", "b", "a"] {
         bench.create_in(queue, 2).await??;
     }
-    let refused = jobs::create(&bench.store, bench.in_queue("c", 2).await?, Some(&key("k", "x"))).await;
+    let refused = jobs::create(&bench.store, &Scope::ALL, bench.in_queue("c", 2).await?, Some(&key("k", "x"))).await;
     assert!(matches!(&refused, Err(Error::QueuesExhausted { queue, queues_max: 2 }) if queue == "c"), "{refused:?}");
     assert_eq!(bench.names().await?, ["a", "b"]);
-    assert_eq!(idempotency::begin(&bench.store, Some(&key("k", "x"))).await?.known, None, "nothing is left of it");
+    assert_eq!(
+        idempotency::begin(&bench.store, &Scope::ALL, Some(&key("k", "x"))).await?.known,
+        None,
+        "nothing is left of it"
+    );
     bench.create_in("b", 2).await??;
     bench.create_in("b", 1).await??;
     bench.create_in("c", 3).await??;
@@ -69,7 +73,7 @@ async fn a_name_leaves_once_no_job_has_used_it_for_a_day() -> Result<()> {
     for queue in ["used", "deleted", "long_deleted", "new"] {
         let job = bench.create_in(queue, 9).await??;
         if queue != "used" {
-            jobs::delete(&bench.store, job.id).await?;
+            jobs::delete(&bench.store, &Scope::ALL, job.id).await?;
         }
     }
     sqlx::query("UPDATE queues SET created_at = now() - interval '2 days' WHERE name <> 'new'")

@@ -6,7 +6,7 @@ use carillon_core::job::{JobStatus, JobType};
 use carillon_store::jobs::{self, Filter};
 use carillon_store::page::PAGE_BYTES_MAX;
 use carillon_store::scan::Place;
-use carillon_store::{Error, executions, triggers};
+use carillon_store::{Error, Scope, executions, triggers};
 use chrono::TimeDelta;
 use serde_json::json;
 use uuid::Uuid;
@@ -23,14 +23,14 @@ async fn jobs_are_listed_newest_first_by_type_and_status() -> Result<()> {
         if minutes == 1 {
             new.definition.job_type = JobType::Recurring;
         }
-        ids.push(jobs::create(&bench.store, new, None).await?.id);
+        ids.push(jobs::create(&bench.store, &Scope::ALL, new, None).await?.id);
     }
     ids.reverse();
-    jobs::pause(&bench.store, ids[0]).await?;
-    jobs::delete(&bench.store, ids[2]).await?;
+    jobs::pause(&bench.store, &Scope::ALL, ids[0]).await?;
+    jobs::delete(&bench.store, &Scope::ALL, ids[2]).await?;
     let list = async |job_type, status, limit, offset| -> Result<(Vec<Uuid>, bool)> {
         let filter = Filter { job_type, status, ..Filter::default() };
-        let page = jobs::list(&bench.store, filter, window(limit, Place::first(offset))).await?;
+        let page = jobs::list(&bench.store, &Scope::ALL, filter, window(limit, Place::first(offset))).await?;
         Ok((page.items.into_iter().map(|job| job.id).collect(), page.next.is_some()))
     };
     assert_eq!(list(None, None, 9, 0).await?, (vec![ids[0], ids[1], ids[3], ids[4]], false), "deleted ones left out");
@@ -50,12 +50,12 @@ async fn a_page_is_bounded_in_bytes() -> Result<()> {
     for minutes in 0..5 {
         let mut new = new_job(now + TimeDelta::minutes(minutes));
         new.definition.payload = json!({"text": "x".repeat(PAGE_BYTES_MAX * 2 / 5)});
-        jobs::create(&bench.store, new, None).await?;
+        jobs::create(&bench.store, &Scope::ALL, new, None).await?;
     }
-    let mut page = jobs::list(&bench.store, Filter::default(), window(100, Place::first(0))).await?;
+    let mut page = jobs::list(&bench.store, &Scope::ALL, Filter::default(), window(100, Place::first(0))).await?;
     let mut sizes = vec![page.items.len()];
     while let Some(next) = page.next {
-        page = jobs::list(&bench.store, Filter::default(), window(100, next)).await?;
+        page = jobs::list(&bench.store, &Scope::ALL, Filter::default(), window(100, next)).await?;
         sizes.push(page.items.len());
     }
     assert_eq!(sizes, [2, 2, 1]);
@@ -79,7 +79,7 @@ async fn an_execution_reads_back_with_everything_the_recorder_wrote() -> Result<
     .bind("b".repeat(16))
     .execute(&bench.pool)
     .await?;
-    let read = executions::get(&bench.store, id).await?;
+    let read = executions::get(&bench.store, &Scope::ALL, id).await?;
     assert_eq!((read.status, read.attempt, read.duration_ms, read.max_retries), (Status::Failed, 3, Some(7), 3));
     assert_eq!((read.result, read.metadata), (Some(json!({"n": 1})), Some(json!({"m": [1]}))));
     assert_eq!(
@@ -89,7 +89,7 @@ async fn an_execution_reads_back_with_everything_the_recorder_wrote() -> Result<
     assert_eq!((read.trace_id, read.span_id), (Some("a".repeat(32)), Some("b".repeat(16))));
     assert_eq!((read.created_by.as_str(), read.revision), ("alice", 7));
     assert_eq!((read.worker_id, read.queue.as_str(), read.started_at), (Some(id), "slow", Some(now)));
-    let unknown = executions::get(&bench.store, job.id).await;
+    let unknown = executions::get(&bench.store, &Scope::ALL, job.id).await;
     assert!(matches!(unknown, Err(Error::NotFound { what: "execution", .. })));
     Ok(())
 }
@@ -101,10 +101,10 @@ async fn executions_are_listed_newest_first_with_unclaimed_triggers() -> Result<
     let old = bench.execution(job.id, now - TimeDelta::seconds(60), "SUCCESS").await?;
     let newer = bench.execution(job.id, now - TimeDelta::seconds(30), "QUEUED").await?;
     let to_come = bench.execution(job.id, now + TimeDelta::seconds(30), "QUEUED").await?;
-    let trigger = triggers::create(&bench.store, &crate::trigger::new(job.id), None).await?.execution.id;
+    let trigger = triggers::create(&bench.store, &Scope::ALL, &crate::trigger::new(job.id), None).await?.execution.id;
     let list = async |status, limit, offset| -> Result<(Vec<Uuid>, bool)> {
         let filter = executions::Filter { job: Some(job.id), status, ..executions::Filter::default() };
-        let page = executions::list(&bench.store, filter, window(limit, Place::first(offset))).await?;
+        let page = executions::list(&bench.store, &Scope::ALL, filter, window(limit, Place::first(offset))).await?;
         Ok((page.items.into_iter().map(|execution| execution.id).collect(), page.next.is_some()))
     };
     assert_eq!(list(None, 9, 0).await?, (vec![to_come, trigger, newer, old], false));
@@ -113,9 +113,11 @@ async fn executions_are_listed_newest_first_with_unclaimed_triggers() -> Result<
     assert_eq!(list(Some(Status::Success), 9, 0).await?.0, [old]);
     assert_eq!(list(Some(Status::Failed), 9, 0).await?, (vec![], false));
     let of = |job| executions::Filter { job: Some(job), ..executions::Filter::default() };
-    let unknown = executions::list(&bench.store, of(Uuid::from_u128(7)), window(9, Place::first(0))).await;
+    let unknown = executions::list(&bench.store, &Scope::ALL, of(Uuid::from_u128(7)), window(9, Place::first(0))).await;
     assert!(matches!(unknown, Err(Error::NotFound { what: "job", .. })));
     let silent = bench.job().await?;
-    assert!(executions::list(&bench.store, of(silent.id), window(9, Place::first(0))).await?.items.is_empty());
+    assert!(
+        executions::list(&bench.store, &Scope::ALL, of(silent.id), window(9, Place::first(0))).await?.items.is_empty()
+    );
     Ok(())
 }

@@ -3,10 +3,9 @@
 use anyhow::Result;
 use carillon_core::job::JobStatus;
 use carillon_core::schedule::TimetableSpec;
-use carillon_store::Error;
 use carillon_store::jobs::{self, Job, REASON_CHANGED, REASON_PAUSED, Update, Updated};
 use carillon_store::page::Slice;
-use carillon_store::revisions;
+use carillon_store::{Error, Scope, revisions};
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use uuid::Uuid;
 
@@ -31,7 +30,7 @@ fn same(job: &Job) -> Update {
 }
 
 async fn change(bench: &Bench, job: &Job, update: &Update) -> Result<Updated> {
-    Ok(jobs::update(&bench.store, job.id, update).await?.expect("it is of that revision"))
+    Ok(jobs::update(&bench.store, &Scope::ALL, job.id, update).await?.expect("it is of that revision"))
 }
 
 /// A whole minute after the next one: an even one, or the odd one behind it.
@@ -98,10 +97,10 @@ async fn what_fell_away_stays_away_until_the_schedule_has_it_again() -> Result<(
         tags.definition.tags.push("more".into());
         job = change(&bench, &job, &tags).await?.job;
         assert_eq!(bench.stands(falls).await?, fallen);
-        job = jobs::pause(&bench.store, job.id).await?.job;
+        job = jobs::pause(&bench.store, &Scope::ALL, job.id).await?.job;
         assert_eq!(bench.stands(falls).await?, fallen);
     }
-    jobs::resume(&bench.store, job.id).await?;
+    jobs::resume(&bench.store, &Scope::ALL, job.id).await?;
     assert_eq!(bench.stands(falls).await?, fallen);
     Ok(())
 }
@@ -113,12 +112,12 @@ async fn what_a_pause_withdrew_comes_back_only_if_the_schedule_still_has_it() ->
     let (even, odd) = minutes_to_come(&bench).await?;
     let (stays, falls) =
         (bench.execution(job.id, even, "QUEUED").await?, bench.execution(job.id, odd, "QUEUED").await?);
-    let paused = jobs::pause(&bench.store, job.id).await?.job;
+    let paused = jobs::pause(&bench.store, &Scope::ALL, job.id).await?.job;
     let changed = change(&bench, &paused, &rescheduled(&paused, "*/2 * * * *")).await?.job;
     assert_eq!((changed.status, changed.next_run, changed.revision), (JobStatus::Paused, None, 2));
     assert_eq!(bench.stands(stays).await?, ("QUEUED".into(), true, Some(REASON_PAUSED.into())));
     assert_eq!(bench.stands(falls).await?, ("QUEUED".into(), true, Some(REASON_CHANGED.into())));
-    let resumed = jobs::resume(&bench.store, job.id).await?;
+    let resumed = jobs::resume(&bench.store, &Scope::ALL, job.id).await?;
     assert_eq!(resumed.next_run.map(|at| at.timestamp() % 120), Some(0), "{:?}", resumed.next_run);
     assert_eq!(bench.stands(stays).await?, ("QUEUED".into(), false, None));
     assert_eq!(bench.stands(falls).await?, ("QUEUED".into(), true, Some(REASON_CHANGED.into())));
@@ -136,10 +135,10 @@ async fn without_another_schedule_the_timer_stays_where_it_is() -> Result<()> {
     assert_eq!((changed.next_run, &changed.definition), (job.next_run, &update.definition));
     assert_eq!(bench.count("queues WHERE name = 'never-named'").await?, 1);
     assert_eq!(bench.count("job_timers WHERE queue = 'never-named' AND revision = 2").await?, 1, "where it is claimed");
-    assert_eq!(jobs::get(&bench.store, job.id).await?, changed);
+    assert_eq!(jobs::get(&bench.store, &Scope::ALL, job.id).await?, changed);
     // One that is read too early is not overwritten.
-    assert_eq!(jobs::update(&bench.store, job.id, &update).await?, None);
-    let listed = revisions::list(&bench.store, job.id, Slice { limit: 10, offset: 0 }).await?.items;
+    assert_eq!(jobs::update(&bench.store, &Scope::ALL, job.id, &update).await?, None);
+    let listed = revisions::list(&bench.store, &Scope::ALL, job.id, Slice { limit: 10, offset: 0 }).await?.items;
     let told: Vec<_> =
         listed.iter().map(|one| (one.revision, one.created_by.as_str(), one.changed.join(" "))).collect();
     assert_eq!(told, [(2, "bob", "queue tags".into()), (1, "admin", String::new())]);
@@ -152,13 +151,13 @@ async fn a_queue_that_is_one_too_many_is_refused_and_nothing_is_changed() -> Res
     let job = bench.job().await?;
     let mut update = Update { queues_max: 1, ..same(&job) };
     update.definition.queue = "one-more".into();
-    let refused = jobs::update(&bench.store, job.id, &update).await;
+    let refused = jobs::update(&bench.store, &Scope::ALL, job.id, &update).await;
     assert!(matches!(refused, Err(Error::QueuesExhausted { .. })), "{refused:?}");
-    assert_eq!(jobs::get(&bench.store, job.id).await?, job);
-    jobs::delete(&bench.store, job.id).await?;
-    let refused = jobs::update(&bench.store, job.id, &same(&job)).await;
+    assert_eq!(jobs::get(&bench.store, &Scope::ALL, job.id).await?, job);
+    jobs::delete(&bench.store, &Scope::ALL, job.id).await?;
+    let refused = jobs::update(&bench.store, &Scope::ALL, job.id, &same(&job)).await;
     assert!(matches!(refused, Err(Error::FailedPrecondition { .. })), "{refused:?}");
-    let unknown = jobs::update(&bench.store, Uuid::nil(), &same(&job)).await;
+    let unknown = jobs::update(&bench.store, &Scope::ALL, Uuid::nil(), &same(&job)).await;
     assert!(matches!(unknown, Err(Error::NotFound { .. })), "{unknown:?}");
     Ok(())
 }
@@ -196,7 +195,7 @@ async fn what_was_due_and_is_not_claimed_yet_fires_by_the_new_schedule_too() -> 
     let due = now.duration_trunc(TimeDelta::minutes(2))? - TimeDelta::minutes(2);
     for (schedule, still_due) in [("*/2 * * * *", true), ("1-59/2 * * * *", false)] {
         let new = jobs::NewJob { fire_at: Some(due), ..new_job(now) };
-        let job = jobs::create(&bench.store, new, None).await?;
+        let job = jobs::create(&bench.store, &Scope::ALL, new, None).await?;
         let changed = change(&bench, &job, &rescheduled(&job, schedule)).await?.job;
         assert_eq!(changed.next_run == Some(due), still_due, "{schedule}: {:?} of {due}", changed.next_run);
     }

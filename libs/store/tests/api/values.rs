@@ -5,7 +5,7 @@ use carillon_core::json;
 use carillon_store::jobs::{self, Filter};
 use carillon_store::page::PAGE_BYTES_MAX;
 use carillon_store::scan::Place;
-use carillon_store::{executions, triggers};
+use carillon_store::{Scope, executions, triggers};
 use chrono::TimeDelta;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -46,13 +46,13 @@ async fn every_double_reads_back_with_the_same_bits() -> Result<()> {
         let mut new = new_job(bench.now().await?);
         new.definition.payload = json!({ "n": doubles });
         new.definition.metadata = json!({ "n": doubles });
-        let created = jobs::create(&bench.store, new, None).await?;
-        let read = jobs::get(&bench.store, created.id).await?.definition;
+        let created = jobs::create(&bench.store, &Scope::ALL, new, None).await?;
+        let read = jobs::get(&bench.store, &Scope::ALL, created.id).await?.definition;
         assert_eq!(bits(&read.payload["n"]), expected);
         assert_eq!(bits(&read.metadata["n"]), expected);
         let trigger =
             triggers::NewTrigger { payload: Some(json!({ "n": doubles })), ..crate::trigger::new(created.id) };
-        let execution = triggers::create(&bench.store, &trigger, None).await?.execution.id;
+        let execution = triggers::create(&bench.store, &Scope::ALL, &trigger, None).await?.execution.id;
         // As a handler gets it, and as its result is written.
         let (payload, result): (String, String) =
             sqlx::query_as("SELECT payload::text, $2::jsonb::text FROM job_triggers WHERE execution_id = $1")
@@ -104,7 +104,7 @@ async fn what_cannot_be_read_is_replaced_and_its_page_is_read() -> Result<()> {
     let filter = executions::Filter { job: Some(job.id), ..executions::Filter::default() };
     let mut from = Some(Place::first(0));
     while let Some(place) = from {
-        let page = executions::list(&bench.store, filter, window(100, place)).await?;
+        let page = executions::list(&bench.store, &Scope::ALL, filter, window(100, place)).await?;
         assert!(!page.items.is_empty());
         read.extend(page.items);
         from = page.next;
@@ -121,14 +121,14 @@ async fn what_cannot_be_read_is_replaced_and_its_page_is_read() -> Result<()> {
                 ),
             }
         }
-        assert_eq!(executions::get(&bench.store, execution.id).await?, *execution);
+        assert_eq!(executions::get(&bench.store, &Scope::ALL, execution.id).await?, *execution);
     }
 
     sqlx::query("UPDATE jobs SET payload = (repeat('{\"a\":', 50) || '1' || repeat('}', 50))::jsonb WHERE id = $1")
         .bind(job.id)
         .execute(&bench.pool)
         .await?;
-    let page = jobs::list(&bench.store, Filter::default(), window(100, Place::first(0))).await?;
+    let page = jobs::list(&bench.store, &Scope::ALL, Filter::default(), window(100, Place::first(0))).await?;
     assert_eq!(page.items[0].definition.payload, json!({"@unreadable": "nested 50 levels deep: 30 can be shown"}));
     Ok(())
 }
@@ -142,12 +142,12 @@ async fn a_page_is_bounded_in_bytes_on_the_wire() -> Result<()> {
     for minutes in 0..5 {
         let mut new = new_job(now + TimeDelta::minutes(minutes));
         new.definition.payload = json!({ "n": vec![0; 80_000] });
-        ids.insert(0, jobs::create(&bench.store, new, None).await?.id);
+        ids.insert(0, jobs::create(&bench.store, &Scope::ALL, new, None).await?.id);
     }
     let mut seen = Vec::new();
     while seen.len() < ids.len() {
         let from = Place::first(u32::try_from(seen.len())?);
-        let page = jobs::list(&bench.store, Filter::default(), window(100, from)).await?;
+        let page = jobs::list(&bench.store, &Scope::ALL, Filter::default(), window(100, from)).await?;
         let bytes: usize = page.items.iter().map(|job| json::wire_bytes(&job.definition.payload)).sum();
         assert!(bytes <= PAGE_BYTES_MAX, "{bytes}");
         assert_eq!(page.next.is_some(), seen.len() + page.items.len() < ids.len());

@@ -7,7 +7,7 @@ use carillon_core::agenda::Source;
 use carillon_core::execution::Status;
 use carillon_store::attention::{self, Looked};
 use carillon_store::claim::{Decisions, Moved, MovedTimer, NewExecution};
-use carillon_store::{Store, StoreOptions, cancels, jobs};
+use carillon_store::{Scope, Store, StoreOptions, cancels, jobs};
 use carillon_testkit::wait_until;
 use uuid::Uuid;
 
@@ -187,9 +187,9 @@ async fn a_cancel_of_the_last_execution_completes_its_job() -> Result<()> {
         end_timetable(&bench, &[*job]).await?;
     }
     bench.store.record(Uuid::nil(), &[], &[finished(held[0], Status::Retrying)], &[]).await?;
-    cancels::cancel(&bench.store, held[0].execution, "").await?;
+    cancels::cancel(&bench.store, &Scope::ALL, held[0].execution, "").await?;
     assert_eq!(look(&bench).await?.completed, [jobs[0]], "it was RETRYING and has ended");
-    cancels::cancel(&bench.store, held[1].execution, "").await?;
+    cancels::cancel(&bench.store, &Scope::ALL, held[1].execution, "").await?;
     assert!(look(&bench).await?.completed.is_empty(), "it is only asked to stop");
     bench.store.record(Uuid::nil(), &[], &[finished(held[1], Status::Cancelled)], &[]).await?;
     assert_eq!(look(&bench).await?.completed, [jobs[1]]);
@@ -205,14 +205,14 @@ async fn r17_a_cancel_and_the_claim_of_the_next_attempt_wait_for_each_other() ->
     let claim = leader.claim(&[room(Source::Retry, &medium(), 10)], retry_at(), &[]).await?;
     let decisions = Decisions { retries: vec![(claim.retries[0], 1)], ..Decisions::default() };
     let store = bench.store.clone();
-    let cancelled = cancels::cancel(&store, held.execution, "enough");
+    let cancelled = cancels::cancel(&store, &Scope::ALL, held.execution, "enough");
     let (committed, cancelled) = tokio::join!(claim.commit(1, &decisions, &[]), cancelled);
     let (retried, cancelled) = (committed?.retried, cancelled?);
     assert_eq!(retried.len(), 1, "whoever has the row goes first");
     assert_eq!((cancelled.asked, cancelled.execution.status), (true, Status::Queued));
 
     let held = bench.open_retrying(&mut leader).await?;
-    let cancelled = cancels::cancel(&store, held.execution, "enough").await?;
+    let cancelled = cancels::cancel(&store, &Scope::ALL, held.execution, "enough").await?;
     assert_eq!((cancelled.asked, cancelled.execution.status), (false, Status::Cancelled));
     assert!(leader.claim(&[room(Source::Retry, &medium(), 10)], retry_at(), &[]).await?.is_empty());
     assert_eq!(bench.count("execution_retries").await?, 0);
@@ -226,7 +226,7 @@ async fn what_a_deletion_left_undone_is_found_by_its_note() -> Result<()> {
     let mut leader = bench.leader().await?;
     let held = bench.open_one(&mut leader).await?;
     let job = bench.job_of(held.execution).await?;
-    assert!(jobs::delete(&bench.store, job).await?);
+    assert!(jobs::delete(&bench.store, &Scope::ALL, job).await?);
     assert!(attention::look(&bench.store, 10).await?.deleted.is_empty(), "whoever deletes it goes first");
     let looked = look(&bench).await?;
     let [(id, found)] = looked.deleted[..] else { anyhow::bail!("{looked:?}") };

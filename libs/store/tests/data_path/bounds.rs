@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use carillon_core::agenda::Source;
 use carillon_store::leader_session::Candidate;
-use carillon_store::{Error, Store, StoreOptions};
+use carillon_store::{Error, Scope, Store, StoreOptions};
 use carillon_testkit::{Proxy, wait_until};
 use uuid::Uuid;
 
@@ -24,7 +24,7 @@ fn through(bench: &Bench, proxy: &Proxy, statement_max: Duration) -> Result<Stor
 
 /// Waits for a lock of the job's row, as long as the server lets it.
 async fn touches_job(store: &Store, job: Uuid) -> Result<(), Error> {
-    carillon_store::jobs::pause(store, job).await.map(|_| ())
+    carillon_store::jobs::pause(store, &Scope::ALL, job).await.map(|_| ())
 }
 
 #[tokio::test]
@@ -164,7 +164,7 @@ async fn a_statement_that_is_given_up_is_waited_for_and_not_rolled_back() -> Res
     let mut foreign = bench.pool.begin().await?;
     sqlx::query("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *foreign).await?;
     let reading = tokio::spawn(async move {
-        let reading = carillon_store::jobs::get(&store, Uuid::now_v7());
+        let reading = carillon_store::jobs::get(&store, &Scope::ALL, Uuid::now_v7());
         assert!(tokio::time::timeout(Duration::from_millis(300), reading).await.is_err(), "it waits for the table");
         store
     });

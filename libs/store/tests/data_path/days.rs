@@ -11,7 +11,7 @@ use carillon_store::leader_session::LeaderSession;
 use carillon_store::recorder::{Held, Verdict};
 use carillon_store::takes::Release;
 use carillon_store::workers::Locked;
-use carillon_store::{cancels, executions, jobs, revisions};
+use carillon_store::{Scope, cancels, executions, jobs, revisions};
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
@@ -168,7 +168,7 @@ async fn what_names_executions_locks_the_partitions_of_their_days_alone() -> Res
     assert_eq!(last.map(|last| last.execution), Some(born[5]));
     let gateway = carillon_store::Store::connect_lazily(&bench.options("gateway"))?;
     for id in [born[0], born[2], born[3]] {
-        both.but_for_its_days("get", carillon_store::executions::get(&gateway, id)).await?;
+        both.but_for_its_days("get", carillon_store::executions::get(&gateway, &Scope::ALL, id)).await?;
     }
     let retry = [room(Source::Retry, &medium(), 100)];
     let claim = both.but_for_its_days("retries", leader.claim(&retry, retry_at(), &[])).await?;
@@ -213,12 +213,12 @@ async fn what_cancels_releases_and_withdraws_locks_the_partitions_of_their_days_
     assert_eq!(both.but_for_its_days("release again", store.release(&[held[1], held[5]])).await?, [Release::Done; 2]);
     assert_eq!(both.but_for_its_days("adopt", store.adopt(&born)).await?.len(), 8);
     for id in [born[0], born[4]] {
-        let attempts = both.but_for_its_days("attempts", executions::attempts(&gateway, id)).await?;
+        let attempts = both.but_for_its_days("attempts", executions::attempts(&gateway, &Scope::ALL, id)).await?;
         assert_eq!(attempts.len(), 1);
     }
     let trigger = bench.trigger(jobs[0], then).await?;
     for (id, asked) in [(born[0], false), (born[4], false), (born[1], true), (born[5], true), (trigger, false)] {
-        let cancelled = both.but_for_its_days("cancel", cancels::cancel(&gateway, id, "")).await?;
+        let cancelled = both.but_for_its_days("cancel", cancels::cancel(&gateway, &Scope::ALL, id, "")).await?;
         assert_eq!(cancelled.asked, asked);
     }
     let taken = [1, 5].map(|at| Held { take: 1, ..held[at] });
@@ -256,10 +256,10 @@ async fn what_is_asked_of_a_job_locks_the_partitions_of_its_days_alone() -> Resu
     // What was claimed ahead lies today or tomorrow, and a notice of it may be a minute late.
     let ahead = beside(&bench, &[0, -1]).await?;
     let late = beside(&bench, &[1, 0, -1]).await?;
-    ahead.but_for_its_days("pause", jobs::pause(&gateway, job)).await?;
-    ahead.but_for_its_days("pause again", jobs::pause(&gateway, job)).await?;
+    ahead.but_for_its_days("pause", jobs::pause(&gateway, &Scope::ALL, job)).await?;
+    ahead.but_for_its_days("pause again", jobs::pause(&gateway, &Scope::ALL, job)).await?;
     late.but_for_its_days("withdrawn of job", gateway.executions_withdrawn_of_job(job)).await?;
-    ahead.but_for_its_days("resume", jobs::resume(&gateway, job)).await?;
+    ahead.but_for_its_days("resume", jobs::resume(&gateway, &Scope::ALL, job)).await?;
     // Of days to come it must look whether something is there.
     let coming = beside(&bench, &[0, -1, -2]).await?;
     sqlx::query(
@@ -272,7 +272,7 @@ async fn what_is_asked_of_a_job_locks_the_partitions_of_its_days_alone() -> Resu
     let age = Duration::from_secs(24 * 60 * 60);
     let forgotten = coming.but_for_its_days("forget revisions", revisions::forget(&gateway, age)).await?;
     assert_eq!(forgotten, 1);
-    assert!(coming.but_for_its_days("delete", jobs::delete(&gateway, job)).await?);
+    assert!(coming.but_for_its_days("delete", jobs::delete(&gateway, &Scope::ALL, job)).await?);
     let mut deleting = jobs::Deleting::of(&gateway, job);
     let mut asked = Vec::new();
     while let Some(some) = coming.but_for_its_days("a step of a deletion", deleting.step()).await? {

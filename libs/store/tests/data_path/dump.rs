@@ -15,7 +15,7 @@ use carillon_store::partitions::make_ahead;
 use carillon_store::recorder::{Held, Verdict};
 use carillon_store::retention::{self, drop_days};
 use carillon_store::triggers::{self, NewTrigger};
-use carillon_store::{Store, StoreOptions, cancels, jobs};
+use carillon_store::{Scope, Store, StoreOptions, cancels, jobs};
 use carillon_testkit::wait_until;
 use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
@@ -167,13 +167,13 @@ async fn record(executor: &Store, worker: Uuid, open: &[Held]) -> Result<Option<
 }
 
 async fn call(gateway: &Store, job: Uuid, retrying: Option<Uuid>) -> Result<()> {
-    jobs::pause(gateway, job).await?;
+    jobs::pause(gateway, &Scope::ALL, job).await?;
     let trigger = NewTrigger { job_id: job, payload: None, metadata: None, trace: None, created_by: String::new() };
-    let triggered = triggers::create(gateway, &trigger, None).await?.execution.id;
+    let triggered = triggers::create(gateway, &Scope::ALL, &trigger, None).await?.execution.id;
     for execution in retrying.into_iter().chain([triggered]) {
-        cancels::cancel(gateway, execution, "").await?;
+        cancels::cancel(gateway, &Scope::ALL, execution, "").await?;
     }
-    jobs::resume(gateway, job).await?;
+    jobs::resume(gateway, &Scope::ALL, job).await?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use carillon_core::execution::Status;
 use carillon_core::ids;
 use carillon_store::scan::{Place, Window};
-use carillon_store::{Error, Store, StoreOptions, executions, jobs, revisions};
+use carillon_store::{Error, Scope, Store, StoreOptions, executions, jobs, revisions};
 use chrono::TimeDelta;
 use sqlx::Row;
 use uuid::Uuid;
@@ -87,13 +87,13 @@ async fn what_is_asked_of_a_job_looks_at_a_page_of_its_history_at_a_time() -> Re
     .await?;
     let store = hurried(&bench, job).await?;
 
-    let paused = unhurriedly("pause", async || jobs::pause(&store, job).await).await?;
+    let paused = unhurriedly("pause", async || jobs::pause(&store, &Scope::ALL, job).await).await?;
     assert_eq!(paused.withdrawn, [coming]);
-    let again = unhurriedly("pause again", async || jobs::pause(&store, job).await).await?;
+    let again = unhurriedly("pause again", async || jobs::pause(&store, &Scope::ALL, job).await).await?;
     assert_eq!(again.withdrawn, [coming]);
     let withdrawn = unhurriedly("withdrawn", async || store.executions_withdrawn_of_job(job).await).await?;
     assert_eq!(withdrawn, [coming]);
-    unhurriedly("resume", async || jobs::resume(&store, job).await).await?;
+    unhurriedly("resume", async || jobs::resume(&store, &Scope::ALL, job).await).await?;
     assert!(unhurriedly("withdrawn", async || store.executions_withdrawn_of_job(job).await).await?.is_empty());
 
     // The oldest names the first, the one to come the second; nobody names the third.
@@ -119,7 +119,7 @@ async fn what_is_asked_of_a_job_looks_at_a_page_of_its_history_at_a_time() -> Re
         .await?;
     assert_eq!(kept, [1, 2, 4]);
 
-    assert!(unhurriedly("delete", async || jobs::delete(&store, job).await).await?);
+    assert!(unhurriedly("delete", async || jobs::delete(&store, &Scope::ALL, job).await).await?);
     let mut deleting = jobs::Deleting::of(&store, job);
     let mut asked = Vec::new();
     while let Some(some) = unhurriedly("a step", async || deleting.step().await).await? {
@@ -146,7 +146,7 @@ async fn what_is_open_is_listed_however_much_has_ended_since() -> Result<()> {
     let listed = async |job: Uuid, status: Status| -> Result<Vec<Uuid>> {
         let filter = executions::Filter { job: Some(job), status: Some(status), ..executions::Filter::default() };
         let window = Window { limit: 10, from: Place::first(0), budget: LIMIT };
-        let page = executions::list(&bench.store, filter, window).await?;
+        let page = executions::list(&bench.store, &Scope::ALL, filter, window).await?;
         assert_eq!(page.next, None, "all is known");
         Ok(page.items.into_iter().map(|execution| execution.id).collect())
     };

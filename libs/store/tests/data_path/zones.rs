@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use carillon_core::schedule::TimetableSpec;
 use carillon_store::zones::{self, Reckoned, Zoned, ZonedPage};
-use carillon_store::{Store, jobs};
+use carillon_store::{Scope, Store, jobs};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -69,11 +69,11 @@ async fn what_is_still_to_come_by_a_zone_is_met_and_nothing_else() -> Result<()>
     let zoned = job(&bench, &berlin(), soon).await?;
     let by_exclusion = job(&bench, &excluded, soon).await?;
     let paused = job(&bench, &berlin(), soon).await?;
-    jobs::pause(&bench.store, paused).await?;
+    jobs::pause(&bench.store, &Scope::ALL, paused).await?;
     job(&bench, &TimetableSpec::cron("0 9 * * *", "UTC"), soon).await?;
     job(&bench, &berlin(), now - TimeDelta::hours(1)).await?;
     let deleted = job(&bench, &berlin(), soon).await?;
-    jobs::delete(&bench.store, deleted).await?;
+    jobs::delete(&bench.store, &Scope::ALL, deleted).await?;
     let page = page(&bench.store, Uuid::nil()).await?;
     let mut met: Vec<(Uuid, bool)> = page.jobs.iter().map(|zoned| (zoned.job, zoned.is_paused)).collect();
     met.sort_unstable();
@@ -97,7 +97,7 @@ async fn a_timer_moves_unless_somebody_holds_it_or_has_moved_it_or_changed_its_j
         jobs_of.push(job(&bench, &berlin(), soon).await?);
     }
     let [free, paused, held, gone_on, changed] = jobs_of[..] else { unreachable!() };
-    jobs::pause(&bench.store, paused).await?;
+    jobs::pause(&bench.store, &Scope::ALL, paused).await?;
     let page = page(&bench.store, Uuid::nil()).await?;
     let reckoned: Vec<Reckoned> = page.jobs.iter().map(|zoned| moved(zoned, to)).collect();
     assert_eq!(reckoned.len(), 5);

@@ -19,7 +19,8 @@ use prost_reflect::{
 };
 
 /// The flags that every command has; a field of such a name gets another one.
-pub(crate) const RESERVED: [&str; 8] = ["address", "clear", "file", "help", "output", "timeout", "version", "wait"];
+pub(crate) const RESERVED: [&str; 9] =
+    ["address", "clear", "file", "help", "output", "platform", "timeout", "version", "wait"];
 /// Calls that only read: of what they name beside the noun one asks by its name alone.
 const READING: [&str; 3] = ["get", "list", "set"];
 

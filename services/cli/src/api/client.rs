@@ -6,6 +6,7 @@ use carillon_proto::codec::DynamicCodec;
 use http::uri::PathAndQuery;
 use prost_reflect::{DynamicMessage, MethodDescriptor};
 use tonic::client::Grpc;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
@@ -19,19 +20,25 @@ pub(crate) struct Client {
     channel: Channel,
     address: String,
     timeout: Duration,
+    platform: Option<MetadataValue<Ascii>>,
 }
 
+/// Names the platform that the caller is of.
+const PLATFORM_HEADER: &str = "x-platform-id";
+
 impl Client {
-    /// Takes `http://host:port`, or without the scheme.
-    pub(crate) fn new(address: &str, timeout: Duration) -> Result<Self, Failure> {
+    /// Takes `http://host:port`, or without the scheme; and the platform for which it asks, if it is one.
+    pub(crate) fn new(address: &str, timeout: Duration, platform: Option<&str>) -> Result<Self, Failure> {
         let address = complete(address)?;
+        let platform = platform.map(|platform| MetadataValue::try_from(platform.as_bytes())).transpose();
+        let platform = platform.map_err(|_| Failure::usage("--platform: must not contain control characters"))?;
         let wrong = |error: tonic::transport::Error| {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             let cause = cause.unwrap_or_else(|| error.to_string());
             Failure::usage(format!("--address {address}: is no address such as http://127.0.0.1:3051: {cause}"))
         };
         let endpoint = Endpoint::from_shared(address.clone()).map_err(wrong)?.connect_timeout(timeout);
-        Ok(Self { channel: endpoint.connect_lazy(), address, timeout })
+        Ok(Self { channel: endpoint.connect_lazy(), address, timeout, platform })
     }
 
     /// One call, as long as it may take.
@@ -44,10 +51,14 @@ impl Client {
         let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
         let path = path.parse::<PathAndQuery>().map_err(|error| Failure::Local(format!("{path}: {error}")))?;
         let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+        let mut request = Request::new(request);
+        if let Some(platform) = &self.platform {
+            request.metadata_mut().insert(PLATFORM_HEADER, platform.clone());
+        }
         let answer = async {
             // The channel alone knows when it can be used, and says so by this.
             grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
-            grpc.unary(Request::new(request), path, DynamicCodec(method.output())).await
+            grpc.unary(request, path, DynamicCodec(method.output())).await
         };
         match tokio::time::timeout(self.timeout, answer).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),

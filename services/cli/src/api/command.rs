@@ -37,6 +37,8 @@ pub(crate) enum Output {
 pub(crate) struct Manner {
     pub(crate) address: String,
     pub(crate) timeout: Duration,
+    /// The platform for which it is asked; none for all.
+    pub(crate) platform: Option<String>,
     pub(crate) output: Output,
     /// Whether to wait until the execution is final, and how long.
     pub(crate) wait: Option<Option<Duration>>,
@@ -118,6 +120,14 @@ fn common(command: Command, can_wait: bool) -> Command {
                 .default_value(ADDRESS)
                 .help_heading(OF_ALL)
                 .help("Where the gateway is: http://host:port"),
+        )
+        .arg(
+            Arg::new("platform")
+                .long("platform")
+                .value_name("ID")
+                .env("CARILLON_PLATFORM")
+                .help_heading(OF_ALL)
+                .help("The platform to ask for: only what is of it, or global, is there then"),
         )
         .arg(
             Arg::new("timeout")
@@ -214,10 +224,14 @@ pub(crate) fn given(call: &Call, matches: &ArgMatches) -> Given {
 /// How it is to be made. An empty variable is one that is not set, as for the services.
 pub(crate) fn manner(call: &Call, matches: &ArgMatches) -> Manner {
     let address = matches.get_one::<String>("address").map(|address| address.trim()).unwrap_or_default();
+    let is_set = matches.value_source("platform") == Some(ValueSource::CommandLine);
+    // An empty flag is no platform, which the gateway says; it never asks for all.
+    let platform = matches.get_one::<String>("platform").filter(|platform| is_set || !platform.is_empty());
     let wait = can_wait(&call.method).then(|| matches.get_one::<Option<Duration>>("wait").copied()).flatten();
     Manner {
         address: if address.is_empty() { ADDRESS.to_owned() } else { address.to_owned() },
         timeout: matches.get_one::<Duration>("timeout").copied().unwrap_or(Duration::from_secs(10)),
+        platform: platform.cloned(),
         output: matches.get_one::<Output>("output").copied().unwrap_or(Output::Table),
         wait,
     }
@@ -282,6 +296,16 @@ mod tests {
         assert_eq!(fields, wanted);
         assert_eq!((given.file.as_deref(), given.clear), (Some("-"), vec!["end-date".to_owned()]));
         assert_eq!((manner.output, manner.timeout, manner.wait), (Output::Table, Duration::from_secs(10), None));
+    }
+
+    #[test]
+    fn a_platform_is_named_or_all_are_meant() {
+        let platform = |line: &str| parsed(&line.split(' ').collect::<Vec<_>>()).map(|(_, manner)| manner.platform);
+        assert_eq!(platform("job list").unwrap(), None);
+        assert_eq!(platform("job list --platform acme").unwrap().as_deref(), Some("acme"));
+        assert_eq!(platform("job list --platform=").unwrap().as_deref(), Some(""), "left to the gateway to refuse");
+        let filtered = parsed(&["job", "list", "--platform-id", "acme"]).unwrap();
+        assert_eq!((filtered.0.fields[0].0.as_str(), filtered.1.platform), ("platform-id", None));
     }
 
     #[test]

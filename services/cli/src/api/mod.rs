@@ -76,7 +76,7 @@ async fn asked(call: &Call, matches: &ArgMatches) -> Result<(), Failure> {
     let request = request::build(call, &command::given(call, matches), &mut request::reader());
     let request = request.map_err(Failure::Usage)?;
     let offset = request.get_field_by_name("offset").and_then(|offset| offset.as_u32()).unwrap_or(0);
-    let client = Client::new(&manner.address, manner.timeout)?;
+    let client = Client::new(&manner.address, manner.timeout, manner.platform.as_deref())?;
     let answer = client.call(&call.method, request).await?;
     let (answer, outcome) = match manner.wait {
         Some(limit) => wait::until_final(&client, answer, limit).await,

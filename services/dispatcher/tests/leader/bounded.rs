@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use carillon_core::ids;
 use carillon_store::triggers::{self, NewTrigger};
-use carillon_store::{Store, StoreOptions};
+use carillon_store::{Scope, Store, StoreOptions};
 use chrono::Utc;
 use serde_json::Value;
 
@@ -29,7 +29,7 @@ async fn a_stream_never_holds_more_than_its_bound() -> Result<()> {
             trace: None,
             created_by: String::new(),
         };
-        triggers::create(&store, &trigger, None).await?;
+        triggers::create(&store, &Scope::ALL, &trigger, None).await?;
     }
     sqlx::query("UPDATE job_triggers SET fire_at = $1").bind(due).execute(&leader.pool).await?;
     leader.wake()?;

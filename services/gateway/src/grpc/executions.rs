@@ -5,16 +5,16 @@ use std::sync::Arc;
 use carillon_core::limits;
 use carillon_proto::v1;
 use carillon_proto::v1::execution_service_server::ExecutionService;
+use carillon_store::Scope;
 use carillon_store::cancels::{self, Cancelled};
 use carillon_store::executions::{self, Attempt, By, Execution, Filter, Order};
 use chrono::TimeDelta;
 use prost::Message;
 use tonic::{Request, Response, Status};
-use uuid::Uuid;
 
 use super::checks::Checks;
 use super::paging::{Asked, Paging};
-use super::{order, words};
+use super::{caller, order, words};
 use crate::backend::Backend;
 use crate::{observe, values};
 
@@ -37,9 +37,11 @@ impl ExecutionService for Executions {
     async fn get_execution(&self, request: Request<v1::GetExecutionRequest>) -> Reply<v1::Execution> {
         observe::call("GetExecution", async {
             let mut checks = Checks::of(&request);
+            let scope = caller::scope(&request, &mut checks);
             let id = checks.id("id", &request.get_ref().id);
             checks.finish()?;
-            self.read(id).await
+            let execution = self.0.ask(executions::get(self.0.store(), &scope, id)).await?;
+            self.with_attempts(&scope, execution).await
         })
         .await
     }
@@ -47,36 +49,34 @@ impl ExecutionService for Executions {
     async fn cancel_execution(&self, request: Request<v1::CancelExecutionRequest>) -> Reply<v1::Execution> {
         observe::call("CancelExecution", async {
             let mut checks = Checks::of(&request);
+            let scope = caller::scope(&request, &mut checks);
             let id = checks.id("id", &request.get_ref().id);
             let reason = checks.text("reason", &request.get_ref().reason, 0, limits::REASON_CHARS_MAX);
             checks.finish()?;
-            let Cancelled { execution, asked } = self.0.ask(cancels::cancel(self.0.store(), id, reason.trim())).await?;
+            let cancelling = cancels::cancel(self.0.store(), &scope, id, reason.trim());
+            let Cancelled { execution, asked } = self.0.ask(cancelling).await?;
             if asked {
                 // R17: after COMMIT, before the answer.
                 self.0.tell_cancelled(&[id]).await;
             }
-            self.with_attempts(execution).await
+            self.with_attempts(&scope, execution).await
         })
         .await
     }
 }
 
 impl Executions {
-    async fn read(&self, id: Uuid) -> Result<v1::Execution, Status> {
-        let execution = self.0.ask(executions::get(self.0.store(), id)).await?;
-        self.with_attempts(execution).await
-    }
-
-    async fn with_attempts(&self, execution: Execution) -> Result<v1::Execution, Status> {
+    async fn with_attempts(&self, scope: &Scope, execution: Execution) -> Result<v1::Execution, Status> {
         let id = execution.id;
         let mut shown = to_wire(execution);
-        let attempts = self.0.ask(executions::attempts(self.0.store(), id)).await?;
+        let attempts = self.0.ask(executions::attempts(self.0.store(), scope, id)).await?;
         shown.attempts = attempts.into_iter().map(attempt_to_wire).collect();
         Ok(shown)
     }
 
     async fn list(&self, request: Request<v1::ListExecutionsRequest>) -> Result<v1::ListExecutionsResponse, Status> {
         let mut checks = Checks::of(&request);
+        let scope = caller::scope(&request, &mut checks);
         let mut request = request.into_inner();
         let asked = Asked {
             limit: request.limit.take(),
@@ -89,14 +89,15 @@ impl Executions {
             status: request.status,
             ..v1::ListExecutionsRequest::default()
         };
-        let is_plain = request == plain && !request.job_id.is_empty() && !asked.show_total_size;
-        let paging = Paging::read(&asked, "executions", &request.encode_to_vec(), is_plain, &mut checks);
+        let is_plain = request == plain && !request.job_id.is_empty() && !asked.show_total_size && scope.is_all();
+        let filter = [request.encode_to_vec(), caller::told_apart(&scope)].concat();
+        let paging = Paging::read(&asked, "executions", &filter, is_plain, &mut checks);
         let order = order::read(&mut checks, &request.order_by, &ORDERS);
         let id = |field: &str, given: &str, checks: &mut Checks| (!given.is_empty()).then(|| checks.id(field, given));
         let filter = Filter {
             job: id("job_id", &request.job_id, &mut checks),
             status: words::read_execution_status(&mut checks, "status", request.status),
-            platform_id: checks.part("platform_id", &request.platform_id),
+            platform_id: caller::filter(&scope, &request.platform_id, &mut checks),
             queue: checks.part("queue", &request.queue),
             handler_name: checks.part("handler_name", &request.handler_name),
             tag: checks.part("tag", &request.tag),
@@ -111,9 +112,9 @@ impl Executions {
         };
         order::that(&mut checks, filter.order.by == By::Scheduled || is_narrow(filter), NARROW);
         checks.finish()?;
-        let page = self.0.ask(executions::list(self.0.store(), filter, paging.window)).await?;
+        let page = self.0.ask(executions::list(self.0.store(), &scope, filter, paging.window)).await?;
         let total = match paging.count_for {
-            Some(time) => Some(self.0.ask(executions::count(self.0.store(), filter, time)).await?),
+            Some(time) => Some(self.0.ask(executions::count(self.0.store(), &scope, filter, time)).await?),
             None => None,
         };
         let next_page_token = paging.next(&page);
@@ -173,6 +174,7 @@ pub(super) fn to_wire(execution: Execution) -> v1::Execution {
         attempt,
         reason: execution.reason,
         queue: execution.queue,
+        platform_id: execution.platform_id,
         cancel_requested: execution.cancel_requested,
         created_by: execution.created_by,
         attempts: Vec::new(),

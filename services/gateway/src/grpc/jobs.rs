@@ -8,10 +8,11 @@ use carillon_core::trace::TraceContext;
 use carillon_core::{ids, limits};
 use carillon_proto::v1;
 use carillon_proto::v1::job_service_server::JobService;
-use carillon_store::idempotency::{self, Beginning, Key};
+use carillon_store::idempotency::{self, Key};
 use carillon_store::jobs::{self, By, Definition, Deleting, Filter, Job, NewJob, Order, Paused, Update, Updated};
 use carillon_store::revisions::{self, Revision};
 use carillon_store::triggers::{self, NewTrigger, Triggered};
+use carillon_store::{Scope, clock};
 use chrono::{DateTime, Utc};
 use prost::Message;
 use prost_types::FieldMask;
@@ -24,7 +25,7 @@ use super::checks::Checks;
 use super::job::{self, Rules};
 use super::paging::{Asked, Paging};
 use super::when::When;
-use super::{executions, key, order, slice, update, words};
+use super::{caller, executions, key, order, slice, update, words};
 use crate::backend::Backend;
 use crate::error_response::{internal, invalid, later, of_field};
 use crate::observe;
@@ -75,8 +76,8 @@ impl JobService for Jobs {
 
     async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Reply<v1::Job> {
         observe::call("GetJob", async {
-            let id = checked_id(&request, &request.get_ref().id)?;
-            Ok(job::show(self.0.ask(jobs::get(self.0.store(), id)).await?))
+            let (scope, id) = checked(&request, &request.get_ref().id)?;
+            Ok(job::show(self.0.ask(jobs::get(self.0.store(), &scope, id)).await?))
         })
         .await
     }
@@ -102,8 +103,8 @@ impl JobService for Jobs {
 
     async fn pause_job(&self, request: Request<v1::PauseJobRequest>) -> Reply<v1::Job> {
         observe::call("PauseJob", async {
-            let id = checked_id(&request, &request.get_ref().id)?;
-            let Paused { job: paused, withdrawn } = self.0.ask(jobs::pause(self.0.store(), id)).await?;
+            let (scope, id) = checked(&request, &request.get_ref().id)?;
+            let Paused { job: paused, withdrawn } = self.0.ask(jobs::pause(self.0.store(), &scope, id)).await?;
             // R8a, H113: in the set before anybody is told, and before the answer.
             self.0.tell_cancelled(&withdrawn).await;
             self.0.tell_job_changed(id).await;
@@ -114,8 +115,8 @@ impl JobService for Jobs {
 
     async fn resume_job(&self, request: Request<v1::ResumeJobRequest>) -> Reply<v1::Job> {
         observe::call("ResumeJob", async {
-            let id = checked_id(&request, &request.get_ref().id)?;
-            let resumed = self.0.ask(jobs::resume(self.0.store(), id)).await?;
+            let (scope, id) = checked(&request, &request.get_ref().id)?;
+            let resumed = self.0.ask(jobs::resume(self.0.store(), &scope, id)).await?;
             tokio::join!(self.0.tell_job_changed(id), self.0.wake());
             Ok(job::show(resumed))
         })
@@ -124,8 +125,8 @@ impl JobService for Jobs {
 
     async fn delete_job(&self, request: Request<v1::DeleteJobRequest>) -> Reply<()> {
         observe::call("DeleteJob", async {
-            let id = checked_id(&request, &request.get_ref().id)?;
-            if self.0.ask(jobs::delete(self.0.store(), id)).await? {
+            let (scope, id) = checked(&request, &request.get_ref().id)?;
+            if self.0.ask(jobs::delete(self.0.store(), &scope, id)).await? {
                 self.0.tell_job_changed(id).await;
             }
             self.end_deleted(id).await;
@@ -168,8 +169,10 @@ impl Jobs {
         request: Request<v1::CreateJobRequest>,
     ) -> Result<v1::Job, Status> {
         let mut checks = Checks::of(&request);
-        let fingerprint_of = request.get_ref().encode_to_vec();
-        let request = request.into_inner();
+        let scope = caller::scope(&request, &mut checks);
+        let mut request = request.into_inner();
+        caller::place(&scope, request.job.get_or_insert_default(), &mut checks);
+        let fingerprint_of = request.encode_to_vec();
         let rules = Rules { job_type, allow_past: request.allow_past, payload_bytes_max: self.0.payload_bytes_max };
         let (definition, when) = job::read(request.job.unwrap_or_default(), rules, &mut checks);
         let request_id = checks.text("request_id", &request.request_id, 0, limits::WORD_CHARS_MAX);
@@ -182,30 +185,30 @@ impl Jobs {
             self.check_against_the_clock(when, &mut checks).await;
             return checks.finish().and(Err(internal()));
         }
-        let scope = format!("job/{}", definition.platform_id.as_deref().unwrap_or_default());
-        let key = key(scope, method, &request_id, &fingerprint_of);
-        Ok(job::show(self.create_checked(definition, when, key, request.validate_only).await?))
+        let key = key(("job".to_owned(), definition.platform_id.clone()), method, &request_id, &fingerprint_of);
+        Ok(job::show(self.create_checked(&scope, definition, when, key, request.validate_only).await?))
     }
 
     /// With `validate_only` it answers with the job as it would be, without an id.
     async fn create_checked(
         &self,
+        scope: &Scope,
         definition: Definition,
         when: When,
         key: Option<Key>,
         validate_only: bool,
     ) -> Result<Job, Status> {
         let store = self.0.store();
-        let beginning = self.0.ask(idempotency::begin(store, key.as_ref())).await?;
+        let beginning = self.0.ask(idempotency::begin(store, scope, key.as_ref())).await?;
         if let Some(known) = beginning.known {
-            return self.0.ask(jobs::get(store, known)).await;
+            return self.0.ask(jobs::get(store, scope, known)).await;
         }
         let new = self.new_job(definition, when, beginning.now).await?;
         if validate_only {
-            self.0.ask(jobs::check_new(store, &new)).await?;
+            self.0.ask(jobs::check_new(store, scope, &new)).await?;
             return Ok(Job { id: Uuid::nil(), ..new.into_job() });
         }
-        let job = self.0.ask(jobs::create(store, new, key.as_ref())).await?;
+        let job = self.0.ask(jobs::create(store, scope, new, key.as_ref())).await?;
         self.0.wake().await;
         Ok(job)
     }
@@ -219,20 +222,21 @@ impl Jobs {
 
     async fn update(&self, request: Request<v1::UpdateJobRequest>) -> Result<v1::Job, Status> {
         let mut checks = Checks::of(&request);
+        let scope = caller::scope(&request, &mut checks);
         let request = request.into_inner();
         let given = request.job.clone().unwrap_or_default();
         let id = checks.id("id", &given.id);
         checks.text("updated_by", &request.updated_by, 0, limits::WORD_CHARS_MAX);
-        if checks.is_wrong("id") {
+        if checks.is_wrong("id") || checks.is_wrong(caller::PLATFORM_HEADER) {
             return checks.finish().and(Err(internal()));
         }
         for _ in 0..UPDATE_TRIES {
-            let current = self.0.ask(jobs::get(self.0.store(), id)).await?;
+            let current = self.0.ask(jobs::get_own(self.0.store(), &scope, id)).await?;
             if !given.etag.is_empty() && given.etag != job::etag(current.revision) {
                 let why = format!("the job has the etag {} by now, not {}", job::etag(current.revision), given.etag);
                 return Err(of_field(Reason::Superseded, "etag", why));
             }
-            if let Some(updated) = self.update_once(current, &given, &request, checks.clone()).await? {
+            if let Some(updated) = self.update_once(&scope, current, &given, &request, checks.clone()).await? {
                 return Ok(job::show(updated));
             }
         }
@@ -242,6 +246,7 @@ impl Jobs {
     /// `None`: it is not as `current` has it any more.
     async fn update_once(
         &self,
+        scope: &Scope,
         current: Job,
         given: &v1::Job,
         request: &v1::UpdateJobRequest,
@@ -269,10 +274,9 @@ impl Jobs {
         }
         let timetable = match when {
             Some(when) => {
-                let now = self.0.ask(idempotency::begin(self.0.store(), None)).await?.now;
-                let Some(before) = self.0.ask(self.0.store().timetable(id, current.revision)).await? else {
-                    return Ok(None);
-                };
+                let now = self.0.ask(clock::now(self.0.store())).await?;
+                let before = revisions::timetable(self.0.store(), scope, id, current.revision);
+                let Some(before) = self.0.ask(before).await? else { return Ok(None) };
                 let when = when.instead_of(before);
                 let (_, first) = when.look(&self.0, move |when| when.first_fire(id, now)).await?;
                 Some(first.map_err(|violations| invalid(&violations))?)
@@ -290,7 +294,8 @@ impl Jobs {
             updated_by: request.updated_by.clone(),
             queues_max: self.0.queues_max,
         };
-        let Some(Updated { job, ahead, misplaced }) = self.0.ask(jobs::update(self.0.store(), id, &update)).await?
+        let Some(Updated { job, ahead, misplaced }) =
+            self.0.ask(jobs::update(self.0.store(), scope, id, &update)).await?
         else {
             return Ok(None);
         };
@@ -304,7 +309,7 @@ impl Jobs {
     /// A request that is wrong anyway should also hear of what only the clock can tell, if Postgres is there to ask.
     async fn check_against_the_clock(&self, when: When, checks: &mut Checks) {
         if when.is_readable()
-            && let Ok(Beginning { now, .. }) = self.0.ask(idempotency::begin(self.0.store(), None)).await
+            && let Ok(now) = self.0.ask(clock::now(self.0.store())).await
             && let Ok((_, Err(violations))) = when.look(&self.0, move |when| when.first_fire(Uuid::nil(), now)).await
         {
             for violation in violations {
@@ -315,6 +320,7 @@ impl Jobs {
 
     async fn list(&self, request: Request<v1::ListJobsRequest>) -> Result<v1::ListJobsResponse, Status> {
         let mut checks = Checks::of(&request);
+        let scope = caller::scope(&request, &mut checks);
         let mut request = request.into_inner();
         let asked = Asked {
             limit: request.limit.take(),
@@ -324,15 +330,16 @@ impl Jobs {
         };
         let plain =
             v1::ListJobsRequest { r#type: request.r#type, status: request.status, ..v1::ListJobsRequest::default() };
-        let is_plain = request == plain && !asked.show_total_size;
-        let paging = Paging::read(&asked, "jobs", &request.encode_to_vec(), is_plain, &mut checks);
+        let is_plain = request == plain && !asked.show_total_size && scope.is_all();
+        let filter = [request.encode_to_vec(), caller::told_apart(&scope)].concat();
+        let paging = Paging::read(&asked, "jobs", &filter, is_plain, &mut checks);
         let order = order::read(&mut checks, &request.order_by, &ORDERS);
         let filter = Filter {
             job_type: words::read_job_type(&mut checks, "type", request.r#type),
             status: words::read_job_status(&mut checks, "status", request.status),
             key: checks.part("key", &request.key),
             tag: checks.part("tag", &request.tag),
-            platform_id: checks.part("platform_id", &request.platform_id),
+            platform_id: caller::filter(&scope, &request.platform_id, &mut checks),
             name: checks.part("name", &request.name),
             name_prefix: checks.part("name_prefix", &request.name_prefix),
             handler_name: checks.part("handler_name", &request.handler_name),
@@ -343,9 +350,9 @@ impl Jobs {
             order: order.map(|(by, direction)| Order { by, direction }).unwrap_or_default(),
         };
         checks.finish()?;
-        let page = self.0.ask(jobs::list(self.0.store(), filter, paging.window)).await?;
+        let page = self.0.ask(jobs::list(self.0.store(), &scope, filter, paging.window)).await?;
         let total = match paging.count_for {
-            Some(time) => Some(self.0.ask(jobs::count(self.0.store(), filter, time)).await?),
+            Some(time) => Some(self.0.ask(jobs::count(self.0.store(), &scope, filter, time)).await?),
             None => None,
         };
         let next_page_token = paging.next(&page);
@@ -363,22 +370,25 @@ impl Jobs {
         request: Request<v1::ListJobRevisionsRequest>,
     ) -> Result<v1::ListJobRevisionsResponse, Status> {
         let mut checks = Checks::of(&request);
+        let scope = caller::scope(&request, &mut checks);
         let request = request.into_inner();
         let id = checks.id("id", &request.id);
         let slice = slice(&mut checks, request.limit, request.offset);
         checks.finish()?;
-        let page = self.0.ask(revisions::list(self.0.store(), id, slice)).await?;
+        let page = self.0.ask(revisions::list(self.0.store(), &scope, id, slice)).await?;
         let revisions = page.items.into_iter().map(revision_to_wire).collect();
         Ok(v1::ListJobRevisionsResponse { revisions, has_more: page.has_more })
     }
 
     async fn trigger(&self, request: Request<v1::TriggerJobRequest>) -> Result<v1::Execution, Status> {
         let mut checks = Checks::of(&request);
+        let scope = caller::scope(&request, &mut checks);
         let trace = trace(request.metadata());
         let request = request.into_inner();
         let job_id = checks.id("id", &request.id);
         let request_id = checks.text("request_id", &request.request_id, 0, limits::WORD_CHARS_MAX);
-        let key = key(format!("trigger/{job_id}"), "TriggerJob", &request_id, &request.encode_to_vec());
+        // For whom is known once it is known whose job it is.
+        let key = key((format!("trigger/{job_id}"), None), "TriggerJob", &request_id, &request.encode_to_vec());
         let payload =
             request.payload.map(|payload| checks.document("payload", Some(payload), self.0.payload_bytes_max));
         let metadata = request
@@ -387,7 +397,8 @@ impl Jobs {
         let created_by = checks.text("created_by", &request.created_by, 0, limits::WORD_CHARS_MAX);
         checks.finish()?;
         let new = NewTrigger { job_id, payload, metadata, trace, created_by };
-        let Triggered { execution, due } = self.0.ask(triggers::create(self.0.store(), &new, key.as_ref())).await?;
+        let triggering = triggers::create(self.0.store(), &scope, &new, key.as_ref());
+        let Triggered { execution, due } = self.0.ask(triggering).await?;
         match due {
             Some(line) => self.0.wake_for(&line).await,
             // Whoever asked first may not have come to say so.
@@ -425,11 +436,13 @@ fn revision_to_wire(revision: Revision) -> v1::JobRevision {
     }
 }
 
-fn checked_id<T>(request: &Request<T>, id: &str) -> Result<Uuid, Status> {
+/// Who asks, and for which job.
+fn checked<T>(request: &Request<T>, id: &str) -> Result<(Scope, Uuid), Status> {
     let mut checks = Checks::of(request);
+    let scope = caller::scope(request, &mut checks);
     let id = checks.id("id", id);
     checks.finish()?;
-    Ok(id)
+    Ok((scope, id))
 }
 
 /// W3C trace context of the caller; one that is not well-formed is as good as none.

@@ -12,9 +12,9 @@ use carillon_core::error::FieldViolation;
 use carillon_core::limits::{JOBS_AT_ONCE_MAX, WORD_CHARS_MAX};
 use carillon_proto::v1;
 use carillon_proto::v1::batch_create_jobs_result::Result as Outcome;
-use carillon_store::idempotency::{self, Beginning};
+use carillon_store::idempotency::{self, Beginning, Key};
 use carillon_store::jobs::{self, Many, NewJob};
-use carillon_store::{Error, Result as Stored};
+use carillon_store::{Error, Result as Stored, Scope};
 use chrono::{DateTime, Utc};
 use prost::Message;
 use tonic::{Request, Status};
@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::checks::Checks;
 use super::job::{self, Rules};
 use super::jobs::{Jobs, new_id};
-use super::key;
+use super::{caller, key};
 use crate::error_response::{internal, invalid, of_elements};
 
 const LIST: &str = "jobs";
@@ -54,10 +54,11 @@ impl Jobs {
         request: Request<v1::BatchCreateJobsRequest>,
     ) -> Result<v1::BatchCreateJobsResponse, Status> {
         let mut checks = Checks::of(&request);
-        let request = request.into_inner();
+        let scope = caller::scope(&request, &mut checks);
+        let mut request = request.into_inner();
         let request_id = checks.text("request_id", &request.request_id, 0, WORD_CHARS_MAX);
         let count = request.jobs.len();
-        let of_each = checks.split(LIST, count.min(JOBS_AT_ONCE_MAX));
+        let mut of_each = checks.split(LIST, count.min(JOBS_AT_ONCE_MAX));
         checks.that(
             (1..=JOBS_AT_ONCE_MAX).contains(&count),
             LIST,
@@ -66,12 +67,12 @@ impl Jobs {
         if checks.is_wrong(LIST) {
             return checks.finish().and(Err(internal()));
         }
-        let key = if request_id.is_empty() || !checks.is_clean() {
-            None
-        } else {
-            key(scope(&request), "BatchCreateJobs", &request_id, &request.encode_to_vec())
-        };
-        let begun = self.0.ask(idempotency::begin(self.0.store(), key.as_ref())).await;
+        for (job, checks) in request.jobs.iter_mut().zip(&mut of_each) {
+            caller::place(&scope, job, checks);
+        }
+        let is_keyed = !request_id.is_empty() && checks.is_clean();
+        let key = if is_keyed { key_of(&scope, &request, &request_id) } else { None };
+        let begun = self.0.ask(idempotency::begin(self.0.store(), &scope, key.as_ref())).await;
         if let Ok(Beginning { known: Some(_), answer, .. }) = &begun {
             return repeated(answer.as_deref().unwrap_or_default());
         }
@@ -100,10 +101,10 @@ impl Jobs {
         let jobs: Vec<NewJob> = read.into_iter().filter_map(Result::ok).collect();
         let answer = Answer { refused, ids: jobs.iter().map(|job| job.id).collect(), validate_only };
         let decided = if validate_only {
-            Many::Decided(self.0.ask(jobs::check_many(self.0.store(), &jobs)).await?)
+            Many::Decided(self.0.ask(jobs::check_many(self.0.store(), &scope, &jobs)).await?)
         } else {
             let answer = |outcomes: &[Stored<()>]| answer.of(outcomes).encode_to_vec();
-            self.0.ask(jobs::create_many(self.0.store(), &jobs, each, key.as_ref(), answer)).await?
+            self.0.ask(jobs::create_many(self.0.store(), &scope, &jobs, each, key.as_ref(), answer)).await?
         };
         let outcomes = match decided {
             Many::Repeated(answer) => return repeated(&answer),
@@ -119,12 +120,17 @@ impl Jobs {
     }
 }
 
-/// Of one job the keys are those of its platform; of many, those of the first one's.
-fn scope(request: &v1::BatchCreateJobsRequest) -> String {
-    let platform = request.jobs.first().and_then(|job| job.platform_id.as_deref()).unwrap_or_default();
+fn key_of(scope: &Scope, request: &v1::BatchCreateJobsRequest, request_id: &str) -> Option<Key> {
+    key(("jobs".to_owned(), platform(scope, request)), "BatchCreateJobs", request_id, &request.encode_to_vec())
+}
+
+/// Of one job the idempotency keys are those of its platform; of many, those of the first one's, or else of the caller's.
+fn platform(scope: &Scope, request: &v1::BatchCreateJobsRequest) -> Option<String> {
+    let first = request.jobs.first().and_then(|job| job.platform_id.as_deref());
     let mut checks = Checks::default();
-    checks.text("platform_id", platform, 0, WORD_CHARS_MAX);
-    format!("jobs/{}", if checks.is_clean() { platform } else { "" })
+    checks.text("platform_id", first.unwrap_or_default(), 0, WORD_CHARS_MAX);
+    let first = first.filter(|first| checks.is_clean() && scope.owns(Some(first)));
+    first.or_else(|| scope.home()).map(str::to_owned)
 }
 
 fn repeated(answer: &[u8]) -> Result<v1::BatchCreateJobsResponse, Status> {

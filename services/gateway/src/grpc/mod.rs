@@ -1,7 +1,8 @@
-//! The services of the API. Each call is: check the request (all wrong fields at once), ask the store, tell the others,
-//! answer. A call begins with [`Checks::of`], which also takes over what the JSON side could not read, and goes on only
-//! after [`Checks::finish`].
+//! The services of the API. Each call is: check the request (all wrong fields at once), ask the store, tell the others, answer.
+//! A call begins with [`Checks::of`], which also takes over what the JSON side could not read, and with whose request it is
+//! ([`caller`]), and goes on only after [`Checks::finish`].
 
+pub(crate) mod caller;
 mod checks;
 mod executions;
 mod job;
@@ -62,12 +63,12 @@ fn slice(checks: &mut Checks, limit: Option<u32>, offset: u32) -> Slice {
 
 /// The idempotency key of a request, if it has one. The fingerprint is of the message as it is on the wire, whose maps are
 /// ordered, so the same request gives the same bytes, over JSON too.
-fn key(scope: String, method: &str, request_id: &str, request: &[u8]) -> Option<Key> {
+fn key((space, platform): (String, Option<String>), method: &str, request_id: &str, request: &[u8]) -> Option<Key> {
     if request_id.is_empty() {
         return None;
     }
     let mut hash = Sha256::new();
     hash.update(method);
     hash.update(request);
-    Some(Key { scope, key: request_id.to_owned(), fingerprint: hash.finalize().to_vec() })
+    Some(Key { space, platform, key: request_id.to_owned(), fingerprint: hash.finalize().to_vec() })
 }

@@ -6,11 +6,12 @@ use carillon_core::schedule::{PREVIEW_MAX, Preview, Timetable, preview};
 use carillon_proto::v1;
 use carillon_proto::v1::preview_schedule_response::Fire;
 use carillon_proto::v1::schedule_service_server::ScheduleService;
-use carillon_store::idempotency;
+use carillon_store::clock;
 use chrono::{DateTime, Utc};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use super::caller;
 use super::checks::Checks;
 use super::when::{Frame, Given};
 use crate::backend::Backend;
@@ -39,6 +40,8 @@ impl Schedules {
         request: Request<v1::PreviewScheduleRequest>,
     ) -> Result<v1::PreviewScheduleResponse, Status> {
         let mut checks = Checks::of(&request);
+        // Nothing of anybody's is looked at; a header that is wrong is so everywhere.
+        caller::scope(&request, &mut checks);
         let request = request.into_inner();
         let given = Given {
             schedule: &request.schedule,
@@ -68,7 +71,7 @@ impl Schedules {
         checks.finish()?;
         let from = match from {
             Some(from) => from,
-            None => self.0.ask(idempotency::begin(self.0.store(), None)).await?.now,
+            None => self.0.ask(clock::now(self.0.store())).await?,
         };
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let parsed = move || when.parse(job, from).map_err(|violations| crate::error_response::invalid(&violations));

@@ -212,11 +212,11 @@ async fn a_cancel_names_what_is_wrong_with_it() {
 
 #[test]
 fn a_key_tells_requests_apart() {
-    let of = |request: &[u8], method| key("s".into(), method, "k", request).unwrap().fingerprint;
+    let of = |request: &[u8], method| key(("s".into(), None), method, "k", request).unwrap().fingerprint;
     assert_eq!(of(b"a", "m"), of(b"a", "m"));
     assert_ne!(of(b"a", "m"), of(b"b", "m"));
     assert_ne!(of(b"a", "m"), of(b"a", "n"));
-    assert_eq!(key("s".into(), "m", "", b"a"), None);
+    assert_eq!(key(("s".into(), None), "m", "", b"a"), None);
 }
 
 /// Posts JSON to the services; answers with the HTTP status and the body.

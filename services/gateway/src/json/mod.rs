@@ -33,10 +33,12 @@ use serde_json::Value as Json;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::client::{Grpc, GrpcService};
+use tonic::metadata::MetadataMap;
 use tonic::service::Routes as GrpcRoutes;
 
 use crate::admission::{Admission, NoBody, Share, Whole};
 use crate::error_response::{body_refused, http_status, internal, later, plain, retry_after};
+use crate::grpc::caller::PLATFORM_HEADER;
 use crate::observe;
 use crate::openapi::Documents;
 use crate::reason::Reason;
@@ -46,8 +48,8 @@ use routes::{Found, Route, Routes};
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// Headers that go along as gRPC metadata.
-const FORWARDED: [&str; 4] = ["authorization", "traceparent", "tracestate", "x-request-id"];
+/// Headers that go along as gRPC metadata, each as often as it was given.
+const FORWARDED: [&str; 5] = ["authorization", "traceparent", "tracestate", "x-request-id", PLATFORM_HEADER];
 
 /// What the JSON side found wrong with a request; travels as an extension, which no client can set.
 #[derive(Clone, Debug)]
@@ -211,13 +213,13 @@ impl Transcoder {
         if !mistakes.is_empty() {
             request.extensions_mut().insert(KnownMistakes(Arc::new(mistakes)));
         }
+        let mut forwarded = HeaderMap::new();
         for name in FORWARDED {
-            if let Some(value) = headers.get(name).and_then(|value| value.to_str().ok())
-                && let Ok(value) = value.parse()
-            {
-                request.metadata_mut().insert(name, value);
+            for value in headers.get_all(name) {
+                forwarded.append(name, value.clone());
             }
         }
+        *request.metadata_mut() = MetadataMap::from_headers(forwarded);
         let mut service = self.service.clone();
         std::future::poll_fn(|context| GrpcService::<Body>::poll_ready(&mut service, context))
             .await

@@ -167,6 +167,7 @@ mod tests {
             .map(|parameter| (parameter["name"].as_str().unwrap(), parameter["in"].as_str().unwrap()))
             .collect();
         assert!(parameters.contains(&("allow_past", "query")) && parameters.contains(&("Idempotency-Key", "header")));
+        assert!(parameters.contains(&("x-platform-id", "header")));
         let job = &document["components"]["schemas"]["Job"];
         assert!(job["required"].as_array().unwrap().iter().any(|name| name == "success_count"), "each key is there");
         assert_eq!(job["properties"]["type"]["enum"][1], "cron");

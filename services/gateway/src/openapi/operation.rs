@@ -7,6 +7,7 @@ use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Map, Value, json};
 
 use super::schema::Schemas;
+use crate::grpc::caller::PLATFORM_HEADER;
 use crate::json::routes::{Route, Routes};
 
 /// The path with each variable by its last part.
@@ -98,6 +99,7 @@ fn parameters(route: &Route, schemas: &mut Schemas) -> Vec<Value> {
         let text = json!({"type": "string"});
         json!({"name": name, "in": "header", "required": false, "description": description, "schema": text})
     };
+    parameters.push(header(PLATFORM_HEADER, "The platform that the caller is of. Default: all."));
     if let Some(field) = route.input.get_field_by_name("request_id") {
         let says = format!("Says what `request_id` says: {}", first_sentence(schemas.comments().field(&field)));
         parameters.push(header("Idempotency-Key", &says));
