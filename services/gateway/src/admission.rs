@@ -22,7 +22,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const BEGUN_FOR_EACH: usize = 10;
 /// Bytes of all bodies in hand,
 const BYTES_MAX: usize = 64 * 1024 * 1024;
-/// and of those of one connection: the largest request, as base64.
+/// and of those of one connection: the largest request, and what it was packed to.
 const SHARE_BYTES: usize = 12 * 1024 * 1024;
 
 /// The bounds of one gateway.

@@ -19,6 +19,7 @@ use tonic::Status;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+use crate::deadline;
 use crate::error_response::{internal, later, of_store};
 use crate::reason::Reason;
 
@@ -67,10 +68,12 @@ impl Backend {
         self.statement_timeout
     }
 
-    /// Waits for Postgres within the limit. What was cut off may or may not have been done, as with any lost answer.
+    /// Waits for Postgres within the limit, and no longer than the client waits. What was cut off may or may not have been done, as with
+    /// any lost answer.
     pub(crate) async fn ask<T>(&self, work: impl Future<Output = carillon_store::Result<T>>) -> Result<T, Status> {
-        match tokio::time::timeout(self.statement_timeout, work).await {
+        match tokio::time::timeout(self.statement_timeout.min(deadline::left()), work).await {
             Ok(outcome) => outcome.map_err(|error| of_store(&error)),
+            Err(_) if deadline::left().is_zero() => Err(deadline::passed()),
             Err(_) => Err(later(Reason::PostgresBusy, "Postgres did not answer in time: try again")),
         }
     }

@@ -13,6 +13,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use tracing::{error, warn};
 
 use crate::reason::Reason;
+use crate::transport::request_id;
 
 /// Whose reasons they are.
 const DOMAIN: &str = "carillon";
@@ -39,6 +40,14 @@ pub(crate) fn plain(reason: Reason, message: impl AsRef<str>) -> Status {
 /// One that tells when to try again.
 pub(crate) fn later(reason: Reason, message: impl AsRef<str>) -> Status {
     failed(reason, message, ErrorDetails::with_retry_info(Some(RETRY_DELAY)))
+}
+
+/// The same failure with the id of the request at hand, by which whoever is told of it finds it in the gateway's log.
+pub(crate) fn identified(status: &Status) -> Status {
+    let Some(id) = request_id() else { return status.clone() };
+    let mut details = status.get_error_details();
+    details.set_request_info(id, "");
+    Status::with_error_details_and_metadata(status.code(), status.message(), details, status.metadata().clone())
 }
 
 /// HTTP status of a failure: that of its reason; of one from elsewhere what google.rpc.Code documents.

@@ -14,6 +14,7 @@
 
 mod admission;
 mod backend;
+mod calls;
 pub mod config;
 mod deadline;
 mod error_response;
@@ -28,6 +29,7 @@ mod places;
 mod reason;
 mod server;
 mod sizes;
+mod spoken;
 mod transport;
 mod unpack;
 mod values;

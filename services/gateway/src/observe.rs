@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use tonic::{Code, Response, Status};
 
+use crate::deadline;
+
 /// What the metrics mean, as `/metrics` says it. Once, at the start.
 pub(crate) fn describe() {
     metrics::describe_counter!(
@@ -31,15 +33,35 @@ pub(crate) fn connection_closed(why: &'static str) {
     metrics::counter!("carillon_gateway_connections_closed_total", "why" => why).increment(1);
 }
 
-/// Runs one call of a service and records how it ended.
+/// What stands for the method of a request that is none's.
+pub(crate) const NO_METHOD: &str = "none";
+
+/// Runs one call of a service and records how it ended, also if nobody waits for that any more.
 pub(crate) async fn call<T>(
     method: &'static str,
     work: impl Future<Output = Result<T, Status>>,
 ) -> Result<Response<T>, Status> {
-    let began = Instant::now();
+    let mut call = Call { method, began: Instant::now(), has_ended: false };
     let outcome = work.await;
-    record(method, outcome.as_ref().map_or_else(Status::code, |_| Code::Ok), began);
+    call.has_ended = true;
+    record(method, outcome.as_ref().map_or_else(Status::code, |_| Code::Ok), call.began);
     outcome.map(Response::new)
+}
+
+/// A call until its end.
+struct Call {
+    method: &'static str,
+    began: Instant,
+    has_ended: bool,
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            let is_late = deadline::left().is_zero();
+            record(self.method, if is_late { Code::DeadlineExceeded } else { Code::Cancelled }, self.began);
+        }
+    }
 }
 
 /// Records one request.
@@ -70,5 +92,34 @@ const fn name_of(code: Code) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::HeaderMap;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+    use crate::deadline::Deadline;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_nobody_waits_for_has_not_succeeded() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let _recording = metrics::set_default_local_recorder(&recorder);
+        let pending = || call::<()>("GetJob", std::future::pending());
+        let is_counted = |code: &str| {
+            let text = recorder.handle().render();
+            text.contains(&format!("carillon_gateway_requests_total{{method=\"GetJob\",code=\"{code}\"}} 1\n"))
+        };
+        let given_up = Deadline::of(&HeaderMap::new()).hold(pending());
+        assert!(tokio::time::timeout(Duration::from_secs(1), given_up).await.is_err());
+        assert!(is_counted("CANCELLED") && !is_counted("OK"), "{}", recorder.handle().render());
+        Deadline::of(&HeaderMap::new()).hold(pending()).await.unwrap_err();
+        assert!(is_counted("DEADLINE_EXCEEDED") && is_counted("CANCELLED"), "{}", recorder.handle().render());
+        call("GetJob", async { Ok(()) }).await.unwrap();
+        assert!(is_counted("OK"));
     }
 }

@@ -1,18 +1,16 @@
-//! One listening socket for everything. A request whose content type begins with `application/grpc` goes to the gRPC
-//! services (gRPC-Web included), any other to the JSON side; HTTP/1 and HTTP/2 are told apart by their first bytes.
+//! One listening socket for everything. A request goes to the gRPC services (gRPC-Web included) or to the JSON side by its content
+//! type; HTTP/1 and HTTP/2 are told apart by their first bytes.
 //!
 //! Why a loop of our own around hyper: the ready-made ones set no limits, and this port is open to everybody. Bounded are
 //! connections by [`Openings`] and [`Places`], the time that headers may take, the size of header lists and the streams of a
 //! connection, and requests by [`Admission`]; a silent HTTP/2 peer is noticed by its missing pong.
 
-use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Request, Response};
-use http_body_util::Full;
+use http::header::ALLOW;
+use http::{HeaderValue, Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -20,25 +18,24 @@ use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer, Service, ServiceExt as _};
 use tracing::{debug, warn};
 
-use crate::admission::{Admission, NoBody, Share, Whole};
-use crate::deadline;
-use crate::error_response::{plain, with_reason};
+use crate::admission::{Admission, Share};
+use crate::calls::Calls;
+use crate::deadline::Deadline;
+use crate::error_response::{identified, plain};
 use crate::headers;
 use crate::json::Transcoder;
 use crate::observe;
 use crate::opening::Openings;
 use crate::places::Places;
 use crate::reason::Reason;
-use crate::sizes;
+use crate::spoken::{self, CameAsText, Form, Spoken};
 use crate::transport::{self, Answering};
-use crate::unpack::{self, Unreadable};
 
 /// How long the headers of a request, and the first words of a connection, may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -51,96 +48,64 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const STREAMS_MAX: u32 = 250;
 /// What a connection of HTTP/1 holds of what was not read yet: all headers of a request.
 const HTTP1_BUFFER_BYTES: usize = headers::BYTES_READ as usize;
-/// Calls whose client goes on speaking while it is answered.
-const CONVERSATION: &str = "/grpc.reflection.";
 /// Pause after the system refused a connection (no file descriptor left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What answers requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Front {
-    grpc: GrpcWebService<Routes>,
+    grpc: GrpcWebService<Calls>,
     json: Transcoder,
-    admission: Arc<Admission>,
 }
 
 impl Front {
     /// `services` are all gRPC services; `json` answers everything else.
     pub(crate) fn new(services: Routes, json: Transcoder, admission: Arc<Admission>) -> Self {
-        Self { grpc: GrpcWebLayer::new().layer(services.prepare()), json, admission }
+        Self { grpc: GrpcWebLayer::new().layer(Calls::new(services, admission)), json }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        let is_grpc = request.headers().get(CONTENT_TYPE).is_some_and(|value| {
-            let prefix = b"application/grpc";
-            value.as_bytes().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-        });
+    async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
+        let spoken = spoken::of(request.headers());
         if let Some(refused) = headers::refuse(request.headers()) {
-            observe::record("none", refused.code(), Instant::now());
-            return if is_grpc { refused.into_http() } else { self.json.failed(&refused) };
+            observe::record(observe::NO_METHOD, refused.code(), Instant::now());
+            let is_grpc = matches!(spoken, Spoken::Grpc | Spoken::Web(_));
+            return if is_grpc { identified(&refused).into_http() } else { self.json.failed(&refused) };
         }
-        let limit = deadline::of(request.headers()).unwrap_or(Duration::MAX);
+        let refused = match spoken {
+            Spoken::Json => None,
+            Spoken::Grpc => (request.version() != Version::HTTP_2).then(|| {
+                let why = "gRPC is spoken over HTTP/2; over HTTP/1.1 gRPC-Web is, and JSON";
+                self.json.failed(&plain(Reason::MediaTypeUnsupported, why))
+            }),
+            Spoken::Web(form) if request.method() == Method::POST => {
+                spoken::write_plainly(request.headers_mut(), form);
+                if form == Form::Text {
+                    request.extensions_mut().insert(CameAsText);
+                }
+                None
+            }
+            Spoken::Web(_) => {
+                let why = format!("{} is not a method of gRPC-Web", request.method());
+                let mut refused = self.json.failed(&plain(Reason::MethodNotAllowed, why));
+                refused.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+                Some(refused)
+            }
+            Spoken::Unknown => {
+                let why = "messages of gRPC and gRPC-Web must be protobuf (+proto)";
+                Some(self.json.failed(&plain(Reason::MediaTypeUnsupported, why)))
+            }
+        };
+        if let Some(refused) = refused {
+            return refused;
+        }
         // Boxed: it is large, and a connection has many.
-        let answering = Box::pin(async {
-            if is_grpc {
-                self.call(request).await.unwrap_or_else(|never| match never {})
-            } else {
-                transport::json(self.json.clone(), request).await
-            }
-        });
-        tokio::time::timeout(limit, answering).await.unwrap_or_else(|_| {
-            let why = "the deadline of the request has passed: it may or may not have been done";
-            let late = plain(Reason::DeadlineExceeded, why);
-            if is_grpc { late.into_http() } else { self.json.failed(&late) }
-        })
-    }
-
-    async fn call(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-        let (parts, body) = request.into_parts();
-        let share = parts.extensions.get::<Share>().cloned().unwrap_or_default();
-        let (body, room) = if parts.uri.path().starts_with(CONVERSATION) {
-            (Body::new(body), None)
-        } else {
-            let content_type =
-                parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-            let bytes_max = sizes::grpc_body(parts.uri.path(), content_type);
-            match self.admission.body(body, bytes_max, &share).await {
-                Ok(whole) => match self.unpacked(&parts.headers, whole, bytes_max, &share) {
-                    Ok(whole) => (Body::new(Full::new(whole.bytes.clone())), Some(whole)),
-                    Err(why) => return Ok(why.into_http()),
-                },
-                Err(why) => return Ok(refused(why, bytes_max).into_http()),
-            }
-        };
-        let _admitted = match self.admission.request() {
-            Ok(admitted) => admitted,
-            Err(status) => return Ok(status.into_http()),
-        };
-        let call = parts.uri.path().to_owned();
-        let response = self.grpc.clone().call(Request::from_parts(parts, body)).await?;
-        // It is answered: its room is free.
-        drop(room);
-        let refused = Status::from_header_map(response.headers()).and_then(|status| with_reason(&status, &call));
-        Ok(refused.map_or(response, Status::into_http))
-    }
-
-    /// The body with its message unpacked, and room for what it is then.
-    fn unpacked(&self, headers: &HeaderMap, whole: Whole, bytes_max: usize, share: &Share) -> Result<Whole, Status> {
-        match unpack::message(headers, &whole.bytes, bytes_max) {
-            Ok(None) => Ok(whole),
-            Ok(Some(bytes)) => self.admission.unpacked(bytes, share).map_err(|why| refused(why, bytes_max)),
-            Err(Unreadable::TooLarge) => Err(refused(NoBody::TooLarge, bytes_max)),
-            Err(Unreadable::Broken) => Err(plain(Reason::Undecodable, "the message cannot be unpacked by gzip")),
+        if spoken != Spoken::Json {
+            let Ok(answer) = Box::pin(self.grpc.clone().call(request)).await;
+            return answer;
         }
-    }
-}
-
-fn refused(why: NoBody, bytes_max: usize) -> Status {
-    match why {
-        NoBody::TooLarge => plain(Reason::RequestTooLarge, format!("the request is larger than {bytes_max} bytes")),
-        NoBody::Late(limit) => plain(Reason::RequestLate, format!("the request did not arrive within {limit:?}")),
-        NoBody::NoRoom(status) => status,
-        NoBody::Broken(why) => plain(Reason::RequestBroken, format!("the request could not be read: {why}")),
+        let deadline = Deadline::of(request.headers());
+        let answering = deadline.hold(transport::json(self.json.clone(), request));
+        Box::pin(answering).await.unwrap_or_else(|late| self.json.failed(&late))
     }
 }
 

@@ -22,6 +22,7 @@ use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tracing::{Instrument as _, Span, error_span};
 
 use crate::json::Transcoder;
+use crate::unpack;
 
 /// Names a request, for whoever looks for it in logs.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -40,6 +41,16 @@ pub(crate) type Answering = BoxCloneSyncService<Request<Incoming>, Response<Body
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IsCompressed;
 
+tokio::task_local! {
+    /// The id of the request at hand.
+    static ASKED: HeaderValue;
+}
+
+/// The id of the request at hand, as its answer says it.
+pub(crate) fn request_id() -> Option<String> {
+    ASKED.try_with(|id| id.to_str().unwrap_or_default().to_owned()).ok().filter(|id| !id.is_empty())
+}
+
 /// Puts it around `answer`. `origins` are those whose pages may ask; `*` is any.
 pub(crate) fn around<F, Fut>(origins: &[String], answer: F) -> Answering
 where
@@ -47,9 +58,10 @@ where
     Fut: Future<Output = Response<Body>> + Send + 'static,
 {
     let service = service_fn(move |request: Request<Incoming>| {
+        let id = request.headers().get(&REQUEST_ID).cloned().unwrap_or_else(|| HeaderValue::from_static(""));
         let span = span_of(request.headers());
         let is_head = request.method() == Method::HEAD;
-        let answering = answer(request).instrument(span);
+        let answering = ASKED.scope(id, answer(request)).instrument(span);
         async move {
             let response = answering.await;
             Ok::<_, Infallible>(if is_head { without_body(response) } else { response })
@@ -71,12 +83,16 @@ where
 /// What a request is known by in the log: whatever level is logged, what went wrong is logged with it.
 fn span_of(headers: &HeaderMap) -> Span {
     let id = headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
-    error_span!("request", id)
+    error_span!("request", request.id = id)
 }
 
 /// Answers a JSON request: unpacks what it says, and packs what it is told.
 pub(crate) async fn json(json: Transcoder, mut request: Request<Incoming>) -> Response<Body> {
-    if request.headers().contains_key(CONTENT_ENCODING) {
+    if let Some(encoding) = request.headers_mut().get_mut(CONTENT_ENCODING) {
+        if unpack::is_gzip(encoding) {
+            // The one way that is known of writing it.
+            *encoding = HeaderValue::from_static("gzip");
+        }
         request.extensions_mut().insert(IsCompressed);
     }
     let answering = service_fn(move |request| {

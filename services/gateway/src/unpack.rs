@@ -1,10 +1,11 @@
 //! gRPC messages that come packed by gzip, unpacked here: what they are then has room among all bodies in hand, and is bounded by the
-//! call. tonic would unpack them too, each up to what the largest call of its service may have, and count none.
+//! call. tonic would unpack them too, each up to what the largest call of its service may have, and count none; and it knows one name of
+//! gzip, written in one way.
 
 use std::io::Read as _;
 
 use flate2::read::GzDecoder;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
 const ENCODING: &str = "grpc-encoding";
 /// Before a message: whether it is packed, and its length.
@@ -19,9 +20,18 @@ pub(crate) enum Unreadable {
     Broken,
 }
 
-/// The body with its message unpacked, of at most `bytes_max`; `None`: it is not packed, or not so that this could know.
-pub(crate) fn message(headers: &HeaderMap, body: &[u8], bytes_max: usize) -> Result<Option<Vec<u8>>, Unreadable> {
-    let is_gzip = headers.get(ENCODING).is_some_and(|encoding| encoding == "gzip");
+/// Whether a header names gzip, by either of its names (RFC 9110, 8.4.1.3).
+pub(crate) fn is_gzip(encoding: &HeaderValue) -> bool {
+    ["gzip", "x-gzip"].iter().any(|name| encoding.as_bytes().eq_ignore_ascii_case(name.as_bytes()))
+}
+
+/// The body with its message unpacked, of at most `bytes_max`, and no word any more of how it was packed; `None`: it is not, or not so
+/// that this could know.
+pub(crate) fn message(headers: &mut HeaderMap, body: &[u8], bytes_max: usize) -> Result<Option<Vec<u8>>, Unreadable> {
+    let is_gzip = headers.get(ENCODING).is_some_and(is_gzip);
+    if is_gzip {
+        headers.remove(ENCODING);
+    }
     let Some((prefix, packed)) = body.split_at_checked(PREFIX_BYTES).filter(|(prefix, _)| is_gzip && prefix[0] == 1)
     else {
         return Ok(None);
@@ -46,7 +56,6 @@ mod tests {
 
     use flate2::Compression;
     use flate2::write::GzEncoder;
-    use http::HeaderValue;
 
     use super::*;
 
@@ -61,19 +70,34 @@ mod tests {
         encoder.finish().unwrap()
     }
 
+    fn headers(encoding: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(http::HeaderName::from_static(ENCODING), HeaderValue::from_static(encoding))])
+    }
+
     #[test]
     fn what_is_packed_is_unpacked_within_its_bound() {
-        let gzip = HeaderMap::from_iter([(http::HeaderName::from_static(ENCODING), HeaderValue::from_static("gzip"))]);
+        let read = |body: &[u8], bytes_max| message(&mut headers("gzip"), body, bytes_max);
         let body = framed(1, &packed(b"message"));
-        assert_eq!(message(&gzip, &body, 7), Ok(Some(framed(0, b"message"))));
-        assert_eq!(message(&gzip, &body, 6), Err(Unreadable::TooLarge));
+        assert_eq!(read(&body, 7), Ok(Some(framed(0, b"message"))));
+        assert_eq!(read(&body, 6), Err(Unreadable::TooLarge));
         let bomb = framed(1, &packed(&vec![0; 1 << 24]));
         assert!(bomb.len() < 1 << 15);
-        assert_eq!(message(&gzip, &bomb, 1 << 20), Err(Unreadable::TooLarge));
-        assert_eq!(message(&gzip, &framed(1, b"no gzip"), 99), Err(Unreadable::Broken));
-        assert_eq!(message(&gzip, &body[..body.len() - 1], 99), Err(Unreadable::Broken), "cut off");
-        for (headers, body) in [(&gzip, framed(0, b"plain")), (&HeaderMap::new(), body), (&gzip, vec![1, 0])] {
-            assert_eq!(message(headers, &body, 1), Ok(None));
+        assert_eq!(read(&bomb, 1 << 20), Err(Unreadable::TooLarge));
+        assert_eq!(read(&framed(1, b"no gzip"), 99), Err(Unreadable::Broken));
+        assert_eq!(read(&body[..body.len() - 1], 99), Err(Unreadable::Broken), "cut off");
+        assert_eq!((read(&framed(0, b"plain"), 1), read(&[1, 0], 1)), (Ok(None), Ok(None)));
+        assert_eq!(message(&mut HeaderMap::new(), &body, 1), Ok(None));
+    }
+
+    #[test]
+    fn gzip_is_known_by_both_its_names_and_no_more_named_once_it_is_unpacked() {
+        for (encoding, is_known) in
+            [("gzip", true), ("GZIP", true), ("x-gzip", true), ("X-Gzip", true), ("br", false), ("gzip, gzip", false)]
+        {
+            let mut headers = headers(encoding);
+            let read = message(&mut headers, &framed(1, &packed(b"message")), 99);
+            assert_eq!(read, Ok(is_known.then(|| framed(0, b"message"))), "{encoding}");
+            assert_eq!(headers.contains_key(ENCODING), !is_known, "{encoding}");
         }
     }
 }

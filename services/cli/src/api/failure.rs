@@ -79,6 +79,11 @@ fn refused(address: &str, status: &Status) -> Vec<String> {
         lines.push(format!("  {}", visible(&format!("{field}{}", violation.description))));
     }
     lines.push(format!("  reason {}", visible(&info.reason)));
+    if status.code() == Code::Internal
+        && let Some(request) = details.request_info()
+    {
+        lines.push(format!("  request.id {}", visible(&request.request_id)));
+    }
     if let Some(delay) = details.retry_info().and_then(|info| info.retry_delay) {
         lines.push(format!("  try again in {delay:?}"));
     }
@@ -135,6 +140,16 @@ mod tests {
                 "  try again in 1s",
             ]
         );
+    }
+
+    #[test]
+    fn a_defect_is_shown_with_what_finds_it_in_the_log() {
+        let mut details = ErrorDetails::new();
+        details.set_error_info("INTERNAL", "carillon", std::collections::HashMap::<String, String>::new());
+        details.set_request_info("abc-1", "");
+        let lines = |code| of(code, "internal error: see the gateway's log", Some(details.clone())).lines();
+        assert_eq!(lines(Code::Internal).last().map(String::as_str), Some("  request.id abc-1"));
+        assert!(!lines(Code::NotFound).iter().any(|line| line.contains("abc-1")), "whose fault is the caller's own");
     }
 
     #[test]

@@ -37,7 +37,7 @@ use tonic::metadata::MetadataMap;
 use tonic::service::Routes as GrpcRoutes;
 
 use crate::admission::{Admission, NoBody, Share, Whole};
-use crate::error_response::{body_refused, http_status, internal, later, plain, retry_after};
+use crate::error_response::{body_refused, http_status, identified, internal, later, plain, retry_after};
 use crate::grpc::caller::PLATFORM_HEADER;
 use crate::observe;
 use crate::openapi::Documents;
@@ -252,7 +252,7 @@ impl Transcoder {
 
     /// What a client is told that is refused.
     pub(crate) fn failed(&self, status: &Status) -> Response<Body> {
-        let mut response = json(http_status(status), self.error_body(status));
+        let mut response = json(http_status(status), self.error_body(&identified(status)));
         if let Some(seconds) = retry_after(status) {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }

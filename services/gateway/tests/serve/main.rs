@@ -2,6 +2,7 @@
 //! neighbours. The API's behaviour is tested where it lives, and end to end through the binaries in `integration-tests`.
 
 mod bad_input;
+mod failing;
 mod fuzz;
 mod gateway;
 mod headers;
@@ -9,6 +10,7 @@ mod input;
 mod places;
 mod routes;
 mod transport;
+mod web;
 
 use std::time::{Duration, Instant};
 
