@@ -161,6 +161,36 @@ async fn a_job_is_made_read_changed_and_deleted() {
 }
 
 #[tokio::test]
+async fn many_jobs_are_made_of_a_file_and_each_is_told_of() {
+    let (_cluster, program) = cluster(0, 0).await;
+    let job = |name: &str, handler: &str| {
+        format!(r#"{{"name": "{name}", "type": "EVENT", "handler_name": "{handler}", "key": "{name}"}}"#)
+    };
+    let right = format!("{}\n{}\n", job("a", "test:echo"), job("b", "test:echo"));
+    let made = program.run_fed("job batch-create -f - --request-id r -o json", &right);
+    made.is(0);
+    let answer: Value = serde_json::from_str(&made.out).unwrap();
+    let first = text(&answer["results"][0], "id");
+    let again = program.run_fed("job batch-create -f - --request-id r", &right);
+    again.says(0, &["INDEX", "ID", &first]);
+
+    // Together: none is made. Each by itself: the others are.
+    let mixed = format!("[{}, {}, {}]", job("c", "test:echo"), job("d", "no handler"), job("a", "test:echo"));
+    let refused = program.run_fed("job batch-create -f -", &mixed);
+    refused.says(64, &["\n  jobs[1].handler_name: ", "reason INVALID_FIELDS"]);
+    let some = program.run_fed("job batch-create -f - --allow-partial-success", &mixed);
+    some.says(65, &["1 INVALID_FIELDS jobs[1].handler_name: ", "2 KEY_TAKEN", "carillon: 2 of 3 were refused"]);
+    let list = program.json("job list", &[]);
+    let mut names: Vec<String> = list["jobs"].as_array().unwrap().iter().map(|job| text(job, "name")).collect();
+    names.sort();
+    assert_eq!(names, ["a", "b", "c"]);
+    // What is listed can be given again: only the keys are taken.
+    let listed = program.run_fed("job batch-create -f - --allow-partial-success -o json", &list.to_string());
+    listed.says(65, &["KEY_TAKEN", "3 of 3 were refused"]);
+    program.run("job batch-create").says(64, &["jobs: must be 1 to 1000"]);
+}
+
+#[tokio::test]
 async fn an_execution_is_waited_for_and_its_end_is_the_exit_code() {
     let (_cluster, program) = cluster(1, 1).await;
     let echo = program.job("test:echo", "{\"a\":1}", "");
@@ -225,7 +255,9 @@ async fn what_goes_wrong_is_told_by_the_exit_code() {
         ("job create --payload [1] --execute-at tomorrow", "--execute-at: must be an instant"),
         ("job create -f /nowhere", "--file /nowhere: cannot read"),
         ("job update 1", "what is to change?"),
-        ("job list --address https://127.0.0.1:1", "speaks no TLS"),
+        ("job list --address ftp://127.0.0.1:1", "must begin with http:// or https://"),
+        ("job list --ca /nowhere --address https://127.0.0.1:1", "--ca /nowhere: cannot be read"),
+        ("job batch-create -f /nowhere", "--file /nowhere: cannot read"),
         ("job list --limit many", "--limit: must be a whole number"),
         ("job list --status asleep", "possible values: ACTIVE"),
         ("job list --timeout 0", "invalid value '0'"),

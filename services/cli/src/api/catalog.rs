@@ -8,6 +8,7 @@
 //! - Arguments by place are what the call's HTTP path binds, such as `{job.id}`. Every other field of the request is a flag.
 //! - If one field of the request is a message of ours (`job`), its fields are flags as well and a file can hold the whole of it.
 //!   Then a FieldMask beside it is no flag: it says which fields were given.
+//! - If what a request must have is one list of such messages (`jobs`), a file can hold that.
 
 use std::cmp::Reverse;
 
@@ -19,8 +20,8 @@ use prost_reflect::{
 };
 
 /// The flags that every command has; a field of such a name gets another one.
-pub(crate) const RESERVED: [&str; 9] =
-    ["address", "clear", "file", "help", "output", "platform", "timeout", "version", "wait"];
+pub(crate) const RESERVED: [&str; 10] =
+    ["address", "ca", "clear", "file", "help", "output", "platform", "timeout", "version", "wait"];
 /// Calls that only read: of what they name beside the noun one asks by its name alone.
 const READING: [&str; 3] = ["get", "list", "set"];
 
@@ -39,6 +40,8 @@ pub(crate) struct Call {
     pub(crate) fields: Vec<Field>,
     /// The field that a file may hold.
     pub(crate) body: Option<FieldDescriptor>,
+    /// The list that a file may hold, of a call without a body.
+    pub(crate) list: Option<FieldDescriptor>,
     /// Names those fields of the body that are to be changed.
     pub(crate) mask: Option<FieldDescriptor>,
 }
@@ -145,6 +148,7 @@ fn verb(noun: &[String], call: &str) -> String {
 fn call(pool: &DescriptorPool, verb: String, method: MethodDescriptor) -> Call {
     let input = method.input();
     let body = body(&input);
+    let list = if body.is_none() { list(&input) } else { None };
     let mask = body.as_ref().and_then(|_| input.fields().find(is_mask));
     let placed = placed(pool, &method);
     let mut fields: Vec<Field> = Vec::new();
@@ -156,7 +160,8 @@ fn call(pool: &DescriptorPool, verb: String, method: MethodDescriptor) -> Call {
             continue;
         }
         let (is_placed, must_be) = placed.holds(field.name());
-        let is_required = must_be || behaves(&field, Behavior::Required);
+        // What a file may hold, the gateway misses where it is not given.
+        let is_required = must_be || (behaves(&field, Behavior::Required) && list.as_ref() != Some(&field));
         fields.push(Field { name: kebab(field.name()), path: vec![field], is_placed, is_required });
     }
     for index in 0..fields.len() {
@@ -173,7 +178,7 @@ fn call(pool: &DescriptorPool, verb: String, method: MethodDescriptor) -> Call {
         }
     }
     fields.sort_by_key(|field| !field.is_placed);
-    Call { verb, method, fields, body, mask }
+    Call { verb, method, fields, body, list, mask }
 }
 
 /// What the server alone decides cannot be given, and what cannot be changed is no flag where things are changed.
@@ -199,6 +204,13 @@ fn body(input: &MessageDescriptor) -> Option<FieldDescriptor> {
     let mut ours = input.fields().filter(is_ours);
     let first = ours.next()?;
     ours.next().is_none().then_some(first)
+}
+
+/// The one list that a request must have, if it is of messages of ours.
+fn list(input: &MessageDescriptor) -> Option<FieldDescriptor> {
+    let mut required = input.fields().filter(|field| behaves(field, Behavior::Required));
+    let first = required.next().filter(|_| required.next().is_none())?;
+    (first.is_list() && matches!(first.kind(), Kind::Message(message) if is_ordinary(&message))).then_some(first)
 }
 
 /// A message that is its fields: those of google.protobuf have a JSON form of their own.
@@ -299,6 +311,7 @@ mod tests {
             ("execution cancel", "CancelExecution"),
             ("execution get", "GetExecution"),
             ("execution list", "ListExecutions"),
+            ("job batch-create", "BatchCreateJobs"),
             ("job create", "CreateJob"),
             ("job delete", "DeleteJob"),
             ("job get", "GetJob"),
@@ -412,6 +425,19 @@ mod tests {
         }
         assert!(has(&create, "platform-id") && !has(&update, "platform-id"));
         assert!(has(&update, "updated-by") && has(&update, "etag"));
+    }
+
+    #[test]
+    fn a_file_holds_what_a_request_is_about() {
+        let held = |noun: &str, verb: &str| {
+            let call = found(noun, verb);
+            let name = |field: Option<FieldDescriptor>| field.map(|field| field.name().to_owned()).unwrap_or_default();
+            (name(call.body), name(call.list))
+        };
+        let (job, jobs, nothing) = ("job".to_owned(), "jobs".to_owned(), String::new);
+        assert_eq!(held("job", "create"), (job, nothing()));
+        assert_eq!(held("job", "batch-create"), (nothing(), jobs));
+        assert_eq!(held("schedule", "preview"), (nothing(), nothing()));
     }
 
     #[test]

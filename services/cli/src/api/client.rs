@@ -1,5 +1,6 @@
 //! A gateway, asked over gRPC with messages that are known by their descriptors alone. The first call connects.
 
+use std::io::Read as _;
 use std::time::Duration;
 
 use carillon_proto::codec::DynamicCodec;
@@ -7,13 +8,17 @@ use http::uri::PathAndQuery;
 use prost_reflect::{DynamicMessage, MethodDescriptor};
 use tonic::client::Grpc;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
 
 use super::failure::Failure;
 
 /// Above any answer: a page of a list is about 2 MiB.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// More than all certificates of a system.
+const CA_BYTES_MAX: u64 = 4 << 20;
+const PEM_BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
@@ -27,8 +32,14 @@ pub(crate) struct Client {
 const PLATFORM_HEADER: &str = "x-platform-id";
 
 impl Client {
-    /// Takes `http://host:port`, or without the scheme; and the platform for which it asks, if it is one.
-    pub(crate) fn new(address: &str, timeout: Duration, platform: Option<&str>) -> Result<Self, Failure> {
+    /// Takes `http://host:port`, or without the scheme, or `https://host:port`: then `ca` is a file with the certificates that are
+    /// trusted, or else the system's are; and the platform for which it asks, if it is one.
+    pub(crate) fn new(
+        address: &str,
+        ca: Option<&str>,
+        timeout: Duration,
+        platform: Option<&str>,
+    ) -> Result<Self, Failure> {
         let address = complete(address)?;
         let platform = platform.map(|platform| MetadataValue::try_from(platform.as_bytes())).transpose();
         let platform = platform.map_err(|_| Failure::usage("--platform: must not contain control characters"))?;
@@ -37,7 +48,15 @@ impl Client {
             let cause = cause.unwrap_or_else(|| error.to_string());
             Failure::usage(format!("--address {address}: is no address such as http://127.0.0.1:3051: {cause}"))
         };
-        let endpoint = Endpoint::from_shared(address.clone()).map_err(wrong)?.connect_timeout(timeout);
+        let mut endpoint = Endpoint::from_shared(address.clone()).map_err(wrong)?.connect_timeout(timeout);
+        if is_encrypted(&address) {
+            endpoint = endpoint.tls_config(trust(ca)?).map_err(|error| {
+                let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                Failure::Local(format!("cannot speak TLS with {address}: {cause}"))
+            })?;
+        } else if ca.is_some() {
+            return Err(Failure::usage(format!("--ca: is for https, and the address is {address}")));
+        }
         Ok(Self { channel: endpoint.connect_lazy(), address, timeout, platform })
     }
 
@@ -71,11 +90,28 @@ impl Client {
 fn complete(address: &str) -> Result<String, Failure> {
     match address.split_once("://") {
         None => Ok(format!("http://{address}")),
-        Some((scheme, _)) if scheme.eq_ignore_ascii_case("http") => Ok(address.to_owned()),
-        Some((scheme, _)) if scheme.eq_ignore_ascii_case("https") => Err(Failure::usage(format!(
-            "--address {address}: this program speaks no TLS: ask the gateway within its network, or through a tunnel, by http://"
-        ))),
-        Some(_) => Err(Failure::usage(format!("--address {address}: must begin with http://"))),
+        Some((scheme, _)) if ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) => {
+            Ok(address.to_owned())
+        }
+        Some(_) => Err(Failure::usage(format!("--address {address}: must begin with http:// or https://"))),
+    }
+}
+
+fn is_encrypted(address: &str) -> bool {
+    address.split_once("://").is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("https"))
+}
+
+/// Whose certificates are trusted: those of the file alone, or the system's.
+fn trust(ca: Option<&str>) -> Result<ClientTlsConfig, Failure> {
+    let Some(file) = ca else { return Ok(ClientTlsConfig::new().with_native_roots()) };
+    let wrong = |rule: &str| Failure::usage(format!("--ca {file}: {rule}"));
+    let mut pem = String::new();
+    let read = std::fs::File::open(file).and_then(|file| file.take(CA_BYTES_MAX + 1).read_to_string(&mut pem));
+    match read {
+        Err(error) => Err(wrong(&format!("cannot be read: {error}"))),
+        Ok(bytes) if bytes as u64 > CA_BYTES_MAX => Err(wrong(&format!("has more than {CA_BYTES_MAX} bytes"))),
+        Ok(_) if !pem.contains(PEM_BEGIN) => Err(wrong(&format!("has no certificate: {PEM_BEGIN} is not in it"))),
+        Ok(_) => Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))),
     }
 }
 
@@ -84,11 +120,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_needs_no_scheme_and_https_is_refused_plainly() {
+    fn an_address_needs_no_scheme_and_has_one_of_two() {
         assert_eq!(complete("127.0.0.1:3051").ok().as_deref(), Some("http://127.0.0.1:3051"));
-        assert_eq!(complete("HTTP://h:1").ok().as_deref(), Some("HTTP://h:1"));
-        let said = |address: &str| complete(address).map_err(|failure| failure.lines().join("\n")).unwrap_err();
-        assert!(said("https://h").contains("speaks no TLS"));
-        assert!(said("unix:///tmp/x").contains("must begin with http://"));
+        for address in ["HTTP://h:1", "https://h"] {
+            assert_eq!(complete(address).ok().as_deref(), Some(address));
+        }
+        assert!(is_encrypted("HTTPS://h") && !is_encrypted("http://https"));
+        let said = complete("unix:///tmp/x").map_err(|failure| failure.lines().join("\n")).unwrap_err();
+        assert!(said.contains("must begin with http:// or https://"), "{said}");
+    }
+
+    #[test]
+    fn certificates_are_of_a_file_that_has_some_and_for_https() {
+        let said = |address: &str, ca: &str| {
+            let made = Client::new(address, Some(ca), Duration::from_secs(1));
+            made.map(|_| ()).map_err(|failure| failure.lines().join("\n")).unwrap_err()
+        };
+        assert!(said("https://h", "/nowhere").contains("--ca /nowhere: cannot be read"));
+        assert!(said("https://h", "Cargo.toml").contains("--ca Cargo.toml: has no certificate"));
+        assert!(said("h:1", "Cargo.toml").contains("is for https"));
     }
 }

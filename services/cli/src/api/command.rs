@@ -36,6 +36,8 @@ pub(crate) enum Output {
 #[derive(Clone, Debug)]
 pub(crate) struct Manner {
     pub(crate) address: String,
+    /// A file with the certificates that are trusted instead of the system's.
+    pub(crate) ca: Option<String>,
     pub(crate) timeout: Duration,
     /// The platform for which it is asked; none for all.
     pub(crate) platform: Option<String>,
@@ -69,9 +71,7 @@ fn of_call(call: &Call, comments: &Comments) -> Command {
             command = command.arg(arg);
         }
     }
-    if let Some(body) = &call.body {
-        let help = format!("A file with the {} as JSON, - for standard input", body.name());
-        let long = format!("{help}: an object of its fields, as -o json prints it. Flags win over it.");
+    if let Some((help, long)) = held_by_file(call) {
         command = command.arg(
             Arg::new("file")
                 .short('f')
@@ -99,6 +99,22 @@ fn of_call(call: &Call, comments: &Comments) -> Command {
     common(command, can_wait(&call.method))
 }
 
+/// What a file may hold, in short and in full.
+fn held_by_file(call: &Call) -> Option<(String, String)> {
+    if let Some(body) = &call.body {
+        let help = format!("A file with the {} as JSON, - for standard input", body.name());
+        let long = format!("{help}: an object of its fields, as -o json prints it. Flags win over it.");
+        return Some((help, long));
+    }
+    let list = call.list.as_ref()?.name();
+    let help = format!("A file with the {list} as JSON, - for standard input");
+    let long = format!(
+        "{help}: a list of objects, one object after another (a line each, or not), or an object with the list as `{list}`, as -o json \
+         prints it."
+    );
+    Some((help, long))
+}
+
 fn common(command: Command, can_wait: bool) -> Command {
     let mut command = command
         .arg(
@@ -119,7 +135,16 @@ fn common(command: Command, can_wait: bool) -> Command {
                 .env("CARILLON_ADDRESS")
                 .default_value(ADDRESS)
                 .help_heading(OF_ALL)
-                .help("Where the gateway is: http://host:port"),
+                .help("Where the gateway is: http://host:port, or https://host:port"),
+        )
+        .arg(
+            Arg::new("ca")
+                .long("ca")
+                .value_name("FILE")
+                .env("CARILLON_CA")
+                .value_hint(ValueHint::FilePath)
+                .help_heading(OF_ALL)
+                .help("Certificates (PEM) to trust over https instead of the system's"),
         )
         .arg(
             Arg::new("platform")
@@ -216,7 +241,7 @@ pub(crate) fn given(call: &Call, matches: &ArgMatches) -> Given {
     let fields = call.fields.iter().filter(|field| is_given(&field.name));
     Given {
         fields: fields.map(|field| (field.name.clone(), texts(&field.name))).collect(),
-        file: call.body.as_ref().and_then(|_| matches.get_one::<String>("file").cloned()),
+        file: call.body.as_ref().or(call.list.as_ref()).and_then(|_| matches.get_one::<String>("file").cloned()),
         clear: if call.mask.is_some() { texts("clear").iter().map(|name| kebab(name)).collect() } else { Vec::new() },
     }
 }
@@ -230,6 +255,7 @@ pub(crate) fn manner(call: &Call, matches: &ArgMatches) -> Manner {
     let wait = can_wait(&call.method).then(|| matches.get_one::<Option<Duration>>("wait").copied()).flatten();
     Manner {
         address: if address.is_empty() { ADDRESS.to_owned() } else { address.to_owned() },
+        ca: matches.get_one::<String>("ca").filter(|file| !file.is_empty()).cloned(),
         timeout: matches.get_one::<Duration>("timeout").copied().unwrap_or(Duration::from_secs(10)),
         platform: platform.cloned(),
         output: matches.get_one::<Output>("output").copied().unwrap_or(Output::Table),

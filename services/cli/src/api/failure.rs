@@ -23,6 +23,8 @@ pub(crate) enum Failure {
     NotSuccess { id: String, status: String },
     /// It has not ended yet.
     NotFinal { id: String, status: String, waited: Duration },
+    /// Not all that was given was done; the answer says which.
+    Partly { refused: usize, of: usize },
     /// Of this machine.
     Local(String),
 }
@@ -39,6 +41,7 @@ impl Failure {
             Self::Late { .. } => Exit::Unavailable,
             Self::NotSuccess { .. } => Exit::NotSuccess,
             Self::NotFinal { .. } => Exit::NotFinal,
+            Self::Partly { .. } => Exit::Partly,
             Self::Local(_) => Exit::Failed,
         }
     }
@@ -57,6 +60,7 @@ impl Failure {
             Self::NotFinal { id, status, waited } => {
                 vec![named(&format!("execution {id} is {status} after {waited:?}; it goes on"))]
             }
+            Self::Partly { refused, of } => vec![named(&format!("{refused} of {of} were refused"))],
             Self::Local(message) => vec![named(message)],
         }
     }

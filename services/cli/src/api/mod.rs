@@ -2,7 +2,7 @@
 //! the API, so that a call which is added there is a command here.
 //!
 //! The way of one: [`catalog`] says which there are, [`command`] makes clap's flags of them, [`request`] the request of what was
-//! given, [`client`] asks, [`wait`] follows an execution, [`show`], [`table`] and [`json`] print, [`failure`] says why not.
+//! given, [`client`] asks, [`wait`] follows an execution, [`show`], [`results`], [`table`] and [`json`] print, [`failure`] says why not.
 //! The gateway decides what is right; nothing is checked here that it would say better.
 
 mod catalog;
@@ -12,6 +12,7 @@ mod command;
 mod failure;
 mod json;
 mod request;
+mod results;
 mod show;
 mod table;
 mod text;
@@ -76,14 +77,17 @@ async fn asked(call: &Call, matches: &ArgMatches) -> Result<(), Failure> {
     let request = request::build(call, &command::given(call, matches), &mut request::reader());
     let request = request.map_err(Failure::Usage)?;
     let offset = request.get_field_by_name("offset").and_then(|offset| offset.as_u32()).unwrap_or(0);
-    let client = Client::new(&manner.address, manner.timeout, manner.platform.as_deref())?;
+    let client = Client::new(&manner.address, manner.ca.as_deref(), manner.timeout, manner.platform.as_deref())?;
     let answer = client.call(&call.method, request).await?;
     let (answer, outcome) = match manner.wait {
         Some(limit) => wait::until_final(&client, answer, limit).await,
         None => (answer, Ok(())),
     };
     print(&answer, &manner, offset.into())?;
-    outcome
+    match results::refused(&answer) {
+        Some((refused, of)) => Err(Failure::Partly { refused, of }),
+        None => outcome,
+    }
 }
 
 fn print(answer: &DynamicMessage, manner: &Manner, offset: u64) -> Result<(), Failure> {
@@ -92,7 +96,8 @@ fn print(answer: &DynamicMessage, manner: &Manner, offset: u64) -> Result<(), Fa
         Output::Json => json::text(answer, is_terminal) + "\n",
         Output::Table => {
             let columns = terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
-            show::answer(answer, columns.filter(|_| is_terminal), offset)
+            let columns = columns.filter(|_| is_terminal);
+            results::table(answer, columns).unwrap_or_else(|| show::answer(answer, columns, offset))
         }
     };
     let mut stdout = anstream::stdout().lock();

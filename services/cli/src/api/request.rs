@@ -43,6 +43,11 @@ pub(crate) fn build(call: &Call, given: &Given, read: Reader<'_>) -> Result<Dyna
         request.set_field(body, Value::Message(message));
         changed = keys;
     }
+    if let (Some(list), Some(file)) = (&call.list, &given.file)
+        && let Some(elements) = list_of(list, file, read, &mut mistakes)
+    {
+        request.set_field(list, elements);
+    }
     for (name, texts) in &given.fields {
         let Some(field) = call.fields.iter().find(|field| field.name == *name) else { continue };
         let place = if field.is_placed { name.to_uppercase() } else { format!("--{name}") };
@@ -95,6 +100,29 @@ fn body_of(
     };
     let keys = keys.iter().map(|field| field.name().to_owned()).filter(|name| !is_placed(name)).collect();
     (message.unwrap_or_else(|| DynamicMessage::new(of)), keys)
+}
+
+/// The list as the file has it: in brackets, as one value after another, or as the field of an object, which is how it is printed.
+fn list_of(list: &FieldDescriptor, file: &str, read: Reader<'_>, mistakes: &mut Mistakes) -> Option<Value> {
+    let values = match read(file).and_then(|text| value::parse_all(&text)) {
+        Ok(values) => values,
+        Err(rule) => {
+            mistakes.push(format!("--file {file}: {rule}"));
+            return None;
+        }
+    };
+    let elements = match values.as_slice() {
+        [Json::Array(elements)] => elements.clone(),
+        [Json::Object(fields)] => match fields.get(list.name()) {
+            Some(Json::Array(elements)) => elements.clone(),
+            _ => values,
+        },
+        _ => values,
+    };
+    let mut of_file = Mistakes::new();
+    let read = value::of_field(list, &Json::Array(elements), list.name(), &mut of_file);
+    mistakes.extend(of_file.into_iter().map(|mistake| format!("--file {file}: {mistake}")));
+    read
 }
 
 fn value_of(field: &Field, texts: &[String], place: &str, read: Reader<'_>, mistakes: &mut Mistakes) -> Option<Value> {
@@ -270,6 +298,32 @@ mod tests {
         let job = request.job.unwrap();
         assert_eq!((job.id.as_str(), job.name.as_str(), job.description.as_str()), ("i", "of the flag", "d"));
         assert!(job.tags.is_empty() && request.updated_by == "me");
+    }
+
+    #[test]
+    fn a_file_holds_a_list_in_any_form_that_lists_have() {
+        let batch = call("job", "batch-create");
+        let names = |file: &str| -> Result<Vec<String>, Mistakes> {
+            let request = built(&batch, &given(&[("request-id", &["r"])], Some(file), &[]))?;
+            let request: v1::BatchCreateJobsRequest = request.transcode_to().unwrap();
+            assert_eq!(request.request_id, "r");
+            Ok(request.jobs.into_iter().map(|job| job.name).collect())
+        };
+        for file in [
+            r#"[{"name": "a"}, {"name": "b"}]"#,
+            "{\"name\": \"a\"}\n\n{\"name\": \"b\"}\n",
+            r#"{"jobs": [{"name": "a"}, {"name": "b"}], "next_page_token": ""}"#,
+        ] {
+            assert_eq!(names(file).unwrap(), ["a", "b"], "{file}");
+        }
+        assert_eq!(names(r#"{"name": "alone"}"#).unwrap(), ["alone"]);
+        assert!(names("").unwrap().is_empty(), "the gateway says how many it wants");
+        let mistakes = names("{\"name\": \"a\"} {\"name\": 7}").unwrap_err();
+        assert!(mistakes[0].ends_with(": jobs[1].name: must be a string"), "{mistakes:?}");
+        assert!(names("{\"name\": \"a\"} {").unwrap_err()[0].contains("is no JSON"));
+        let flags = given(&[("jobs", &["{\"name\": \"c\"}"])], Some("[{}]"), &[]);
+        let request: v1::BatchCreateJobsRequest = built(&batch, &flags).unwrap().transcode_to().unwrap();
+        assert_eq!(request.jobs.len(), 1, "flags win");
     }
 
     #[test]

@@ -50,10 +50,25 @@ fn of_message(of: &MessageDescriptor, text: &str) -> Result<Value, String> {
 
 /// Reads JSON, and refuses a whole number that a double would change without a word: that is what numbers of a payload are.
 pub(crate) fn parse(text: &str) -> Result<Json, String> {
-    let json = serde_json::from_str(text).map_err(|error| format!("is no JSON: {error}"))?;
+    let json = serde_json::from_str(text).map_err(|error| no_json(&error))?;
+    exact(text).map(|()| json)
+}
+
+/// The same of one value after another.
+pub(crate) fn parse_all(text: &str) -> Result<Vec<Json>, String> {
+    let values = serde_json::Deserializer::from_str(text).into_iter::<Json>();
+    let values = values.collect::<Result<Vec<Json>, _>>().map_err(|error| no_json(&error))?;
+    exact(text).map(|()| values)
+}
+
+fn no_json(error: &serde_json::Error) -> String {
+    format!("is no JSON: {error}")
+}
+
+fn exact(text: &str) -> Result<(), String> {
     match inexact(text) {
         Some(number) => Err(format!("has the number {number}, which 64-bit floats do not hold: give it as a string")),
-        None => Ok(json),
+        None => Ok(()),
     }
 }
 
