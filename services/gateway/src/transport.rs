@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn what_goes_wrong_is_logged_with_the_id_of_its_request() {
         let metadata = span_of(&HeaderMap::new()).metadata().unwrap();
-        assert_eq!((*metadata.level(), metadata.fields().field("id").is_some()), (tracing::Level::ERROR, true));
+        assert_eq!((*metadata.level(), metadata.fields().field("request.id").is_some()), (tracing::Level::ERROR, true));
     }
 
     #[test]

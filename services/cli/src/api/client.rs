@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn certificates_are_of_a_file_that_has_some_and_for_https() {
         let said = |address: &str, ca: &str| {
-            let made = Client::new(address, Some(ca), Duration::from_secs(1));
+            let made = Client::new(address, Some(ca), Duration::from_secs(1), None);
             made.map(|_| ()).map_err(|failure| failure.lines().join("\n")).unwrap_err()
         };
         assert!(said("https://h", "/nowhere").contains("--ca /nowhere: cannot be read"));

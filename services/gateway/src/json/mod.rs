@@ -4,7 +4,7 @@
 //! errors and metrics exist once. What could not be read of it goes along ([`KnownMistakes`]), so that the answer names all
 //! wrong fields at once, whichever side finds them.
 
-mod document;
+pub(crate) mod document;
 mod number;
 #[cfg(test)]
 mod oracle;

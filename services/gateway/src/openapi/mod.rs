@@ -1,9 +1,14 @@
-//! The API as an OpenAPI 3.1 document, and as a page to read: made once, at the start, from the routes and the descriptors, so that a
-//! new call or field is in it by being there. Comments of the protos are its descriptions. Nothing in here knows a job.
+//! The API as an OpenAPI 3.1 document, and as a page to read and try it by: made once, at the start, from the routes and the descriptors,
+//! so that a new call or field is in it by being there. Comments of the protos are its descriptions, requests of the README its
+//! examples. Nothing in here knows a job.
 
+mod examples;
+mod failures;
 mod operation;
 mod schema;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use carillon_proto::json::EnumWords;
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
@@ -14,17 +19,19 @@ use sha2::{Digest as _, Sha256};
 use tonic::body::Body;
 
 use crate::json::routes::Routes;
+use examples::Examples;
 use schema::Schemas;
 
 const PAGE: &str = include_str!("page.html");
-/// The page asks this host alone, and holds its own style and script.
-const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// What is answered beside the calls.
 #[derive(Clone, Debug)]
 pub(crate) struct Documents {
+    /// Where all calls are, such as `/api/v1/scheduler`: both documents are there too, for whoever is let through to nothing else.
+    base: String,
     document: Bytes,
     etag: HeaderValue,
+    page_policy: HeaderValue,
 }
 
 impl Documents {
@@ -33,15 +40,16 @@ impl Documents {
     /// # Errors
     /// If it cannot be written.
     pub(crate) fn of(routes: &Routes, words: EnumWords) -> Result<Self, String> {
-        let bytes = serde_json::to_vec(&document(routes, words)).map_err(|error| error.to_string())?;
-        let etag = format!("\"{}\"", &format!("{:x}", Sha256::digest(&bytes))[..16]);
-        let etag = HeaderValue::from_str(&etag).map_err(|error| error.to_string())?;
-        Ok(Self { document: bytes.into(), etag })
+        let base = operation::base(routes);
+        let bytes = serde_json::to_vec(&document(routes, &base, words)).map_err(|error| error.to_string())?;
+        let header = |text: &str| HeaderValue::from_str(text).map_err(|error| error.to_string());
+        let etag = header(&format!("\"{}\"", &format!("{:x}", Sha256::digest(&bytes))[..16]))?;
+        Ok(Self { base, document: bytes.into(), etag, page_policy: header(&policy(PAGE))? })
     }
 
-    /// `/openapi.json` and `/docs`; `None`: another path.
+    /// `/openapi.json` and `/docs`, both below the base too; `None`: another path.
     pub(crate) fn answer(&self, path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
-        match path {
+        match path.strip_prefix(&self.base).unwrap_or(path) {
             "/openapi.json" if headers.get(IF_NONE_MATCH) == Some(&self.etag) => {
                 Some(answer(StatusCode::NOT_MODIFIED, Bytes::new(), "application/json", Some(&self.etag)))
             }
@@ -51,12 +59,27 @@ impl Documents {
             "/docs" => {
                 let mut page =
                     answer(StatusCode::OK, Bytes::from_static(PAGE.as_bytes()), "text/html; charset=utf-8", None);
-                page.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
+                page.headers_mut().insert(CONTENT_SECURITY_POLICY, self.page_policy.clone());
                 Some(page)
             }
             _ => None,
         }
     }
+}
+
+/// The page runs its own script and has its own style, each known by its hash, and asks this host alone.
+fn policy(page: &str) -> String {
+    let hash = |tag: &str| {
+        let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
+        let inside =
+            page.split_once(&open).and_then(|(_, rest)| rest.split_once(&close)).map_or("", |(inside, _)| inside);
+        format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(inside)))
+    };
+    format!(
+        "default-src 'none'; style-src {}; script-src {}; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash("style"),
+        hash("script")
+    )
 }
 
 fn answer(status: StatusCode, bytes: Bytes, kind: &'static str, etag: Option<&HeaderValue>) -> Response<Body> {
@@ -73,12 +96,13 @@ fn answer(status: StatusCode, bytes: Bytes, kind: &'static str, etag: Option<&He
 }
 
 /// The document. Its paths name a variable by its last part, so that `/jobs/{job.id}` and `/jobs/{id}` are one.
-fn document(routes: &Routes, words: EnumWords) -> Value {
+fn document(routes: &Routes, base: &str, words: EnumWords) -> Value {
     let mut schemas = Schemas::new(words);
+    let examples = Examples::of(routes, base);
     let mut paths = Map::new();
     for route in routes.all() {
         let path = paths.entry(operation::path_of(route)).or_insert_with(|| json!({}));
-        path[route.http_method.as_str().to_ascii_lowercase()] = operation::of(route, &mut schemas);
+        path[route.http_method.as_str().to_ascii_lowercase()] = operation::of(route, &mut schemas, &examples);
     }
     json!({
         "openapi": "3.1.0",
@@ -100,7 +124,8 @@ mod tests {
     use super::*;
 
     fn made(words: EnumWords) -> Value {
-        document(&Routes::from_descriptors(&carillon_proto::descriptors()).unwrap(), words)
+        let routes = Routes::from_descriptors(&carillon_proto::descriptors()).unwrap();
+        document(&routes, &operation::base(&routes), words)
     }
 
     /// Every reference in `value`, wherever it stands.
@@ -159,7 +184,11 @@ mod tests {
         let create = &document["paths"]["/api/v1/scheduler/jobs/cron"]["post"];
         let body = create["requestBody"]["content"]["application/json"]["schema"]["$ref"].as_str();
         assert_eq!(body, Some("#/components/schemas/JobInput"));
-        assert!(create["responses"]["201"].is_object() && create["responses"]["default"].is_object());
+        assert!(create["responses"]["201"].is_object() && create["responses"]["default"].is_null());
+        assert_eq!(create["responses"]["409"]["description"], "KEY_TAKEN, REQUEST_ID_REUSED, CONCURRENT_CHANGE");
+        assert_eq!(create["requestBody"]["required"], true);
+        let example = &create["requestBody"]["content"]["application/json"]["examples"]["CreateCronJob1"];
+        assert_eq!(example["value"]["name"], "Tick", "{example}");
         let parameters: Vec<(&str, &str)> = create["parameters"]
             .as_array()
             .unwrap()
@@ -173,8 +202,40 @@ mod tests {
         assert_eq!(job["properties"]["type"]["enum"][1], "cron");
         let input = &document["components"]["schemas"]["JobInput"];
         assert_eq!(input["additionalProperties"], false);
+        assert_eq!(input["required"], json!(["name", "handler_name"]));
+        assert_eq!(input["properties"]["name"]["type"], "string", "null is none");
+        assert!(input["properties"]["status"].is_null() && input["properties"]["id"].is_null(), "OUTPUT_ONLY");
+        let patch = &document["paths"]["/api/v1/scheduler/jobs/{id}"]["patch"]["requestBody"];
+        assert_eq!(patch["content"]["application/json"]["schema"]["$ref"], "#/components/schemas/JobChange");
+        let change = &document["components"]["schemas"]["JobChange"];
+        assert!(change["required"].is_null() && change["properties"]["tags"].is_object() && patch["required"] == false);
         let delete = &document["paths"]["/api/v1/scheduler/jobs/{id}"]["delete"];
         assert!(delete["responses"]["204"]["content"].is_null());
         assert!(document["paths"]["/api/v1/scheduler/jobs/{id}"]["patch"].is_object(), "one path of one form");
+    }
+    #[test]
+    fn the_page_runs_what_it_holds_and_nothing_else() {
+        let policy = policy(PAGE);
+        assert_eq!(policy.matches("'sha256-").count(), 2);
+        assert!(!policy.contains("unsafe") && policy.starts_with("default-src 'none'"), "{policy}");
+        // By the letter; and whatever would need more than these two is not in it.
+        assert_eq!((PAGE.matches("<script").count(), PAGE.matches("<style").count()), (1, 1));
+        for other in [" style=", " onclick=", " src=", "http", "innerHTML", "eval("] {
+            assert!(!PAGE.contains(other), "{other}");
+        }
+        assert_ne!(super::policy(&PAGE.replace("'use strict'", "'use sloppy'")), policy);
+    }
+
+    #[test]
+    fn both_documents_are_below_the_base_too() {
+        let routes = Routes::from_descriptors(&carillon_proto::descriptors()).unwrap();
+        let documents = Documents::of(&routes, EnumWords::Upper).unwrap();
+        assert_eq!(documents.base, "/api/v1/scheduler");
+        for path in ["/docs", "/openapi.json", "/api/v1/scheduler/docs", "/api/v1/scheduler/openapi.json"] {
+            assert!(documents.answer(path, &HeaderMap::new()).is_some(), "{path}");
+        }
+        for path in ["/", "/api/v1/scheduler/jobs", "/api/v1/docs", "/docs/"] {
+            assert!(documents.answer(path, &HeaderMap::new()).is_none(), "{path}");
+        }
     }
 }

@@ -2,10 +2,13 @@
 
 use carillon_proto::comments::{first_clause, first_sentence};
 use carillon_proto::json::is_wrapper;
-use http::StatusCode;
+use carillon_proto::{Behavior, behaves};
+use http::{Method, StatusCode};
 use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Map, Value, json};
 
+use super::examples::Examples;
+use super::failures;
 use super::schema::Schemas;
 use crate::grpc::caller::PLATFORM_HEADER;
 use crate::json::routes::{Route, Routes};
@@ -23,6 +26,17 @@ pub(super) fn path_of(route: &Route) -> String {
 
 fn last(variable: &str) -> &str {
     variable.rsplit('.').next().unwrap_or(variable)
+}
+
+/// What all paths begin with.
+pub(super) fn base(routes: &Routes) -> String {
+    let mut paths = routes.all().map(|route| route.path_segments().collect::<Vec<_>>());
+    let first = paths.next().unwrap_or_default();
+    let shared = paths.fold(first, |shared, path| {
+        let same = shared.iter().zip(&path).take_while(|(one, other)| one == other).count();
+        shared[..same].to_vec()
+    });
+    shared.iter().map(|segment| format!("/{segment}")).collect()
 }
 
 /// One for each service that has a route.
@@ -46,7 +60,7 @@ fn tag_of(route: &Route) -> String {
 }
 
 /// The operation.
-pub(super) fn of(route: &Route, schemas: &mut Schemas) -> Value {
+pub(super) fn of(route: &Route, schemas: &mut Schemas, examples: &Examples) -> Value {
     let service = schemas.service(route.service_name());
     let method = service.and_then(|service| service.methods().find(|method| method.name() == route.name));
     let comment = method.as_ref().map(|method| schemas.comments().method(method).to_owned()).unwrap_or_default();
@@ -61,7 +75,10 @@ pub(super) fn of(route: &Route, schemas: &mut Schemas) -> Value {
     if let Some(permission) = method.as_ref().and_then(carillon_proto::permission) {
         operation["x-permission"] = json!(permission);
     }
-    if let Some(body) = body(route, schemas) {
+    if let Some(mut body) = body(route, schemas) {
+        if let Some(examples) = examples.of_call(route) {
+            body["content"]["application/json"]["examples"] = examples;
+        }
         operation["requestBody"] = body;
     }
     operation
@@ -145,19 +162,25 @@ fn field_at(message: &MessageDescriptor, path: &str) -> Option<FieldDescriptor> 
     }
 }
 
+/// A body must be there where something of it must. What is changed is what is given, so nothing has to be.
 fn body(route: &Route, schemas: &mut Schemas) -> Option<Value> {
-    let schema = match route.body_field() {
+    let (schema, required) = match route.body_field() {
         Some(field) => match route.input.get_field_by_name(field)?.kind() {
-            Kind::Message(message) => schemas.input(&message),
+            Kind::Message(message) if route.http_method == Method::PATCH => (schemas.change(&message), false),
+            Kind::Message(message) => (schemas.input(&message), requires(&message)),
             _ => return None,
         },
         None if route.has_body() => {
             let bound: Vec<&str> = route.variables().collect();
-            schemas.body(&route.input, &bound)
+            (schemas.body(&route.input, &bound), requires(&route.input))
         }
         None => return None,
     };
-    Some(json!({"required": false, "content": {"application/json": {"schema": schema}}}))
+    Some(json!({"required": required, "content": {"application/json": {"schema": schema}}}))
+}
+
+fn requires(message: &MessageDescriptor) -> bool {
+    message.fields().any(|field| behaves(&field, Behavior::Required))
 }
 
 fn responses(route: &Route, schemas: &mut Schemas) -> Value {
@@ -168,12 +191,12 @@ fn responses(route: &Route, schemas: &mut Schemas) -> Value {
         success["content"] = json!({"application/json": {"schema": schemas.output(&route.output)}});
     }
     responses.insert(status.as_str().to_owned(), success);
-    responses.insert(
-        "default".to_owned(),
-        json!({
-            "description": "A failure, by its reason",
+    for (status, words) in failures::of(route) {
+        let failure = json!({
+            "description": words.join(", "),
             "content": {"application/json": {"schema": schemas.failure()}},
-        }),
-    );
+        });
+        responses.insert(status.to_string(), failure);
+    }
     Value::Object(responses)
 }

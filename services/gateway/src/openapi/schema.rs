@@ -1,5 +1,6 @@
-//! Messages as schemas of OpenAPI 3.1. A message has two: as it is answered, where every key is there, and as it is given (`…Input`),
-//! where none has to be, null is the default, and what is not known is refused.
+//! Messages as schemas of OpenAPI 3.1. A message has several: as it is answered, where every key is there; as it is given (`…Input`),
+//! where those that are REQUIRED are, null is the default of the others, and what is not known is refused; and as it is changed
+//! (`…Change`), where none has to be. What the server alone decides (OUTPUT_ONLY) is answered and not asked for.
 
 use carillon_proto::comments::Comments;
 use carillon_proto::json::{EXACT_MAX, EnumWords, is_wrapper};
@@ -15,6 +16,8 @@ enum Way {
     Out,
     /// Given.
     In,
+    /// Given in part.
+    Change,
 }
 
 /// The schemas that operations refer to, each made when it is first asked for.
@@ -55,6 +58,11 @@ impl Schemas {
     /// A message as it is given.
     pub(super) fn input(&mut self, message: &MessageDescriptor) -> Value {
         self.message(message, Way::In)
+    }
+
+    /// A message whose fields are changed as far as they are given.
+    pub(super) fn change(&mut self, message: &MessageDescriptor) -> Value {
+        self.message(message, Way::Change)
     }
 
     /// A message as it is given, without what a path binds.
@@ -103,6 +111,7 @@ impl Schemas {
         let name = match way {
             Way::Out => message.name().to_owned(),
             Way::In => format!("{}Input", message.name()),
+            Way::Change => format!("{}Change", message.name()),
         };
         if !self.made.contains_key(&name) {
             // Before its fields, which may be of it.
@@ -116,9 +125,8 @@ impl Schemas {
     fn object(&mut self, message: &MessageDescriptor, way: Way) -> Value {
         let mut properties = Map::new();
         let mut required = Vec::new();
-        for field in message.fields() {
-            let in_oneof = field.containing_oneof().is_some_and(|oneof| !oneof.is_synthetic());
-            if way == Way::Out && !in_oneof {
+        for field in message.fields().filter(|field| way == Way::Out || !behaves(field, Behavior::OutputOnly)) {
+            if is_always_there(&field, way) {
                 required.push(field.name().to_owned());
             }
             properties.insert(field.name().to_owned(), self.field(&field, way));
@@ -128,34 +136,36 @@ impl Schemas {
         if !described.is_empty() {
             schema["description"] = json!(described);
         }
-        match way {
-            Way::Out => schema["required"] = json!(required),
-            Way::In => schema["additionalProperties"] = json!(false),
+        if !required.is_empty() {
+            schema["required"] = json!(required);
+        }
+        if way != Way::Out {
+            schema["additionalProperties"] = json!(false);
         }
         schema
     }
 
     fn field(&mut self, field: &FieldDescriptor, way: Way) -> Value {
+        // What is in a field is given as a whole.
+        let inner = if way == Way::Change { Way::In } else { way };
         let value = if field.is_map() {
             let Kind::Message(entry) = field.kind() else { return json!({}) };
-            json!({"type": "object", "additionalProperties": self.single(&entry.map_entry_value_field().kind(), way)})
+            json!({"type": "object", "additionalProperties": self.single(&entry.map_entry_value_field().kind(), inner)})
         } else if field.is_list() {
-            json!({"type": "array", "items": self.single(&field.kind(), way)})
+            json!({"type": "array", "items": self.single(&field.kind(), inner)})
         } else {
-            self.single(&field.kind(), way)
+            self.single(&field.kind(), inner)
         };
         let may_be_null = match way {
             Way::Out => field.supports_presence() && !field.is_list() && !field.is_map(),
-            Way::In => true,
+            Way::In => !is_always_there(field, way),
+            Way::Change => !behaves(field, Behavior::Required),
         };
         let mut schema = if may_be_null { nullable(value) } else { value };
         if schema.as_object().is_some_and(|fields| fields.contains_key("$ref")) {
             schema = json!({"allOf": [schema]});
         }
         schema["description"] = json!(self.comments.field(field));
-        if way == Way::In && behaves(field, Behavior::OutputOnly) {
-            schema["readOnly"] = json!(true);
-        }
         schema
     }
 
@@ -201,6 +211,14 @@ impl Schemas {
             name if is_wrapper(name) => nullable(self.single(&message.get_field_by_name("value")?.kind(), way)),
             _ => return None,
         })
+    }
+}
+
+fn is_always_there(field: &FieldDescriptor, way: Way) -> bool {
+    match way {
+        Way::Out => field.containing_oneof().is_none_or(|oneof| oneof.is_synthetic()),
+        Way::In => behaves(field, Behavior::Required),
+        Way::Change => false,
     }
 }
 

@@ -145,9 +145,13 @@ async fn the_api_describes_itself_to_programs_and_people() -> Result<()> {
     assert!(document["paths"]["/api/v1/scheduler/jobs"]["get"].is_object());
     let again = gateway.http.get(at("/openapi.json")).header("if-none-match", &etag).send().await?;
     assert_eq!((again.status(), again.bytes().await?.len()), (StatusCode::NOT_MODIFIED, 0));
+    // Also where a proxy lets through what is below the base alone.
+    let below = gateway.http.get(gateway.url("/openapi.json")).send().await?;
+    assert_eq!(below.json::<Value>().await?, document);
+    assert_eq!(gateway.http.get(gateway.url("/docs")).send().await?.status(), StatusCode::OK);
     let page = gateway.http.get(at("/docs")).send().await?;
     let policy = page.headers()["content-security-policy"].to_str()?.to_owned();
-    assert!(policy.starts_with("default-src 'none'"), "{policy}");
+    assert!(policy.starts_with("default-src 'none'") && policy.contains("script-src 'sha256-"), "{policy}");
     let page = page.text().await?;
     assert!(page.contains("openapi.json") && !page.contains("http"), "it asks no other host");
     let posted = gateway.http.post(at("/docs")).send().await?;
