@@ -37,6 +37,8 @@ fn can_be(reason: Reason, route: &Route) -> bool {
         Reason::OrderTooWide => has(&route.input, "order_by"),
         Reason::RequestTooLarge | Reason::MediaTypeUnsupported | Reason::RequestLate => route.has_body(),
         Reason::NotFound => is_of_one,
+        // What is triggered is not changed by it, and what is made is its maker's.
+        Reason::NotOwn => writes && is_of_one && !is_remembered,
         Reason::KeyTaken => is_remembered && makes(route, "key"),
         Reason::RequestIdReused => is_remembered,
         Reason::WrongState => writes && is_of_one,
@@ -79,12 +81,12 @@ mod tests {
         assert_eq!(of("GetJob"), read);
         assert_eq!(of("ListJobs"), [400, 431, 500, 503, 504]);
         assert_eq!(of("PreviewSchedule"), [400, body[0], body[1], body[2], 431, 500, 503, 504]);
-        assert_eq!(of("DeleteJob"), [400, 404, 409, 431, 500, 503, 504]);
+        assert_eq!(of("DeleteJob"), [400, 403, 404, 409, 431, 500, 503, 504]);
         assert_eq!(of("TriggerJob"), [400, 404, body[0], 409, body[1], body[2], 431, 500, 503, 504]);
         for made in ["CreateJob", "BatchCreateJobs"] {
             assert_eq!(of(made), [400, body[0], 409, body[1], body[2], 429, 431, 500, 503, 504], "{made}");
         }
-        assert_eq!(of("UpdateJob"), [400, 404, body[0], 409, body[1], body[2], 429, 431, 500, 503, 504]);
+        assert_eq!(of("UpdateJob"), [400, 403, 404, body[0], 409, body[1], body[2], 429, 431, 500, 503, 504]);
         let words = |name: &str| super::of(routes.all().find(|route| route.name == name).unwrap())[&409].clone();
         assert_eq!(words("CreateJob"), ["KEY_TAKEN", "REQUEST_ID_REUSED", "CONCURRENT_CHANGE"]);
         assert_eq!(words("UpdateJob"), ["SUPERSEDED", "CONCURRENT_CHANGE"]);
