@@ -1,7 +1,7 @@
 -- What is to run, and when. A job is wide and rarely written; what each fire touches is kept apart from it, so that a
 -- fire never rewrites a wide row with many indexes: `job_timers` is moved by the claim, `job_stats` by the recorder.
 
-CREATE TABLE jobs (
+CREATE TABLE carillon.jobs (
     id             uuid PRIMARY KEY,
     name           text NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
     description    text NOT NULL DEFAULT '',
@@ -48,20 +48,21 @@ CREATE TABLE jobs (
     CHECK (allow_overlap OR concurrency = 1)
 );
 -- Ids are time-ordered (UUID version 7), so these serve "newest first" without a column of their own.
-CREATE INDEX jobs_by_status ON jobs (status, id);
-CREATE INDEX jobs_by_type ON jobs (type, status, id);
-CREATE INDEX jobs_by_platform ON jobs (platform_id, id) WHERE platform_id IS NOT NULL;
+CREATE INDEX jobs_by_status ON carillon.jobs (status, id);
+CREATE INDEX jobs_by_type ON carillon.jobs (type, status, id);
+CREATE INDEX jobs_by_platform ON carillon.jobs (platform_id, id) WHERE platform_id IS NOT NULL;
 -- A key is free again once its job is deleted.
-CREATE UNIQUE INDEX jobs_key ON jobs (platform_id, key) NULLS NOT DISTINCT WHERE key IS NOT NULL AND status <> 'CANCELLED';
-CREATE INDEX jobs_by_key ON jobs (key, id) WHERE key IS NOT NULL;
+CREATE UNIQUE INDEX jobs_key ON carillon.jobs (platform_id, key) NULLS NOT DISTINCT WHERE key IS NOT NULL
+    AND status <> 'CANCELLED';
+CREATE INDEX jobs_by_key ON carillon.jobs (key, id) WHERE key IS NOT NULL;
 -- Whether a name of a queue is still in use.
-CREATE INDEX jobs_by_queue ON jobs (queue, cancelled_at);
+CREATE INDEX jobs_by_queue ON carillon.jobs (queue, cancelled_at);
 
 -- A page of jobs from `from_id` to before `below_id`, oldest first if `ascending`: it looks at `most` rows and says of each
 -- whether it matches `wanted` (carillon_store::jobs::Filter), which has the `statuses` that a job may have. The way is not left
 -- to the planner, which may know nothing of what was created today, or take what is rare for common: written over all columns
 -- of an index, and with every other way forbidden, it is a walk along it. Of several statuses each is a walk of its own.
-CREATE FUNCTION carillon_page_of_jobs(from_id uuid, below_id uuid, most int, ascending boolean, wanted jsonb)
+CREATE FUNCTION carillon.page_of_jobs(from_id uuid, below_id uuid, most int, ascending boolean, wanted jsonb)
 RETURNS TABLE (id uuid, matches boolean)
 LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
@@ -99,7 +100,7 @@ BEGIN
                  AND ($6::text IS NULL OR position(lower($6) IN lower(p.name)) > 0)
                  AND ($7::text IS NULL OR starts_with(p.name, $7)) AND ($8::text IS NULL OR p.handler_name = $8)
                  AND ($9::text IS NULL OR p.queue = $9) AND ($10::smallint IS NULL OR p.priority = $10), false) AS matches
-             FROM (SELECT j.* FROM jobs j
+             FROM (SELECT j.* FROM carillon.jobs j
                    WHERE %1$s(%2$s, j.id) >= (%3$s, %4$L::uuid) AND (%2$s, j.id) < (%3$s, %5$L::uuid)
                    ORDER BY %6$s, j.id %7$s LIMIT %8$s) p)',
             partial, array_to_string(columns, ', '), walk, from_id, below_id,
@@ -115,7 +116,7 @@ $$;
 
 -- By which rules of time zones the instants of all timers were reckoned (carillon_core::schedule::zone_rules): a leader whose own
 -- data says something else walks all jobs and reckons them anew. One row.
-CREATE TABLE zone_walk (
+CREATE TABLE carillon.zone_walk (
     single   boolean PRIMARY KEY DEFAULT true CHECK (single),
     rules    bigint NOT NULL,
     -- The walk has come to this job,
@@ -127,8 +128,8 @@ CREATE TABLE zone_walk (
 -- Each revision of a definition, whole, with who made it and when. An execution names the one that it runs with, and keeps
 -- it through all its attempts; a superseded one stays while an open execution names it, and for as long as an execution
 -- can be retried by hand (R23a).
-CREATE TABLE job_revisions (
-    job_id        uuid NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+CREATE TABLE carillon.job_revisions (
+    job_id        uuid NOT NULL REFERENCES carillon.jobs (id) ON DELETE CASCADE,
     revision      bigint NOT NULL,
     -- The definition's columns of `jobs`, by name.
     definition    jsonb NOT NULL,
@@ -138,12 +139,12 @@ CREATE TABLE job_revisions (
     superseded_at timestamptz,
     PRIMARY KEY (job_id, revision)
 );
-CREATE INDEX job_revisions_superseded ON job_revisions (superseded_at, job_id, revision) WHERE superseded_at IS NOT NULL;
+CREATE INDEX job_revisions_superseded ON carillon.job_revisions (superseded_at, job_id, revision) WHERE superseded_at IS NOT NULL;
 -- Jobs of which more than 1,000 revisions were superseded (carillon_store::revisions::KEPT_MAX).
-CREATE INDEX job_revisions_many ON job_revisions (job_id) WHERE revision > 1001;
+CREATE INDEX job_revisions_many ON carillon.job_revisions (job_id) WHERE revision > 1001;
 
 -- The queues that jobs have named: their number is bounded (`queues_max`), since each may have four streams.
-CREATE TABLE queues (
+CREATE TABLE carillon.queues (
     name       text PRIMARY KEY,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
@@ -151,17 +152,17 @@ CREATE TABLE queues (
 -- Jobs that some dispatcher shall look at, outside of any claim or flush (H62): whether one whose timetable has ended is
 -- complete, whether one that was deleted has something open. Written in the transaction that gives reason for it; deleted once
 -- the question is decided. It refers to no job, so that whoever records an end waits for nobody who holds a job's row.
-CREATE TABLE job_attention (
+CREATE TABLE carillon.job_attention (
     id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     job_id   uuid NOT NULL,
     noted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     look_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-CREATE INDEX job_attention_due ON job_attention (look_at);
+CREATE INDEX job_attention_due ON carillon.job_attention (look_at);
 
 -- One narrow, hot row a job; it lives as long as its job (PROTOCOL R20), so that claimed_count is never born again.
-CREATE TABLE job_timers (
-    job_id        uuid PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
+CREATE TABLE carillon.job_timers (
+    job_id        uuid PRIMARY KEY REFERENCES carillon.jobs (id) ON DELETE CASCADE,
     shard         smallint NOT NULL,
     -- The next instant to fire; NULL when nothing is to come (paused, exhausted, event job).
     fire_at       timestamptz,
@@ -175,11 +176,11 @@ CREATE TABLE job_timers (
     claimed_count bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 70);
 -- The leader claims line by line, each as far as its stream has room: a line that nobody serves holds up no other.
-CREATE INDEX job_timers_due ON job_timers (shard, queue, priority, fire_at) WHERE fire_at IS NOT NULL;
+CREATE INDEX job_timers_due ON carillon.job_timers (shard, queue, priority, fire_at) WHERE fire_at IS NOT NULL;
 
 -- Written by the recorder alone, from what its own UPDATE returned.
-CREATE TABLE job_stats (
-    job_id            uuid PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
+CREATE TABLE carillon.job_stats (
+    job_id            uuid PRIMARY KEY REFERENCES carillon.jobs (id) ON DELETE CASCADE,
     finished_count    bigint NOT NULL DEFAULT 0,
     success_count     bigint NOT NULL DEFAULT 0,
     failure_count     bigint NOT NULL DEFAULT 0,
@@ -190,9 +191,9 @@ CREATE TABLE job_stats (
 ) WITH (fillfactor = 50);
 
 -- A fire asked for by hand, until the leader claims it (only the leader creates what is published).
-CREATE TABLE job_triggers (
+CREATE TABLE carillon.job_triggers (
     execution_id uuid PRIMARY KEY,
-    job_id       uuid NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    job_id       uuid NOT NULL REFERENCES carillon.jobs (id) ON DELETE CASCADE,
     shard        smallint NOT NULL,
     fire_at      timestamptz NOT NULL,
     queue        text NOT NULL,
@@ -211,12 +212,12 @@ CREATE TABLE job_triggers (
     created_at   timestamptz NOT NULL DEFAULT now(),
     CHECK ((trace_id IS NULL) = (parent_span_id IS NULL))
 );
-CREATE INDEX job_triggers_due ON job_triggers (shard, queue, priority, fire_at);
-CREATE INDEX job_triggers_by_job ON job_triggers (job_id);
+CREATE INDEX job_triggers_due ON carillon.job_triggers (shard, queue, priority, fire_at);
+CREATE INDEX job_triggers_by_job ON carillon.job_triggers (job_id);
 
 -- What a request_id led to: the same key answers with the same thing. `fingerprint` = SHA-256 of the request, so that
 -- one key with two different requests is refused instead of answered wrongly.
-CREATE TABLE idempotency_keys (
+CREATE TABLE carillon.idempotency_keys (
     -- What is made, and for which platform.
     space       text NOT NULL,
     key         text NOT NULL CHECK (length(key) BETWEEN 1 AND 200),
@@ -227,4 +228,4 @@ CREATE TABLE idempotency_keys (
     created_at  timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (space, key)
 );
-CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
+CREATE INDEX idempotency_keys_by_age ON carillon.idempotency_keys (created_at);

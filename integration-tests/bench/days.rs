@@ -34,7 +34,7 @@ const LEASE: Duration = Duration::from_secs(300);
 /// Days of `$1` that are a day behind the one before, as many as there are names.
 const MAKE_DAYS: &str = "
 SELECT count(*) FROM UNNEST($2::text[], $3::uuid[], $4::uuid[]) AS d(name, from_id, below_id)
-WHERE carillon_make_partition($1, d.name, d.from_id, d.below_id) = 'made'";
+WHERE carillon.make_partition($1, d.name, d.from_id, d.below_id) = 'made'";
 
 /// QUEUED, of one job each.
 const OPEN: &str = "

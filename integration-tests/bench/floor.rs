@@ -32,7 +32,7 @@ use uuid::Uuid;
 use crate::jobs::{HANDLER, PAYLOAD};
 use crate::options::Plan;
 use crate::product::line;
-use crate::servers::{Database, Servers};
+use crate::servers::{Database, SEARCH_PATH, Servers};
 
 /// Its jobs are in a shard that no dispatcher leads.
 pub const SHARD: i16 = 9;
@@ -339,5 +339,6 @@ async fn client(servers: &Servers) -> Result<Client> {
 
 async fn session(database: &Database) -> Result<PgConnection> {
     let options: PgConnectOptions = database.url.parse()?;
-    Ok(PgConnection::connect_with(&options.application_name("carillon-floor").options(SESSION)).await?)
+    Ok(PgConnection::connect_with(&options.application_name("carillon-floor").options(SESSION).options(SEARCH_PATH))
+        .await?)
 }

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use carillon_core::ids;
 use carillon_testkit::RespClient;
 use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use uuid::Uuid;
 
@@ -21,7 +22,7 @@ use crate::load::{self, Start, longest_gap};
 use crate::options::Plan;
 use crate::product::{Binaries, Watch};
 use crate::report::{Report, progress};
-use crate::servers::{Database, Servers};
+use crate::servers::{Database, SEARCH_PATH, Servers};
 
 const DISPATCHERS: usize = 3;
 const EXECUTORS: usize = 3;
@@ -272,7 +273,8 @@ fn first_published(port: u16) -> Result<f64> {
 
 /// As an administrator's session that goes silent within its transaction: locks some rows of `table`; the jobs they are of.
 async fn lock(url: &str, table: &str, jobs: &[Uuid], first: DateTime<Utc>) -> Result<(PgConnection, HashSet<Uuid>)> {
-    let mut session = PgConnection::connect(url).await?;
+    let options: PgConnectOptions = url.parse()?;
+    let mut session = PgConnection::connect_with(&options.options(SEARCH_PATH)).await?;
     sqlx::raw_sql("BEGIN").execute(&mut session).await?;
     // Those that come from now on, some each second.
     let coming = jobs.iter().skip(usize::try_from(BEFORE * PER_S)?).step_by(usize::try_from(WITH * PER_S)? / LOCKED);

@@ -241,9 +241,12 @@ async fn use_log_files(admin: &PgPool) -> Result<()> {
     Ok(())
 }
 
+/// Of the benchmark's own sessions, which name tables without their schema; a program does not.
+pub const SEARCH_PATH: [(&str, &str); 1] = [("search_path", "carillon,public")];
+
 async fn pool(url: &str, connections: u32) -> Result<PgPool> {
     let options: PgConnectOptions = url.parse()?;
-    let options = options.application_name("carillon-bench");
+    let options = options.application_name("carillon-bench").options(SEARCH_PATH);
     PgPoolOptions::new()
         .max_connections(connections)
         .connect_with(options)

@@ -252,7 +252,7 @@ async fn start_postgres(world: &Arc<World>) -> Result<()> {
 
 /// A session of an administrator, which may write whatever the server's default says.
 async fn admin(world: &World) -> Result<PgConnection> {
-    let mut session = PgConnection::connect(world.postgres.database().url()).await?;
+    let mut session = PgConnection::connect_with(&world.postgres.database().options()?).await?;
     sqlx::raw_sql("SET default_transaction_read_only = off; SET application_name = 'soak'")
         .execute(&mut session)
         .await?;

@@ -36,6 +36,7 @@ mod lost_redis;
 mod memory;
 mod metadata;
 mod much;
+mod neighbours;
 mod newer_entry;
 mod pooler;
 mod postgres_failover;

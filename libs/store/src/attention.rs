@@ -19,21 +19,21 @@ pub const AGAIN_MAX_SECONDS: i32 = 10;
 /// it reads of a row it has locked is the row's newest state, so claimed and finished are compared exactly (R20).
 const ATTENTION_LOOK: &str = "
 WITH noted AS MATERIALIZED (
-    SELECT id, job_id, noted_at FROM job_attention WHERE look_at <= clock_timestamp()
+    SELECT id, job_id, noted_at FROM carillon.job_attention WHERE look_at <= clock_timestamp()
     ORDER BY look_at LIMIT $1 FOR UPDATE SKIP LOCKED
 ), job AS MATERIALIZED (
-    SELECT j.id, j.status FROM jobs j WHERE j.id IN (SELECT job_id FROM noted)
+    SELECT j.id, j.status FROM carillon.jobs j WHERE j.id IN (SELECT job_id FROM noted)
     ORDER BY j.id FOR NO KEY UPDATE SKIP LOCKED
 ), timer AS MATERIALIZED (
-    SELECT t.job_id, t.claimed_count, t.exhausted AND t.fire_at IS NULL AS has_ended FROM job_timers t
+    SELECT t.job_id, t.claimed_count, t.exhausted AND t.fire_at IS NULL AS has_ended FROM carillon.job_timers t
     WHERE t.job_id IN (SELECT id FROM job WHERE status = 'ACTIVE')
     ORDER BY t.job_id FOR NO KEY UPDATE SKIP LOCKED
 ), stats AS MATERIALIZED (
-    SELECT s.job_id, t.claimed_count = s.finished_count AS is_over FROM timer t JOIN job_stats s ON s.job_id = t.job_id
+    SELECT s.job_id, t.claimed_count = s.finished_count AS is_over FROM timer t JOIN carillon.job_stats s ON s.job_id = t.job_id
     WHERE t.has_ended
     ORDER BY s.job_id FOR NO KEY UPDATE OF s SKIP LOCKED
 ), completed AS (
-    UPDATE jobs j SET status = 'COMPLETED', completed_at = clock_timestamp(), updated_at = clock_timestamp()
+    UPDATE carillon.jobs j SET status = 'COMPLETED', completed_at = clock_timestamp(), updated_at = clock_timestamp()
     FROM stats s
     WHERE j.id = s.job_id AND s.is_over
     RETURNING j.id
@@ -44,11 +44,11 @@ WITH noted AS MATERIALIZED (
        -- Resuming a job asks by itself, and leaves a note.
        OR n.job_id IN (SELECT id FROM job WHERE status IN ('PAUSED', 'COMPLETED'))
        -- Not as a NOT EXISTS: that may become a reading of all jobs.
-       OR n.job_id NOT IN (SELECT j.id FROM jobs j WHERE j.id IN (SELECT job_id FROM noted))
+       OR n.job_id NOT IN (SELECT j.id FROM carillon.jobs j WHERE j.id IN (SELECT job_id FROM noted))
 ), gone AS (
-    DELETE FROM job_attention WHERE id IN (SELECT id FROM decided)
+    DELETE FROM carillon.job_attention WHERE id IN (SELECT id FROM decided)
 ), later AS (
-    UPDATE job_attention a
+    UPDATE carillon.job_attention a
     SET look_at = clock_timestamp()
         + least(greatest(clock_timestamp() - a.noted_at, interval '1 second'), $2 * interval '1 second')
     WHERE a.id IN (SELECT id FROM noted) AND a.id NOT IN (SELECT id FROM decided)
@@ -93,24 +93,29 @@ pub async fn look(store: &Store, limit: i64) -> Result<Looked> {
 /// # Errors
 /// If Postgres is unavailable.
 pub async fn forget(store: &Store, note: i64) -> Result<()> {
-    sqlx::query("DELETE FROM job_attention WHERE id = $1").bind(note).execute(&store.pool).await?;
+    sqlx::query("DELETE FROM carillon.job_attention WHERE id = $1").bind(note).execute(&store.pool).await?;
     Ok(())
 }
 
 /// Leaves a note for a job, if its timetable has ended: what of it is open now is, maybe, the last of it.
 pub(crate) async fn note_ended_on(connection: &mut Connection, job: Uuid) -> Result<()> {
-    sqlx::query("INSERT INTO job_attention (job_id) SELECT job_id FROM job_timers WHERE job_id = $1 AND exhausted")
-        .bind(job)
-        .execute(connection)
-        .await?;
+    sqlx::query(
+        "INSERT INTO carillon.job_attention (job_id) SELECT job_id FROM carillon.job_timers WHERE job_id = $1
+        AND exhausted",
+    )
+    .bind(job)
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
 /// Leaves a note for a job that was deleted: if whoever deletes it goes away, a dispatcher ends what is open.
 pub(crate) async fn note_deleted_on(connection: &mut Connection, job: Uuid) -> Result<()> {
-    sqlx::query("INSERT INTO job_attention (job_id, look_at) VALUES ($1, clock_timestamp() + interval '5 seconds')")
-        .bind(job)
-        .execute(connection)
-        .await?;
+    sqlx::query(
+        "INSERT INTO carillon.job_attention (job_id, look_at) VALUES ($1, clock_timestamp() + interval '5 seconds')",
+    )
+    .bind(job)
+    .execute(connection)
+    .await?;
     Ok(())
 }

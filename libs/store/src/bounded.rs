@@ -3,7 +3,8 @@
 //! The server ends a statement that runs or waits for too long, and a session that falls silent inside of a transaction
 //! (`pool.rs` and `leader_session.rs` set the timers). That is of no help when the line itself swallows all bytes: so the
 //! client gives up a little later by itself, and whatever it gave up on is never used again. Both are built into the types
-//! here, and no other connection of this crate runs statements, so that none can be forgotten.
+//! here, and no other connection of this crate runs statements, so that none can be forgotten. For the same reason it is here
+//! that a statement gets the name of its schema ([`crate::schema`]).
 //!
 //! A pool whose line is cut has many connections that are dead without knowing it. Finding out costs a deadline each, so one
 //! that ran out makes all that were made before it suspect: they are thrown away unasked.
@@ -26,6 +27,8 @@ use sqlx::{Connection as _, Either, Execute, Executor, PgConnection, PgPool, Pos
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
+use crate::schema::{InSchema, Schema};
+
 /// How long an idle connection may take to say that it lives.
 const SIGN_OF_LIFE_MAX: Duration = Duration::from_secs(1);
 
@@ -35,6 +38,7 @@ pub(crate) struct Pool {
     pool: PgPool,
     limit: Duration,
     suspect: Suspect,
+    schema: Schema,
 }
 
 /// Connections made before this are not used any more.
@@ -55,7 +59,13 @@ impl Suspect {
 impl Pool {
     /// A pool that connects when it is first used. `limit` is how long the client waits for an answer; with `ask_first` a
     /// connection that has lain idle is asked for a sign of life before it is used.
-    pub(crate) fn new(options: PgPoolOptions, connect: PgConnectOptions, limit: Duration, ask_first: bool) -> Self {
+    pub(crate) fn new(
+        options: PgPoolOptions,
+        connect: PgConnectOptions,
+        schema: Schema,
+        limit: Duration,
+        ask_first: bool,
+    ) -> Self {
         let suspect = Suspect::default();
         let suspects = suspect.clone();
         let pool = options
@@ -79,7 +89,7 @@ impl Pool {
                 Box::pin(async move { Ok(within(limit, connection.ping()).await.is_ok()) })
             })
             .connect_lazy_with(connect);
-        Self { pool, limit, suspect }
+        Self { pool, limit, suspect, schema }
     }
 
     /// One of its connections, for several statements.
@@ -87,6 +97,7 @@ impl Pool {
         let pooled = self.pool.acquire().await?;
         Ok(Connection {
             inner: Some(Inner::Pooled(pooled, self.suspect.clone())),
+            schema: self.schema.clone(),
             limit: self.limit,
             interrupted: false,
             rollback_due: false,
@@ -96,6 +107,11 @@ impl Pool {
     /// Begins a transaction on one of its connections.
     pub(crate) async fn begin(&self) -> sqlx::Result<Transaction<'static>> {
         Transaction::begin(MaybeOwned::Owned(self.acquire().await?)).await
+    }
+
+    /// Where all that is ours lies.
+    pub(crate) const fn schema(&self) -> &Schema {
+        &self.schema
     }
 
     /// Closes every connection.
@@ -110,6 +126,7 @@ impl Pool {
 pub(crate) struct Connection {
     /// `None`: given up.
     inner: Option<Inner>,
+    schema: Schema,
     limit: Duration,
     /// A statement was begun and not heard to its end.
     interrupted: bool,
@@ -153,14 +170,15 @@ impl Inner {
 
 impl Connection {
     /// A connection of its own, outside of any pool.
-    pub(crate) async fn connect(options: &PgConnectOptions, limit: Duration) -> sqlx::Result<Self> {
+    pub(crate) async fn connect(options: &PgConnectOptions, schema: &Schema, limit: Duration) -> sqlx::Result<Self> {
         let own = within(limit, async {
             let mut own = PgConnection::connect_with(options).await?;
             watch_for_client(&mut own).await?;
             Ok(own)
         });
         let own = own.await?;
-        Ok(Self { inner: Some(Inner::Own(Box::new(own))), limit, interrupted: false, rollback_due: false })
+        let inner = Some(Inner::Own(Box::new(own)));
+        Ok(Self { inner, schema: schema.clone(), limit, interrupted: false, rollback_due: false })
     }
 
     /// Begins a transaction.
@@ -187,7 +205,12 @@ impl Connection {
         }
     }
 
-    /// The driver's connection, for one statement; [`Connection::settle`] what came of it.
+    /// A query as it is sent.
+    pub(crate) fn in_schema<E>(&self, query: E) -> InSchema<E> {
+        self.schema.query(query)
+    }
+
+    /// The driver's connection, for one statement, made by [`Connection::in_schema`]; [`Connection::settle`] what came of it.
     pub(crate) async fn lend(&mut self) -> sqlx::Result<(&mut PgConnection, Duration)> {
         if self.rollback_due {
             self.roll_back().await?;
@@ -273,6 +296,7 @@ impl<'c> Executor<'c> for &'c mut Connection {
         E: 'q + Execute<'q, Postgres>,
     {
         let rows = async move {
+            let query = self.in_schema(query);
             let (connection, limit) = self.lend().await?;
             let outcome = timeout(limit, connection.fetch_many(query).try_collect::<Vec<_>>()).await;
             self.settle(outcome)
@@ -286,6 +310,7 @@ impl<'c> Executor<'c> for &'c mut Connection {
         E: 'q + Execute<'q, Postgres>,
     {
         Box::pin(async move {
+            let query = self.in_schema(query);
             let (connection, limit) = self.lend().await?;
             let outcome = timeout(limit, connection.fetch_optional(query)).await;
             self.settle(outcome)
@@ -297,6 +322,7 @@ impl<'c> Executor<'c> for &'c mut Connection {
         'c: 'e,
     {
         Box::pin(async move {
+            let sql = self.schema.put_into(sql);
             let (connection, limit) = self.lend().await?;
             let outcome = timeout(limit, connection.prepare_with(sql, parameters)).await;
             self.settle(outcome)
@@ -308,6 +334,7 @@ impl<'c> Executor<'c> for &'c mut Connection {
         'c: 'e,
     {
         Box::pin(async move {
+            let sql = self.schema.put_into(sql);
             let (connection, limit) = self.lend().await?;
             let outcome = timeout(limit, connection.describe(sql)).await;
             self.settle(outcome)

@@ -48,7 +48,7 @@ async fn cancel_once(store: &Store, scope: &Scope, id: Uuid, reason: &str) -> Re
 
 /// Whether it is asked; it may have been before, and be told again.
 async fn ask_to_stop_on(connection: &mut Connection, id: Uuid, reason: &str) -> Result<bool> {
-    let lock = "SELECT job_id, status FROM job_executions WHERE id = $1 AND {days of id} FOR NO KEY UPDATE";
+    let lock = "SELECT job_id, status FROM carillon.job_executions WHERE id = $1 AND {days of id} FOR NO KEY UPDATE";
     let row = sqlx::query(days::of(lock, [id])).bind(id).fetch_optional(&mut *connection).await?;
     let row = row.ok_or(Error::NotFound { what: "execution", id })?;
     match read_status(row.try_get("status")?)? {

@@ -202,12 +202,12 @@ const TIMERS_CLAIM_DUE: &str = "
 SELECT t.job_id, t.fire_at, t.queue, t.priority, t.revision, t.claimed_count, t.claimed_count - s.finished_count AS open
 FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
 CROSS JOIN LATERAL (
-    SELECT * FROM job_timers t
+    SELECT * FROM carillon.job_timers t
     WHERE t.shard = $1 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at <= $5
       AND t.job_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
     ORDER BY t.fire_at LIMIT l.room FOR UPDATE SKIP LOCKED
 ) t
-JOIN job_stats s ON s.job_id = t.job_id";
+JOIN carillon.job_stats s ON s.job_id = t.job_id";
 
 /// The timer of a trigger's job is locked with it; what is locked by somebody else is passed over, and does not count. Only a
 /// payload that travels in an entry is read: the others never leave the database ([`EXECUTIONS_INSERT_BATCH`]).
@@ -220,19 +220,19 @@ SELECT d.execution_id, d.job_id, d.fire_at, d.queue, d.priority, d.platform_id, 
 FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
 CROSS JOIN LATERAL (
     SELECT t.*, m.revision, m.claimed_count
-    FROM job_triggers t JOIN job_timers m ON m.job_id = t.job_id
+    FROM carillon.job_triggers t JOIN carillon.job_timers m ON m.job_id = t.job_id
     WHERE t.shard = $1 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at <= $5
       AND t.execution_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
     ORDER BY t.fire_at LIMIT l.room FOR UPDATE SKIP LOCKED
 ) d
-JOIN job_stats s ON s.job_id = d.job_id
+JOIN carillon.job_stats s ON s.job_id = d.job_id
 ORDER BY d.fire_at, d.execution_id";
 
 const RETRIES_CLAIM_DUE: &str = "
 SELECT d.execution_id, d.job_id, d.claim
 FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
 CROSS JOIN LATERAL (
-    SELECT r.* FROM execution_retries r
+    SELECT r.* FROM carillon.execution_retries r
     WHERE r.shard = $1 AND r.queue = l.queue AND r.priority = l.priority AND r.due_at <= $5
       AND r.execution_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
     ORDER BY r.due_at LIMIT l.room FOR UPDATE SKIP LOCKED
@@ -242,15 +242,15 @@ CROSS JOIN LATERAL (
 /// out. Answers the locked ones.
 const RETRIES_TAKE: &str = "
 WITH free AS MATERIALIZED (
-    SELECT e.id FROM job_executions e WHERE e.id = ANY ($1) AND {days of e.id} FOR NO KEY UPDATE SKIP LOCKED
+    SELECT e.id FROM carillon.job_executions e WHERE e.id = ANY ($1) AND {days of e.id} FOR NO KEY UPDATE SKIP LOCKED
 ), locked AS MATERIALIZED (
-    SELECT e.id FROM job_executions e
+    SELECT e.id FROM carillon.job_executions e
     WHERE e.id = ANY ($1) AND {days of e.id} AND e.status = 'RETRYING' AND e.id NOT IN (SELECT id FROM free)
 ), later AS (
-    UPDATE execution_retries SET due_at = clock_timestamp() + interval '400 milliseconds'
+    UPDATE carillon.execution_retries SET due_at = clock_timestamp() + interval '400 milliseconds'
     WHERE execution_id IN (SELECT id FROM locked)
 ), taken AS (
-    DELETE FROM execution_retries WHERE execution_id = ANY ($1) AND execution_id NOT IN (SELECT id FROM locked)
+    DELETE FROM carillon.execution_retries WHERE execution_id = ANY ($1) AND execution_id NOT IN (SELECT id FROM locked)
 )
 SELECT id FROM locked";
 
@@ -259,22 +259,22 @@ SELECT id FROM locked";
 const EXECUTIONS_INSERT_BATCH: &str = concat!(
     "
 WITH batch AS (
-    INSERT INTO dispatch_batches (shard, number, term, ids)
+    INSERT INTO carillon.dispatch_batches (shard, number, term, ids)
     SELECT $16, $17, $18, $19::uuid[] WHERE cardinality($19::uuid[]) > 0
 ), settled AS (
-    UPDATE dispatch_batches SET settled_at = now() WHERE shard = $16 AND number IN (
-        SELECT number FROM dispatch_batches WHERE shard = $16 AND number = ANY ($20::bigint[]) AND settled_at IS NULL
+    UPDATE carillon.dispatch_batches SET settled_at = now() WHERE shard = $16 AND number IN (
+        SELECT number FROM carillon.dispatch_batches WHERE shard = $16 AND number = ANY ($20::bigint[]) AND settled_at IS NULL
         FOR NO KEY UPDATE SKIP LOCKED)
 ), triggered AS (
-    DELETE FROM job_triggers WHERE execution_id = ANY ($21::uuid[])
+    DELETE FROM carillon.job_triggers WHERE execution_id = ANY ($21::uuid[])
 )
-INSERT INTO job_executions
+INSERT INTO carillon.job_executions
     (id, job_id, shard, queue, priority, platform_id, revision, created_by, claim, entry, seq, status, scheduled_at, max_retries,
      reason, payload, metadata, trace_id, parent_span_id, trace_flags)
 SELECT f.id, f.job_id, $16, f.queue, f.priority, f.platform_id, f.revision, COALESCE(f.created_by, ''), $17, $17, f.seq, 'QUEUED',
        f.scheduled_at, f.max_retries, f.reason,
-       CASE WHEN f.own_documents THEN (SELECT t.payload FROM job_triggers t WHERE t.execution_id = f.id) END,
-       CASE WHEN f.own_documents THEN (SELECT t.metadata FROM job_triggers t WHERE t.execution_id = f.id) END,
+       CASE WHEN f.own_documents THEN (SELECT t.payload FROM carillon.job_triggers t WHERE t.execution_id = f.id) END,
+       CASE WHEN f.own_documents THEN (SELECT t.metadata FROM carillon.job_triggers t WHERE t.execution_id = f.id) END,
        f.trace_id, f.parent_span_id, COALESCE(f.trace_flags, 1)
 FROM ",
     births!(),
@@ -286,7 +286,7 @@ RETURNING id, job_id"
 /// What few have (a timer that stays, one that has ended) is sent if one has it.
 macro_rules! timers_move {
     () => {
-        "UPDATE job_timers t
+        "UPDATE carillon.job_timers t
     SET fire_at = CASE WHEN m.stays THEN t.fire_at WHEN m.opened = 0 THEN COALESCE(m.unborn, m.fire_at) ELSE m.fire_at END,
         exhausted = CASE WHEN m.stays THEN t.exhausted
                          ELSE COALESCE(m.exhausted, false) AND (m.opened > 0 OR m.unborn IS NULL) END,
@@ -308,14 +308,14 @@ WITH moved AS (
     "
     RETURNING t.job_id, m.exhausted AND m.opened = 0 AND m.unborn IS NULL AS has_ended
 )
-INSERT INTO job_attention (job_id) SELECT job_id FROM moved WHERE has_ended"
+INSERT INTO carillon.job_attention (job_id) SELECT job_id FROM moved WHERE has_ended"
 );
 
 /// R16. The revision stays: an execution keeps, through all its attempts, the definition that it started with. What the
 /// failed attempt left (`execution_attempts` keeps it) is not the next one's.
 const EXECUTIONS_RETRY: &str = concat!(
     "
-UPDATE job_executions e
+UPDATE carillon.job_executions e
 SET status = 'QUEUED', attempt = e.attempt + 1, claim = $1, entry = $1, seq = r.seq, take = 0, lost = 0, worker_id = NULL,
     misplaced = false, started_at = NULL, duration_ms = NULL, error = NULL, error_stack = NULL
 FROM UNNEST($2::uuid[], $3::bigint[], $4::int[]) AS r(id, claim, seq)

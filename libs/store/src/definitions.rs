@@ -54,7 +54,7 @@ SELECT r.job_id, r.revision, d.queue, d.priority, d.platform_id, d.handler_name,
        d.concurrency, d.allow_overlap, d.max_executions,
        CASE WHEN octet_length(d.payload::text) <= $3 THEN d.payload::text END AS payload
 FROM UNNEST($1::uuid[], $2::bigint[]) AS w(job_id, revision)
-JOIN job_revisions r ON r.job_id = w.job_id AND r.revision = w.revision
+JOIN carillon.job_revisions r ON r.job_id = w.job_id AND r.revision = w.revision
 CROSS JOIN LATERAL jsonb_to_record(CASE jsonb_typeof(r.definition) WHEN 'object' THEN r.definition ELSE '{}' END) AS d(
     queue jsonb, priority jsonb, platform_id jsonb, handler_name jsonb, timetable jsonb, max_retries jsonb,
     retry_delay_ms jsonb, timeout_ms jsonb, concurrency jsonb, allow_overlap jsonb, max_executions jsonb, payload jsonb)";
@@ -104,7 +104,7 @@ impl Store {
     /// [`Error::Unavailable`]; [`Error::Unreadable`] for one that this version cannot read.
     pub async fn timetable(&self, job: Uuid, revision: i64) -> Result<Option<TimetableSpec>> {
         let row = sqlx::query(
-            "SELECT definition -> 'timetable' AS timetable FROM job_revisions WHERE job_id = $1 AND revision = $2",
+            "SELECT definition -> 'timetable' AS timetable FROM carillon.job_revisions WHERE job_id = $1 AND revision = $2",
         )
         .bind(job)
         .bind(revision)

@@ -55,15 +55,15 @@ pub(crate) fn bind_births(query: Query, new: &[&NewExecution]) -> Query {
 const EXECUTIONS_BORN_FINAL: &str = concat!(
     "
 WITH triggered AS (
-    DELETE FROM job_triggers WHERE execution_id = ANY ($17::uuid[])
+    DELETE FROM carillon.job_triggers WHERE execution_id = ANY ($17::uuid[])
 )
-INSERT INTO job_executions
+INSERT INTO carillon.job_executions
     (id, job_id, shard, queue, priority, platform_id, revision, created_by, seq, status, scheduled_at, completed_at, max_retries,
      reason, payload, metadata, trace_id, parent_span_id, trace_flags)
 SELECT f.id, f.job_id, $16, f.queue, f.priority, f.platform_id, f.revision, COALESCE(f.created_by, ''), 0, 'SKIPPED', f.scheduled_at, now(),
        f.max_retries, f.reason,
-       CASE WHEN f.own_documents THEN (SELECT t.payload FROM job_triggers t WHERE t.execution_id = f.id) END,
-       CASE WHEN f.own_documents THEN (SELECT t.metadata FROM job_triggers t WHERE t.execution_id = f.id) END,
+       CASE WHEN f.own_documents THEN (SELECT t.payload FROM carillon.job_triggers t WHERE t.execution_id = f.id) END,
+       CASE WHEN f.own_documents THEN (SELECT t.metadata FROM carillon.job_triggers t WHERE t.execution_id = f.id) END,
        f.trace_id, f.parent_span_id, COALESCE(f.trace_flags, 1)
 FROM ",
     births!(),
@@ -97,34 +97,34 @@ pub(crate) async fn born_final_on(
 /// is left to it. It starts nothing, since the execution is RETRYING no more.
 const EXECUTIONS_END_WAITING: &str = "
 WITH unclaimed AS (
-    DELETE FROM job_triggers WHERE execution_id = ANY ($1) RETURNING *
+    DELETE FROM carillon.job_triggers WHERE execution_id = ANY ($1) RETURNING *
 ), born AS (
-    INSERT INTO job_executions
+    INSERT INTO carillon.job_executions
         (id, job_id, shard, queue, priority, platform_id, revision, created_by, cancel_requested, status, scheduled_at,
          completed_at, max_retries, reason, payload, metadata, trace_id, parent_span_id, trace_flags)
     SELECT u.execution_id, u.job_id, u.shard, u.queue, u.priority, u.platform_id, j.revision, u.created_by, true, 'CANCELLED',
            u.fire_at, clock_timestamp(), j.max_retries, $2, u.payload, u.metadata, u.trace_id, u.parent_span_id, u.trace_flags
-    FROM unclaimed u JOIN jobs j ON j.id = u.job_id
+    FROM unclaimed u JOIN carillon.jobs j ON j.id = u.job_id
     ON CONFLICT (id) DO NOTHING
     RETURNING id, job_id
 ), ended AS (
-    UPDATE job_executions e
+    UPDATE carillon.job_executions e
     SET status = 'CANCELLED', completed_at = clock_timestamp(), next_retry_at = NULL, cancel_requested = true, reason = $2
     WHERE e.id = ANY ($1) AND {days of e.id} AND e.status = 'RETRYING'
     RETURNING e.id, e.job_id, e.completed_at
 ), retries AS (
-    DELETE FROM execution_retries WHERE execution_id IN (
-        SELECT execution_id FROM execution_retries WHERE execution_id IN (SELECT id FROM ended) FOR UPDATE SKIP LOCKED)
+    DELETE FROM carillon.execution_retries WHERE execution_id IN (
+        SELECT execution_id FROM carillon.execution_retries WHERE execution_id IN (SELECT id FROM ended) FOR UPDATE SKIP LOCKED)
 ), stats AS (
-    UPDATE job_stats s
+    UPDATE carillon.job_stats s
     SET finished_count = s.finished_count + f.finished, last_run_at = GREATEST(s.last_run_at, f.last_run_at)
     FROM (
         SELECT job_id, count(*) AS finished, max(completed_at) AS last_run_at FROM ended GROUP BY job_id ORDER BY job_id
     ) f
     WHERE s.job_id = f.job_id
 ), notes AS (
-    INSERT INTO job_attention (job_id)
-    SELECT t.job_id FROM job_timers t
+    INSERT INTO carillon.job_attention (job_id)
+    SELECT t.job_id FROM carillon.job_timers t
     WHERE t.job_id IN (SELECT job_id FROM born UNION SELECT job_id FROM ended) AND t.exhausted
 )
 SELECT id FROM born UNION ALL SELECT id FROM ended";
@@ -173,10 +173,10 @@ mod tests {
         let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
         let mut found = Vec::new();
         for verb in [
-            "UPDATE job_executions",
-            "UPDATE ONLY job_executions",
-            "INSERT INTO job_executions",
-            "MERGE INTO job_executions",
+            "UPDATE carillon.job_executions",
+            "UPDATE ONLY carillon.job_executions",
+            "INSERT INTO carillon.job_executions",
+            "MERGE INTO carillon.job_executions",
         ] {
             for (at, _) in code.match_indices(verb) {
                 let rest = &code[at..];
@@ -291,8 +291,11 @@ mod tests {
         for file in files {
             let source = fs::read_to_string(&file).unwrap();
             let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-            for verb in ["INSERT INTO execution_failures", "UPDATE execution_failures", "MERGE INTO execution_failures"]
-            {
+            for verb in [
+                "INSERT INTO carillon.execution_failures",
+                "UPDATE carillon.execution_failures",
+                "MERGE INTO carillon.execution_failures",
+            ] {
                 writers.extend(code.match_indices(verb).map(|(at, _)| begun_before(code, at)));
             }
         }
@@ -304,11 +307,11 @@ mod tests {
         let body =
             |body: &str| format!("CREATE TABLE a (b int);\nCREATE FUNCTION sly() RETURNS trigger AS $$\n{body}\n$$;\n");
         for hidden in [
-            "UPDATE job_executions SET status = 'FAILED', completed_at = now() WHERE id = OLD.id;",
+            "UPDATE carillon.job_executions SET status = 'FAILED', completed_at = now() WHERE id = OLD.id;",
             "update only job_executions\n  set completed_at = now();",
             "EXECUTE format('UPDATE %I SET status = %L, completed_at = now()', child, 'FAILED');",
-            "INSERT INTO job_executions -- only this once\n (id, status) VALUES (gen_random_uuid(), 'SKIPPED');",
-            "MERGE INTO job_executions e USING x ON x.id = e.id WHEN MATCHED THEN UPDATE SET status = 'TIMEOUT';",
+            "INSERT INTO carillon.job_executions -- only this once\n (id, status) VALUES (gen_random_uuid(), 'SKIPPED');",
+            "MERGE INTO carillon.job_executions e USING x ON x.id = e.id WHEN MATCHED THEN UPDATE SET status = 'TIMEOUT';",
             "BEGIN NEW.status := 'CANCELLED'; RETURN NEW; END",
             "BEGIN new.completed_at = now(); RETURN NEW; END",
         ] {
@@ -318,9 +321,9 @@ mod tests {
         }
         for harmless in [
             "-- UPDATE job_executions SET completed_at = now();",
-            "UPDATE job_executions SET entry = 1 WHERE id = OLD.id RETURNING completed_at INTO at;",
+            "UPDATE carillon.job_executions SET entry = 1 WHERE id = OLD.id RETURNING completed_at INTO at;",
             "EXECUTE format('INSERT INTO %I SELECT * FROM %I WHERE completed_at IS NULL', fallback, child);",
-            "PERFORM FROM job_executions WHERE completed_at IS NULL;",
+            "PERFORM FROM carillon.job_executions WHERE completed_at IS NULL;",
         ] {
             let found = writes_of_sql(&body(harmless));
             assert!(!found.iter().any(|(_, statement)| writes_an_end_in_sql(statement)), "{harmless}: {found:?}");
@@ -329,12 +332,12 @@ mod tests {
 
     #[test]
     fn the_reader_of_statements_sees_what_it_must() {
-        let hidden = "async fn sly(id: Uuid) {\n    sqlx::query(\"UPDATE job_executions SET status = $2, completed_at = now()\n WHERE id = $1\").bind(id);\n}";
+        let hidden = "async fn sly(id: Uuid) {\n    sqlx::query(\"UPDATE carillon.job_executions SET status = $2, completed_at = now()\n WHERE id = $1\").bind(id);\n}";
         let found = writes(hidden);
         assert_eq!((found.len(), found[0].0.as_str(), writes_an_end(&found[0].1)), (1, "sly", true));
         let harmless =
-            "const A: &str = \"UPDATE job_executions SET entry = $1 WHERE id = $2 RETURNING completed_at\";\n";
+            "const A: &str = \"UPDATE carillon.job_executions SET entry = $1 WHERE id = $2 RETURNING completed_at\";\n";
         assert!(!writes_an_end(&writes(harmless)[0].1));
-        assert!(writes("INSERT INTO job_executions_default SELECT 1;\n").is_empty());
+        assert!(writes("INSERT INTO carillon.job_executions_default SELECT 1;\n").is_empty());
     }
 }

@@ -80,9 +80,9 @@ const SELECT_CLAIMED: &str = "
            e.error_stack, e.attempt, e.max_retries, e.next_retry_at, e.worker_id, e.reason, e.cancel_requested,
            e.metadata, e.trace_id, e.span_id, e.parent_span_id, e.created_by, e.revision, e.queue,
            CASE WHEN e.status IN ('FAILED', 'TIMEOUT') THEN (
-               SELECT f.fingerprint FROM execution_failures f WHERE f.execution_id = e.id AND {days of f.execution_id}
+               SELECT f.fingerprint FROM carillon.execution_failures f WHERE f.execution_id = e.id AND {days of f.execution_id}
            ) END AS fingerprint, e.platform_id
-    FROM job_executions e";
+    FROM carillon.job_executions e";
 
 /// Columns and types as [`SELECT_CLAIMED`].
 const SELECT_TRIGGERED: &str = "
@@ -90,7 +90,7 @@ const SELECT_TRIGGERED: &str = "
            NULL::jsonb, NULL::text, NULL::text, 1::smallint, j.max_retries, NULL::timestamptz, NULL::uuid, NULL::text,
            false, t.metadata, t.trace_id, NULL::text, t.parent_span_id,
            t.created_by, j.revision, t.queue, NULL::text, t.platform_id
-    FROM job_triggers t JOIN jobs j ON j.id = t.job_id";
+    FROM carillon.job_triggers t JOIN carillon.jobs j ON j.id = t.job_id";
 
 #[derive(sqlx::FromRow)]
 struct ExecutionRow {
@@ -182,11 +182,11 @@ pub(crate) async fn get_on(executor: impl sqlx::PgExecutor<'_>, scope: &Scope, i
 const MAY_CHANGE: &str = concat!(
     "SELECT ",
     may_change!("platform_id", "$2"),
-    " FROM job_executions WHERE id = $1 AND {days of id} AND ",
+    " FROM carillon.job_executions WHERE id = $1 AND {days of id} AND ",
     may_read!("platform_id", "$2"),
     " UNION ALL SELECT ",
     may_change!("platform_id", "$2"),
-    " FROM job_triggers WHERE execution_id = $1 AND ",
+    " FROM carillon.job_triggers WHERE execution_id = $1 AND ",
     may_read!("platform_id", "$2"),
     " LIMIT 1"
 );
@@ -246,9 +246,9 @@ const ATTEMPTS_BYTES_MAX: usize = 1024 * 1024;
 
 /// Of all that may be read, or of one whose execution may.
 const ATTEMPTS: &str = concat!(
-    "SELECT attempt, status, started_at, ended_at, worker_id, error, error_stack FROM execution_attempts
+    "SELECT attempt, status, started_at, ended_at, worker_id, error, error_stack FROM carillon.execution_attempts
      WHERE execution_id = $1 AND {days of execution_id} AND ($3::text[] IS NULL OR EXISTS (
-         SELECT FROM job_executions e WHERE e.id = $1 AND {days of e.id} AND ",
+         SELECT FROM carillon.job_executions e WHERE e.id = $1 AND {days of e.id} AND ",
     may_read!("e.platform_id", "$3"),
     "))
      ORDER BY attempt DESC LIMIT $2"

@@ -46,7 +46,7 @@ impl Seen {
 /// Of the page's rows those that are open, or all of them, and in any case the last of a page that is full.
 const PAGE_OF_JOB: &str = "
 SELECT p.id, p.status, p.revision, p.claim, p.cancel_requested, p.place
-FROM carillon_page_of_job($1, $2, $3, $4) WITH ORDINALITY AS p(id, status, revision, claim, cancel_requested, place)
+FROM carillon.page_of_job($1, $2, $3, $4) WITH ORDINALITY AS p(id, status, revision, claim, cancel_requested, place)
 WHERE $5 OR p.place = $4 OR p.status IN ('QUEUED', 'RUNNING', 'RETRYING')
 ORDER BY p.place";
 

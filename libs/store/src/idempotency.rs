@@ -55,7 +55,7 @@ pub async fn begin(store: &Store, scope: &Scope, key: Option<&Key>) -> Result<Be
     scope.require_own(key.platform.as_deref(), "request_id", &key.key)?;
     let (now, fingerprint, known, answer): Row = sqlx::query_as(
         "SELECT clock_timestamp(), k.fingerprint, k.resource_id, k.answer
-         FROM (VALUES (1)) AS one LEFT JOIN idempotency_keys k ON k.space = $1 AND k.key = $2",
+         FROM (VALUES (1)) AS one LEFT JOIN carillon.idempotency_keys k ON k.space = $1 AND k.key = $2",
     )
     .bind(key.kept_in())
     .bind(&key.key)
@@ -72,7 +72,8 @@ pub async fn begin(store: &Store, scope: &Scope, key: Option<&Key>) -> Result<Be
 /// # Errors
 /// If Postgres is unavailable.
 pub(crate) async fn take_on_conn(connection: &mut Connection, key: &Key, resource: Uuid) -> Result<bool> {
-    let statement = "INSERT INTO idempotency_keys (space, key, fingerprint, resource_id) VALUES ($1, $2, $3, $4)
+    let statement =
+        "INSERT INTO carillon.idempotency_keys (space, key, fingerprint, resource_id) VALUES ($1, $2, $3, $4)
                      ON CONFLICT DO NOTHING";
     let query = sqlx::query(statement).bind(key.kept_in()).bind(&key.key).bind(&key.fingerprint).bind(resource);
     Ok(query.execute(connection).await?.rows_affected() > 0)
@@ -83,7 +84,7 @@ pub(crate) async fn take_on_conn(connection: &mut Connection, key: &Key, resourc
 /// # Errors
 /// If Postgres is unavailable.
 pub(crate) async fn keep_answer_on_conn(connection: &mut Connection, key: &Key, answer: &[u8]) -> Result<()> {
-    let statement = "UPDATE idempotency_keys SET answer = $3 WHERE space = $1 AND key = $2";
+    let statement = "UPDATE carillon.idempotency_keys SET answer = $3 WHERE space = $1 AND key = $2";
     sqlx::query(statement).bind(key.kept_in()).bind(&key.key).bind(answer).execute(connection).await?;
     Ok(())
 }
@@ -95,8 +96,8 @@ pub(crate) async fn keep_answer_on_conn(connection: &mut Connection, key: &Key, 
 pub async fn forget(store: &Store, older_than: Duration) -> Result<u64> {
     /// In one statement, so that none holds locks or a snapshot for long.
     const AT_ONCE: i64 = 10_000;
-    let statement = "DELETE FROM idempotency_keys k USING (
-             SELECT space, key FROM idempotency_keys WHERE created_at < now() - $1::interval
+    let statement = "DELETE FROM carillon.idempotency_keys k USING (
+             SELECT space, key FROM carillon.idempotency_keys WHERE created_at < now() - $1::interval
              ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
          ) old WHERE k.space = old.space AND k.key = old.key";
     let mut forgotten = 0;

@@ -36,20 +36,20 @@ macro_rules! born_with_jobs {
     () => {
         concat!(
             "revision AS (
-        INSERT INTO job_revisions (job_id, revision, definition, created_by, created_at)
+        INSERT INTO carillon.job_revisions (job_id, revision, definition, created_by, created_at)
         SELECT id, revision, ",
             crate::revisions::definition_of!("job"),
             ", created_by, created_at FROM job
     ), timer AS (
-        INSERT INTO job_timers (job_id, shard, fire_at, queue, priority, revision, exhausted)
+        INSERT INTO carillon.job_timers (job_id, shard, fire_at, queue, priority, revision, exhausted)
         SELECT id, given.shard, given.fire_at, job.queue, job.priority, job.revision,
                given.fire_at IS NULL AND job.type <> 'EVENT'
         FROM job JOIN given USING (id)
         RETURNING job_id, exhausted
     ), note AS (
-        INSERT INTO job_attention (job_id) SELECT job_id FROM timer WHERE exhausted
+        INSERT INTO carillon.job_attention (job_id) SELECT job_id FROM timer WHERE exhausted
     ), stats AS (
-        INSERT INTO job_stats (job_id) SELECT id FROM job
+        INSERT INTO carillon.job_stats (job_id) SELECT id FROM job
     )"
         )
     };
@@ -62,17 +62,17 @@ use born_with_jobs;
 const INSERT_JOB: &str = concat!(
     "
     WITH new AS MATERIALIZED (
-        SELECT * FROM jsonb_populate_record(NULL::jobs, $1::jsonb)
+        SELECT * FROM jsonb_populate_record(NULL::carillon.jobs, $1::jsonb)
     ), given AS (
         SELECT id, $7::timestamptz AS fire_at, $8::smallint AS shard FROM new
     ), queue AS (
-        SELECT name AS known FROM queues WHERE name = (SELECT queue FROM new) FOR KEY SHARE
+        SELECT name AS known FROM carillon.queues WHERE name = (SELECT queue FROM new) FOR KEY SHARE
     ), key AS (
-        INSERT INTO idempotency_keys (space, key, fingerprint, resource_id)
+        INSERT INTO carillon.idempotency_keys (space, key, fingerprint, resource_id)
         SELECT $4::text, $5::text, $6::bytea, new.id FROM queue, new WHERE $5::text IS NOT NULL
         ON CONFLICT DO NOTHING RETURNING resource_id
     ), job AS (
-        INSERT INTO jobs ({columns}, payload, metadata)
+        INSERT INTO carillon.jobs ({columns}, payload, metadata)
         SELECT {columns}, $2::jsonb, $3::jsonb
         FROM queue, new WHERE $5::text IS NULL OR EXISTS (SELECT FROM key)
         RETURNING *
@@ -133,7 +133,7 @@ pub async fn check_new(store: &Store, scope: &Scope, new: &NewJob) -> Result<()>
 /// If Postgres is unavailable.
 async fn holder(store: &Store, definition: &Definition) -> Result<Option<Uuid>> {
     let Some(key) = &definition.key else { return Ok(None) };
-    let holder = "SELECT id FROM jobs
+    let holder = "SELECT id FROM carillon.jobs
                   WHERE platform_id IS NOT DISTINCT FROM $1 AND key = $2 AND status <> 'CANCELLED'";
     Ok(sqlx::query_scalar(holder).bind(&definition.platform_id).bind(key).fetch_optional(&store.pool).await?)
 }
@@ -208,7 +208,7 @@ pub async fn get_own(store: &Store, scope: &Scope, id: Uuid) -> Result<Job> {
 }
 
 const JOB_EXISTS: &str =
-    concat!("SELECT EXISTS (SELECT FROM jobs WHERE id = $1 AND ", may_read!("platform_id", "$2"), ")");
+    concat!("SELECT EXISTS (SELECT FROM carillon.jobs WHERE id = $1 AND ", may_read!("platform_id", "$2"), ")");
 
 /// Whether there is a job.
 ///

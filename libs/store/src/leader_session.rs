@@ -39,13 +39,14 @@ const STATEMENT_MAX: Duration = Duration::from_secs(4);
 /// How often two sessions are compared: other clients of a pooler may be in the way of one comparison.
 const COMPARISONS: u32 = 3;
 
-/// First half of the advisory lock's key; the second is the shard.
+/// First half of the advisory lock's key, in the default schema ([`crate::Schema::lock_key`]); the second is the shard.
 const LOCK_SPACE: i32 = 0x0CA_2111;
 
 /// A session that may or may not become the leader's.
 #[derive(Debug)]
 pub struct Candidate {
     connection: Connection,
+    lock_space: i32,
     shard: i16,
 }
 
@@ -87,8 +88,8 @@ impl Numbers {
 /// [`Error::FailedPrecondition`] if there is one; [`Error::Unavailable`].
 pub async fn refuse_pooler(options: &StoreOptions) -> Result<()> {
     let connect_options = options.connect_options()?;
-    let mut one = Connection::connect(&connect_options, STATEMENT_MAX).await?;
-    let mut other = Connection::connect(&connect_options, STATEMENT_MAX).await?;
+    let mut one = Connection::connect(&connect_options, &options.schema, STATEMENT_MAX).await?;
+    let mut other = Connection::connect(&connect_options, &options.schema, STATEMENT_MAX).await?;
     for _ in 0..COMPARISONS {
         let before = backend_of(&mut one).await?;
         sqlx::raw_sql("BEGIN").execute(&mut other).await?;
@@ -120,7 +121,7 @@ impl Candidate {
     /// the timers nor the lock would stay with this session.
     pub async fn connect(options: &StoreOptions, shard: i16) -> Result<Self> {
         let connect_options = StoreOptions { nested_loops_only: true, ..options.clone() }.connect_options()?;
-        let mut connection = Connection::connect(&connect_options, STATEMENT_MAX).await?;
+        let mut connection = Connection::connect(&connect_options, &options.schema, STATEMENT_MAX).await?;
         let ms = |duration: Duration| format!("{}ms", duration.as_millis());
         let silence = ms(SILENCE_MAX);
         for (name, value) in [
@@ -137,7 +138,7 @@ impl Candidate {
             let set = sqlx::query("SELECT set_config($1, $2, false)").bind(name).bind(value);
             set.execute(&mut connection).await?;
         }
-        let mut candidate = Self { connection, shard };
+        let mut candidate = Self { connection, lock_space: options.schema.lock_key(LOCK_SPACE), shard };
         candidate.refuse_lost_settings(&silence).await?;
         Ok(candidate)
     }
@@ -149,7 +150,7 @@ impl Candidate {
     pub async fn try_lead(mut self) -> Result<Result<LeaderSession, Self>> {
         let sent = Instant::now();
         let row = sqlx::query("SELECT pg_try_advisory_lock($1, $2) AS mine, clock_timestamp() AS now")
-            .bind(LOCK_SPACE)
+            .bind(self.lock_space)
             .bind(i32::from(self.shard))
             .fetch_one(&mut self.connection)
             .await?;
@@ -157,10 +158,11 @@ impl Candidate {
             return Ok(Err(self));
         }
         let clock = DbClock::from_round_trip(sent, Instant::now(), row.try_get("now")?);
-        let newest: Option<i64> = sqlx::query_scalar("SELECT max(number) FROM dispatch_batches WHERE shard = $1")
-            .bind(self.shard)
-            .fetch_one(&mut self.connection)
-            .await?;
+        let newest: Option<i64> =
+            sqlx::query_scalar("SELECT max(number) FROM carillon.dispatch_batches WHERE shard = $1")
+                .bind(self.shard)
+                .fetch_one(&mut self.connection)
+                .await?;
         Ok(Ok(LeaderSession {
             connection: self.connection,
             shard: self.shard,

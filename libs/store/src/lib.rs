@@ -36,6 +36,7 @@ pub mod recorder;
 pub mod retention;
 pub mod revisions;
 pub mod scan;
+pub mod schema;
 mod scope;
 mod sorted;
 pub mod takes;
@@ -47,4 +48,5 @@ pub mod zones;
 
 pub use error::{Error, Result};
 pub use pool::{Store, StoreOptions};
+pub use schema::Schema;
 pub use scope::Scope;

@@ -142,7 +142,7 @@ const BATCHES_PAGE_BYTES_ORDINARY: i64 = 8 * 1024;
 const BATCHES_UP: &str = "
 SELECT number, ids FROM (
     SELECT number, ids, sum(pg_column_size(ids)) OVER (ORDER BY number) - pg_column_size(ids) AS before
-    FROM (SELECT number, ids FROM dispatch_batches
+    FROM (SELECT number, ids FROM carillon.dispatch_batches
           WHERE shard = $1 AND number > $2 AND number < $3 AND settled_at IS NOT NULL ORDER BY number LIMIT $4) page
 ) sized
 WHERE before < $5 ORDER BY number";
@@ -151,7 +151,7 @@ WHERE before < $5 ORDER BY number";
 const BATCHES_DOWN: &str = "
 SELECT number, ids FROM (
     SELECT number, ids, sum(pg_column_size(ids)) OVER (ORDER BY number DESC) - pg_column_size(ids) AS before
-    FROM (SELECT number, ids FROM dispatch_batches
+    FROM (SELECT number, ids FROM carillon.dispatch_batches
           WHERE shard = $1 AND number > $2 AND number < $3 AND settled_at IS NOT NULL ORDER BY number DESC LIMIT $4) page
 ) sized
 WHERE before < $5 ORDER BY number DESC";
@@ -160,19 +160,19 @@ WHERE before < $5 ORDER BY number DESC";
 const BATCHES_UNSETTLED: &str = "
 SELECT number, ids FROM (
     SELECT number, ids, sum(pg_column_size(ids)) OVER (ORDER BY number) - pg_column_size(ids) AS before
-    FROM (SELECT number, ids FROM dispatch_batches
+    FROM (SELECT number, ids FROM carillon.dispatch_batches
           WHERE shard = $1 AND number > $2 AND number < $3 AND settled_at IS NULL ORDER BY number LIMIT $4) page
 ) sized
 WHERE before < $5 ORDER BY number";
 
 const BATCHES_SETTLE: &str = "
 WITH free AS MATERIALIZED (
-    SELECT number FROM dispatch_batches WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NULL
+    SELECT number FROM carillon.dispatch_batches WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NULL
     FOR NO KEY UPDATE SKIP LOCKED
 ), settled AS (
-    UPDATE dispatch_batches SET settled_at = now() WHERE shard = $1 AND number IN (SELECT number FROM free)
+    UPDATE carillon.dispatch_batches SET settled_at = now() WHERE shard = $1 AND number IN (SELECT number FROM free)
 )
-SELECT number FROM dispatch_batches
+SELECT number FROM carillon.dispatch_batches
 WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NULL AND number NOT IN (SELECT number FROM free)";
 
 /// Those of some batches that are still open under them: one probe of the primary key for each id, in the partitions of their
@@ -184,8 +184,8 @@ SELECT ",
     open_entry_columns!(),
     ",
        e.status = 'RUNNING' AND ($3::interval IS NULL OR EXISTS (
-           SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $3::interval)) AS runs
-FROM UNNEST($1::uuid[], $2::bigint[]) AS i(id, number) JOIN job_executions e ON e.id = i.id
+           SELECT FROM carillon.workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $3::interval)) AS runs
+FROM UNNEST($1::uuid[], $2::bigint[]) AS i(id, number) JOIN carillon.job_executions e ON e.id = i.id
 WHERE {days of e.id} AND e.entry = i.number AND e.status IN ('QUEUED', 'RUNNING')
 ORDER BY e.entry, e.seq"
 );
@@ -196,20 +196,20 @@ ORDER BY e.entry, e.seq"
 const REPUBLISH: &str = concat!(
     "
 WITH batch AS (
-    INSERT INTO dispatch_batches (shard, number, term, ids) VALUES ($1, $2, $3, $4::uuid[])
+    INSERT INTO carillon.dispatch_batches (shard, number, term, ids) VALUES ($1, $2, $3, $4::uuid[])
 ), seen AS MATERIALIZED (
     SELECT e.id, r.seq, r.queue, r.priority, r.moves, r.released
     FROM UNNEST($4::uuid[], $5::bigint[], $6::bigint[], $7::int[], $9::text[], $10::smallint[], $11::bool[], $12::bool[],
                 $13::bigint[], $14::int[])
       AS r(id, claim, entry, seq, queue, priority, moves, released, revision, take)
-    JOIN job_executions e ON e.id = r.id
+    JOIN carillon.job_executions e ON e.id = r.id
     WHERE {days of e.id} AND e.claim = r.claim AND e.entry = r.entry
       AND (NOT r.moves OR e.status = 'QUEUED' AND e.revision = r.revision AND e.take = r.take)
       AND (e.status = 'QUEUED' OR e.status = 'RUNNING' AND NOT EXISTS (
-          SELECT FROM workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $8::interval))
+          SELECT FROM carillon.workers w WHERE w.id = e.worker_id AND NOT w.ended AND w.seen_at > now() - $8::interval))
     FOR UPDATE OF e SKIP LOCKED
 )
-UPDATE job_executions e
+UPDATE carillon.job_executions e
 SET entry = $2, seq = seen.seq, queue = seen.queue, priority = seen.priority, misplaced = e.misplaced AND NOT seen.moves,
     take = e.take + seen.released::int
 FROM seen
@@ -249,7 +249,7 @@ impl LeaderSession {
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn batches_by_number(&mut self, numbers: &[i64]) -> Result<Vec<Batch>> {
         let rows = sqlx::query(
-            "SELECT number, ids FROM dispatch_batches \
+            "SELECT number, ids FROM carillon.dispatch_batches \
                  WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NOT NULL ORDER BY number",
         )
         .bind(self.shard)
@@ -276,8 +276,9 @@ impl LeaderSession {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn batch_exists(&mut self, number: i64) -> Result<bool> {
-        let exists =
-            sqlx::query_scalar("SELECT EXISTS (SELECT FROM dispatch_batches WHERE shard = $1 AND number = $2)");
+        let exists = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM carillon.dispatch_batches WHERE shard = $1 AND number = $2)",
+        );
         Ok(exists.bind(self.shard).bind(number).fetch_one(&mut self.connection).await?)
     }
 
@@ -355,10 +356,10 @@ impl LeaderSession {
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn forget_batches(&mut self, numbers: &[i64]) -> Result<()> {
         sqlx::query(
-            "DELETE FROM dispatch_batches WHERE shard = $1 AND number = ANY (ARRAY( \
-                 SELECT number FROM dispatch_batches WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NOT NULL \
+            "DELETE FROM carillon.dispatch_batches WHERE shard = $1 AND number = ANY (ARRAY( \
+                 SELECT number FROM carillon.dispatch_batches WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NOT NULL \
                  FOR UPDATE SKIP LOCKED)) \
-                 AND number < (SELECT max(number) FROM dispatch_batches WHERE shard = $1)",
+                 AND number < (SELECT max(number) FROM carillon.dispatch_batches WHERE shard = $1)",
         )
         .bind(self.shard)
         .bind(numbers)

@@ -46,6 +46,7 @@ pub(crate) async fn collect<'q, T>(
     read: impl Fn(&PgRow) -> Result<(usize, T)>,
 ) -> Result<Page<T>> {
     let mut connection = pool.acquire().await?;
+    let query = connection.in_schema(query);
     let (inner, limit) = connection.lend().await?;
     // Row by row, so that what does not fit is not read: the driver throws it away on the connection's way back.
     let outcome = timeout(limit, until_full(inner.fetch(query), slice, read)).await;

@@ -121,19 +121,22 @@ pub async fn make_ahead(store: &Store) -> Result<Ahead> {
         }
         if may_try {
             // Nobody was in the way: the next one need not wait.
-            sqlx::query("DELETE FROM partition_tries WHERE what = $1").bind(table.name()).execute(&store.pool).await?;
+            sqlx::query("DELETE FROM carillon.partition_tries WHERE what = $1")
+                .bind(table.name())
+                .execute(&store.pool)
+                .await?;
         }
     }
     Ok(ahead)
 }
 
 async fn make(store: &Store, table: Table, day: NaiveDate, today: NaiveDate) -> Result<Step> {
-    let step = step(store, "SELECT carillon_make_partition($1, $2, $3, $4)", table, day).await?;
+    let step = step(store, "SELECT carillon.make_partition($1, $2, $3, $4)", table, day).await?;
     if step != Step::Large || day < today || days_between(today, day) < BARRED_AHEAD {
         return Ok(step);
     }
     // Proven by a CHECK that is read through beside everybody.
-    let barred = self::step(store, "SELECT carillon_bar_partition($1, $2, $3, $4)", table, day).await?;
+    let barred = self::step(store, "SELECT carillon.bar_partition($1, $2, $3, $4)", table, day).await?;
     if !matches!(barred, Step::Done | Step::Before) {
         return Ok(barred);
     }
@@ -141,7 +144,7 @@ async fn make(store: &Store, table: Table, day: NaiveDate, today: NaiveDate) -> 
     if proven != Step::Done {
         return Ok(proven);
     }
-    self::step(store, "SELECT carillon_make_partition($1, $2, $3, $4)", table, day).await
+    self::step(store, "SELECT carillon.make_partition($1, $2, $3, $4)", table, day).await
 }
 
 /// A day that is near and whose partition has not come may lie in the default partition after all.
@@ -149,7 +152,7 @@ async fn lift_bars(store: &Store, table: Table, today: NaiveDate) -> Result<()> 
     let fallback = format!("{}_default", table.name());
     let bars: Vec<String> = sqlx::query_scalar(
         "SELECT conname::text FROM pg_catalog.pg_constraint
-         WHERE conrelid = $1::text::regclass AND conname LIKE 'carillon\\_bar\\_%'",
+         WHERE conrelid = ('carillon.' || $1::text)::regclass AND conname LIKE 'carillon\\_bar\\_%'",
     )
     .bind(&fallback)
     .fetch_all(&store.pool)
@@ -180,7 +183,7 @@ pub(crate) async fn days(store: &Store, table: Table) -> Result<Vec<NaiveDate>> 
 pub(crate) async fn days_on(executor: impl sqlx::PgExecutor<'_>, table: Table) -> Result<Vec<NaiveDate>> {
     let names: Vec<String> = sqlx::query_scalar(
         "SELECT c.relname::text FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
-         WHERE i.inhparent = $1::text::regclass",
+         WHERE i.inhparent = ('carillon.' || $1::text)::regclass",
     )
     .bind(table.name())
     .fetch_all(executor)
@@ -207,7 +210,7 @@ pub(crate) async fn may_try(store: &Store, what: &str) -> Result<bool> {
 }
 
 pub(crate) async fn may_try_every(store: &Store, what: &str, every: Duration) -> Result<bool> {
-    let may = sqlx::query_scalar("SELECT carillon_may_try($1, $2)").bind(what).bind(every);
+    let may = sqlx::query_scalar("SELECT carillon.may_try($1, $2)").bind(what).bind(every);
     Ok(may.fetch_one(&store.pool).await?)
 }
 
@@ -227,13 +230,13 @@ pub(crate) async fn step(store: &Store, statement: &'static str, table: Table, d
 /// Proves a constraint by reading its whole table, which may take long.
 pub(crate) async fn prove(store: &Store, table: &str, constraint: &str) -> Result<Step> {
     let word: String =
-        sqlx::query_scalar("SELECT carillon_prove($1, $2)").bind(table).bind(constraint).fetch_one(&store.pool).await?;
+        sqlx::query_scalar("SELECT carillon.prove($1, $2)").bind(table).bind(constraint).fetch_one(&store.pool).await?;
     Step::read(&word)
 }
 
 pub(crate) async fn lift(store: &Store, table: &str, constraint: &str) -> Result<Step> {
     let word: String =
-        sqlx::query_scalar("SELECT carillon_lift($1, $2)").bind(table).bind(constraint).fetch_one(&store.pool).await?;
+        sqlx::query_scalar("SELECT carillon.lift($1, $2)").bind(table).bind(constraint).fetch_one(&store.pool).await?;
     Step::read(&word)
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
-use crate::Result;
 use crate::bounded::{Connection, Pool};
+use crate::{Result, Schema};
 
 /// After this long without a byte inside of a transaction the server ends the session, and what it had locked is free: its
 /// client is frozen, cut off or gone.
@@ -21,6 +21,8 @@ const REACH_MAX: Duration = Duration::from_secs(5);
 pub struct StoreOptions {
     /// `postgres://user:password@host:port/database?sslmode=…`
     pub url: String,
+    /// Where all that is ours lies in that database.
+    pub schema: Schema,
     /// Shown by Postgres in `pg_stat_activity`.
     pub application_name: String,
     /// Connections at most.
@@ -39,11 +41,12 @@ pub struct StoreOptions {
 }
 
 impl StoreOptions {
-    /// The defaults for `url`: 8 connections, 5 s to wait for one; 4 s for a statement, 1.5 s of them for a
+    /// The defaults for `url`: schema `carillon`; 8 connections, 5 s to wait for one; 4 s for a statement, 1.5 s of them for a
     /// lock.
     pub fn new(url: impl Into<String>, application_name: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            schema: Schema::default(),
             application_name: application_name.into(),
             connections_max: 8,
             acquire_timeout: Duration::from_secs(5),
@@ -113,7 +116,8 @@ impl Store {
         let pool_options =
             PgPoolOptions::new().max_connections(options.connections_max).acquire_timeout(options.acquire_timeout);
         // A hot flush need not ask first whether the connection lives: if it does not, the flush fails and is run again.
-        let pool = Pool::new(pool_options, connect.clone(), options.answer_max(), !options.nested_loops_only);
+        let (limit, ask_first) = (options.answer_max(), !options.nested_loops_only);
+        let pool = Pool::new(pool_options, connect.clone(), options.schema.clone(), limit, ask_first);
         Ok(Self { pool, connect: Box::new(connect) })
     }
 
@@ -123,7 +127,7 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`] with the cause.
     pub async fn reach(&self) -> Result<()> {
-        let connection = Connection::connect(&self.connect, REACH_MAX).await?;
+        let connection = Connection::connect(&self.connect, self.pool.schema(), REACH_MAX).await?;
         Ok(connection.close().await?)
     }
 

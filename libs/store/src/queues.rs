@@ -31,7 +31,7 @@ pub(crate) struct Held {
 /// # Errors
 /// If Postgres is unavailable.
 pub(crate) async fn hold_many_on_conn(connection: &mut Connection, names: &[&str], queues_max: u32) -> Result<Held> {
-    let held = "SELECT name FROM queues WHERE name = ANY ($1) FOR KEY SHARE";
+    let held = "SELECT name FROM carillon.queues WHERE name = ANY ($1) FOR KEY SHARE";
     let held: BTreeSet<String> =
         sqlx::query_scalar(held).bind(names).fetch_all(&mut *connection).await?.into_iter().collect();
     let missing: Vec<&str> = names.iter().copied().filter(|name| !held.contains(*name)).collect();
@@ -57,13 +57,12 @@ pub(crate) async fn add_on_conn(connection: &mut Connection, name: &str, queues_
 }
 
 async fn add_many_on_conn(connection: &mut Connection, names: &[&str], queues_max: u32) -> Result<Held> {
-    let lock = "SELECT pg_advisory_xact_lock(hashtextextended('carillon queues', 0))";
+    let lock = "SELECT pg_advisory_xact_lock(hashtextextended('carillon.queues', 0))";
     sqlx::query(lock).execute(&mut *connection).await?;
     // A statement of its own: it sees what others added before they let go of the lock.
     let refused = check_many_on_conn(connection, names, queues_max).await?;
     let new: Vec<&str> = names.iter().copied().filter(|name| !refused.contains(*name)).collect();
-    let add =
-        "INSERT INTO queues (name) SELECT DISTINCT * FROM UNNEST($1::text[]) ON CONFLICT DO NOTHING RETURNING name";
+    let add = "INSERT INTO carillon.queues (name) SELECT DISTINCT * FROM UNNEST($1::text[]) ON CONFLICT DO NOTHING RETURNING name";
     let added = sqlx::query_scalar(add).bind(new).fetch_all(connection).await?;
     Ok(Held { refused, added })
 }
@@ -81,7 +80,7 @@ fn refuse(refused: &BTreeSet<String>, queues_max: u32) -> Result<()> {
 /// If Postgres is unavailable.
 pub(crate) async fn take_back_on_conn(connection: &mut Connection, names: &[String]) -> Result<()> {
     if !names.is_empty() {
-        sqlx::query("DELETE FROM queues WHERE name = ANY ($1)").bind(names).execute(connection).await?;
+        sqlx::query("DELETE FROM carillon.queues WHERE name = ANY ($1)").bind(names).execute(connection).await?;
     }
     Ok(())
 }
@@ -95,11 +94,12 @@ pub(crate) async fn check_many_on_conn(
     names: &[&str],
     queues_max: u32,
 ) -> Result<BTreeSet<String>> {
-    let (known, count): (Vec<String>, i64) =
-        sqlx::query_as("SELECT coalesce(array_agg(name) FILTER (WHERE name = ANY ($1)), '{}'), count(*) FROM queues")
-            .bind(names)
-            .fetch_one(connection)
-            .await?;
+    let (known, count): (Vec<String>, i64) = sqlx::query_as(
+        "SELECT coalesce(array_agg(name) FILTER (WHERE name = ANY ($1)), '{}'), count(*) FROM carillon.queues",
+    )
+    .bind(names)
+    .fetch_one(connection)
+    .await?;
     let mut known: BTreeSet<String> = known.into_iter().collect();
     let mut room = i64::from(queues_max) - count;
     let mut refused = BTreeSet::new();
@@ -133,20 +133,22 @@ pub(crate) async fn check_on_conn(connection: &mut Connection, name: &str, queue
 pub async fn forget_unused(store: &Store) -> Result<u64> {
     // `OFFSET 0`: two probes of jobs_by_queue a name, whatever the planner thinks of joins.
     const UNUSED: &str = "
-        NOT EXISTS (SELECT FROM jobs j WHERE j.queue = q.name AND j.cancelled_at IS NULL OFFSET 0)
-        AND NOT EXISTS (SELECT FROM jobs j WHERE j.queue = q.name AND j.cancelled_at > now() - interval '1 day' OFFSET 0)";
+        NOT EXISTS (SELECT FROM carillon.jobs j WHERE j.queue = q.name AND j.cancelled_at IS NULL OFFSET 0)
+        AND NOT EXISTS (SELECT FROM carillon.jobs j WHERE j.queue = q.name
+            AND j.cancelled_at > now() - interval '1 day' OFFSET 0)";
     let mut forgotten = 0;
     loop {
         let mut transaction = store.pool.begin().await?;
-        let mut query =
-            sqlx::QueryBuilder::new("SELECT name FROM queues q WHERE created_at < now() - interval '1 day' AND");
+        let mut query = sqlx::QueryBuilder::new(
+            "SELECT name FROM carillon.queues q WHERE created_at < now() - interval '1 day' AND",
+        );
         query.push(UNUSED).push(" LIMIT ").push_bind(AT_ONCE).push(" FOR UPDATE OF q SKIP LOCKED");
         let held: Vec<String> = query.build_query_scalar().fetch_all(&mut *transaction).await?;
         if held.is_empty() {
             return Ok(forgotten);
         }
         // Asked again, now that no job can name them unseen: one may have come between the first look and its lock.
-        let mut query = sqlx::QueryBuilder::new("DELETE FROM queues q WHERE name = ANY(");
+        let mut query = sqlx::QueryBuilder::new("DELETE FROM carillon.queues q WHERE name = ANY(");
         query.push_bind(&held).push(") AND").push(UNUSED);
         let gone = query.build().execute(&mut *transaction).await?.rows_affected();
         transaction.commit().await?;

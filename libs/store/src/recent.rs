@@ -43,9 +43,9 @@ pub struct Recent {
 /// If Postgres is unavailable.
 pub async fn list(store: &Store, from: Uuid, batch: i64, also: &[Uuid], limit: i64) -> Result<Vec<Recent>> {
     let ids: Vec<Uuid> = sqlx::query_scalar(
-        "(SELECT id FROM job_executions WHERE id >= $1 ORDER BY id DESC LIMIT $2)
+        "(SELECT id FROM carillon.job_executions WHERE id >= $1 ORDER BY id DESC LIMIT $2)
          UNION
-         (SELECT unnest(ids) FROM dispatch_batches WHERE number >= $3 ORDER BY number DESC LIMIT $2)",
+         (SELECT unnest(ids) FROM carillon.dispatch_batches WHERE number >= $3 ORDER BY number DESC LIMIT $2)",
     )
     .bind(from)
     .bind(limit)
@@ -59,8 +59,8 @@ pub async fn list(store: &Store, from: Uuid, batch: i64, also: &[Uuid], limit: i
         SELECT e.id, coalesce(r.definition ->> 'name', '?') AS job_name,
                coalesce(r.definition ->> 'handler_name', '?') AS handler_name, e.status, e.attempt,
                e.scheduled_at, e.started_at, e.completed_at, e.next_retry_at, e.duration_ms, e.reason, e.error
-        FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id
-        LEFT JOIN job_revisions r ON r.job_id = e.job_id AND r.revision = e.revision
+        FROM UNNEST($1::uuid[]) AS i(id) JOIN carillon.job_executions e ON e.id = i.id
+        LEFT JOIN carillon.job_revisions r ON r.job_id = e.job_id AND r.revision = e.revision
         WHERE {days of e.id}
         ORDER BY e.id";
     Ok(sqlx::query_as(days::of(statement, ids.iter().copied())).bind(&ids).fetch_all(&store.pool).await?)

@@ -143,7 +143,7 @@ pub enum Verdict {
 
 /// R10.
 const EXECUTIONS_MARK_RUNNING: &str = "
-UPDATE job_executions e SET status = 'RUNNING', worker_id = $1, started_at = i.started_at, revision = i.revision
+UPDATE carillon.job_executions e SET status = 'RUNNING', worker_id = $1, started_at = i.started_at, revision = i.revision
 FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::timestamptz[], $6::bigint[]) AS i(id, claim, take, started_at, revision)
 WHERE e.id = i.id AND {days of e.id} AND e.claim = i.claim AND e.take = i.take AND e.status = 'QUEUED'
 RETURNING e.id, e.claim, e.take, e.cancel_requested";
@@ -159,7 +159,7 @@ WITH input AS (
       AS i(id, claim, take, status, started_at, ended_at, next_retry_at, result, error, error_stack, reason, queue, priority,
            attempt, revision, timed_out, metadata, handler, fingerprint)
 ), finished AS (
-    UPDATE job_executions e
+    UPDATE carillon.job_executions e
     SET status = CASE WHEN e.cancel_requested AND i.status IN ('RETRYING', 'FAILED', 'TIMEOUT') THEN 'CANCELLED' ELSE i.status END,
         started_at = COALESCE(i.started_at, e.started_at),
         revision = CASE WHEN i.started_at IS NULL THEN e.revision ELSE i.revision END,
@@ -182,7 +182,7 @@ WITH input AS (
               i.attempt, i.status AS ended, i.timed_out, i.started_at, i.ended_at, i.error, i.error_stack,
               e.platform_id, i.handler, i.fingerprint
 ), stats AS (
-    UPDATE job_stats s
+    UPDATE carillon.job_stats s
     SET finished_count = s.finished_count + f.finished,
         success_count = s.success_count + f.succeeded,
         failure_count = s.failure_count + f.failed,
@@ -203,24 +203,24 @@ WITH input AS (
     ) f
     WHERE s.job_id = f.job_id
 ), retries AS (
-    INSERT INTO execution_retries (execution_id, job_id, shard, claim, due_at, queue, priority)
+    INSERT INTO carillon.execution_retries (execution_id, job_id, shard, claim, due_at, queue, priority)
     SELECT id, job_id, shard, claim, next_retry_at, queue, priority FROM finished
     WHERE cardinality($8::timestamptz[]) > 0 AND status = 'RETRYING'
     ON CONFLICT (execution_id) DO UPDATE SET claim = EXCLUDED.claim, due_at = EXCLUDED.due_at
 ), attempts AS (
-    INSERT INTO execution_attempts (execution_id, attempt, status, started_at, ended_at, worker_id, error, error_stack)
+    INSERT INTO carillon.execution_attempts (execution_id, attempt, status, started_at, ended_at, worker_id, error, error_stack)
     SELECT id, attempt, CASE WHEN timed_out THEN 'TIMEOUT' ELSE 'FAILED' END, started_at, ended_at, $1, error, error_stack
     FROM finished WHERE cardinality($15::smallint[]) > 0 AND ended IN ('RETRYING', 'FAILED', 'TIMEOUT')
     ON CONFLICT DO NOTHING
 ), failures AS (
-    INSERT INTO execution_failures (execution_id, job_id, status, ended_at, platform_id, handler_name, fingerprint)
+    INSERT INTO carillon.execution_failures (execution_id, job_id, status, ended_at, platform_id, handler_name, fingerprint)
     SELECT id, job_id, status, completed_at, platform_id, handler, fingerprint
     FROM finished WHERE cardinality($26::text[]) > 0 AND status IN ('FAILED', 'TIMEOUT')
     ON CONFLICT (execution_id) DO UPDATE
     SET status = EXCLUDED.status, ended_at = EXCLUDED.ended_at, handler_name = EXCLUDED.handler_name,
         fingerprint = EXCLUDED.fingerprint
 ), logs AS (
-    INSERT INTO job_execution_logs (execution_id, attempt, line, timestamp, level, message)
+    INSERT INTO carillon.job_execution_logs (execution_id, attempt, line, timestamp, level, message)
     SELECT l.id, l.attempt, l.line, l.timestamp, l.level, l.message
     FROM UNNEST($18::uuid[], $19::smallint[], $20::int[], $21::timestamptz[], $22::text[], $23::text[])
          AS l(id, attempt, line, timestamp, level, message)
@@ -229,7 +229,7 @@ WITH input AS (
     WHERE cardinality($18::uuid[]) > 0 AND ((l.id, l.attempt) IN (SELECT id, attempt FROM finished)) IS TRUE
     ON CONFLICT DO NOTHING
 ), notes AS (
-    INSERT INTO job_attention (job_id) SELECT DISTINCT job_id FROM finished
+    INSERT INTO carillon.job_attention (job_id) SELECT DISTINCT job_id FROM finished
     WHERE cardinality($24::uuid[]) > 0 AND status <> 'RETRYING' AND job_id = ANY ($24)
 )
 SELECT id, claim, take, status FROM finished";
@@ -237,7 +237,7 @@ SELECT id, claim, take, status FROM finished";
 /// For what a guarded UPDATE did not return.
 const EXECUTIONS_LOOK: &str = "
 SELECT e.id, e.claim, e.take, e.status, e.worker_id, e.cancel_requested FROM UNNEST($1::uuid[]) AS i(id)
-JOIN job_executions e ON e.id = i.id AND {days of e.id}";
+JOIN carillon.job_executions e ON e.id = i.id AND {days of e.id}";
 
 impl Store {
     /// R10 and R11: one flush of `worker`, one transaction. `ended_jobs` are those whose last fire is among the finished: a

@@ -124,14 +124,14 @@ async fn drop_day(store: &Store, table: Table, day: NaiveDate) -> Result<Step> {
     if !partitions::may_try(store, table.name()).await? {
         return Ok(Step::Busy);
     }
-    partitions::step(store, "SELECT carillon_detach_partition($1, $2, $3, $4)", table, day).await
+    partitions::step(store, "SELECT carillon.detach_partition($1, $2, $3, $4)", table, day).await
 }
 
 /// Makes sure that nothing is open in a day of executions but what its CHECK names.
 async fn close(store: &Store, partition: &str) -> Result<Step> {
     let proven: Option<bool> = sqlx::query_scalar(
         "SELECT convalidated FROM pg_catalog.pg_constraint
-         WHERE conrelid = $1::text::regclass AND conname = 'carillon_closed'",
+         WHERE conrelid = ('carillon.' || $1::text)::regclass AND conname = 'carillon_closed'",
     )
     .bind(partition)
     .fetch_optional(&store.pool)
@@ -148,11 +148,11 @@ async fn close(store: &Store, partition: &str) -> Result<Step> {
             return Ok(Step::Refused);
         }
         let Some(open) = open_ids(store, partition).await? else { return Ok(Step::Refused) };
-        sqlx::query("DELETE FROM partition_tries WHERE what = $1").bind(&crowded).execute(&store.pool).await?;
+        sqlx::query("DELETE FROM carillon.partition_tries WHERE what = $1").bind(&crowded).execute(&store.pool).await?;
         if !partitions::may_try(store, partition).await? {
             return Ok(Step::Busy);
         }
-        let word: String = sqlx::query_scalar("SELECT carillon_close_partition($1, $2)")
+        let word: String = sqlx::query_scalar("SELECT carillon.close_partition($1, $2)")
             .bind(partition)
             .bind(&open)
             .fetch_one(&store.pool)
@@ -174,7 +174,7 @@ async fn close(store: &Store, partition: &str) -> Result<Step> {
 /// What is open in a partition, found by reading it through; `None` if it is too much to move.
 async fn open_ids(store: &Store, partition: &str) -> Result<Option<Vec<Uuid>>> {
     let condition = "completed_at IS NULL";
-    let (many, bytes): (i64, i64) = sqlx::query_as("SELECT many, bytes FROM carillon_weigh('job_executions', $1, $2)")
+    let (many, bytes): (i64, i64) = sqlx::query_as("SELECT many, bytes FROM carillon.weigh('job_executions', $1, $2)")
         .bind(partition)
         .bind(condition)
         .fetch_one(&store.pool)
@@ -182,7 +182,7 @@ async fn open_ids(store: &Store, partition: &str) -> Result<Option<Vec<Uuid>>> {
     if usize::try_from(many).is_ok_and(|many| many > OPEN_MAX) || bytes > OPEN_BYTES_MAX {
         return Ok(None);
     }
-    let mut query = sqlx::QueryBuilder::new("SELECT id FROM ");
+    let mut query = sqlx::QueryBuilder::new("SELECT id FROM carillon.");
     // A name of ours, made from a date.
     query.push(partition).push(" WHERE ").push(condition).push(" LIMIT ").push_bind(STEP + 1);
     let open: Vec<Uuid> = query.build_query_scalar().fetch_all(&store.pool).await?;
@@ -192,7 +192,7 @@ async fn open_ids(store: &Store, partition: &str) -> Result<Option<Vec<Uuid>>> {
 /// Whether anybody uses a table right now: then it is not even asked for.
 async fn is_held(store: &Store, table: &str) -> Result<bool> {
     let held = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE granted AND pid <> pg_backend_pid()
-                AND relation = $1::text::regclass
+                AND relation = ('carillon.' || $1::text)::regclass
                 AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))";
     Ok(sqlx::query_scalar(held).bind(table).fetch_one(&store.pool).await?)
 }
@@ -200,7 +200,7 @@ async fn is_held(store: &Store, table: &str) -> Result<bool> {
 /// Days that are closed and, since the settings have changed, not due any more may hold open executions again.
 async fn reopen(store: &Store, kept: &[NaiveDate]) -> Result<()> {
     let closed: Vec<String> =
-        sqlx::query_scalar("SELECT partition FROM partition_closings").fetch_all(&store.pool).await?;
+        sqlx::query_scalar("SELECT partition FROM carillon.partition_closings").fetch_all(&store.pool).await?;
     for partition in kept.iter().map(|day| Table::Executions.partition(*day)).filter(|name| closed.contains(name)) {
         if partitions::may_try(store, &partition).await? {
             partitions::lift(store, &partition, "carillon_closed").await?;
@@ -213,14 +213,15 @@ async fn reopen(store: &Store, kept: &[NaiveDate]) -> Result<()> {
 async fn drop_gone(store: &Store) -> Result<()> {
     let gone: Vec<String> = sqlx::query_scalar(
         "SELECT relname::text FROM pg_catalog.pg_class
-         WHERE relkind = 'r' AND NOT relispartition AND relnamespace = current_schema()::regnamespace
+         WHERE relkind = 'r' AND NOT relispartition
+           AND relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = 'carillon.jobs'::regclass)
            AND relname ~ '^(job_executions|job_execution_logs|execution_attempts|execution_failures)_\\d{4}_\\d\\d_\\d\\d_gone$'",
     )
     .fetch_all(&store.pool)
     .await?;
     for name in gone {
         if !is_held(store, &name).await? {
-            sqlx::query("SELECT carillon_drop_gone($1)").bind(&name).execute(&store.pool).await?;
+            sqlx::query("SELECT carillon.drop_gone($1)").bind(&name).execute(&store.pool).await?;
         }
     }
     Ok(())
@@ -229,9 +230,9 @@ async fn drop_gone(store: &Store) -> Result<()> {
 /// One page of the default partition of executions, by id: each page costs the same, however much of it stays.
 const DEFAULT_EXECUTIONS: &str = "
 WITH page AS (
-    SELECT id, completed_at FROM job_executions_default WHERE id > $1 ORDER BY id LIMIT $3
+    SELECT id, completed_at FROM carillon.job_executions_default WHERE id > $1 ORDER BY id LIMIT $3
 ), gone AS (
-    DELETE FROM job_executions_default e USING page p
+    DELETE FROM carillon.job_executions_default e USING page p
     WHERE e.id = p.id AND p.completed_at < now() - $2::interval AND e.completed_at < now() - $2::interval
     RETURNING e.id
 )
@@ -241,9 +242,9 @@ SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last, (SELECT count(*) 
 const DEFAULT_LOGS: &str = "
 WITH page AS (
     SELECT DISTINCT execution_id AS id FROM (
-        SELECT execution_id FROM job_execution_logs_default WHERE execution_id > $1 ORDER BY execution_id LIMIT $3) l
+        SELECT execution_id FROM carillon.job_execution_logs_default WHERE execution_id > $1 ORDER BY execution_id LIMIT $3) l
 ), gone AS (
-    DELETE FROM job_execution_logs_default l USING page p
+    DELETE FROM carillon.job_execution_logs_default l USING page p
     WHERE l.execution_id = p.id AND l.timestamp < now() - $2::interval
     RETURNING l.execution_id
 )
@@ -252,24 +253,24 @@ SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last, (SELECT count(*) 
 /// The executions of a page of old attempts.
 const DEFAULT_ATTEMPTS_PAGE: &str = "
 SELECT DISTINCT execution_id FROM (
-    SELECT execution_id FROM execution_attempts_default WHERE execution_id > $1 AND ended_at < now() - $2::interval
+    SELECT execution_id FROM carillon.execution_attempts_default WHERE execution_id > $1 AND ended_at < now() - $2::interval
     ORDER BY execution_id LIMIT $3) a
 ORDER BY execution_id";
 
 /// Attempts leave with their execution.
 const DEFAULT_ATTEMPTS: &str = "
-DELETE FROM execution_attempts_default a
+DELETE FROM carillon.execution_attempts_default a
 WHERE a.execution_id = ANY ($1)
-  AND NOT EXISTS (SELECT FROM job_executions e WHERE e.id = a.execution_id AND {days of e.id})";
+  AND NOT EXISTS (SELECT FROM carillon.job_executions e WHERE e.id = a.execution_id AND {days of e.id})";
 
 /// Failures likewise.
 const DEFAULT_FAILURES_PAGE: &str = "
-SELECT execution_id FROM execution_failures_default WHERE execution_id > $1 AND ended_at < now() - $2::interval
+SELECT execution_id FROM carillon.execution_failures_default WHERE execution_id > $1 AND ended_at < now() - $2::interval
 ORDER BY execution_id LIMIT $3";
 const DEFAULT_FAILURES: &str = "
-DELETE FROM execution_failures_default f
+DELETE FROM carillon.execution_failures_default f
 WHERE f.execution_id = ANY ($1)
-  AND NOT EXISTS (SELECT FROM job_executions e WHERE e.id = f.execution_id AND {days of e.id})";
+  AND NOT EXISTS (SELECT FROM carillon.job_executions e WHERE e.id = f.execution_id AND {days of e.id})";
 
 /// Deletes what is old from the default partitions, a thousand rows a step. Answers how many.
 ///
@@ -301,28 +302,31 @@ pub async fn sweep_default(store: &Store, retention: &Retention) -> Result<u64> 
 }
 
 const EXECUTIONS_DELETE: &str =
-    "DELETE FROM job_executions WHERE id = ANY ($1) AND {days of id} AND completed_at IS NOT NULL";
-const ATTEMPTS_DELETE: &str = "DELETE FROM execution_attempts WHERE execution_id = ANY ($1) AND {days of execution_id}";
-const FAILURES_DELETE: &str = "DELETE FROM execution_failures WHERE execution_id = ANY ($1) AND {days of execution_id}";
-const LOGS_DELETE: &str = "DELETE FROM job_execution_logs WHERE execution_id = ANY ($1) AND {days of execution_id}";
+    "DELETE FROM carillon.job_executions WHERE id = ANY ($1) AND {days of id} AND completed_at IS NOT NULL";
+const ATTEMPTS_DELETE: &str =
+    "DELETE FROM carillon.execution_attempts WHERE execution_id = ANY ($1) AND {days of execution_id}";
+const FAILURES_DELETE: &str =
+    "DELETE FROM carillon.execution_failures WHERE execution_id = ANY ($1) AND {days of execution_id}";
+const LOGS_DELETE: &str =
+    "DELETE FROM carillon.job_execution_logs WHERE execution_id = ANY ($1) AND {days of execution_id}";
 
 /// Jobs that are over for long, with nothing open or to come.
 const JOBS_OVER: &str = "
-SELECT j.id FROM jobs j JOIN job_timers t ON t.job_id = j.id JOIN job_stats s ON s.job_id = j.id
+SELECT j.id FROM carillon.jobs j JOIN carillon.job_timers t ON t.job_id = j.id JOIN carillon.job_stats s ON s.job_id = j.id
 WHERE j.status = ANY ($1) AND j.id > $2
   AND CASE j.status WHEN 'CANCELLED' THEN j.cancelled_at ELSE j.completed_at END < now() - $3::interval
   AND t.claimed_count = s.finished_count AND t.fire_at IS NULL
-  AND NOT EXISTS (SELECT FROM job_triggers g WHERE g.job_id = j.id)
+  AND NOT EXISTS (SELECT FROM carillon.job_triggers g WHERE g.job_id = j.id)
 ORDER BY j.id LIMIT $4";
 
 /// The job, and by its foreign keys timer, statistics and revisions; if all that [`JOBS_OVER`] saw is still so. Its executions
 /// have gone before, and of a job that is over none is born.
 const JOB_DELETE: &str = "
-DELETE FROM jobs j USING job_timers t, job_stats s
+DELETE FROM carillon.jobs j USING carillon.job_timers t, carillon.job_stats s
 WHERE j.id = $1 AND t.job_id = j.id AND s.job_id = j.id AND j.status IN ('COMPLETED', 'CANCELLED')
   AND CASE j.status WHEN 'CANCELLED' THEN j.cancelled_at ELSE j.completed_at END < now() - $2::interval
   AND t.claimed_count = s.finished_count AND t.fire_at IS NULL
-  AND NOT EXISTS (SELECT FROM job_triggers g WHERE g.job_id = j.id)";
+  AND NOT EXISTS (SELECT FROM carillon.job_triggers g WHERE g.job_id = j.id)";
 
 /// Deletes jobs that were completed or deleted `kept` ago, first their executions with logs, attempts and failures, a thousand
 /// a step, then the job with all else that is its own. Answers how many jobs.

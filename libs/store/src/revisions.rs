@@ -39,14 +39,15 @@ pub(crate) use definition_of;
 const REVISIONS_ADD: &str = concat!(
     "
 WITH job AS (
-    UPDATE jobs SET revision = revision + 1, updated_at = clock_timestamp() WHERE id = $1 RETURNING *
+    UPDATE carillon.jobs SET revision = revision + 1, updated_at = clock_timestamp() WHERE id = $1 RETURNING *
 ), timer AS (
-    UPDATE job_timers t SET revision = job.revision, queue = job.queue, priority = job.priority
+    UPDATE carillon.job_timers t SET revision = job.revision, queue = job.queue, priority = job.priority
     FROM job WHERE t.job_id = job.id
 ), superseded AS (
-    UPDATE job_revisions r SET superseded_at = job.updated_at FROM job WHERE r.job_id = job.id AND r.superseded_at IS NULL
+    UPDATE carillon.job_revisions r SET superseded_at = job.updated_at FROM job WHERE r.job_id = job.id
+        AND r.superseded_at IS NULL
 )
-INSERT INTO job_revisions (job_id, revision, definition, created_by, created_at)
+INSERT INTO carillon.job_revisions (job_id, revision, definition, created_by, created_at)
 SELECT id, revision, ",
     definition_of!("job"),
     ", $2, updated_at FROM job
@@ -88,8 +89,8 @@ SELECT r.revision, r.created_at, r.created_by, r.superseded_at, ARRAY (
     ON n.key = p.key
     WHERE b.definition IS NOT NULL AND n.value IS DISTINCT FROM p.value
     ORDER BY 1) AS changed
-FROM jobs j JOIN job_revisions r ON r.job_id = j.id
-LEFT JOIN job_revisions b ON b.job_id = r.job_id AND b.revision = r.revision - 1
+FROM carillon.jobs j JOIN carillon.job_revisions r ON r.job_id = j.id
+LEFT JOIN carillon.job_revisions b ON b.job_id = r.job_id AND b.revision = r.revision - 1
 WHERE j.id = $1 AND ",
     may_read!("j.platform_id", "$4"),
     " ORDER BY r.revision DESC LIMIT $2 OFFSET $3"
@@ -110,7 +111,7 @@ pub async fn list(store: &Store, scope: &Scope, job: Uuid, slice: Slice) -> Resu
 }
 
 const TIMETABLE: &str = concat!(
-    "SELECT r.definition -> 'timetable' AS timetable FROM jobs j JOIN job_revisions r ON r.job_id = j.id
+    "SELECT r.definition -> 'timetable' AS timetable FROM carillon.jobs j JOIN carillon.job_revisions r ON r.job_id = j.id
      WHERE j.id = $1 AND r.revision = $2 AND ",
     may_read!("j.platform_id", "$3")
 );
@@ -127,30 +128,30 @@ pub async fn timetable(store: &Store, scope: &Scope, job: Uuid, revision: i64) -
 
 /// Those that were superseded long ago, in order, from behind the last one of the page before.
 const REVISIONS_OLD: &str = "
-SELECT superseded_at, job_id, revision FROM job_revisions
+SELECT superseded_at, job_id, revision FROM carillon.job_revisions
 WHERE superseded_at < now() - $1::interval AND (superseded_at, job_id, revision) > ($2, $3, $4)
 ORDER BY superseded_at, job_id, revision LIMIT $5";
 
 const JOBS_OF_MANY_REVISIONS: &str =
-    "SELECT DISTINCT job_id FROM job_revisions WHERE revision > 1001 AND job_id > $1 ORDER BY job_id LIMIT $2";
+    "SELECT DISTINCT job_id FROM carillon.job_revisions WHERE revision > 1001 AND job_id > $1 ORDER BY job_id LIMIT $2";
 
 /// Those beyond the newest `$2` superseded ones of a job.
 const REVISIONS_BEYOND: &str = "
-SELECT revision FROM job_revisions WHERE job_id = $1 AND superseded_at IS NOT NULL
-  AND revision < (SELECT revision FROM job_revisions WHERE job_id = $1 AND superseded_at IS NOT NULL
+SELECT revision FROM carillon.job_revisions WHERE job_id = $1 AND superseded_at IS NOT NULL
+  AND revision < (SELECT revision FROM carillon.job_revisions WHERE job_id = $1 AND superseded_at IS NOT NULL
                   ORDER BY revision DESC OFFSET $2 - 1 LIMIT 1)
   AND revision > $4
 ORDER BY revision LIMIT $3";
 
 const REVISIONS_FORGET: &str =
-    "DELETE FROM job_revisions WHERE job_id = $1 AND revision = ANY ($2) AND superseded_at IS NOT NULL";
+    "DELETE FROM carillon.job_revisions WHERE job_id = $1 AND revision = ANY ($2) AND superseded_at IS NOT NULL";
 
 /// How many are open, and the newest batch: what was claimed by it or before is seen by whoever sees this, since one leader
 /// claims after the other, by ever greater numbers.
 const OPEN_AND_NEWEST: &str = "
 SELECT t.claimed_count - s.finished_count,
-       coalesce((SELECT max(b.number) FROM dispatch_batches b WHERE b.shard = t.shard), 0)
-FROM job_timers t JOIN job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1";
+       coalesce((SELECT max(b.number) FROM carillon.dispatch_batches b WHERE b.shard = t.shard), 0)
+FROM carillon.job_timers t JOIN carillon.job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1";
 
 /// Forgets the revisions that were superseded `older_than` ago, and of each job those beyond [`KEPT_MAX`], but for what an
 /// open execution names. Answers how many.

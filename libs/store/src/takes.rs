@@ -24,8 +24,8 @@ SELECT e.id, e.status, e.claim, e.entry, e.take, e.revision, e.lost, e.worker_id
        w.id IS NOT NULL AND NOT w.ended AND w.seen_at > now() - $2::interval AS live,
        COALESCE(w.ended, false) AS ended
 FROM UNNEST($1::uuid[]) AS i(id)
-JOIN job_executions e ON e.id = i.id
-LEFT JOIN workers w ON w.id = e.worker_id
+JOIN carillon.job_executions e ON e.id = i.id
+LEFT JOIN carillon.workers w ON w.id = e.worker_id
 WHERE e.claim IS NOT NULL AND {days of e.id}";
 
 /// What somebody else has locked is left as it is, and keeps no other waiting.
@@ -33,14 +33,14 @@ const EXECUTIONS_TAKE: &str = "
 WITH free AS MATERIALIZED (
     SELECT e.id, t.lost
     FROM UNNEST($2::uuid[], $3::bigint[], $4::int[], $5::text[], $6::uuid[], $7::smallint[]) AS t(id, claim, take, status, worker_id, lost)
-    JOIN job_executions e ON e.id = t.id
+    JOIN carillon.job_executions e ON e.id = t.id
     WHERE {days of e.id} AND e.claim = t.claim AND e.take = t.take AND e.status = t.status
       AND e.worker_id IS NOT DISTINCT FROM t.worker_id
       -- R23a: changed since it was seen.
       AND NOT (e.status = 'QUEUED' AND e.misplaced)
     FOR NO KEY UPDATE OF e SKIP LOCKED
 )
-UPDATE job_executions e
+UPDATE carillon.job_executions e
 SET status = 'RUNNING', worker_id = $1, take = e.take + 1, lost = e.lost + free.lost
 FROM free
 WHERE e.id = free.id AND {days of e.id}
@@ -65,11 +65,11 @@ const EXECUTIONS_RELEASE: &str = "
 WITH free AS MATERIALIZED (
     SELECT e.id
     FROM UNNEST($1::uuid[], $2::bigint[], $3::int[]) AS r(id, claim, take)
-    JOIN job_executions e ON e.id = r.id
+    JOIN carillon.job_executions e ON e.id = r.id
     WHERE {days of e.id} AND e.claim = r.claim AND e.take = r.take AND e.status = 'QUEUED'
     FOR NO KEY UPDATE OF e SKIP LOCKED
 )
-UPDATE job_executions e SET take = e.take + 1
+UPDATE carillon.job_executions e SET take = e.take + 1
 FROM free
 WHERE e.id = free.id AND {days of e.id}
 RETURNING e.id";
@@ -77,7 +77,7 @@ RETURNING e.id";
 /// R17.
 const EXECUTIONS_CANCELS: &str = "
 SELECT e.id FROM UNNEST($1::uuid[], $2::bigint[], $3::int[]) AS h(id, claim, take)
-JOIN job_executions e ON e.id = h.id AND e.claim = h.claim AND e.take = h.take
+JOIN carillon.job_executions e ON e.id = h.id AND e.claim = h.claim AND e.take = h.take
 WHERE {days of e.id} AND e.cancel_requested AND e.status IN ('QUEUED', 'RUNNING')";
 
 /// R23a: what an execution is to run with, by its row's revision. A trigger's payload is its own.
@@ -87,8 +87,8 @@ SELECT e.id, e.job_id, e.revision, d.definition->'handler_name' AS handler,
        d.definition->'timeout_ms' AS timeout_ms, d.definition->'max_retries' AS max_retries,
        d.definition->'retry_delay_ms' AS retry_delay_ms
 FROM UNNEST($1::uuid[]) AS i(id)
-JOIN job_executions e ON e.id = i.id
-JOIN job_revisions d ON d.job_id = e.job_id AND d.revision = e.revision
+JOIN carillon.job_executions e ON e.id = i.id
+JOIN carillon.job_revisions d ON d.job_id = e.job_id AND d.revision = e.revision
 WHERE {days of e.id}";
 
 /// What became of a release.
@@ -274,8 +274,8 @@ impl Store {
     /// [`crate::Error::Unavailable`].
     pub async fn payloads(&self, executions: &[Uuid]) -> Result<HashMap<Uuid, String>> {
         let statement = "SELECT e.id, COALESCE(e.payload, r.definition -> 'payload')::text AS payload \
-             FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id AND {days of e.id} \
-             LEFT JOIN job_revisions r ON e.payload IS NULL AND r.job_id = e.job_id AND r.revision = e.revision \
+             FROM UNNEST($1::uuid[]) AS i(id) JOIN carillon.job_executions e ON e.id = i.id AND {days of e.id} \
+             LEFT JOIN carillon.job_revisions r ON e.payload IS NULL AND r.job_id = e.job_id AND r.revision = e.revision \
              WHERE e.payload IS NOT NULL OR r.job_id IS NOT NULL";
         let rows =
             sqlx::query(days::of(statement, executions.iter().copied())).bind(executions).fetch_all(&self.pool).await?;
@@ -287,7 +287,7 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn metadata_of(&self, execution: Uuid) -> Result<Option<Value>> {
-        let statement = "SELECT e.metadata FROM job_executions e WHERE e.id = $1 AND {days of e.id}";
+        let statement = "SELECT e.metadata FROM carillon.job_executions e WHERE e.id = $1 AND {days of e.id}";
         let row = sqlx::query_scalar::<_, Option<Document>>(days::of(statement, [execution]));
         let read = row.bind(execution).fetch_optional(&self.pool).await?;
         Ok(read.flatten().map(|metadata| metadata.value))
@@ -298,11 +298,11 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn last_success(&self, job: Uuid) -> Result<Option<LastSuccess>> {
-        let last = "SELECT last_success_id FROM job_stats WHERE job_id = $1";
+        let last = "SELECT last_success_id FROM carillon.job_stats WHERE job_id = $1";
         let last: Option<Option<Uuid>> = sqlx::query_scalar(last).bind(job).fetch_optional(&self.pool).await?;
         let Some(last) = last.flatten() else { return Ok(None) };
         let statement = "SELECT e.id, e.scheduled_at, e.completed_at, e.result::text AS result \
-                         FROM job_executions e WHERE e.id = $1 AND {days of e.id}";
+                         FROM carillon.job_executions e WHERE e.id = $1 AND {days of e.id}";
         let row = sqlx::query(days::of(statement, [last])).bind(last).fetch_optional(&self.pool).await?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(LastSuccess {

@@ -47,11 +47,11 @@ pub struct Triggered {
 const BEGIN: &str = concat!(
     "
     SELECT clock_timestamp() AS now, j.platform_id, k.fingerprint, k.resource_id AS known
-    FROM (SELECT COALESCE(j.platform_id, $3::text) AS platform_id FROM jobs j
+    FROM (SELECT COALESCE(j.platform_id, $3::text) AS platform_id FROM carillon.jobs j
           WHERE j.id = $1 AND ",
     may_read!("j.platform_id", "$2"),
     ") j
-    LEFT JOIN idempotency_keys k ON k.space = $4::text || '/' || COALESCE(j.platform_id, '') AND k.key = $5"
+    LEFT JOIN carillon.idempotency_keys k ON k.space = $4::text || '/' || COALESCE(j.platform_id, '') AND k.key = $5"
 );
 
 /// What [`BEGIN`] answers.
@@ -70,15 +70,16 @@ const INSERT_TRIGGER: &str = concat!(
     "
     WITH job AS (
         SELECT j.id, j.status, j.queue, j.priority, j.platform_id, j.max_retries, j.revision, t.shard
-        FROM jobs j JOIN job_timers t ON t.job_id = j.id WHERE j.id = $1 AND ",
+        FROM carillon.jobs j JOIN carillon.job_timers t ON t.job_id = j.id WHERE j.id = $1 AND ",
     may_read!("j.platform_id", "$13"),
     " FOR SHARE OF j
     ), key AS (
-        INSERT INTO idempotency_keys (space, key, fingerprint, resource_id)
+        INSERT INTO carillon.idempotency_keys (space, key, fingerprint, resource_id)
         SELECT $7::text, $8::text, $9::bytea, $2::uuid FROM job WHERE status <> 'CANCELLED' AND $8::text IS NOT NULL
         ON CONFLICT DO NOTHING RETURNING resource_id
     ), trigger AS (
-        INSERT INTO job_triggers (execution_id, job_id, shard, fire_at, queue, priority, platform_id, payload, created_by,
+        INSERT INTO carillon.job_triggers (execution_id, job_id, shard, fire_at, queue, priority, platform_id, payload,
+            created_by,
                                   trace_id, parent_span_id, trace_flags, metadata)
         SELECT $2::uuid, id, shard, $3, queue, priority, COALESCE(platform_id, $14::text), $4, $6, $5, $10, $11, $12 FROM job
         WHERE status <> 'CANCELLED' AND ($8::text IS NULL OR EXISTS (SELECT FROM key))

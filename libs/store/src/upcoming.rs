@@ -14,27 +14,27 @@ use crate::leader_session::LeaderSession;
 /// the cost grows with the lines and the instants returned, not with the jobs.
 const UPCOMING: &str = "
 WITH RECURSIVE timer_lines AS (
-    (SELECT queue, priority, fire_at AS first FROM job_timers WHERE shard = $1 AND fire_at IS NOT NULL
+    (SELECT queue, priority, fire_at AS first FROM carillon.job_timers WHERE shard = $1 AND fire_at IS NOT NULL
      ORDER BY queue, priority, fire_at LIMIT 1)
     UNION ALL
     SELECT n.queue, n.priority, n.first FROM timer_lines l CROSS JOIN LATERAL (
-        SELECT queue, priority, fire_at AS first FROM job_timers
+        SELECT queue, priority, fire_at AS first FROM carillon.job_timers
         WHERE shard = $1 AND fire_at IS NOT NULL AND (queue, priority) > (l.queue, l.priority)
         ORDER BY queue, priority, fire_at LIMIT 1) n
 ), trigger_lines AS (
-    (SELECT queue, priority, fire_at AS first FROM job_triggers WHERE shard = $1
+    (SELECT queue, priority, fire_at AS first FROM carillon.job_triggers WHERE shard = $1
      ORDER BY queue, priority, fire_at LIMIT 1)
     UNION ALL
     SELECT n.queue, n.priority, n.first FROM trigger_lines l CROSS JOIN LATERAL (
-        SELECT queue, priority, fire_at AS first FROM job_triggers
+        SELECT queue, priority, fire_at AS first FROM carillon.job_triggers
         WHERE shard = $1 AND (queue, priority) > (l.queue, l.priority)
         ORDER BY queue, priority, fire_at LIMIT 1) n
 ), retry_lines AS (
-    (SELECT queue, priority, due_at AS first FROM execution_retries WHERE shard = $1
+    (SELECT queue, priority, due_at AS first FROM carillon.execution_retries WHERE shard = $1
      ORDER BY queue, priority, due_at LIMIT 1)
     UNION ALL
     SELECT n.queue, n.priority, n.first FROM retry_lines l CROSS JOIN LATERAL (
-        SELECT queue, priority, due_at AS first FROM execution_retries
+        SELECT queue, priority, due_at AS first FROM carillon.execution_retries
         WHERE shard = $1 AND (queue, priority) > (l.queue, l.priority)
         ORDER BY queue, priority, due_at LIMIT 1) n
 ), lines AS (
@@ -48,19 +48,19 @@ WITH RECURSIVE timer_lines AS (
 )
 SELECT at.source, at.queue, at.priority, at.at, (SELECT room FROM each) AS room FROM (
     SELECT l.source, l.queue, l.priority, t.at FROM lines l CROSS JOIN LATERAL (
-        SELECT fire_at AS at FROM job_timers
+        SELECT fire_at AS at FROM carillon.job_timers
         WHERE shard = $1 AND queue = l.queue AND priority = l.priority AND fire_at <= $2
         ORDER BY fire_at LIMIT (SELECT room FROM each)) t
     WHERE l.source = 0
     UNION ALL
     SELECT l.source, l.queue, l.priority, t.at FROM lines l CROSS JOIN LATERAL (
-        SELECT fire_at AS at FROM job_triggers
+        SELECT fire_at AS at FROM carillon.job_triggers
         WHERE shard = $1 AND queue = l.queue AND priority = l.priority AND fire_at <= $2
         ORDER BY fire_at LIMIT (SELECT room FROM each)) t
     WHERE l.source = 1
     UNION ALL
     SELECT l.source, l.queue, l.priority, t.at FROM lines l CROSS JOIN LATERAL (
-        SELECT due_at AS at FROM execution_retries
+        SELECT due_at AS at FROM carillon.execution_retries
         WHERE shard = $1 AND queue = l.queue AND priority = l.priority AND due_at <= $2
         ORDER BY due_at LIMIT (SELECT room FROM each)) t
     WHERE l.source = 2

@@ -27,13 +27,13 @@ const NOTICE_LATE_MAX: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
 const EXECUTIONS_WITHDRAWN: &str = "
 SELECT e.id, e.job_id, e.claim, e.take, e.entry, e.seq, e.queue, e.priority, e.attempt, e.revision, e.withdrawn
 FROM UNNEST($1::uuid[]) AS i(id)
-JOIN job_executions e ON e.id = i.id
+JOIN carillon.job_executions e ON e.id = i.id
 WHERE {days of e.id} AND e.shard = $2 AND e.status = 'QUEUED' AND e.cancel_requested AND e.claim IS NOT NULL
-  AND NOT EXISTS (SELECT FROM dispatch_batches b WHERE b.shard = e.shard AND b.number = e.entry AND b.settled_at IS NULL)
+  AND NOT EXISTS (SELECT FROM carillon.dispatch_batches b WHERE b.shard = e.shard AND b.number = e.entry AND b.settled_at IS NULL)
 ORDER BY e.id";
 
 const EXECUTIONS_ENTRIES: &str = "
-SELECT e.id, e.entry, e.seq, e.queue, e.priority FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id
+SELECT e.id, e.entry, e.seq, e.queue, e.priority FROM UNNEST($1::uuid[]) AS i(id) JOIN carillon.job_executions e ON e.id = i.id
 WHERE {days of e.id} AND e.entry IS NOT NULL";
 
 /// An execution that is to end without a start, unless somebody holds it.

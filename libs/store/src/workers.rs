@@ -29,7 +29,8 @@ pub struct Worker {
     pub slots: i32,
 }
 
-const WORKER_INSERT: &str = "INSERT INTO workers (id, consumer, queues, handlers, slots) VALUES ($1, $2, $3, $4, $5)";
+const WORKER_INSERT: &str =
+    "INSERT INTO carillon.workers (id, consumer, queues, handlers, slots) VALUES ($1, $2, $3, $4, $5)";
 
 /// R21: what the incarnation `$2` had started becomes the new one's; each guarded. Also what an incarnation of the same
 /// process did whose beginning was committed and never answered: consumer = pod and boot, so it is this very process.
@@ -40,15 +41,15 @@ macro_rules! executions_reassert {
 WITH free AS MATERIALIZED (
     SELECT e.id, h.started_at, h.revision
     FROM UNNEST($3::uuid[], $4::bigint[], $5::int[], $6::timestamptz[], $8::bigint[]) AS h(id, claim, take, started_at, revision)
-    JOIN job_executions e ON e.id = h.id
+    JOIN carillon.job_executions e ON e.id = h.id
     WHERE {days of e.id} AND e.claim = h.claim AND e.take = h.take
       AND (e.status = 'QUEUED'
-           OR e.status = 'RUNNING' AND (e.worker_id = $2 OR e.worker_id IN (SELECT id FROM workers WHERE consumer = $7)))
+           OR e.status = 'RUNNING' AND (e.worker_id = $2 OR e.worker_id IN (SELECT id FROM carillon.workers WHERE consumer = $7)))
     FOR NO KEY UPDATE OF e ",
             $locked,
             "
 )
-UPDATE job_executions e SET worker_id = $1, status = 'RUNNING', started_at = free.started_at, revision = free.revision
+UPDATE carillon.job_executions e SET worker_id = $1, status = 'RUNNING', started_at = free.started_at, revision = free.revision
 FROM free
 WHERE e.id = free.id AND {days of e.id}
 RETURNING e.id"
@@ -62,10 +63,10 @@ const EXECUTIONS_REASSERT_FREE: &str = executions_reassert!("SKIP LOCKED");
 /// Of those that were started, what still stands under an earlier incarnation of this process.
 const EXECUTIONS_LEFT: &str = "
 SELECT e.id FROM UNNEST($2::uuid[], $3::bigint[], $4::int[]) AS h(id, claim, take)
-JOIN job_executions e ON e.id = h.id
+JOIN carillon.job_executions e ON e.id = h.id
 WHERE {days of e.id} AND e.claim = h.claim AND e.take = h.take
   AND (e.status = 'QUEUED'
-       OR e.status = 'RUNNING' AND e.worker_id <> $1 AND e.worker_id IN (SELECT id FROM workers WHERE consumer = $5))";
+       OR e.status = 'RUNNING' AND e.worker_id <> $1 AND e.worker_id IN (SELECT id FROM carillon.workers WHERE consumer = $5))";
 
 /// What becomes of started executions that somebody else has locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,8 +110,8 @@ impl Store {
     /// [`crate::Error::Unavailable`].
     pub async fn worker_beat(&self, worker: Uuid) -> Result<Option<DbClock>> {
         let mut connection = self.pool.acquire().await?;
-        let statement = "UPDATE workers SET seen_at = now() \
-                         WHERE consumer = (SELECT consumer FROM workers WHERE id = $1) AND NOT ended RETURNING id";
+        let statement = "UPDATE carillon.workers SET seen_at = now() \
+                         WHERE consumer = (SELECT consumer FROM carillon.workers WHERE id = $1) AND NOT ended RETURNING id";
         let known: Vec<Uuid> = sqlx::query_scalar(statement).bind(worker).fetch_all(&mut connection).await?;
         if !known.contains(&worker) {
             return Ok(None);
@@ -167,7 +168,10 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`]: what is handed on to it waits for its end.
     pub async fn worker_offers_nothing(&self, worker: Uuid) -> Result<()> {
-        sqlx::query("UPDATE workers SET handlers = '{}' WHERE id = $1").bind(worker).execute(&self.pool).await?;
+        sqlx::query("UPDATE carillon.workers SET handlers = '{}' WHERE id = $1")
+            .bind(worker)
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 
@@ -176,7 +180,9 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`]: it is free after the lease.
     pub async fn worker_end(&self, worker: Uuid) -> Result<()> {
-        let statement = "UPDATE workers SET ended = true WHERE consumer = (SELECT consumer FROM workers WHERE id = $1)";
+        let statement =
+            "UPDATE carillon.workers SET ended = true WHERE consumer = (SELECT consumer FROM carillon.workers
+            WHERE id = $1)";
         sqlx::query(statement).bind(worker).execute(&self.pool).await?;
         Ok(())
     }
@@ -187,7 +193,7 @@ impl Store {
     /// [`crate::Error::Unavailable`].
     pub async fn consumers_ended(&self, consumers: &[String]) -> Result<Vec<String>> {
         let statement =
-            "SELECT consumer FROM workers WHERE consumer = ANY ($1) GROUP BY consumer HAVING bool_and(ended)";
+            "SELECT consumer FROM carillon.workers WHERE consumer = ANY ($1) GROUP BY consumer HAVING bool_and(ended)";
         Ok(sqlx::query_scalar(statement).bind(consumers).fetch_all(&self.pool).await?)
     }
 
@@ -196,7 +202,7 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn consumers_live(&self, consumers: &[String], lease: Duration) -> Result<Vec<String>> {
-        let statement = "SELECT DISTINCT consumer FROM workers \
+        let statement = "SELECT DISTINCT consumer FROM carillon.workers \
                          WHERE consumer = ANY ($1) AND NOT ended AND seen_at > now() - $2::interval";
         Ok(sqlx::query_scalar(statement).bind(consumers).bind(lease).fetch_all(&self.pool).await?)
     }
@@ -206,7 +212,7 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn consumer_offering(&self, handler: &str, queue: &str, lease: Duration) -> Result<Option<String>> {
-        let statement = "SELECT consumer FROM workers WHERE NOT ended AND seen_at > now() - $3::interval \
+        let statement = "SELECT consumer FROM carillon.workers WHERE NOT ended AND seen_at > now() - $3::interval \
                          AND $1 = ANY (handlers) AND $2 = ANY (queues) ORDER BY random() LIMIT 1";
         let query = sqlx::query_scalar(statement).bind(handler).bind(queue).bind(lease);
         Ok(query.fetch_optional(&self.pool).await?)
@@ -217,7 +223,7 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn workers_forget(&self, older_than: Duration) -> Result<u64> {
-        let statement = "DELETE FROM workers WHERE seen_at < now() - $1::interval";
+        let statement = "DELETE FROM carillon.workers WHERE seen_at < now() - $1::interval";
         Ok(sqlx::query(statement).bind(older_than).execute(&self.pool).await?.rows_affected())
     }
 }
@@ -261,12 +267,14 @@ async fn reassert_on_conn(
         }
     };
     if left.is_empty() {
-        sqlx::query("UPDATE workers SET ended = true WHERE (id = $1 OR consumer = $2) AND id <> $3 AND NOT ended")
-            .bind(old)
-            .bind(&new.consumer)
-            .bind(new.id)
-            .execute(connection)
-            .await?;
+        sqlx::query(
+            "UPDATE carillon.workers SET ended = true WHERE (id = $1 OR consumer = $2) AND id <> $3 AND NOT ended",
+        )
+        .bind(old)
+        .bind(&new.consumer)
+        .bind(new.id)
+        .execute(connection)
+        .await?;
     }
     Ok(Succession { kept, left })
 }

@@ -19,23 +19,23 @@ const PAGE: i64 = 200;
 /// A walk that was over for `$2` seconds begins again: a process with other data may have made a job since.
 const ZONE_WALK: &str = "
 WITH begun AS (
-    INSERT INTO zone_walk AS w (rules, reached) VALUES ($1, $3)
+    INSERT INTO carillon.zone_walk AS w (rules, reached) VALUES ($1, $3)
     ON CONFLICT (single) DO UPDATE SET rules = EXCLUDED.rules, reached = EXCLUDED.reached, ended_at = NULL
     WHERE w.rules <> EXCLUDED.rules OR w.ended_at < clock_timestamp() - $2 * interval '1 second'
     RETURNING reached
 )
 SELECT reached FROM begun
-UNION ALL SELECT reached FROM zone_walk WHERE rules = $1 AND ended_at IS NULL AND NOT EXISTS (SELECT FROM begun)";
+UNION ALL SELECT reached FROM carillon.zone_walk WHERE rules = $1 AND ended_at IS NULL AND NOT EXISTS (SELECT FROM begun)";
 
 /// A bounded number of rows along the primary key, whatever matters of them. UTC has no rules.
 const JOBS_ZONED: &str = "
 WITH page AS (
-    SELECT id, status, revision, timetable, held_at, updated_at FROM jobs WHERE id > $1 ORDER BY id LIMIT $2
+    SELECT id, status, revision, timetable, held_at, updated_at FROM carillon.jobs WHERE id > $1 ORDER BY id LIMIT $2
 )
 SELECT p.id, clock_timestamp() AS now, z.* FROM page p LEFT JOIN LATERAL (
     SELECT CASE p.status WHEN 'PAUSED' THEN p.held_at ELSE t.fire_at END AS stands_at, p.status = 'PAUSED' AS is_paused,
            p.revision, p.updated_at AS since, p.timetable
-    FROM job_timers t
+    FROM carillon.job_timers t
     WHERE t.job_id = p.id
       AND (p.status = 'ACTIVE' AND t.fire_at > clock_timestamp() OR p.status = 'PAUSED' AND p.held_at > clock_timestamp())
       AND (p.timetable ->> 'timezone' <> 'UTC' OR jsonb_path_exists(p.timetable, '$.exclusions[*].*.timezone'))
@@ -51,7 +51,7 @@ WITH wanted AS (
     SELECT * FROM UNNEST($1::uuid[], $2::bigint[], $3::timestamptz[], $4::timestamptz[]) AS w(job_id, revision, stands_at, moves_to)
 ), free AS MATERIALIZED (
     SELECT t.", $job, " AS job_id, w.moves_to FROM ", $table, " t JOIN wanted w ON w.job_id = t.", $job, "
-    WHERE t.revision = w.revision AND t.", $instant, " = w.stands_at AND EXISTS (SELECT FROM zone_walk WHERE rules = $5)
+    WHERE t.revision = w.revision AND t.", $instant, " = w.stands_at AND EXISTS (SELECT FROM carillon.zone_walk WHERE rules = $5)
     FOR NO KEY UPDATE OF t SKIP LOCKED
 )
 UPDATE ", $table, " t SET ", $instant, " = f.moves_to FROM free f WHERE t.", $job, " = f.job_id
@@ -60,8 +60,8 @@ RETURNING f.job_id"
     };
 }
 
-const TIMERS_RECKON: &str = reckon!("job_timers", "job_id", "fire_at");
-const JOBS_RECKON: &str = reckon!("jobs", "id", "held_at");
+const TIMERS_RECKON: &str = reckon!("carillon.job_timers", "job_id", "fire_at");
+const JOBS_RECKON: &str = reckon!("carillon.jobs", "id", "held_at");
 
 /// A job that is still to fire at an instant which may depend on the rules of a zone.
 #[derive(Clone, Debug)]
@@ -143,7 +143,7 @@ pub async fn page(store: &Store, after: Uuid) -> Result<Option<ZonedPage>> {
 /// # Errors
 /// If Postgres is unavailable.
 pub async fn page_end(store: &Store, after: Uuid) -> Result<Option<Uuid>> {
-    let end = "SELECT id FROM (SELECT id FROM jobs WHERE id > $1 ORDER BY id LIMIT $2) page ORDER BY id DESC LIMIT 1";
+    let end = "SELECT id FROM (SELECT id FROM carillon.jobs WHERE id > $1 ORDER BY id LIMIT $2) page ORDER BY id DESC LIMIT 1";
     Ok(sqlx::query_scalar(end).bind(after).bind(PAGE).fetch_optional(&store.pool).await?)
 }
 
@@ -175,7 +175,7 @@ pub async fn reckon(store: &Store, rules: i64, reckoned: &[Reckoned]) -> Result<
 /// # Errors
 /// If Postgres is unavailable.
 pub async fn reached(store: &Store, rules: i64, reached: Uuid) -> Result<bool> {
-    let note = "UPDATE zone_walk SET reached = $2 WHERE rules = $1 AND ended_at IS NULL";
+    let note = "UPDATE carillon.zone_walk SET reached = $2 WHERE rules = $1 AND ended_at IS NULL";
     Ok(sqlx::query(note).bind(rules).bind(reached).execute(&store.pool).await?.rows_affected() > 0)
 }
 
@@ -184,7 +184,7 @@ pub async fn reached(store: &Store, rules: i64, reached: Uuid) -> Result<bool> {
 /// # Errors
 /// If Postgres is unavailable.
 pub async fn ended(store: &Store, rules: i64) -> Result<()> {
-    let ended = "UPDATE zone_walk SET ended_at = clock_timestamp() WHERE rules = $1 AND ended_at IS NULL";
+    let ended = "UPDATE carillon.zone_walk SET ended_at = clock_timestamp() WHERE rules = $1 AND ended_at IS NULL";
     sqlx::query(ended).bind(rules).execute(&store.pool).await?;
     Ok(())
 }

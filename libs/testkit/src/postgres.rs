@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use carillon_servers::{Home, Owner, PostgresServer, StopMode, USER, find_postgres, free_port};
 use chrono::{Days, NaiveDate, NaiveTime, TimeDelta, Utc};
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::sync::OnceCell;
 
@@ -32,7 +32,7 @@ const TEMPLATE: &str = "carillon_template";
 /// No test is given a database so shortly before midnight, as long as one takes that looks at days: it begins after it.
 const BEFORE_MIDNIGHT: TimeDelta = TimeDelta::seconds(90);
 /// Nothing here must survive a power cut; the commits still reach the log in order, so a kill -9 loses nothing.
-const FAST: [(&str, &str); 7] = [
+const FAST: [(&str, &str); 8] = [
     ("max_connections", CONNECTIONS_MAX),
     ("fsync", "off"),
     ("full_page_writes", "off"),
@@ -40,7 +40,12 @@ const FAST: [(&str, &str); 7] = [
     ("shared_buffers", "64MB"),
     ("max_wal_size", "2GB"),
     ("max_locks_per_transaction", "128"),
+    // A program that names a table without its schema shall not find it, as it would in that of its user's name.
+    ("search_path", "nowhere"),
 ];
+
+/// Where the programs keep what is theirs, and first of all a test's own statements look.
+const SCHEMA: &str = "carillon";
 
 static SHARED: OnceCell<Shared> = OnceCell::const_new();
 static NEXT_NAME: AtomicU32 = AtomicU32::new(1);
@@ -114,12 +119,23 @@ impl Database {
         port.and_then(|port| port.parse().ok()).with_context(|| format!("{} has no port", self.url))
     }
 
+    /// How a test's own statements get there, which name tables without their schema: only these, for what is tested must not
+    /// do so.
+    ///
+    /// # Errors
+    /// If the URL cannot be read.
+    pub fn options(&self) -> Result<PgConnectOptions> {
+        let options: PgConnectOptions = self.url.parse()?;
+        Ok(options.options([("search_path", format!("{SCHEMA},public"))]))
+    }
+
     /// A small pool for a test's own statements. It belongs to the runtime of the test that asks.
     ///
     /// # Errors
     /// If the server does not answer.
     pub async fn pool(&self) -> Result<PgPool> {
-        let pool = PgPoolOptions::new().max_connections(4).acquire_timeout(ANSWER_MAX).connect(&self.url).await;
+        let pool =
+            PgPoolOptions::new().max_connections(4).acquire_timeout(ANSWER_MAX).connect_with(self.options()?).await;
         pool.with_context(|| format!("cannot connect to {}", self.url))
     }
 
@@ -334,13 +350,16 @@ fn take_base_backup(port: u16, data: &Path) -> Result<()> {
 /// As `carillon migrate` does it, from the same files: schema, then the partitions of the days around today.
 async fn migrate(url: &str, today: NaiveDate) -> Result<()> {
     let pool = PgPoolOptions::new().max_connections(1).connect(url).await?;
-    sqlx::migrate!("../../migrations").run(&pool).await.context("cannot migrate")?;
+    let mut migrator = sqlx::migrate!("../../migrations");
+    migrator.create_schema(SCHEMA);
+    migrator.dangerous_set_table_name(format!("{SCHEMA}._sqlx_migrations"));
+    migrator.run(&pool).await.context("cannot migrate")?;
     for (back, ahead) in [(1, 0), (0, 0), (0, 1), (0, 2)] {
         let day = today - Days::new(back) + Days::new(ahead);
         let bounds = [day, day + Days::new(1)];
         let [from, to] = bounds.map(|day| carillon_core::ids::first_at(day.and_time(NaiveTime::MIN).and_utc()));
         for table in ["job_executions", "job_execution_logs", "execution_attempts", "execution_failures"] {
-            sqlx::query("SELECT carillon_make_partition($1, $2, $3, $4)")
+            sqlx::query("SELECT carillon.make_partition($1, $2, $3, $4)")
                 .bind(table)
                 .bind(format!("{table}_{}", day.format("%Y_%m_%d")))
                 .bind(from)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use carillon_kit::config::{LogConfig, LogFormat, SecretUrl};
-use carillon_store::{Store, StoreOptions};
+use carillon_store::{Schema, Store, StoreOptions, schema};
 use tokio_util::sync::CancellationToken;
 
 use crate::BadArguments;
@@ -19,6 +19,9 @@ pub(crate) struct Arguments {
     /// Where the database is: postgres://user:password@host:port/database. DATABASE_URL is used if this is not given.
     #[arg(long, value_name = "URL", env = "CARILLON_POSTGRES_URL", hide_env_values = true)]
     postgres_url: Option<String>,
+    /// The schema of that database in which all of it lies; made if it is missing.
+    #[arg(long, value_name = "NAME", env = "CARILLON_POSTGRES_SCHEMA", default_value = schema::DEFAULT, value_parser = parse_schema)]
+    postgres_schema: Schema,
     /// How long to wait for Postgres, in seconds. Without it: until it is there.
     #[arg(long, value_name = "SECONDS")]
     wait: Option<u64>,
@@ -33,8 +36,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     log_to_stdout();
     let shutdown = CancellationToken::new();
     carillon_kit::shutdown::listen(shutdown.clone())?;
-    let store = connect(&url, &shutdown, arguments.wait.map(Duration::from_secs)).await?;
-    anstream::println!("migrating {}", SecretUrl::new(&url));
+    let store = connect(&url, &arguments.postgres_schema, &shutdown, arguments.wait.map(Duration::from_secs)).await?;
+    anstream::println!("migrating {}, schema {}", SecretUrl::new(&url), arguments.postgres_schema.name());
     let migrated = store.migrate().await.context("cannot migrate")?;
     for (version, name) in &migrated.applied {
         anstream::println!("applied  {version:04} {name}");
@@ -48,18 +51,22 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
+/// An empty variable is one that is not set, as for the services.
+pub(crate) fn parse_schema(name: &str) -> Result<Schema, String> {
+    if name.is_empty() { Ok(Schema::default()) } else { Schema::new(name) }
+}
+
 /// A store that is not connected yet.
-pub(crate) fn store(url: &str) -> Result<Store> {
+pub(crate) fn store(url: &str, schema: &Schema) -> Result<Store> {
     let shown = SecretUrl::new(url);
     shown.check_postgres().map_err(|rule| BadArguments(format!("CARILLON_POSTGRES_URL (or --postgres-url) {rule}")))?;
-    let mut options = StoreOptions::new(url, "carillon");
-    options.connections_max = 2;
+    let options = StoreOptions { connections_max: 2, schema: schema.clone(), ..StoreOptions::new(url, "carillon") };
     Store::connect_lazily(&options).with_context(|| format!("cannot read the URL {shown}"))
 }
 
 /// A store that answers. Waits for it, saying so.
-async fn connect(url: &str, shutdown: &CancellationToken, limit: Option<Duration>) -> Result<Store> {
-    let store = store(url)?;
+async fn connect(url: &str, schema: &Schema, shutdown: &CancellationToken, limit: Option<Duration>) -> Result<Store> {
+    let store = store(url, schema)?;
     let what = format!("Postgres at {}", SecretUrl::new(url));
     let there = carillon_kit::wait_for(&what, shutdown, || async { store.reach().await.map_err(anyhow::Error::new) });
     match limit {

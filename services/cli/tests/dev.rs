@@ -205,6 +205,32 @@ async fn migrate_says_what_it_applied_and_does_nothing_the_second_time() {
     assert!(second.contains("nothing to do"), "{second}");
 }
 
+/// By a user who may make no schema, in one that was made for them; an empty variable is the default.
+#[tokio::test]
+async fn migrate_makes_all_of_it_in_the_schema_that_it_is_given() {
+    let database = Database::empty().await.unwrap();
+    let pool = database.pool().await.unwrap();
+    let user = format!("user_of_{}", database.name());
+    let make = format!("CREATE ROLE {user} LOGIN; CREATE SCHEMA bells AUTHORIZATION {user}");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(make)).execute(&pool).await.unwrap();
+    let url = database.url().replace("carillon@", &format!("{user}@"));
+    let migrate = |schema: &str| {
+        let mut command = carillon();
+        command.arg("migrate").env("CARILLON_POSTGRES_URL", &url).env("CARILLON_POSTGRES_SCHEMA", schema);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    for (schema, code, said) in [
+        ("bells", 0, "schema bells"),
+        ("bells", 0, "nothing to do"),
+        ("", 1, "permission denied"),
+        ("Bells", 64, "must be 1 to 63 of a-z"),
+    ] {
+        let (ended, text) = migrate(schema);
+        assert!(ended == Some(code) && text.contains(said), "{schema:?}: {ended:?} {text}");
+    }
+}
+
 #[test]
 fn migrate_waits_and_says_so_without_the_password() {
     let port = free_port().unwrap();

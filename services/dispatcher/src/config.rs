@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use carillon_kit::config::{Checks, PostgresConfig, ProtocolConfig, RedisConfig, Settings, duration};
+use carillon_store::Schema;
 use carillon_store::retention::Retention;
 use serde::de::IntoDeserializer;
 use serde::{Deserialize, Deserializer};
@@ -93,6 +94,9 @@ pub struct DispatcherConfig {
 impl Settings for Config {
     fn check(&self, checks: &mut Checks) {
         self.postgres.check(checks);
+        if let Err(rule) = Schema::new(&self.postgres.schema) {
+            checks.refuse("postgres.schema", rule);
+        }
         self.redis.check(checks);
         self.protocol.check(checks);
         self.retention.check(checks);
@@ -139,6 +143,16 @@ mod tests {
             [("CARILLON_POSTGRES_URL", "postgres://u@localhost/d"), ("CARILLON_REDIS_URL", "redis://localhost")];
         let given = servers.iter().chain(given).map(|(name, value)| ((*name).into(), (*value).into()));
         Ok(load(&service, None, given)?.config)
+    }
+
+    #[test]
+    fn a_schema_is_called_by_a_plain_name() {
+        assert_eq!(loaded(&[]).unwrap().postgres.schema, "carillon");
+        assert_eq!(loaded(&[("CARILLON_POSTGRES_SCHEMA", "bells")]).unwrap().postgres.schema, "bells");
+        for refused in ["Bells", "a\"b", "pg_bells"] {
+            let problems = loaded(&[("CARILLON_POSTGRES_SCHEMA", refused)]).unwrap_err().to_string();
+            assert!(problems.contains("postgres.schema: must"), "{problems}");
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use carillon_kit::Process;
 use carillon_store::leader_session::refuse_pooler;
-use carillon_store::{Error, Store, StoreOptions};
+use carillon_store::{Error, Schema, Store, StoreOptions};
 use carillon_stream::{Redis, RedisOptions};
 use tokio::sync::watch;
 use tracing::info;
@@ -51,6 +51,7 @@ use tracing::info;
 pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     metrics::describe();
     let options = StoreOptions {
+        schema: Schema::new(&config.postgres.schema).map_err(|rule| anyhow::anyhow!("postgres.schema {rule}"))?,
         connections_max: config.postgres.connections_max,
         acquire_timeout: config.postgres.acquire_timeout,
         ..StoreOptions::new(config.postgres.url.expose(), process.name())

@@ -1,6 +1,7 @@
 //! The settings of an executor; `config/default.toml` documents each.
 
 use carillon_kit::config::{Checks, PostgresConfig, ProtocolConfig, RedisConfig, Settings};
+use carillon_store::Schema;
 use serde::Deserialize;
 
 use crate::slots::Bounds;
@@ -59,6 +60,9 @@ impl ExecutorConfig {
 impl Settings for Config {
     fn check(&self, checks: &mut Checks) {
         self.postgres.check(checks);
+        if let Err(rule) = Schema::new(&self.postgres.schema) {
+            checks.refuse("postgres.schema", rule);
+        }
         self.redis.check(checks);
         self.protocol.check(checks);
         let own = &self.executor;

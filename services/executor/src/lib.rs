@@ -46,7 +46,7 @@ use std::time::Duration;
 
 use carillon_core::line::Line;
 use carillon_kit::Process;
-use carillon_store::{Store, StoreOptions};
+use carillon_store::{Schema, Store, StoreOptions};
 use carillon_stream::notices::Topic;
 use carillon_stream::{Redis, RedisOptions};
 use tokio::sync::{Notify, mpsc};
@@ -76,7 +76,7 @@ pub(crate) const LAST_FLUSH_MAX: Duration = Duration::from_secs(2);
 /// When a part cannot go on.
 pub async fn run(config: Config, process: Process, register: impl FnOnce(Registry) -> Registry) -> anyhow::Result<()> {
     metrics::describe();
-    let store = Store::connect_lazily(&store_options(&config, &process))?;
+    let store = Store::connect_lazily(&store_options(&config, &process)?)?;
     let redis = Redis::connect_lazily(RedisOptions {
         namespace: config.redis.namespace.clone(),
         shard: config.executor.shard,
@@ -235,19 +235,20 @@ impl Parts {
     }
 }
 
-fn store_options(config: &Config, process: &Process) -> StoreOptions {
-    StoreOptions {
+fn store_options(config: &Config, process: &Process) -> anyhow::Result<StoreOptions> {
+    Ok(StoreOptions {
+        schema: Schema::new(&config.postgres.schema).map_err(|rule| anyhow::anyhow!("postgres.schema {rule}"))?,
         connections_max: config.postgres.connections_max,
         acquire_timeout: config.postgres.acquire_timeout,
         nested_loops_only: true,
         ..StoreOptions::new(config.postgres.url.expose(), process.name())
-    }
+    })
 }
 
 /// For the flushes, of which there is one at a time; the second takes the place of one that is being given up. A flush that
 /// finds a lock leaves time to show RUNNING, without it, before W is over (R10).
 fn recorder_store(config: &Config, process: &Process) -> anyhow::Result<Store> {
-    let options = store_options(config, process);
+    let options = store_options(config, process)?;
     let lock_max = options.lock_max.min(config.protocol.window / 4);
     Ok(Store::connect_lazily(&StoreOptions { connections_max: 2, lock_max, ..options })?)
 }
@@ -255,7 +256,7 @@ fn recorder_store(config: &Config, process: &Process) -> anyhow::Result<Store> {
 /// For the beat. It gives up on a statement long before the lease is over.
 fn lease_store(config: &Config, process: &Process) -> anyhow::Result<Store> {
     let quarter = config.protocol.lease / 4;
-    let options = store_options(config, process);
+    let options = store_options(config, process)?;
     let options = StoreOptions {
         connections_max: 2,
         acquire_timeout: quarter,

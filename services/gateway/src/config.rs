@@ -6,6 +6,7 @@ use std::time::Duration;
 use carillon_core::limits::QUEUES_MAX_MAX;
 use carillon_kit::config::{Checks, POSTGRES, PostgresConfig, REDIS, RedisConfig, SHELL, Settings, duration};
 pub use carillon_proto::json::EnumWords;
+use carillon_store::Schema;
 use serde::Deserialize;
 
 /// The documented defaults, in layers.
@@ -60,6 +61,9 @@ impl Settings for Config {
         /// What the other fields of a request take beside its payload.
         const BESIDE_PAYLOAD: usize = 128 * 1024;
         self.postgres.check(checks);
+        if let Err(rule) = Schema::new(&self.postgres.schema) {
+            checks.refuse("postgres.schema", rule);
+        }
         self.redis.check(checks);
         let own = &self.gateway;
         checks.that(own.payload_bytes_max >= 1024, "gateway.payload_bytes_max", "must be 1024 or more");

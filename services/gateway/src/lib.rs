@@ -40,7 +40,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use carillon_core::limits::JOBS_AT_ONCE_BYTES_MAX;
 use carillon_kit::Process;
-use carillon_store::{Store, StoreOptions};
+use carillon_store::{Schema, Store, StoreOptions};
 use carillon_stream::{Redis, RedisOptions};
 use tokio::net::TcpListener;
 use tonic::service::Routes;
@@ -65,6 +65,7 @@ pub async fn run(config: Config, process: Process, listener: TcpListener) -> any
     observe::describe();
     let own = config.gateway;
     let store = Store::connect_lazily(&StoreOptions {
+        schema: Schema::new(&config.postgres.schema).map_err(|rule| anyhow!("postgres.schema {rule}"))?,
         connections_max: config.postgres.connections_max,
         acquire_timeout: config.postgres.acquire_timeout,
         ..StoreOptions::new(config.postgres.url.expose(), process.name())

@@ -200,6 +200,8 @@ pub struct ShutdownConfig {
 pub struct PostgresConfig {
     /// Where it is.
     pub url: SecretUrl,
+    /// The schema in which all that is ours lies; its form is checked by whoever writes it into statements.
+    pub schema: String,
     /// Connections at most.
     pub connections_max: u32,
     /// How long to wait for one.

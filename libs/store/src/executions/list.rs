@@ -2,8 +2,8 @@
 //! recorder wrote of them ([`crate::sorted`]).
 //!
 //! Failures are found by the table of failures, what is open of a job as in [`super::open`], all else among the rows, a range of
-//! days at a time ([`super::ranges`]). The way is not left to the planner: `carillon_page_of_executions` and
-//! `carillon_page_of_failures` in `migrations/0002` walk along an index.
+//! days at a time ([`super::ranges`]). The way is not left to the planner: `carillon.page_of_executions` and
+//! `carillon.page_of_failures` in `migrations/0002` walk along an index.
 
 use std::ops::Deref;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::scan::{
 use crate::sorted::{Gathered, Key};
 use crate::{Result, Scope, Store, days, jobs};
 
-/// Which executions to list, those that match all of it, and in which order. By these names `carillon_page_of_executions` reads
+/// Which executions to list, those that match all of it, and in which order. By these names `carillon.page_of_executions` reads
 /// it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Filter<'a> {
@@ -103,7 +103,7 @@ fn order<S: Serializer>(order: &Order, serializer: S) -> std::result::Result<S::
     }
 }
 
-/// What to look for, as `carillon_page_of_executions` reads it.
+/// What to look for, as `carillon.page_of_executions` reads it.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Wanted<'a> {
     #[serde(flatten)]
@@ -157,7 +157,7 @@ macro_rules! look {
         concat!(
             "
 SELECT id, matches, open_by, sort_key FROM (
-    SELECT id, matches, open_by, sort_key FROM carillon_page_of_executions($1, $2, $3, $4, $5, $6)
+    SELECT id, matches, open_by, sort_key FROM carillon.page_of_executions($1, $2, $3, $4, $5, $6)
     UNION ALL
     (SELECT t.execution_id,
             COALESCE(($6 ->> 'platform_id' IS NULL OR t.platform_id = $6 ->> 'platform_id')
@@ -166,7 +166,7 @@ SELECT id, matches, open_by, sort_key FROM (
                  AND ($6 ->> 'tag' IS NULL OR j.tags @> ARRAY[$6 ->> 'tag'])
                  AND ($6 -> 'scope' IS NULL OR t.platform_id IS NULL OR ($6 -> 'scope') ? t.platform_id), false),
             NULL::bigint, NULL::bigint
-     FROM job_triggers t JOIN jobs j ON j.id = t.job_id
+     FROM carillon.job_triggers t JOIN carillon.jobs j ON j.id = t.job_id
      WHERE $7 AND ($1::uuid IS NULL OR t.job_id = $1) AND t.execution_id >= $2 AND t.execution_id < $3
      ORDER BY t.execution_id ",
             $way,
@@ -182,7 +182,7 @@ SELECT id, matches, open_by, sort_key FROM (
 macro_rules! look_at_failures {
     ($way:literal) => {
         concat!(
-            "SELECT id, matches, NULL::bigint, sort_key FROM carillon_page_of_failures($1, $2, $3, $4, $5, $6)
+            "SELECT id, matches, NULL::bigint, sort_key FROM carillon.page_of_failures($1, $2, $3, $4, $5, $6)
              WHERE NOT $7 ORDER BY id ",
             $way
         )

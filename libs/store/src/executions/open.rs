@@ -23,8 +23,8 @@ const IN_BATCHES_MAX: i64 = 1_000;
 /// them, since one leader claims after the other, by ever greater numbers); the triggers that match.
 const OPEN_BEGIN: &str = "
 SELECT t.claimed_count - s.finished_count,
-       COALESCE((SELECT max(b.number) FROM dispatch_batches b WHERE b.shard = t.shard), 0),
-       ARRAY(SELECT g.execution_id FROM job_triggers g JOIN jobs j ON j.id = g.job_id
+       COALESCE((SELECT max(b.number) FROM carillon.dispatch_batches b WHERE b.shard = t.shard), 0),
+       ARRAY(SELECT g.execution_id FROM carillon.job_triggers g JOIN carillon.jobs j ON j.id = g.job_id
              WHERE g.job_id = t.job_id AND $2 AND g.execution_id >= $3 AND g.execution_id < $4
                AND ($5 -> 'scope' IS NULL OR g.platform_id IS NULL OR ($5 -> 'scope') ? g.platform_id)
                AND ($5 ->> 'platform_id' IS NULL OR g.platform_id = $5 ->> 'platform_id')
@@ -32,15 +32,15 @@ SELECT t.claimed_count - s.finished_count,
                AND ($5 ->> 'handler_name' IS NULL OR j.handler_name = $5 ->> 'handler_name')
                AND ($5 ->> 'tag' IS NULL OR j.tags @> ARRAY[$5 ->> 'tag'])
              ORDER BY g.execution_id DESC LIMIT $6)
-FROM job_timers t JOIN job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1";
+FROM carillon.job_timers t JOIN carillon.job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1";
 
 const OLDEST_BATCHES: &str = "
-SELECT i.id FROM (SELECT ids FROM dispatch_batches WHERE settled_at IS NOT NULL ORDER BY shard, number LIMIT $1) b,
+SELECT i.id FROM (SELECT ids FROM carillon.dispatch_batches WHERE settled_at IS NOT NULL ORDER BY shard, number LIMIT $1) b,
      UNNEST(b.ids) AS i(id) LIMIT $2";
 
 /// Of executions those of a job that are open, and whether they stand as asked for.
 const OPEN_AMONG: &str = "
-SELECT e.id, e.status = $4 FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id AND {days of e.id}
+SELECT e.id, e.status = $4 FROM UNNEST($1::uuid[]) AS i(id) JOIN carillon.job_executions e ON e.id = i.id AND {days of e.id}
 WHERE e.completed_at IS NULL AND e.job_id = $2 AND e.claim <= $3";
 
 /// A search for what is open of a job, from its newest execution on.

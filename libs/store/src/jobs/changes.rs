@@ -45,16 +45,16 @@ pub struct Paused {
 
 /// R23.
 const EXECUTIONS_WITHDRAW: &str = "
-UPDATE job_executions SET cancel_requested = true, withdrawn = true, reason = $3
+UPDATE carillon.job_executions SET cancel_requested = true, withdrawn = true, reason = $3
 WHERE id = ANY ($1) AND {days of id} AND status = 'QUEUED' AND scheduled_at > $2 AND NOT cancel_requested
 RETURNING id";
 
 const EXECUTIONS_WITHDRAWN_AHEAD: &str = "
-SELECT id FROM job_executions
+SELECT id FROM carillon.job_executions
 WHERE id = ANY ($1) AND {days of id} AND status = 'QUEUED' AND scheduled_at > $2 AND withdrawn";
 
 const EXECUTIONS_RESTORE: &str = "
-UPDATE job_executions SET cancel_requested = false, withdrawn = false, reason = NULL
+UPDATE carillon.job_executions SET cancel_requested = false, withdrawn = false, reason = NULL
 WHERE id = ANY ($1) AND {days of id} AND status = 'QUEUED' AND scheduled_at > $2 AND cancel_requested AND reason = $3";
 
 /// The job's row, locked.
@@ -89,12 +89,14 @@ async fn pause_once(store: &Store, scope: &Scope, id: Uuid) -> Result<Paused> {
     }
     let held_at = stop_timer(&mut transaction, id).await?;
     let now = clock(&mut transaction).await?;
-    sqlx::query("UPDATE jobs SET status = 'PAUSED', paused_at = $2, held_at = $3, updated_at = $2 WHERE id = $1")
-        .bind(id)
-        .bind(now)
-        .bind(held_at)
-        .execute(&mut *transaction)
-        .await?;
+    sqlx::query(
+        "UPDATE carillon.jobs SET status = 'PAUSED', paused_at = $2, held_at = $3, updated_at = $2 WHERE id = $1",
+    )
+    .bind(id)
+    .bind(now)
+    .bind(held_at)
+    .execute(&mut *transaction)
+    .await?;
     let ahead = queued_ahead_on(&mut transaction, id, now).await?;
     let withdrawn = sqlx::query_scalar(days::of(EXECUTIONS_WITHDRAW, ahead.iter().copied()))
         .bind(&ahead)
@@ -134,7 +136,8 @@ pub(super) async fn queued_ahead_on(connection: &mut Connection, id: Uuid, now: 
 
 /// R20: exact, since both are read in one snapshot.
 const OPEN_COUNT: &str = "
-SELECT t.claimed_count - s.finished_count FROM job_timers t JOIN job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1";
+SELECT t.claimed_count - s.finished_count FROM carillon.job_timers t JOIN carillon.job_stats s ON s.job_id = t.job_id
+    WHERE t.job_id = $1";
 
 /// How many executions of a job are open.
 pub(super) async fn open_count_on(connection: &mut Connection, id: Uuid) -> Result<i64> {
@@ -163,7 +166,7 @@ async fn resume_once(store: &Store, scope: &Scope, id: Uuid) -> Result<Job> {
     stop_timer(&mut transaction, id).await?;
     let now = clock(&mut transaction).await?;
     let fire_at = due_after_pause(locked, id, now).await?;
-    sqlx::query("UPDATE job_timers SET fire_at = $2 WHERE job_id = $1")
+    sqlx::query("UPDATE carillon.job_timers SET fire_at = $2 WHERE job_id = $1")
         .bind(id)
         .bind(fire_at)
         .execute(&mut *transaction)
@@ -178,7 +181,7 @@ async fn resume_once(store: &Store, scope: &Scope, id: Uuid) -> Result<Job> {
         .await?;
     let status = if has_ended(&mut transaction, id).await? { JobStatus::Completed } else { JobStatus::Active };
     sqlx::query(
-        "UPDATE jobs SET status = $3, completed_at = CASE $3 WHEN 'COMPLETED' THEN $2 END, paused_at = NULL,
+        "UPDATE carillon.jobs SET status = $3, completed_at = CASE $3 WHEN 'COMPLETED' THEN $2 END, paused_at = NULL,
                          held_at = NULL, updated_at = $2
          WHERE id = $1",
     )
@@ -198,10 +201,13 @@ async fn resume_once(store: &Store, scope: &Scope, id: Uuid) -> Result<Job> {
 /// jobs. The lock on the statistics makes a recorder that is just finishing the last execution either count before, or look
 /// at the job after, this transaction.
 async fn has_ended(connection: &mut Connection, id: Uuid) -> Result<bool> {
-    sqlx::query("SELECT FROM job_stats WHERE job_id = $1 FOR UPDATE").bind(id).execute(&mut *connection).await?;
+    sqlx::query("SELECT FROM carillon.job_stats WHERE job_id = $1 FOR UPDATE")
+        .bind(id)
+        .execute(&mut *connection)
+        .await?;
     let ended: Option<bool> = sqlx::query_scalar(
         "SELECT t.exhausted AND t.fire_at IS NULL AND t.claimed_count = s.finished_count
-         FROM job_timers t JOIN job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1",
+         FROM carillon.job_timers t JOIN carillon.job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1",
     )
     .bind(id)
     .fetch_optional(connection)
@@ -234,7 +240,7 @@ pub(super) fn parsed(spec: &TimetableSpec, job: Uuid, looks: usize) -> Result<Ti
 const JOB_LOCK: &str = concat!(
     "SELECT status, revision, timetable, max_executions, held_at, ",
     may_change!("platform_id", "$2"),
-    " AS may_change FROM jobs WHERE id = $1 AND ",
+    " AS may_change FROM carillon.jobs WHERE id = $1 AND ",
     may_read!("platform_id", "$2"),
     " FOR NO KEY UPDATE"
 );
@@ -262,11 +268,11 @@ pub(super) async fn lock(connection: &mut Connection, scope: &Scope, id: Uuid) -
 /// Takes the timer's row out of every claim's reach and answers with where it stood.
 pub(super) async fn stop_timer(connection: &mut Connection, id: Uuid) -> Result<Option<DateTime<Utc>>> {
     let stood: Option<Option<DateTime<Utc>>> =
-        sqlx::query_scalar("SELECT fire_at FROM job_timers WHERE job_id = $1 FOR UPDATE")
+        sqlx::query_scalar("SELECT fire_at FROM carillon.job_timers WHERE job_id = $1 FOR UPDATE")
             .bind(id)
             .fetch_optional(&mut *connection)
             .await?;
-    sqlx::query("UPDATE job_timers SET fire_at = NULL WHERE job_id = $1").bind(id).execute(connection).await?;
+    sqlx::query("UPDATE carillon.job_timers SET fire_at = NULL WHERE job_id = $1").bind(id).execute(connection).await?;
     Ok(stood.flatten())
 }
 

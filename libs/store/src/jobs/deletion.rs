@@ -40,7 +40,7 @@ async fn delete_once(store: &Store, scope: &Scope, id: Uuid) -> Result<bool> {
     }
     stop_timer(&mut transaction, id).await?;
     sqlx::query(
-        "UPDATE jobs SET status = 'CANCELLED', cancelled_at = clock_timestamp(), updated_at = clock_timestamp(),
+        "UPDATE carillon.jobs SET status = 'CANCELLED', cancelled_at = clock_timestamp(), updated_at = clock_timestamp(),
                          paused_at = NULL, held_at = NULL
          WHERE id = $1",
     )
@@ -110,11 +110,12 @@ impl Deleting {
 
     /// Whether there may be more.
     async fn end_triggers(&self) -> Result<bool> {
-        let some: Vec<Uuid> = sqlx::query_scalar("SELECT execution_id FROM job_triggers WHERE job_id = $1 LIMIT $2")
-            .bind(self.job)
-            .bind(TRIGGERS_AT_ONCE)
-            .fetch_all(&self.store.pool)
-            .await?;
+        let some: Vec<Uuid> =
+            sqlx::query_scalar("SELECT execution_id FROM carillon.job_triggers WHERE job_id = $1 LIMIT $2")
+                .bind(self.job)
+                .bind(TRIGGERS_AT_ONCE)
+                .fetch_all(&self.store.pool)
+                .await?;
         if some.is_empty() {
             return Ok(false);
         }
@@ -146,11 +147,11 @@ impl Deleting {
 
 /// In the order of ids, so that two who do this at once cannot deadlock.
 const EXECUTIONS_LOCK: &str = "
-SELECT id, status FROM job_executions WHERE id = ANY ($1) AND {days of id} ORDER BY id FOR NO KEY UPDATE";
+SELECT id, status FROM carillon.job_executions WHERE id = ANY ($1) AND {days of id} ORDER BY id FOR NO KEY UPDATE";
 
 /// R17. What was withdrawn (R23) is cancelled by it; what was cancelled before keeps its reason.
 const EXECUTIONS_ASK_TO_STOP: &str = "
-UPDATE job_executions SET cancel_requested = true, withdrawn = false, reason = $2
+UPDATE carillon.job_executions SET cancel_requested = true, withdrawn = false, reason = $2
 WHERE id = ANY ($1) AND {days of id} AND status IN ('QUEUED', 'RUNNING') AND (withdrawn OR NOT cancel_requested)";
 
 /// Asks those of `executions` that are queued or run to stop.

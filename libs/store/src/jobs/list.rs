@@ -2,7 +2,7 @@
 //! [`crate::scan`], [`crate::sorted`].
 //!
 //! Key, platform, status and type have an index that is in the order of the list; whatever else is asked for is looked for
-//! among the rows. The way is not left to the planner: `carillon_page_of_jobs` in `migrations/0001` walks along an index.
+//! among the rows. The way is not left to the planner: `carillon.page_of_jobs` in `migrations/0001` walks along an index.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::scan::{COUNTED_MAX, Counted, Direction, LOOKED_AT_MAX, Looked, Place,
 use crate::sorted::Gathered;
 use crate::{Result, Scope, Store};
 
-/// Which jobs to list, those that match all of it, and in which order. By these names `carillon_page_of_jobs` reads it.
+/// Which jobs to list, those that match all of it, and in which order. By these names `carillon.page_of_jobs` reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Filter<'a> {
     /// Of this type.
@@ -87,7 +87,7 @@ pub enum By {
     NextRun,
 }
 
-/// What to look for, as `carillon_page_of_jobs` reads it.
+/// What to look for, as `carillon.page_of_jobs` reads it.
 #[derive(Clone, Copy, Serialize)]
 struct Wanted<'a> {
     #[serde(flatten)]
@@ -147,10 +147,10 @@ async fn gather(store: &Store, filter: Wanted<'_>) -> Result<Gathered> {
     // Of a job that has gone meanwhile there is none.
     let keys = match filter.filter.order.by {
         By::LastRun => {
-            "SELECT job_id, (extract(epoch FROM last_run_at) * 1000000)::bigint FROM job_stats WHERE job_id = ANY ($1)"
+            "SELECT job_id, (extract(epoch FROM last_run_at) * 1000000)::bigint FROM carillon.job_stats WHERE job_id = ANY ($1)"
         }
         By::NextRun | By::Created => {
-            "SELECT job_id, (extract(epoch FROM fire_at) * 1000000)::bigint FROM job_timers WHERE job_id = ANY ($1)"
+            "SELECT job_id, (extract(epoch FROM fire_at) * 1000000)::bigint FROM carillon.job_timers WHERE job_id = ANY ($1)"
         }
     };
     let keys: Vec<(Uuid, Option<i64>)> = sqlx::query_as(keys).bind(gathered.ids()).fetch_all(&store.pool).await?;
@@ -179,7 +179,7 @@ async fn look(store: &Store, filter: Wanted<'_>, behind: Option<Uuid>, rows: i32
     let least = filter.filter.created_from.map_or(Uuid::nil(), ids::first_at);
     let below = filter.filter.created_before.map_or(Uuid::max(), ids::first_at);
     let (from, below) = direction.rest(least, below, behind);
-    let seen: Vec<(Uuid, bool)> = sqlx::query_as("SELECT id, matches FROM carillon_page_of_jobs($1, $2, $3, $4, $5)")
+    let seen: Vec<(Uuid, bool)> = sqlx::query_as("SELECT id, matches FROM carillon.page_of_jobs($1, $2, $3, $4, $5)")
         .bind(from)
         .bind(below)
         .bind(rows)

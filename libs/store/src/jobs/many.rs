@@ -26,9 +26,9 @@ const INSERT_JOBS: &str = concat!(
         SELECT * FROM UNNEST($2::uuid[], $3::jsonb[], $4::jsonb[], $5::timestamptz[], $6::smallint[])
                       AS given (id, payload, metadata, fire_at, shard)
     ), job AS (
-        INSERT INTO jobs ({columns}, payload, metadata)
+        INSERT INTO carillon.jobs ({columns}, payload, metadata)
         SELECT {columns}, given.payload, given.metadata
-        FROM jsonb_populate_recordset(NULL::jobs, $1::jsonb) AS new JOIN given USING (id)
+        FROM jsonb_populate_recordset(NULL::carillon.jobs, $1::jsonb) AS new JOIN given USING (id)
         ORDER BY new.platform_id, new.key, id
         ON CONFLICT (platform_id, key) WHERE key IS NOT NULL AND status <> 'CANCELLED' DO NOTHING
         RETURNING *
@@ -41,9 +41,9 @@ const INSERT_JOBS: &str = concat!(
 /// `$1` are keys, `$2` their platforms. In two parts, since an index serves `=` and `IS NULL`, but nothing that is both.
 const HOLDERS: &str = "
     WITH given AS (SELECT * FROM UNNEST($1::text[], $2::text[]) AS given (key, platform_id))
-    SELECT j.id, j.platform_id, j.key FROM given JOIN jobs j USING (platform_id, key) WHERE j.status <> 'CANCELLED'
+    SELECT j.id, j.platform_id, j.key FROM given JOIN carillon.jobs j USING (platform_id, key) WHERE j.status <> 'CANCELLED'
     UNION ALL
-    SELECT j.id, j.platform_id, j.key FROM given JOIN jobs j USING (key)
+    SELECT j.id, j.platform_id, j.key FROM given JOIN carillon.jobs j USING (key)
     WHERE given.platform_id IS NULL AND j.platform_id IS NULL AND j.status <> 'CANCELLED'";
 
 /// What became of many jobs.

@@ -270,7 +270,7 @@ pub(super) const SELECT_JOB: &str = "
            t.fire_at AS next_run, COALESCE(t.claimed_count, 0) AS executions_count, s.last_run_at AS last_run,
            COALESCE(s.success_count, 0) AS success_count, COALESCE(s.failure_count, 0) AS failure_count,
            COALESCE(s.total_duration_ms, 0) AS total_duration_ms
-    FROM jobs j LEFT JOIN job_timers t ON t.job_id = j.id LEFT JOIN job_stats s ON s.job_id = j.id";
+    FROM carillon.jobs j LEFT JOIN carillon.job_timers t ON t.job_id = j.id LEFT JOIN carillon.job_stats s ON s.job_id = j.id";
 
 #[derive(sqlx::FromRow)]
 pub(super) struct JobRow {

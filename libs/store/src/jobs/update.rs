@@ -55,7 +55,7 @@ pub struct Updated {
 /// R23a: a retry keeps what its first attempt ran with. `$5`: the timetable was looked at, and has it. What was withdrawn is so no
 /// more then, unless the job is paused, which is the reason `$4`.
 const EXECUTIONS_REVISE: &str = "
-UPDATE job_executions
+UPDATE carillon.job_executions
 SET revision = $3,
     cancel_requested = CASE WHEN $5 AND withdrawn THEN $4::text IS NOT NULL ELSE cancel_requested END,
     withdrawn = withdrawn AND (NOT $5 OR $4::text IS NOT NULL),
@@ -67,7 +67,7 @@ RETURNING id, CASE WHEN misplaced THEN entry END AS misplaced";
 
 /// What a pause withdrew too: a resume shall not bring it back.
 const EXECUTIONS_FALL_AWAY: &str = "
-UPDATE job_executions SET cancel_requested = true, withdrawn = true, reason = $3
+UPDATE carillon.job_executions SET cancel_requested = true, withdrawn = true, reason = $3
 WHERE id = ANY ($1) AND {days of id} AND status = 'QUEUED' AND attempt = 1 AND scheduled_at > $2
   AND (NOT cancel_requested OR withdrawn)
 RETURNING id";
@@ -75,14 +75,14 @@ RETURNING id";
 /// Looks at exclusions of each of the many searches of a change: some 0.1 ms.
 const LOOKS_BRIEF: usize = 4_000;
 
-const SCHEDULED_AT: &str = "SELECT id, scheduled_at FROM job_executions WHERE id = ANY ($1) AND {days of id}";
+const SCHEDULED_AT: &str = "SELECT id, scheduled_at FROM carillon.job_executions WHERE id = ANY ($1) AND {days of id}";
 
-const TIMER_LOCK: &str = "SELECT fire_at, claimed_count FROM job_timers WHERE job_id = $1 FOR UPDATE";
+const TIMER_LOCK: &str = "SELECT fire_at, claimed_count FROM carillon.job_timers WHERE job_id = $1 FOR UPDATE";
 
 /// `{columns}` are those that the row `$2` names: what an older program does not know stays.
 const JOB_WRITE: &str = "
-UPDATE jobs SET ({columns}, payload, metadata) =
-    (SELECT {columns}, $3::jsonb, $4::jsonb FROM jsonb_populate_record(NULL::jobs, $2::jsonb))
+UPDATE carillon.jobs SET ({columns}, payload, metadata) =
+    (SELECT {columns}, $3::jsonb, $4::jsonb FROM jsonb_populate_record(NULL::carillon.jobs, $2::jsonb))
 WHERE id = $1";
 
 /// Changes a job. `None`: it is not of that revision any more, and nothing was done.
@@ -240,19 +240,19 @@ async fn move_timer(
     match (status, fire_at) {
         (JobStatus::Completed, None) => return Ok(()),
         (JobStatus::Completed, Some(_)) => {
-            let revive = "UPDATE jobs SET status = 'ACTIVE', completed_at = NULL WHERE id = $1";
+            let revive = "UPDATE carillon.jobs SET status = 'ACTIVE', completed_at = NULL WHERE id = $1";
             sqlx::query(revive).bind(id).execute(&mut *connection).await?;
         }
         (JobStatus::Paused, _) => {
-            let hold = "UPDATE jobs SET held_at = $2 WHERE id = $1";
+            let hold = "UPDATE carillon.jobs SET held_at = $2 WHERE id = $1";
             sqlx::query(hold).bind(id).bind(fire_at).execute(&mut *connection).await?;
         }
         _ => {}
     }
     let stands_at = fire_at.filter(|_| status != JobStatus::Paused);
     sqlx::query(
-        "UPDATE job_timers SET fire_at = $2, exhausted = $3::timestamptz IS NULL AND j.type <> 'EVENT'
-         FROM jobs j WHERE j.id = job_id AND job_id = $1",
+        "UPDATE carillon.job_timers SET fire_at = $2, exhausted = $3::timestamptz IS NULL AND j.type <> 'EVENT'
+         FROM carillon.jobs j WHERE j.id = job_id AND job_id = $1",
     )
     .bind(id)
     .bind(stands_at)

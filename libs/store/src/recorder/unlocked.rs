@@ -14,17 +14,17 @@ use crate::{Result, Store, days};
 
 /// As strong as the lock of an UPDATE that changes no key.
 const EXECUTIONS_LOCK: &str = "
-SELECT e.id, e.job_id FROM UNNEST($1::uuid[]) AS i(id) JOIN job_executions e ON e.id = i.id
+SELECT e.id, e.job_id FROM UNNEST($1::uuid[]) AS i(id) JOIN carillon.job_executions e ON e.id = i.id
 WHERE {days of e.id}
 ORDER BY e.id FOR NO KEY UPDATE OF e SKIP LOCKED";
 
 /// Those of the jobs whose statistics somebody else has locked. A job without a row has none to lock.
 const JOB_STATS_LOCK: &str = "
 WITH mine AS MATERIALIZED (
-    SELECT s.job_id FROM UNNEST($1::uuid[]) AS i(job_id) JOIN job_stats s ON s.job_id = i.job_id
+    SELECT s.job_id FROM UNNEST($1::uuid[]) AS i(job_id) JOIN carillon.job_stats s ON s.job_id = i.job_id
     ORDER BY s.job_id FOR NO KEY UPDATE OF s SKIP LOCKED
 )
-SELECT s.job_id FROM UNNEST($1::uuid[]) AS i(job_id) JOIN job_stats s ON s.job_id = i.job_id
+SELECT s.job_id FROM UNNEST($1::uuid[]) AS i(job_id) JOIN carillon.job_stats s ON s.job_id = i.job_id
 WHERE s.job_id NOT IN (SELECT job_id FROM mine)";
 
 impl Store {

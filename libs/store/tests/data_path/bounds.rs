@@ -177,7 +177,7 @@ async fn a_statement_that_is_given_up_is_waited_for_and_not_rolled_back() -> Res
     })
     .await?;
     let query = last_words().await?.1;
-    assert!(query.contains("FROM jobs"), "{query}");
+    assert!(query.contains("FROM carillon.jobs"), "{query}");
     store.ping().await?;
     Ok(())
 }

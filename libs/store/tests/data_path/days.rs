@@ -21,7 +21,7 @@ use crate::bench::{Bench, LEASE, all_lost, finished, incarnation, medium, retry_
 pub(crate) async fn make_days(bench: &Bench, table: &str, back: impl Iterator<Item = i64>) -> Result<()> {
     for back in back {
         let day = midnight(bench, back).await?;
-        let made: String = sqlx::query_scalar("SELECT carillon_make_partition($1, $2, $3, $4)")
+        let made: String = sqlx::query_scalar("SELECT carillon.make_partition($1, $2, $3, $4)")
             .bind(table)
             .bind(format!("{table}_{}", day.format("%Y_%m_%d")))
             .bind(ids::first_at(day))

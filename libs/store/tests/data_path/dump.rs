@@ -54,7 +54,7 @@ impl Dump {
         wait_until("pg_dump to hold all tables", LIMIT, || async {
             let free: Vec<String> = sqlx::query_scalar(
                 "SELECT c.relname::text FROM pg_class c
-                 WHERE c.relkind IN ('r', 'p') AND c.relnamespace = 'public'::regnamespace AND NOT EXISTS (
+                 WHERE c.relkind IN ('r', 'p') AND c.relnamespace = 'carillon'::regnamespace AND NOT EXISTS (
                      SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid)
                      WHERE l.granted AND l.relation = c.oid AND a.application_name = 'pg_dump'
                        AND l.mode = 'AccessShareLock' AND a.datname = current_database())",
@@ -183,7 +183,7 @@ async fn make_due(bench: &Bench, days: &Calendar) -> Result<()> {
     let at = days.midnight(OLD);
     history(&bench.pool, bench.job().await?, at, Some(at)).await?;
     let partition = days.partition("job_executions", OLD);
-    for step in ["carillon_close_partition($1, '{}')", "carillon_prove($1, 'carillon_closed')"] {
+    for step in ["carillon.close_partition($1, '{}')", "carillon.prove($1, 'carillon_closed')"] {
         let statement = AssertSqlSafe(format!("SELECT {step}"));
         let word: String = sqlx::query_scalar(statement).bind(&partition).fetch_one(&bench.pool).await?;
         assert!(["closed", "proven"].contains(&word.as_str()), "{word}");
@@ -193,7 +193,7 @@ async fn make_due(bench: &Bench, days: &Calendar) -> Result<()> {
 
 /// What one of the functions says that take a table's day.
 async fn asked_for(pool: &PgPool, days: &Calendar, function: &str, table: &str, day: i64) -> Result<String> {
-    let statement = format!("SELECT carillon_{function}_partition($1, $2, $3, $4)");
+    let statement = format!("SELECT carillon.{function}_partition($1, $2, $3, $4)");
     let asked = sqlx::query_scalar(AssertSqlSafe(statement)).bind(table).bind(days.partition(table, day));
     let asked = asked.bind(ids::first_at(days.midnight(day))).bind(ids::first_at(days.midnight(day + 1)));
     Ok(asked.fetch_one(pool).await?)
@@ -251,7 +251,7 @@ async fn beside_a_pg_dump_claims_records_and_calls_go_on_and_what_was_put_off_is
     bench.assert_counters().await?;
 
     if let Some(text) = dump.end().await? {
-        assert!(text.contains(&format!("COPY public.{} ", due[0])), "the day that was due is in it");
+        assert!(text.contains(&format!("COPY carillon.{} ", due[0])), "the day that was due is in it");
         assert!(text.contains("-- PostgreSQL database dump complete"), "it is whole");
     }
     make_all(&bench.store, &bench.pool).await?;
@@ -278,7 +278,7 @@ async fn tries(bench: &Bench) -> Result<BTreeMap<String, i64>> {
     sessions_end(bench).await?;
     let calls: Vec<(String, i64)> = sqlx::query_as(
         "SELECT funcname::text, calls FROM pg_stat_user_functions
-         WHERE funcname LIKE 'carillon\\_%' AND funcname NOT IN ('carillon_upkeep', 'carillon_within', 'carillon_weigh')",
+         WHERE schemaname = 'carillon' AND funcname NOT IN ('upkeep', 'within', 'weigh')",
     )
     .fetch_all(&bench.pool)
     .await?;
@@ -319,7 +319,7 @@ async fn each_table_s_lock_is_tried_for_once_a_minute_by_all_dispatchers_togethe
         sqlx::raw_sql(AssertSqlSafe(count)).execute(&bench.pool).await?;
         let dump = dump(&bench.pool).await?;
         // The days of attempts and failures go after the executions': they are not even tried.
-        let (function, tables) = if makes { ("carillon_make_partition", 4) } else { ("carillon_detach_partition", 2) };
+        let (function, tables) = if makes { ("make_partition", 4) } else { ("detach_partition", 2) };
         for minute in 1..=3 {
             many_rounds(&bench).await?;
             assert_eq!(tries(&bench).await?, BTreeMap::from([(function.to_owned(), minute * tables)]), "{minute}");

@@ -177,7 +177,7 @@ async fn fetched(connection: &mut sqlx::PgConnection) -> Result<i64> {
 async fn looked_at(bench: &Bench, job: Uuid, from: Uuid, below: Uuid) -> Result<(usize, i64)> {
     let mut transaction = bench.pool.begin().await?;
     let before = fetched(&mut transaction).await?;
-    let page = sqlx::query("SELECT id FROM carillon_page_of_job($1, $2, $3, 10)").bind(job).bind(from).bind(below);
+    let page = sqlx::query("SELECT id FROM carillon.page_of_job($1, $2, $3, 10)").bind(job).bind(from).bind(below);
     let page = page.fetch_all(&mut *transaction).await?;
     let ids: Vec<Uuid> = page.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;
     assert!(ids.is_sorted_by(|newer, older| newer > older));

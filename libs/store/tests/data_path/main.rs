@@ -13,6 +13,7 @@ mod finish;
 mod history;
 mod leadership;
 mod locks;
+mod neighbours;
 mod open_entries;
 mod partitions;
 mod plans;

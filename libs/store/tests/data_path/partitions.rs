@@ -2,7 +2,6 @@
 //! moves, as far as it is little.
 
 use std::cell::Cell;
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -15,7 +14,7 @@ use carillon_store::{Error, Store, StoreOptions, migrate, partitions};
 use carillon_testkit::{Database, wait_until};
 use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
 use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgPoolOptions;
 use uuid::Uuid;
 
 use crate::bench::{Bench, finished, fire};
@@ -179,7 +178,7 @@ async fn rows_of_the_default_partition_that_are_too_large_to_move_stay_there() -
     let pool = database.pool().await?;
     let days = today(&pool).await?;
     let make = async || -> Result<String> {
-        let make = sqlx::query_scalar("SELECT carillon_make_partition('job_executions', $1, $2, $3)");
+        let make = sqlx::query_scalar("SELECT carillon.make_partition('job_executions', $1, $2, $3)");
         let make = make.bind(days.partition("job_executions", -100));
         Ok(make
             .bind(ids::first_at(days.midnight(-100)))
@@ -201,7 +200,7 @@ async fn rows_of_the_default_partition_that_are_too_large_to_move_stay_there() -
 /// Holds every table as `pg_dump` does: from its begin to its end.
 pub(crate) async fn dump(pool: &PgPool) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
     let tables: Vec<String> = sqlx::query_scalar(
-        "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace",
+        "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = 'carillon'::regnamespace",
     )
     .fetch_all(pool)
     .await?;
@@ -256,8 +255,7 @@ async fn a_partition_that_cannot_be_made_now_makes_nobody_wait_and_is_made_later
     let stores: Vec<Store> = (0..2)
         .map(|at| Store::connect_lazily(&StoreOptions::new(database.url(), format!("maker {at}"))))
         .collect::<Result<_, _>>()?;
-    let beside =
-        PgPoolOptions::new().connect_with(PgConnectOptions::from_str(database.url())?.application_name("beside"));
+    let beside = PgPoolOptions::new().connect_with(database.options()?.application_name("beside"));
     let beside = beside.await?;
     let dump = dump(&pool).await?;
     let far = days.midnight(5_000);
@@ -297,7 +295,7 @@ async fn a_large_default_partition_is_not_read_under_the_lock() -> Result<()> {
     .await?;
     let mut connection = bench.pool.acquire().await?;
     let mut call = async |function: &str| -> Result<String> {
-        let statement = format!("SELECT carillon_{function}_partition('job_executions', $1, $2, $3)");
+        let statement = format!("SELECT carillon.{function}_partition('job_executions', $1, $2, $3)");
         Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(statement))
             .bind(days.partition("job_executions", 5))
             .bind(ids::first_at(days.midnight(5)))
@@ -314,7 +312,7 @@ async fn a_large_default_partition_is_not_read_under_the_lock() -> Result<()> {
     let fires = || Decisions { executions: vec![fire(job, days.midnight(5), 1)], ..Decisions::default() };
     let refused = leader.claim(&[], now, &[]).await?.commit(1, &fires(), &[]).await;
     assert!(matches!(refused, Err(Error::Conflict(_))), "{refused:?}");
-    let proven: String = sqlx::query_scalar("SELECT carillon_prove('job_executions_default', $1)")
+    let proven: String = sqlx::query_scalar("SELECT carillon.prove('job_executions_default', $1)")
         .bind(format!("carillon_bar_{}", days.partition("job_executions", 5)))
         .fetch_one(&bench.pool)
         .await?;
@@ -402,7 +400,7 @@ async fn r11_a_record_that_meets_a_partition_in_the_making_is_a_conflict_and_pas
         .execute(&bench.pool)
         .await?;
     let mut making = bench.pool.begin().await?;
-    sqlx::query("SELECT carillon_make_partition('job_execution_logs', $1, $2, $3)")
+    sqlx::query("SELECT carillon.make_partition('job_execution_logs', $1, $2, $3)")
         .bind(days.partition("job_execution_logs", 5))
         .bind(ids::first_at(at))
         .bind(ids::first_at(days.midnight(6)))
@@ -432,7 +430,7 @@ async fn r11_lines_that_are_barred_from_the_default_partition_are_a_conflict_and
     sqlx::query("DELETE FROM job_execution_logs").execute(&bench.pool).await?;
     let before = bench.whole_row(held.execution).await?;
     let call = async |function: &str| -> Result<String> {
-        let statement = format!("SELECT carillon_{function}_partition('job_execution_logs', $1, $2, $3)");
+        let statement = format!("SELECT carillon.{function}_partition('job_execution_logs', $1, $2, $3)");
         let call = sqlx::query_scalar(sqlx::AssertSqlSafe(statement)).bind(days.partition("job_execution_logs", 5));
         let call = call.bind(ids::first_at(days.midnight(5))).bind(ids::first_at(days.midnight(6)));
         Ok(call.fetch_one(&bench.pool).await?)

@@ -1,6 +1,5 @@
 //! What is old leaves, by days, by steps and by jobs; what is open stays, nobody waits, and what was counted stays counted.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -12,7 +11,7 @@ use carillon_store::retention::{self, Dropped, Retention};
 use carillon_store::{Error, Store};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgPoolOptions;
 use uuid::Uuid;
 
 use crate::bench::{Bench, finished, fire};
@@ -30,7 +29,7 @@ pub(crate) fn kept() -> Retention {
 /// The partitions of a day.
 pub(crate) async fn make_day(bench: &Bench, days: &Calendar, day: i64) -> Result<()> {
     for table in TABLES {
-        let made: String = sqlx::query_scalar("SELECT carillon_make_partition($1, $2, $3, $4)")
+        let made: String = sqlx::query_scalar("SELECT carillon.make_partition($1, $2, $3, $4)")
             .bind(table)
             .bind(days.partition(table, day))
             .bind(ids::first_at(days.midnight(day)))
@@ -156,7 +155,7 @@ async fn what_is_open_outlives_its_day_with_its_attempts_and_ends_as_ever() -> R
     let ended = history(&bench.pool, job, at, None).await?;
     sqlx::query("UPDATE job_timers SET claimed_count = 2 WHERE job_id = $1").bind(job).execute(&bench.pool).await?;
     let partition = days.partition("job_executions", -100);
-    let closed: String = sqlx::query_scalar("SELECT carillon_close_partition($1, $2)")
+    let closed: String = sqlx::query_scalar("SELECT carillon.close_partition($1, $2)")
         .bind(&partition)
         .bind([open, ended])
         .fetch_one(&bench.pool)
@@ -164,7 +163,7 @@ async fn what_is_open_outlives_its_day_with_its_attempts_and_ends_as_ever() -> R
     assert_eq!(closed, "closed");
     // Closed, not yet proven: it is not detached.
     let (from, to) = (ids::first_at(days.midnight(-100)), ids::first_at(days.midnight(-99)));
-    let detach = "SELECT carillon_detach_partition('job_executions', $1, $2, $3)";
+    let detach = "SELECT carillon.detach_partition('job_executions', $1, $2, $3)";
     let detached = sqlx::query_scalar(detach).bind(&partition).bind(from).bind(to);
     assert_eq!(detached.fetch_one(&bench.pool).await.map(|word: String| word)?, "open");
     // Nothing is born there, nothing ended is opened again; what is open goes on.
@@ -254,8 +253,8 @@ async fn a_closed_day_is_weighed_again_before_it_leaves() -> Result<()> {
     open_many(&bench.pool, &days, -100, 200, 0).await?;
     let partition = days.partition("job_executions", -100);
     let open: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM job_executions").fetch_all(&bench.pool).await?;
-    sqlx::query("SELECT carillon_close_partition($1, $2)").bind(&partition).bind(&open).execute(&bench.pool).await?;
-    sqlx::query("SELECT carillon_prove($1, 'carillon_closed')").bind(&partition).execute(&bench.pool).await?;
+    sqlx::query("SELECT carillon.close_partition($1, $2)").bind(&partition).bind(&open).execute(&bench.pool).await?;
+    sqlx::query("SELECT carillon.prove($1, 'carillon_closed')").bind(&partition).execute(&bench.pool).await?;
     let failing =
         "UPDATE job_executions SET error_stack = (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 500) n)
                    WHERE completed_at IS NULL";
@@ -297,7 +296,7 @@ async fn a_day_that_is_kept_after_all_is_open_again() -> Result<()> {
     make_day(&bench, &days, -100).await?;
     let at = days.midnight(-100) + TimeDelta::hours(1);
     let over = history(&bench.pool, bench.job().await?, at, Some(at)).await?;
-    sqlx::query("SELECT carillon_close_partition($1, '{}')")
+    sqlx::query("SELECT carillon.close_partition($1, '{}')")
         .bind(days.partition("job_executions", -100))
         .execute(&bench.pool)
         .await?;
@@ -320,7 +319,7 @@ async fn days_leave_beside_a_dump_and_beside_writers_and_nobody_waits() -> Resul
     for _ in 0..500 {
         history(&bench.pool, job, at, None).await?;
     }
-    let options = PgConnectOptions::from_str(bench.database.url())?.application_name("beside");
+    let options = bench.database.options()?.application_name("beside");
     let beside = PgPoolOptions::new().connect_with(options).await?;
     let write = async || history(&beside, job, days.midnight(0), Some(at)).await.map(drop);
     let mut dump = Some(dump(&bench.pool).await?);

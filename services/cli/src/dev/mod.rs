@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use carillon_servers::{Home, InUse};
-use carillon_store::Store;
+use carillon_store::{Schema, Store, schema};
 use carillon_stream::{Redis, RedisOptions};
 use tokio_util::sync::CancellationToken;
 
@@ -48,6 +48,9 @@ pub(crate) struct Arguments {
     /// Use this Postgres instead of a private one: postgres://user:password@host:port/database.
     #[arg(long, value_name = "URL", env = "CARILLON_POSTGRES_URL", hide_env_values = true)]
     postgres_url: Option<String>,
+    /// The schema of the database in which all of it lies; made if it is missing.
+    #[arg(long, value_name = "NAME", env = "CARILLON_POSTGRES_SCHEMA", default_value = schema::DEFAULT, value_parser = migrate::parse_schema)]
+    postgres_schema: Schema,
     /// Use this Redis instead of a private one: redis://user:password@host:port/database.
     #[arg(long, value_name = "URL", env = "CARILLON_REDIS_URL", hide_env_values = true)]
     redis_url: Option<String>,
@@ -120,7 +123,7 @@ async fn start(arguments: &Arguments, screen: Screen, stop: &CancellationToken) 
     let home = open_home(&arguments.data)?;
     check_free(listen)?;
     let backends = Backends::start(&home, &arguments.postgres_url, &arguments.redis_url, screen).await?;
-    let store = migrate::store(&backends.postgres_url)?;
+    let store = migrate::store(&backends.postgres_url, &arguments.postgres_schema)?;
     let redis = Redis::connect_lazily(RedisOptions::new(&backends.redis_url))?;
     let [(postgres_url, _), (redis_url, _)] = backends.places();
     screen
@@ -130,7 +133,7 @@ async fn start(arguments: &Arguments, screen: Screen, stop: &CancellationToken) 
     migrate_schema(&store, screen).await?;
     let live = Live::from_now(store).await?;
     let counts = (arguments.dispatchers, arguments.executors);
-    let mut services = Services::start(&home, &backends, listen, counts)?;
+    let mut services = Services::start(&home, &backends, &arguments.postgres_schema, listen, counts)?;
     screen.step(&format!(
         "started 1 gateway, {}, {}; waiting for them",
         counted(counts.0, "dispatcher"),

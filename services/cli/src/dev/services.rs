@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use carillon_kit::Stopped;
 use carillon_servers::{Home, Process, free_port};
+use carillon_store::Schema;
 use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 
@@ -66,7 +67,13 @@ impl Service {
 }
 
 impl Services {
-    pub(super) fn start(home: &Home, backends: &Backends, listen: SocketAddr, counts: (u16, u16)) -> Result<Self> {
+    pub(super) fn start(
+        home: &Home,
+        backends: &Backends,
+        schema: &Schema,
+        listen: SocketAddr,
+        counts: (u16, u16),
+    ) -> Result<Self> {
         let mut services = Self { list: Vec::new() };
         let logs = home.path().join("logs");
         std::fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
@@ -78,6 +85,7 @@ impl Services {
                 let mut command = Command::new(binary(role)?);
                 command
                     .env(POSTGRES_URL, &backends.postgres_url)
+                    .env("CARILLON_POSTGRES_SCHEMA", schema.name())
                     .env(REDIS_URL, &backends.redis_url)
                     .env("CARILLON_ADMIN_LISTEN", admin.to_string())
                     .env("CARILLON_GATEWAY_LISTEN", listen.to_string())

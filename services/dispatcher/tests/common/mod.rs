@@ -14,6 +14,7 @@ pub(crate) fn config(database: &Database, redis_url: &str, protocol: ProtocolCon
     Config {
         postgres: PostgresConfig {
             url: SecretUrl::new(database.url()),
+            schema: "carillon".into(),
             connections_max: 4,
             acquire_timeout: Duration::from_secs(5),
         },

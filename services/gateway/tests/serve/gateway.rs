@@ -49,6 +49,7 @@ impl Gateway {
             json: JsonConfig { enum_words: EnumWords::Upper },
             postgres: PostgresConfig {
                 url: SecretUrl::new(postgres),
+                schema: "carillon".to_owned(),
                 connections_max: 4,
                 acquire_timeout: Duration::from_millis(500),
             },
