@@ -22,7 +22,7 @@ pub(crate) enum Exit {
 }
 
 /// Every code, with what it says to a script.
-pub(crate) const TABLE: [(Exit, &str); 9] = [
+pub(crate) const TABLE: [(Exit, &str); 10] = [
     (Exit::Done, "done"),
     (Exit::Failed, "any other failure"),
     (Exit::Usage, "wrong usage, or a field that is refused: INVALID_ARGUMENT"),

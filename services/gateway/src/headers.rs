@@ -17,7 +17,7 @@ const BYTES_BESIDE: usize = 32;
 
 /// Headers that a connection reads.
 pub(crate) const COUNT_READ: usize = 2 * COUNT_MAX;
-/// Bytes of headers that a connection reads.
+/// Bytes of headers that a connection of HTTP/2 reads; of HTTP/1 it is what hyper holds at most, some 400 KiB.
 pub(crate) const BYTES_READ: u32 = 64 * 1024;
 
 /// Why a request with these headers is not answered.

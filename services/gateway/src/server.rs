@@ -46,8 +46,6 @@ const TAKING_MAX: Duration = Duration::from_secs(10);
 /// How often an HTTP/2 peer is asked whether it lives, and how long it may take to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const STREAMS_MAX: u32 = 250;
-/// What a connection of HTTP/1 holds of what was not read yet: all headers of a request.
-const HTTP1_BUFFER_BYTES: usize = headers::BYTES_READ as usize;
 /// Pause after the system refused a connection (no file descriptor left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -196,12 +194,7 @@ async fn connection(stream: TcpStream, shared: Arc<Serving>, shutdown: Cancellat
 /// HTTP as this port speaks it.
 fn bounded() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_headers(headers::COUNT_READ)
-        .max_buf_size(HTTP1_BUFFER_BYTES);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_headers(headers::COUNT_READ);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -9,7 +9,7 @@ use carillon_core::ids;
 use carillon_store::leader_session::Candidate;
 use carillon_store::recorder::Verdict;
 use carillon_store::retention::{Retention, drop_days, forget_jobs, sweep_default};
-use carillon_store::{Schema, Store, StoreOptions, attention, jobs, partitions, queues};
+use carillon_store::{Schema, Scope, Store, StoreOptions, attention, jobs, partitions, queues};
 use carillon_testkit::Database;
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgPool};
@@ -163,7 +163,7 @@ async fn foreign_tables_and_functions_of_our_names_are_not_touched_though_the_se
     let held = bench.open(&mut leader, &[job]).await?[0];
     let (_, verdicts) = store.record(Uuid::nil(), &[], &[finished(held, Status::Success)], &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
-    jobs::delete(&store, job).await?;
+    jobs::delete(&store, &Scope::ALL, job).await?;
     attention::look(&store, 10).await?;
     queues::forget_unused(&store).await?;
 
