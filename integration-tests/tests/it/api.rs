@@ -211,6 +211,15 @@ impl Answer {
             .collect()
     }
 
+    /// The body without what is another one with each request: the request's id.
+    pub(crate) fn without_request(&self) -> Value {
+        let mut body = self.body.clone();
+        if let Some(details) = body["details"].as_array_mut() {
+            details.retain(|detail| detail["@type"] != "type.googleapis.com/google.rpc.RequestInfo");
+        }
+        body
+    }
+
     /// The word for why it was refused.
     pub(crate) fn reason(&self) -> String {
         self.body["details"][0]["reason"].as_str().unwrap_or_default().to_owned()

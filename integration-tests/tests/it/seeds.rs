@@ -63,7 +63,7 @@ pub(crate) async fn cut_off_a_beat(world: &World) {
     sqlx::query("LOCK TABLE workers").execute(&mut *stranger).await.expect("nobody has it for long");
     soon("a beat to be cut off", || async {
         let ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                      WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%UPDATE workers%'";
+                      WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%UPDATE carillon.workers%'";
         let ended = sqlx::query(ending).fetch_all(&world.pool).await?;
         ensure!(!ended.is_empty(), "none waits");
         anyhow::Ok(())

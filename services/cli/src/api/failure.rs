@@ -66,10 +66,11 @@ impl Failure {
     }
 }
 
-/// A line that breaks while a call is on its way is UNKNOWN to the client, with what broke it behind: nobody has answered.
+/// A line that breaks while a call is on its way, or on which no HTTP/2 is spoken, is UNKNOWN or INTERNAL to the client, with what broke
+/// it behind: nobody has answered. What a gateway says has nothing behind it.
 fn exit_of(status: &Status) -> Exit {
     match status.code() {
-        Code::Unknown if std::error::Error::source(status).is_some() => Exit::Unavailable,
+        Code::Unknown | Code::Internal if std::error::Error::source(status).is_some() => Exit::Unavailable,
         code => Exit::of(code),
     }
 }
