@@ -132,7 +132,7 @@ async fn names(gateway: &Gateway) -> Result<Names> {
 async fn digest(pool: &PgPool) -> Result<Vec<(String, String)>> {
     let statements: Vec<String> = sqlx::query_scalar(
         "SELECT format('SELECT %L::text, md5(coalesce(string_agg(x::text, chr(10) ORDER BY x::text), '''')) FROM %I x', relname, relname)
-           FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'public'::regnamespace",
+           FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'carillon'::regnamespace",
     )
     .fetch_all(pool)
     .await?;
@@ -180,7 +180,7 @@ async fn bad_input_is_refused_by_code_field_and_reason_and_changes_nothing() -> 
     let gateway = Gateway::start(database.url(), &redis.url()).await?;
     let names = names(&gateway).await?;
     let routes = routes::all()?;
-    let pool = PgPool::connect(database.url()).await?;
+    let pool = database.pool().await?;
     let (cases, mut wrong) = (cases()?, Vec::new());
     let mut renewed = Vec::new();
     let mut before = digest(&pool).await?;

@@ -4,7 +4,6 @@ use anyhow::{Context, Result};
 use carillon_testkit::{Database, Redis};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use sqlx::PgPool;
 
 use crate::cleanup;
 use crate::gateway::Gateway;
@@ -15,7 +14,7 @@ use crate::routes::Refusal;
 async fn instants_of_all_years_are_kept_to_the_millisecond() -> Result<()> {
     let (database, redis) = (Database::new().await?, Redis::start().await?);
     let gateway = Gateway::start(database.url(), &redis.url()).await?;
-    let pool = PgPool::connect(database.url()).await?;
+    let pool = database.pool().await?;
     for (given, shown) in [
         ("1600-02-29T23:59:59.999999999Z", "1600-02-29T23:59:59.999Z"),
         ("2024-01-01T00:00:00.000999Z", "2024-01-01T00:00:00Z"),
