@@ -113,6 +113,9 @@ mod tests {
         let service = pool.get_service_by_name("carillon.v1.JobService").unwrap();
         assert!(comments.service(&service).contains("clock.\n\nEvery call"), "{}", comments.service(&service));
         let method = service.methods().find(|method| method.name() == "ListJobs").unwrap();
-        assert_eq!(first_sentence(comments.method(&method)), "Lists jobs, newest first unless `order_by` says otherwise");
+        assert_eq!(
+            first_sentence(comments.method(&method)),
+            "Lists jobs, newest first unless `order_by` says otherwise"
+        );
     }
 }
