@@ -327,6 +327,14 @@ impl World {
 
     /// Waits until at least `count` executions are final, and says so if the load was over before the fault could meet it.
     pub(crate) async fn until_finished(&self, count: usize) {
+        let finished = self.until_final(count).await;
+        let total = self.expected.len() + self.triggered.len();
+        let total = i64::try_from(total).expect("small");
+        assert!(total == 0 || finished < total, "all {total} were over before the fault could meet them");
+    }
+
+    /// Waits until at least `count` executions are final, all of them perhaps, and answers how many are.
+    pub(crate) async fn until_final(&self, count: usize) -> i64 {
         let wanted = i64::try_from(count).expect("small");
         let what = format!("{count} executions to be final");
         let waited = wait_until(&what, LOAD_MAX, || async {
@@ -334,10 +342,7 @@ impl World {
             ensure!(finished >= wanted, "{finished} are");
             anyhow::Ok(finished)
         });
-        let finished = waited.await.unwrap_or_else(|error| panic!("{error:#}"));
-        let total = self.expected.len() + self.triggered.len();
-        let total = i64::try_from(total).expect("small");
-        assert!(total == 0 || finished < total, "all {total} were over before the fault could meet them");
+        waited.await.unwrap_or_else(|error| panic!("{error:#}"))
     }
 
     /// Whether a row exists for which `condition` holds.
