@@ -11,6 +11,9 @@ use uuid::Uuid;
 
 use crate::world::soon;
 
+/// The states in which an execution has ended.
+pub(crate) const FINAL: [&str; 5] = ["SUCCESS", "FAILED", "TIMEOUT", "CANCELLED", "SKIPPED"];
+
 /// Where the calls are.
 pub(crate) const BASE: &str = "/api/v1/scheduler";
 

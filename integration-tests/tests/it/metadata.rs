@@ -3,10 +3,8 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::api::{Api, id_of};
+use crate::api::{Api, FINAL, id_of};
 use crate::world::{Plan, SOON, World};
-
-const FINAL: [&str; 5] = ["SUCCESS", "FAILED", "TIMEOUT", "CANCELLED", "SKIPPED"];
 
 async fn job(api: &Api, handler: &str, payload: &Value) -> Uuid {
     let body = json!({

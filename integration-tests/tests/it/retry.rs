@@ -10,11 +10,9 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::api::{Api, id_of, instant};
+use crate::api::{Api, FINAL, id_of, instant};
 use crate::load::{in_ms, lateness, one_time_jobs};
 use crate::world::{LOAD_MAX, Plan, SOON, World, soon};
-
-const FINAL: [&str; 5] = ["SUCCESS", "FAILED", "TIMEOUT", "CANCELLED", "SKIPPED"];
 
 fn one_of_each() -> Plan {
     Plan { dispatchers: 1, executors: 1, ..Plan::default() }

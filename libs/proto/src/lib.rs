@@ -11,6 +11,9 @@ use std::sync::LazyLock;
 
 use prost_reflect::{DescriptorPool, FieldDescriptor, MessageDescriptor, MethodDescriptor};
 
+/// The header, and the metadata of gRPC, by which a caller names the platform that it is of.
+pub const PLATFORM_HEADER: &str = "x-platform-id";
+
 /// The package `carillon.v1`.
 pub mod v1 {
     #![allow(

@@ -59,6 +59,15 @@ impl Place {
     }
 }
 
+/// What a list is ordered by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Order<B> {
+    /// What of its rows.
+    pub by: B,
+    /// Which way.
+    pub direction: Direction,
+}
+
 /// Which way a listing goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Direction {

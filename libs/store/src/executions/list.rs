@@ -74,13 +74,7 @@ pub struct Filter<'a> {
 }
 
 /// What executions are ordered by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Order {
-    /// What of them.
-    pub by: By,
-    /// Which way.
-    pub direction: Direction,
-}
+pub type Order = crate::scan::Order<By>;
 
 /// What executions may be ordered by. But for the first all that match must be gathered: [`crate::Error::TooWide`] if that is too
 /// much.

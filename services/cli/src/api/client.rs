@@ -3,6 +3,7 @@
 use std::io::Read as _;
 use std::time::Duration;
 
+use carillon_proto::PLATFORM_HEADER;
 use carillon_proto::codec::DynamicCodec;
 use http::uri::PathAndQuery;
 use prost_reflect::{DynamicMessage, MethodDescriptor};
@@ -27,9 +28,6 @@ pub(crate) struct Client {
     timeout: Duration,
     platform: Option<MetadataValue<Ascii>>,
 }
-
-/// Names the platform that the caller is of.
-const PLATFORM_HEADER: &str = "x-platform-id";
 
 impl Client {
     /// Takes `http://host:port`, or without the scheme, or `https://host:port`: then `ca` is a file with the certificates that are

@@ -4,14 +4,12 @@
 
 use carillon_core::error::quoted;
 use carillon_core::limits::WORD_CHARS_MAX;
-use carillon_proto::v1;
+use carillon_proto::{PLATFORM_HEADER, v1};
 use carillon_store::Scope;
 use tonic::Request;
 
 use super::checks::Checks;
 
-/// Names the platform that the caller is of.
-pub(crate) const PLATFORM_HEADER: &str = "x-platform-id";
 const FIELD: &str = "platform_id";
 
 /// The scope of whoever sends the request. One that cannot be read is refused, and never all.

@@ -227,7 +227,7 @@ impl Jobs {
         let given = request.job.clone().unwrap_or_default();
         let id = checks.id("id", &given.id);
         checks.text("updated_by", &request.updated_by, 0, limits::WORD_CHARS_MAX);
-        if checks.is_wrong("id") || checks.is_wrong(caller::PLATFORM_HEADER) {
+        if checks.is_wrong("id") || checks.is_wrong(carillon_proto::PLATFORM_HEADER) {
             return checks.finish().and(Err(internal()));
         }
         for _ in 0..UPDATE_TRIES {

@@ -17,6 +17,7 @@ mod template;
 mod tests;
 mod text;
 
+use carillon_proto::PLATFORM_HEADER;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -38,7 +39,6 @@ use tonic::service::Routes as GrpcRoutes;
 
 use crate::admission::{Admission, NoBody, Share, Whole};
 use crate::error_response::{body_refused, http_status, identified, internal, later, plain, retry_after};
-use crate::grpc::caller::PLATFORM_HEADER;
 use crate::observe;
 use crate::openapi::Documents;
 use crate::reason::Reason;

@@ -1,5 +1,6 @@
 //! A route as an operation of OpenAPI: its parameters, its body, its answers.
 
+use carillon_proto::PLATFORM_HEADER;
 use carillon_proto::comments::{first_clause, first_sentence};
 use carillon_proto::json::is_wrapper;
 use carillon_proto::{Behavior, behaves};
@@ -10,7 +11,6 @@ use serde_json::{Map, Value, json};
 use super::examples::Examples;
 use super::failures;
 use super::schema::Schemas;
-use crate::grpc::caller::PLATFORM_HEADER;
 use crate::json::routes::{Route, Routes};
 
 /// The path with each variable by its last part.
