@@ -83,15 +83,15 @@ impl Kept {
         let ids: Vec<Uuid> = self.jobs.iter().map(|job| ids::execution_for_fire(*job, now)).collect();
         sqlx::query(OPEN).bind(&ids).bind(&self.jobs).bind(now).execute(&self.database.pool).await?;
         let began = Instant::now();
-        let seen = self.store.see(&ids, LEASE).await?;
+        let seen = self.store.executions_see(&ids, LEASE).await?;
         let wanted: Vec<_> = seen.into_iter().map(|(id, seen)| (id, seen, false)).collect();
-        let taken = self.store.take(self.worker, &wanted).await?;
+        let taken = self.store.executions_take(self.worker, &wanted).await?;
         self.took[0].push(began.elapsed().as_secs_f64() * 1_000.0);
         ensure!(taken.len() == FLUSH, "{} of {FLUSH} were taken", taken.len());
         let end = |held| Finished { held, ..finished(Uuid::nil(), 1, now) };
         let ends: Vec<_> = taken.iter().map(|taken| end(taken.held)).collect();
         let began = Instant::now();
-        let (_, verdicts) = self.store.record(self.worker, &[], &ends, &[]).await?;
+        let (_, verdicts) = self.store.executions_record(self.worker, &[], &ends, &[]).await?;
         self.took[1].push(began.elapsed().as_secs_f64() * 1_000.0);
         let recorded = |verdict: &Verdict| *verdict == Verdict::Recorded(Status::Success);
         ensure!(verdicts.iter().all(recorded), "not every end was recorded");

@@ -194,7 +194,7 @@ impl Scale {
         let due = self.make_due(number).await?;
         let max = UpcomingMax { of_line: 5_000, of_all: 20_000 };
         let began = Instant::now();
-        self.session.upcoming(due + TimeDelta::seconds(10), max).await?;
+        self.session.timers_upcoming(due + TimeDelta::seconds(10), max).await?;
         let upcoming = began.elapsed();
 
         let began = Instant::now();
@@ -212,7 +212,7 @@ impl Scale {
         let finished: Vec<Finished> =
             committed.born.iter().map(|execution| finished(*execution, batch_number, due)).collect();
         let began = Instant::now();
-        let (_, verdicts) = self.recorder.record(self.worker, &[], &finished, &[]).await?;
+        let (_, verdicts) = self.recorder.executions_record(self.worker, &[], &finished, &[]).await?;
         let record = began.elapsed();
         let recorded = verdicts.iter().all(|verdict| *verdict == Verdict::Recorded(Status::Success));
         ensure!(recorded, "not every execution was recorded");

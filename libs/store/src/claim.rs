@@ -5,16 +5,16 @@
 //! read here but kept by the caller ([`crate::definitions`]).
 //! Dies before COMMIT: nothing happened. Dies after: the next leader finds the batch unsettled and sends it (R7).
 
+mod due;
+
 use std::collections::HashSet;
 use std::time::Instant;
 
 use carillon_core::agenda::Source;
-use carillon_core::job::Priority;
 use carillon_core::line::Line;
 use carillon_core::trace::TraceContext;
 use chrono::{DateTime, Utc};
 use sqlx::Row;
-use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::bounded::Transaction;
@@ -23,7 +23,7 @@ use crate::columns::sparse;
 use crate::definitions::{Definition, definitions_by_revision_on_conn};
 use crate::ends::{bind_births, births, born_final_on};
 use crate::leader_session::LeaderSession;
-use crate::open_entries::{OpenEntry, open_entry_columns, read_open_entry, read_trace};
+use crate::open_entries::{OpenEntry, open_entry_columns, read_open_entry};
 use crate::{Result, days};
 
 /// How much of one line may be claimed.
@@ -198,62 +198,6 @@ pub struct Committed {
     pub retried: Vec<OpenEntry>,
 }
 
-const TIMERS_CLAIM_DUE: &str = "
-SELECT t.job_id, t.fire_at, t.queue, t.priority, t.revision, t.claimed_count, t.claimed_count - s.finished_count AS open
-FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
-CROSS JOIN LATERAL (
-    SELECT * FROM carillon.job_timers t
-    WHERE t.shard = $1 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at <= $5
-      AND t.job_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
-    ORDER BY t.fire_at LIMIT l.room FOR UPDATE SKIP LOCKED
-) t
-JOIN carillon.job_stats s ON s.job_id = t.job_id";
-
-/// The timer of a trigger's job is locked with it; what is locked by somebody else is passed over, and does not count. Only a
-/// payload that travels in an entry is read: the others never leave the database ([`EXECUTIONS_INSERT_BATCH`]).
-const TRIGGERS_CLAIM_DUE: &str = "
-SELECT d.execution_id, d.job_id, d.fire_at, d.queue, d.priority, d.platform_id, d.trace_id, d.parent_span_id, d.trace_flags,
-       d.created_by, d.revision, d.claimed_count - s.finished_count AS open, d.payload IS NOT NULL AS own_payload,
-       CASE WHEN pg_column_size(d.payload) <= 4096 AND octet_length(d.payload::text) <= 4096 THEN d.payload::text END AS payload,
-       d.metadata IS NOT NULL AS own_metadata,
-       COALESCE(pg_column_size(d.payload), 0) + COALESCE(pg_column_size(d.metadata), 0) AS documents_stored
-FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
-CROSS JOIN LATERAL (
-    SELECT t.*, m.revision, m.claimed_count
-    FROM carillon.job_triggers t JOIN carillon.job_timers m ON m.job_id = t.job_id
-    WHERE t.shard = $1 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at <= $5
-      AND t.execution_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
-    ORDER BY t.fire_at LIMIT l.room FOR UPDATE SKIP LOCKED
-) d
-JOIN carillon.job_stats s ON s.job_id = d.job_id
-ORDER BY d.fire_at, d.execution_id";
-
-const RETRIES_CLAIM_DUE: &str = "
-SELECT d.execution_id, d.job_id, d.claim
-FROM UNNEST($2::text[], $3::smallint[], $4::bigint[]) AS l(queue, priority, room)
-CROSS JOIN LATERAL (
-    SELECT r.* FROM carillon.execution_retries r
-    WHERE r.shard = $1 AND r.queue = l.queue AND r.priority = l.priority AND r.due_at <= $5
-      AND r.execution_id NOT IN (SELECT id FROM UNNEST($6::uuid[]) AS excluded(id))
-    ORDER BY r.due_at LIMIT l.room FOR UPDATE SKIP LOCKED
-) d";
-
-/// Locks the executions too. One that somebody else has locked is tried again soon, alone; the notes of the others are taken
-/// out. Answers the locked ones.
-const RETRIES_TAKE: &str = "
-WITH free AS MATERIALIZED (
-    SELECT e.id FROM carillon.job_executions e WHERE e.id = ANY ($1) AND {days of e.id} FOR NO KEY UPDATE SKIP LOCKED
-), locked AS MATERIALIZED (
-    SELECT e.id FROM carillon.job_executions e
-    WHERE e.id = ANY ($1) AND {days of e.id} AND e.status = 'RETRYING' AND e.id NOT IN (SELECT id FROM free)
-), later AS (
-    UPDATE carillon.execution_retries SET due_at = clock_timestamp() + interval '400 milliseconds'
-    WHERE execution_id IN (SELECT id FROM locked)
-), taken AS (
-    DELETE FROM carillon.execution_retries WHERE execution_id = ANY ($1) AND execution_id NOT IN (SELECT id FROM locked)
-)
-SELECT id FROM locked";
-
 /// The batch row, what is settled (R7), and what is opened, in one statement. A trigger that is claimed leaves its table here
 /// (what stood in it is still seen by this statement), and takes its documents along.
 const EXECUTIONS_INSERT_BATCH: &str = concat!(
@@ -376,7 +320,7 @@ impl Claim<'_> {
     }
 
     /// Writes what was decided, notes the batch under `term`, and marks the batches `settled` (R7), except those that somebody
-    /// has locked: [`LeaderSession::settle`] tells which.
+    /// has locked: [`LeaderSession::batches_settle`] tells which.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: it may or may not have been committed; the session is lost, stand by, and the next
@@ -465,85 +409,5 @@ impl Claim<'_> {
             .fetch_all(&mut *self.transaction)
             .await?;
         rows.iter().map(read_open_entry).collect()
-    }
-
-    /// What is due in the rooms of one source, by the statement that takes it; no room, no statement.
-    async fn due_rows(
-        &mut self,
-        statement: &'static str,
-        source: Source,
-        rooms: &[Room],
-        due: DateTime<Utc>,
-        excluded: &[Uuid],
-    ) -> Result<Vec<PgRow>> {
-        let rooms: Vec<&Room> = rooms.iter().filter(|room| room.source == source && room.room > 0).collect();
-        if rooms.is_empty() {
-            return Ok(Vec::new());
-        }
-        Ok(sqlx::query(statement)
-            .bind(self.shard)
-            .bind(rooms.iter().map(|room| room.line.queue.clone()).collect::<Vec<_>>())
-            .bind(rooms.iter().map(|room| room.line.priority.rank()).collect::<Vec<_>>())
-            .bind(rooms.iter().map(|room| room.room).collect::<Vec<_>>())
-            .bind(due)
-            .bind(excluded)
-            .fetch_all(&mut *self.transaction)
-            .await?)
-    }
-
-    async fn take_timers(&mut self, rooms: &[Room], due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
-        for row in self.due_rows(TIMERS_CLAIM_DUE, Source::Timer, rooms, due, excluded).await? {
-            self.timers.push(DueTimer {
-                job: row.try_get("job_id")?,
-                fire_at: row.try_get("fire_at")?,
-                line: Line::new(row.try_get::<String, _>("queue")?, Priority::from_rank(row.try_get("priority")?)),
-                revision: row.try_get("revision")?,
-                claimed_count: row.try_get("claimed_count")?,
-                open: row.try_get("open")?,
-            });
-        }
-        Ok(())
-    }
-
-    async fn take_triggers(&mut self, rooms: &[Room], due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
-        for row in self.due_rows(TRIGGERS_CLAIM_DUE, Source::Trigger, rooms, due, excluded).await? {
-            self.triggers.push(DueTrigger {
-                execution: row.try_get("execution_id")?,
-                job: row.try_get("job_id")?,
-                fire_at: row.try_get("fire_at")?,
-                line: Line::new(row.try_get::<String, _>("queue")?, Priority::from_rank(row.try_get("priority")?)),
-                revision: row.try_get("revision")?,
-                open: row.try_get("open")?,
-                platform_id: row.try_get("platform_id")?,
-                own_payload: row.try_get("own_payload")?,
-                payload: row.try_get("payload")?,
-                own_metadata: row.try_get("own_metadata")?,
-                documents_stored: row.try_get::<i32, _>("documents_stored")?.unsigned_abs().into(),
-                trace: read_trace(&row)?,
-                created_by: row.try_get("created_by")?,
-            });
-        }
-        Ok(())
-    }
-
-    async fn take_retries(&mut self, rooms: &[Room], due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
-        for row in self.due_rows(RETRIES_CLAIM_DUE, Source::Retry, rooms, due, excluded).await? {
-            self.retries.push(DueRetry {
-                execution: row.try_get("execution_id")?,
-                job: row.try_get("job_id")?,
-                claim: row.try_get("claim")?,
-            });
-        }
-        if self.retries.is_empty() {
-            return Ok(());
-        }
-        let ids: Vec<Uuid> = self.retries.iter().map(|retry| retry.execution).collect();
-        let locked: Vec<Uuid> = sqlx::query_scalar(days::of(RETRIES_TAKE, ids.iter().copied()))
-            .bind(ids)
-            .fetch_all(&mut *self.transaction)
-            .await?;
-        self.retries.retain(|retry| !locked.contains(&retry.execution));
-        self.passed_over = !locked.is_empty();
-        Ok(())
     }
 }

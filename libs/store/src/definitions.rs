@@ -29,7 +29,7 @@ pub struct Definition {
     pub handler: String,
     /// JSON text of the payload, where it is small enough to travel in a stream entry.
     pub payload: Option<String>,
-    /// When it fires, where that is said in few words; [`Store::timetable`] reads a longer one.
+    /// When it fires, where that is said in few words; [`Store::revision_timetable`] reads a longer one.
     pub timetable: Option<TimetableSpec>,
     /// Retries after the first attempt.
     pub max_retries: i32,
@@ -102,7 +102,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`]; [`Error::Unreadable`] for one that this version cannot read.
-    pub async fn timetable(&self, job: Uuid, revision: i64) -> Result<Option<TimetableSpec>> {
+    pub async fn revision_timetable(&self, job: Uuid, revision: i64) -> Result<Option<TimetableSpec>> {
         let row = sqlx::query(
             "SELECT definition -> 'timetable' AS timetable FROM carillon.job_revisions WHERE job_id = $1 AND revision = $2",
         )

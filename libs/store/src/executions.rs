@@ -75,7 +75,7 @@ pub struct Execution {
     pub platform_id: Option<String>,
 }
 
-const SELECT_CLAIMED: &str = "
+const EXECUTIONS_SELECT: &str = "
     SELECT e.id, e.job_id, e.status, e.scheduled_at, e.started_at, e.completed_at, e.duration_ms, e.result, e.error,
            e.error_stack, e.attempt, e.max_retries, e.next_retry_at, e.worker_id, e.reason, e.cancel_requested,
            e.metadata, e.trace_id, e.span_id, e.parent_span_id, e.created_by, e.revision, e.queue,
@@ -84,8 +84,8 @@ const SELECT_CLAIMED: &str = "
            ) END AS fingerprint, e.platform_id
     FROM carillon.job_executions e";
 
-/// Columns and types as [`SELECT_CLAIMED`].
-const SELECT_TRIGGERED: &str = "
+/// Columns and types as [`EXECUTIONS_SELECT`].
+const TRIGGERS_SELECT: &str = "
     SELECT t.execution_id AS id, t.job_id, 'QUEUED', t.fire_at, NULL::timestamptz, NULL::timestamptz, NULL::bigint,
            NULL::jsonb, NULL::text, NULL::text, 1::smallint, j.max_retries, NULL::timestamptz, NULL::uuid, NULL::text,
            false, t.metadata, t.trace_id, NULL::text, t.parent_span_id,
@@ -173,13 +173,14 @@ pub async fn get(store: &Store, scope: &Scope, id: Uuid) -> Result<Execution> {
 pub(crate) async fn get_on(executor: impl sqlx::PgExecutor<'_>, scope: &Scope, id: Uuid) -> Result<Execution> {
     const CLAIMED: &str = concat!("e.id = $1 AND {days of e.id} AND ", may_read!("e.platform_id", "$2"));
     const TRIGGERED: &str = concat!("t.execution_id = $1 AND ", may_read!("t.platform_id", "$2"));
-    let statement = format!("{SELECT_CLAIMED} WHERE {CLAIMED} UNION ALL {SELECT_TRIGGERED} WHERE {TRIGGERED} LIMIT 1");
+    let statement =
+        format!("{EXECUTIONS_SELECT} WHERE {CLAIMED} UNION ALL {TRIGGERS_SELECT} WHERE {TRIGGERED} LIMIT 1");
     let row: Option<ExecutionRow> =
         sqlx::query_as(days::of(&statement, [id])).bind(id).bind(scope.platforms()).fetch_optional(executor).await?;
     row.ok_or(Error::NotFound { what: "execution", id })?.try_into()
 }
 
-const MAY_CHANGE: &str = concat!(
+const EXECUTIONS_MAY_CHANGE: &str = concat!(
     "SELECT ",
     may_change!("platform_id", "$2"),
     " FROM carillon.job_executions WHERE id = $1 AND {days of id} AND ",
@@ -197,7 +198,7 @@ pub(crate) async fn require_own_on(connection: &mut Connection, scope: &Scope, i
     if scope.is_all() {
         return Ok(());
     }
-    let may_change: Option<bool> = sqlx::query_scalar(days::of(MAY_CHANGE, [id]))
+    let may_change: Option<bool> = sqlx::query_scalar(days::of(EXECUTIONS_MAY_CHANGE, [id]))
         .bind(id)
         .bind(scope.platforms())
         .fetch_optional(connection)
@@ -245,7 +246,7 @@ impl TryFrom<String> for AttemptStatus {
 const ATTEMPTS_BYTES_MAX: usize = 1024 * 1024;
 
 /// Of all that may be read, or of one whose execution may.
-const ATTEMPTS: &str = concat!(
+const ATTEMPTS_LIST: &str = concat!(
     "SELECT attempt, status, started_at, ended_at, worker_id, error, error_stack FROM carillon.execution_attempts
      WHERE execution_id = $1 AND {days of execution_id} AND ($3::text[] IS NULL OR EXISTS (
          SELECT FROM carillon.job_executions e WHERE e.id = $1 AND {days of e.id} AND ",
@@ -260,7 +261,7 @@ const ATTEMPTS: &str = concat!(
 /// # Errors
 /// If Postgres is unavailable.
 pub async fn attempts(store: &Store, scope: &Scope, id: Uuid) -> Result<Vec<Attempt>> {
-    let rows = sqlx::query_as(days::of(ATTEMPTS, [id])).bind(id).bind(i64::from(MAX_RETRIES_MAX) + 1);
+    let rows = sqlx::query_as(days::of(ATTEMPTS_LIST, [id])).bind(id).bind(i64::from(MAX_RETRIES_MAX) + 1);
     let mut attempts: Vec<Attempt> = rows.bind(scope.platforms()).fetch_all(&store.pool).await?;
     let mut left = ATTEMPTS_BYTES_MAX;
     for attempt in &mut attempts {

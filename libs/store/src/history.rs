@@ -44,7 +44,7 @@ impl Seen {
 }
 
 /// Of the page's rows those that are open, or all of them, and in any case the last of a page that is full.
-const PAGE_OF_JOB: &str = "
+const EXECUTIONS_PAGE_OF_JOB: &str = "
 SELECT p.id, p.status, p.revision, p.claim, p.cancel_requested, p.place
 FROM carillon.page_of_job($1, $2, $3, $4) WITH ORDINALITY AS p(id, status, revision, claim, cancel_requested, place)
 WHERE $5 OR p.place = $4 OR p.status IN ('QUEUED', 'RUNNING', 'RETRYING')
@@ -94,7 +94,7 @@ impl Walk {
     /// If Postgres is unavailable; [`Error::Busy`] if it took too long: the next page is smaller.
     pub(crate) async fn page(&mut self, connection: &mut Connection) -> Result<Option<Vec<Seen>>> {
         let Some((from, below)) = self.stretches.front().copied() else { return Ok(None) };
-        let page = sqlx::query_as(PAGE_OF_JOB)
+        let page = sqlx::query_as(EXECUTIONS_PAGE_OF_JOB)
             .bind(self.job)
             .bind(from)
             .bind(below)

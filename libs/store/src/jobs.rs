@@ -28,7 +28,7 @@ use crate::document::ToWrite;
 use crate::idempotency::{self, Key};
 use crate::scope::may_read;
 use crate::{Error, Result, Scope, Store, queues};
-use rows::{JobRow, SELECT_JOB};
+use rows::{JOBS_SELECT, JobRow};
 
 /// What is born with the rows of `job`, which `given` has the first instant and the shard of: the revision, the timer, the statistics;
 /// and a note, if there is no instant.
@@ -59,7 +59,7 @@ use born_with_jobs;
 /// One statement, so one transaction and one round trip: the idempotency key first, since a conflict on it must stop the rest.
 /// Nothing is written if the name of the queue is not known ([`crate::queues`]). `$1` is the row by its columns, of which
 /// `{columns}` are named: what an older program does not know has its default.
-const INSERT_JOB: &str = concat!(
+const JOBS_INSERT: &str = concat!(
     "
     WITH new AS MATERIALIZED (
         SELECT * FROM jsonb_populate_record(NULL::carillon.jobs, $1::jsonb)
@@ -165,7 +165,7 @@ async fn insert_with_queue(store: &Store, new: &NewJob, key: Option<&Key>) -> Re
 async fn insert(executor: impl sqlx::PgExecutor<'_>, new: &NewJob, key: Option<&Key>) -> Result<Inserted> {
     let unwritable = |error: serde_json::Error| Error::Unreadable { what: "new job", why: error.to_string() };
     let row = new.row().map_err(unwritable)?;
-    let statement = INSERT_JOB.replace("{columns}", &rows::columns_of(&row));
+    let statement = JOBS_INSERT.replace("{columns}", &rows::columns_of(&row));
     let outcome = sqlx::query_as(AssertSqlSafe(statement))
         .bind(Json(&row))
         .bind(ToWrite(&new.definition.payload))
@@ -207,7 +207,7 @@ pub async fn get_own(store: &Store, scope: &Scope, id: Uuid) -> Result<Job> {
     Ok(job)
 }
 
-const JOB_EXISTS: &str =
+const JOBS_EXIST: &str =
     concat!("SELECT EXISTS (SELECT FROM carillon.jobs WHERE id = $1 AND ", may_read!("platform_id", "$2"), ")");
 
 /// Whether there is a job.
@@ -215,12 +215,12 @@ const JOB_EXISTS: &str =
 /// # Errors
 /// [`Error::NotFound`]; or if Postgres is unavailable.
 pub(crate) async fn require(store: &Store, scope: &Scope, id: Uuid) -> Result<()> {
-    let exists: bool = sqlx::query_scalar(JOB_EXISTS).bind(id).bind(scope.platforms()).fetch_one(&store.pool).await?;
+    let exists: bool = sqlx::query_scalar(JOBS_EXIST).bind(id).bind(scope.platforms()).fetch_one(&store.pool).await?;
     if exists { Ok(()) } else { Err(Error::NotFound { what: "job", id }) }
 }
 
 async fn get_on(executor: impl sqlx::PgExecutor<'_>, scope: &Scope, id: Uuid) -> Result<Job> {
-    let mut query = QueryBuilder::new(SELECT_JOB);
+    let mut query = QueryBuilder::new(JOBS_SELECT);
     query.push(" WHERE j.id = ").push_bind(id);
     scope.push_may_read(&mut query, "j.platform_id");
     let row: Option<JobRow> = query.build_query_as().fetch_optional(executor).await?;

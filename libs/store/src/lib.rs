@@ -1,10 +1,12 @@
-//! Postgres: every statement that Carillon runs stands in this crate, as a function named resource first, verb second.
+//! Postgres: every statement that Carillon runs stands in this crate. A function's full name says the resource first and then the
+//! verb, and so does the constant that holds its text: [`jobs::create`] and `JOBS_INSERT`, [`Store::executions_take`] and
+//! `EXECUTIONS_TAKE`.
 //!
-//! The API's side: [`jobs`] and their [`revisions`], [`executions`], [`triggers`], [`cancels`]; each of its functions takes the
-//! [`Scope`] of its caller. The data path's side:
-//! [`leader_session`] (the advisory lock and all that may only be written under it), [`recorder`] (finishing executions),
-//! [`ends`] (all other ends), [`takes`], [`withdrawals`], [`workers`]. Upkeep: [`migrate`], [`partitions`], [`queues`],
-//! [`retention`], [`attention`], [`zones`].
+//! The API's side is functions: [`jobs`] and their [`revisions`], [`executions`], [`triggers`], [`cancels`]; each takes the
+//! [`Scope`] of its caller. The data path's side is methods of what it must hold, a [`Store`] or a
+//! [`LeaderSession`](leader_session::LeaderSession): [`leader_session`] (the advisory lock and all that may only be written under
+//! it), [`recorder`] (finishing executions), [`ends`] (all other ends), [`takes`], [`withdrawals`], [`workers`]. Upkeep:
+//! [`migrate`], [`partitions`], [`queues`], [`retention`], [`attention`], [`zones`].
 //!
 //! It knows the words of `carillon-core` and nothing of Redis, of the wire or of how a process is run. There is no trait
 //! to stand in for it: the promises *are* Postgres semantics, and tests run against a real one.

@@ -178,7 +178,7 @@ WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NULL AND number NOT IN 
 /// Those of some batches that are still open under them: one probe of the primary key for each id, in the partitions of their
 /// days only. A live worker's RUNNING is left out where `$3` asks for it: nobody is called not live before this
 /// session's contact with Postgres was unbroken for a lease.
-const OPEN_OF_BATCHES: &str = concat!(
+const EXECUTIONS_OPEN_OF_BATCHES: &str = concat!(
     "
 SELECT ",
     open_entry_columns!(),
@@ -193,7 +193,7 @@ ORDER BY e.entry, e.seq"
 /// R19, the write: guarded by all that was seen. What somebody else has locked is left out: waiting for it, the leader would
 /// wait for whoever holds the lock, dead or alive, with the lock of the shard in its hands. What goes to another line (R23a) goes
 /// there by the revision that was seen, and is released (R18a) where nobody has read it.
-const REPUBLISH: &str = concat!(
+const EXECUTIONS_REPUBLISH: &str = concat!(
     "
 WITH batch AS (
     INSERT INTO carillon.dispatch_batches (shard, number, term, ids) VALUES ($1, $2, $3, $4::uuid[])
@@ -287,14 +287,14 @@ impl LeaderSession {
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
-    pub async fn open_of_batches(
+    pub async fn executions_open_of_batches(
         &mut self,
         batches: &[Batch],
         lease: Option<Duration>,
     ) -> Result<Vec<(OpenEntry, bool)>> {
         let ids = || batches.iter().flat_map(|batch| batch.ids.iter().copied());
         let numbers = batches.iter().flat_map(|batch| batch.ids.iter().map(|_| batch.number));
-        let rows = sqlx::query(days::of(OPEN_OF_BATCHES, ids()))
+        let rows = sqlx::query(days::of(EXECUTIONS_OPEN_OF_BATCHES, ids()))
             .bind(ids().collect::<Vec<_>>())
             .bind(numbers.collect::<Vec<_>>())
             .bind(lease)
@@ -308,7 +308,7 @@ impl LeaderSession {
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
-    pub async fn republish(
+    pub async fn executions_republish(
         &mut self,
         number: i64,
         term: i64,
@@ -318,7 +318,7 @@ impl LeaderSession {
         let seqs: Vec<i32> = (1..).take(lost.len()).collect();
         let mut transaction = self.connection.begin().await?;
         let entries = || lost.iter().map(|missing| &missing.entry);
-        let rows = sqlx::query(days::of(REPUBLISH, entries().map(|entry| entry.execution)))
+        let rows = sqlx::query(days::of(EXECUTIONS_REPUBLISH, entries().map(|entry| entry.execution)))
             .bind(self.shard)
             .bind(number)
             .bind(term)
@@ -345,7 +345,7 @@ impl LeaderSession {
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
-    pub async fn settle(&mut self, numbers: &[i64]) -> Result<Vec<i64>> {
+    pub async fn batches_settle(&mut self, numbers: &[i64]) -> Result<Vec<i64>> {
         Ok(sqlx::query_scalar(BATCHES_SETTLE).bind(self.shard).bind(numbers).fetch_all(&mut self.connection).await?)
     }
 
@@ -354,7 +354,7 @@ impl LeaderSession {
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
-    pub async fn forget_batches(&mut self, numbers: &[i64]) -> Result<()> {
+    pub async fn batches_forget(&mut self, numbers: &[i64]) -> Result<()> {
         sqlx::query(
             "DELETE FROM carillon.dispatch_batches WHERE shard = $1 AND number = ANY (ARRAY( \
                  SELECT number FROM carillon.dispatch_batches WHERE shard = $1 AND number = ANY ($2) AND settled_at IS NOT NULL \

@@ -6,7 +6,7 @@
 //! it again.
 //!
 //! Who finds a row locked waits for it, which in the ordinary case takes as long as another's commit. A lock that stays is a
-//! [`crate::Error::Busy`] before long; then [`Store::record_unlocked`] writes all but what is locked, without waiting.
+//! [`crate::Error::Busy`] before long; then [`Store::executions_record_unlocked`] writes all but what is locked, without waiting.
 
 mod unlocked;
 
@@ -132,7 +132,7 @@ pub enum Verdict {
     /// Somebody else has it. Acknowledge nothing.
     Lost,
     /// Somebody holds a lock on its row, or on the statistics of its job: nothing is written, try again later. Only
-    /// [`Store::record_unlocked`] answers this.
+    /// [`Store::executions_record_unlocked`] answers this.
     Locked,
     /// R10: RUNNING is written.
     Running {
@@ -247,8 +247,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Conflict`]: run the same again. [`Error::Busy`]: something is locked for long, see
-    /// [`Store::record_unlocked`]. [`Error::Data`]: one of them holds something that Postgres cannot hold.
-    pub async fn record(
+    /// [`Store::executions_record_unlocked`]. [`Error::Data`]: one of them holds something that Postgres cannot hold.
+    pub async fn executions_record(
         &self,
         worker: Uuid,
         started: &[Started],
@@ -271,11 +271,16 @@ impl Store {
         Ok((started, finished))
     }
 
-    /// Whether these ends would be written: [`Store::record`], and none of it is done.
+    /// Whether these ends would be written: [`Store::executions_record`], and none of it is done.
     ///
     /// # Errors
     /// As that one.
-    pub async fn rehearse_record(&self, worker: Uuid, finished: &[Finished], ended_jobs: &[Uuid]) -> Result<()> {
+    pub async fn executions_rehearse_record(
+        &self,
+        worker: Uuid,
+        finished: &[Finished],
+        ended_jobs: &[Uuid],
+    ) -> Result<()> {
         let mut transaction = self.pool.begin().await?;
         finish_on_conn(&mut transaction, Some(worker), &refs(finished), ended_jobs).await?;
         // Rolled back where it is dropped.

@@ -228,7 +228,7 @@ async fn drop_gone(store: &Store) -> Result<()> {
 }
 
 /// One page of the default partition of executions, by id: each page costs the same, however much of it stays.
-const DEFAULT_EXECUTIONS: &str = "
+const EXECUTIONS_SWEEP_DEFAULT: &str = "
 WITH page AS (
     SELECT id, completed_at FROM carillon.job_executions_default WHERE id > $1 ORDER BY id LIMIT $3
 ), gone AS (
@@ -239,7 +239,7 @@ WITH page AS (
 SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last, (SELECT count(*) FROM gone) AS gone";
 
 /// Log lines, likewise: a page of executions, each with all its lines.
-const DEFAULT_LOGS: &str = "
+const LOGS_SWEEP_DEFAULT: &str = "
 WITH page AS (
     SELECT DISTINCT execution_id AS id FROM (
         SELECT execution_id FROM carillon.job_execution_logs_default WHERE execution_id > $1 ORDER BY execution_id LIMIT $3) l
@@ -251,23 +251,23 @@ WITH page AS (
 SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last, (SELECT count(*) FROM gone) AS gone";
 
 /// The executions of a page of old attempts.
-const DEFAULT_ATTEMPTS_PAGE: &str = "
+const ATTEMPTS_OLD_DEFAULT: &str = "
 SELECT DISTINCT execution_id FROM (
     SELECT execution_id FROM carillon.execution_attempts_default WHERE execution_id > $1 AND ended_at < now() - $2::interval
     ORDER BY execution_id LIMIT $3) a
 ORDER BY execution_id";
 
 /// Attempts leave with their execution.
-const DEFAULT_ATTEMPTS: &str = "
+const ATTEMPTS_SWEEP_DEFAULT: &str = "
 DELETE FROM carillon.execution_attempts_default a
 WHERE a.execution_id = ANY ($1)
   AND NOT EXISTS (SELECT FROM carillon.job_executions e WHERE e.id = a.execution_id AND {days of e.id})";
 
 /// Failures likewise.
-const DEFAULT_FAILURES_PAGE: &str = "
+const FAILURES_OLD_DEFAULT: &str = "
 SELECT execution_id FROM carillon.execution_failures_default WHERE execution_id > $1 AND ended_at < now() - $2::interval
 ORDER BY execution_id LIMIT $3";
-const DEFAULT_FAILURES: &str = "
+const FAILURES_SWEEP_DEFAULT: &str = "
 DELETE FROM carillon.execution_failures_default f
 WHERE f.execution_id = ANY ($1)
   AND NOT EXISTS (SELECT FROM carillon.job_executions e WHERE e.id = f.execution_id AND {days of e.id})";
@@ -278,7 +278,7 @@ WHERE f.execution_id = ANY ($1)
 /// If Postgres is unavailable; what has been deleted stays so.
 pub async fn sweep_default(store: &Store, retention: &Retention) -> Result<u64> {
     let mut gone = 0;
-    for (statement, kept) in [(DEFAULT_EXECUTIONS, retention.executions), (DEFAULT_LOGS, retention.logs)] {
+    for (statement, kept) in [(EXECUTIONS_SWEEP_DEFAULT, retention.executions), (LOGS_SWEEP_DEFAULT, retention.logs)] {
         let mut after = Some(Uuid::nil());
         while let Some(from) = after {
             let row = sqlx::query(statement).bind(from).bind(kept).bind(STEP).fetch_one(&store.pool).await?;
@@ -286,7 +286,9 @@ pub async fn sweep_default(store: &Store, retention: &Retention) -> Result<u64> 
             gone += u64::try_from(row.try_get::<i64, _>("gone")?).unwrap_or(0);
         }
     }
-    for (pages, statement) in [(DEFAULT_ATTEMPTS_PAGE, DEFAULT_ATTEMPTS), (DEFAULT_FAILURES_PAGE, DEFAULT_FAILURES)] {
+    for (pages, statement) in
+        [(ATTEMPTS_OLD_DEFAULT, ATTEMPTS_SWEEP_DEFAULT), (FAILURES_OLD_DEFAULT, FAILURES_SWEEP_DEFAULT)]
+    {
         let mut after = Uuid::nil();
         loop {
             let page = sqlx::query_scalar(pages).bind(after).bind(retention.executions).bind(STEP);
@@ -321,7 +323,7 @@ ORDER BY j.id LIMIT $4";
 
 /// The job, and by its foreign keys timer, statistics and revisions; if all that [`JOBS_OVER`] saw is still so. Its executions
 /// have gone before, and of a job that is over none is born.
-const JOB_DELETE: &str = "
+const JOBS_DELETE: &str = "
 DELETE FROM carillon.jobs j USING carillon.job_timers t, carillon.job_stats s
 WHERE j.id = $1 AND t.job_id = j.id AND s.job_id = j.id AND j.status IN ('COMPLETED', 'CANCELLED')
   AND CASE j.status WHEN 'CANCELLED' THEN j.cancelled_at ELSE j.completed_at END < now() - $2::interval
@@ -351,7 +353,7 @@ pub async fn forget_jobs(store: &Store, kept: Duration) -> Result<u64> {
             if !forget_executions(store, job).await? {
                 continue;
             }
-            let gone = sqlx::query(JOB_DELETE).bind(job).bind(kept).execute(&store.pool).await?;
+            let gone = sqlx::query(JOBS_DELETE).bind(job).bind(kept).execute(&store.pool).await?;
             forgotten += gone.rows_affected();
         }
     }

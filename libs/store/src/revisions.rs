@@ -110,7 +110,7 @@ pub async fn list(store: &Store, scope: &Scope, job: Uuid, slice: Slice) -> Resu
     Ok(page)
 }
 
-const TIMETABLE: &str = concat!(
+const REVISIONS_TIMETABLE: &str = concat!(
     "SELECT r.definition -> 'timetable' AS timetable FROM carillon.jobs j JOIN carillon.job_revisions r ON r.job_id = j.id
      WHERE j.id = $1 AND r.revision = $2 AND ",
     may_read!("j.platform_id", "$3")
@@ -121,7 +121,7 @@ const TIMETABLE: &str = concat!(
 /// # Errors
 /// [`Error::Unreadable`] for one that this version cannot read; or if Postgres is unavailable.
 pub async fn timetable(store: &Store, scope: &Scope, job: Uuid, revision: i64) -> Result<Option<TimetableSpec>> {
-    let query = sqlx::query(TIMETABLE).bind(job).bind(revision).bind(scope.platforms());
+    let query = sqlx::query(REVISIONS_TIMETABLE).bind(job).bind(revision).bind(scope.platforms());
     let row = query.fetch_optional(&store.pool).await?;
     row.as_ref().map(definitions::timetable_of).transpose()
 }
@@ -148,7 +148,7 @@ const REVISIONS_FORGET: &str =
 
 /// How many are open, and the newest batch: what was claimed by it or before is seen by whoever sees this, since one leader
 /// claims after the other, by ever greater numbers.
-const OPEN_AND_NEWEST: &str = "
+const EXECUTIONS_COUNT_OPEN: &str = "
 SELECT t.claimed_count - s.finished_count,
        coalesce((SELECT max(b.number) FROM carillon.dispatch_batches b WHERE b.shard = t.shard), 0)
 FROM carillon.job_timers t JOIN carillon.job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1";
@@ -232,7 +232,8 @@ async fn forget_of_job(store: &Store, job: Uuid, revisions: &[i64]) -> Result<u6
 async fn named_by_open(store: &Store, job: Uuid) -> Result<BTreeSet<i64>> {
     let mut named = BTreeSet::new();
     let mut connection = store.pool.acquire().await?;
-    let begun: Option<(i64, i64)> = sqlx::query_as(OPEN_AND_NEWEST).bind(job).fetch_optional(&mut connection).await?;
+    let begun: Option<(i64, i64)> =
+        sqlx::query_as(EXECUTIONS_COUNT_OPEN).bind(job).fetch_optional(&mut connection).await?;
     let Some((mut left, newest)) = begun else { return Ok(named) };
     if left <= 0 {
         return Ok(named);

@@ -124,7 +124,7 @@ impl Store {
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
-    pub async fn see(&self, executions: &[Uuid], lease: Duration) -> Result<HashMap<Uuid, Seen>> {
+    pub async fn executions_see(&self, executions: &[Uuid], lease: Duration) -> Result<HashMap<Uuid, Seen>> {
         let rows = sqlx::query(days::of(EXECUTIONS_SEE, executions.iter().copied()))
             .bind(executions)
             .bind(lease)
@@ -157,7 +157,7 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`]: a take may have won; the row then says RUNNING at oneself, not in hand, and is taken
     /// again.
-    pub async fn take(&self, worker: Uuid, wanted: &[(Uuid, Seen, bool)]) -> Result<Vec<Taken>> {
+    pub async fn executions_take(&self, worker: Uuid, wanted: &[(Uuid, Seen, bool)]) -> Result<Vec<Taken>> {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
@@ -189,7 +189,7 @@ impl Store {
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the outcome is not known; run the same again.
-    pub async fn release(&self, held: &[Held]) -> Result<Vec<Release>> {
+    pub async fn executions_release(&self, held: &[Held]) -> Result<Vec<Release>> {
         if held.is_empty() {
             return Ok(Vec::new());
         }
@@ -203,7 +203,8 @@ impl Store {
         let released: HashSet<Uuid> = released.into_iter().collect();
         let refused: Vec<Uuid> = ids().filter(|id| !released.contains(id)).collect();
         // Whether a worker lives is not asked for.
-        let seen = if refused.is_empty() { HashMap::new() } else { self.see(&refused, Duration::ZERO).await? };
+        let seen =
+            if refused.is_empty() { HashMap::new() } else { self.executions_see(&refused, Duration::ZERO).await? };
         let outcome = |held: &Held| {
             if released.contains(&held.execution) {
                 return Release::Done;
@@ -225,7 +226,7 @@ impl Store {
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
-    pub async fn cancels_requested(&self, held: &[Held]) -> Result<Vec<Held>> {
+    pub async fn executions_cancels(&self, held: &[Held]) -> Result<Vec<Held>> {
         if held.is_empty() {
             return Ok(Vec::new());
         }
@@ -245,7 +246,7 @@ impl Store {
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
-    pub async fn adopt(&self, executions: &[Uuid]) -> Result<HashMap<Uuid, Adopted>> {
+    pub async fn executions_adopt(&self, executions: &[Uuid]) -> Result<HashMap<Uuid, Adopted>> {
         if executions.is_empty() {
             return Ok(HashMap::new());
         }
@@ -272,7 +273,7 @@ impl Store {
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
-    pub async fn payloads(&self, executions: &[Uuid]) -> Result<HashMap<Uuid, String>> {
+    pub async fn executions_payloads(&self, executions: &[Uuid]) -> Result<HashMap<Uuid, String>> {
         let statement = "SELECT e.id, COALESCE(e.payload, r.definition -> 'payload')::text AS payload \
              FROM UNNEST($1::uuid[]) AS i(id) JOIN carillon.job_executions e ON e.id = i.id AND {days of e.id} \
              LEFT JOIN carillon.job_revisions r ON e.payload IS NULL AND r.job_id = e.job_id AND r.revision = e.revision \
@@ -286,7 +287,7 @@ impl Store {
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
-    pub async fn metadata_of(&self, execution: Uuid) -> Result<Option<Value>> {
+    pub async fn execution_metadata(&self, execution: Uuid) -> Result<Option<Value>> {
         let statement = "SELECT e.metadata FROM carillon.job_executions e WHERE e.id = $1 AND {days of e.id}";
         let row = sqlx::query_scalar::<_, Option<Document>>(days::of(statement, [execution]));
         let read = row.bind(execution).fetch_optional(&self.pool).await?;
@@ -297,7 +298,7 @@ impl Store {
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
-    pub async fn last_success(&self, job: Uuid) -> Result<Option<LastSuccess>> {
+    pub async fn job_last_success(&self, job: Uuid) -> Result<Option<LastSuccess>> {
         let last = "SELECT last_success_id FROM carillon.job_stats WHERE job_id = $1";
         let last: Option<Option<Uuid>> = sqlx::query_scalar(last).bind(job).fetch_optional(&self.pool).await?;
         let Some(last) = last.flatten() else { return Ok(None) };

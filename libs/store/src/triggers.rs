@@ -44,7 +44,7 @@ pub struct Triggered {
 }
 
 /// The clock, the job, and what the key led to. What is to come belongs to `$3` if the job belongs to nobody.
-const BEGIN: &str = concat!(
+const TRIGGERS_BEGIN: &str = concat!(
     "
     SELECT clock_timestamp() AS now, j.platform_id, k.fingerprint, k.resource_id AS known
     FROM (SELECT COALESCE(j.platform_id, $3::text) AS platform_id FROM carillon.jobs j
@@ -54,7 +54,7 @@ const BEGIN: &str = concat!(
     LEFT JOIN carillon.idempotency_keys k ON k.space = $4::text || '/' || COALESCE(j.platform_id, '') AND k.key = $5"
 );
 
-/// What [`BEGIN`] answers.
+/// What [`TRIGGERS_BEGIN`] answers.
 #[derive(sqlx::FromRow)]
 struct Begun {
     now: DateTime<Utc>,
@@ -66,7 +66,7 @@ struct Begun {
 
 /// `FOR SHARE` makes a trigger and a deletion of the same job wait for each other: without it a trigger could slip in after
 /// the deletion looked for triggers, and would then fire a deleted job.
-const INSERT_TRIGGER: &str = concat!(
+const TRIGGERS_INSERT: &str = concat!(
     "
     WITH job AS (
         SELECT j.id, j.status, j.queue, j.priority, j.platform_id, j.max_retries, j.revision, t.shard
@@ -88,7 +88,7 @@ const INSERT_TRIGGER: &str = concat!(
     SELECT j.status, j.max_retries, j.revision, t.queue, t.priority FROM job j LEFT JOIN trigger t ON true"
 );
 
-/// What [`INSERT_TRIGGER`] answers.
+/// What [`TRIGGERS_INSERT`] answers.
 #[derive(sqlx::FromRow)]
 struct InsertedRow {
     status: String,
@@ -135,7 +135,7 @@ pub async fn create(store: &Store, scope: &Scope, new: &NewTrigger, key: Option<
 
 /// What is known before the fire is left: one round trip.
 async fn begin(store: &Store, scope: &Scope, job: Uuid, key: Option<&Key>) -> Result<Begun> {
-    let begun: Option<Begun> = sqlx::query_as(BEGIN)
+    let begun: Option<Begun> = sqlx::query_as(TRIGGERS_BEGIN)
         .bind(job)
         .bind(scope.platforms())
         .bind(scope.home())
@@ -191,7 +191,7 @@ async fn insert(
     execution: Uuid,
     now: DateTime<Utc>,
 ) -> Result<Option<InsertedRow>> {
-    let row = sqlx::query_as(INSERT_TRIGGER)
+    let row = sqlx::query_as(TRIGGERS_INSERT)
         .bind(new.job_id)
         .bind(execution)
         .bind(now)

@@ -12,7 +12,7 @@ use crate::leader_session::LeaderSession;
 /// The first instants of every line until `$2`: `$3` of each line at most, and `$4` of all together, which the lines that have
 /// some share evenly. The lines, each with its first instant, are found by skipping through the index (one descent a line), so
 /// the cost grows with the lines and the instants returned, not with the jobs.
-const UPCOMING: &str = "
+const TIMERS_UPCOMING: &str = "
 WITH RECURSIVE timer_lines AS (
     (SELECT queue, priority, fire_at AS first FROM carillon.job_timers WHERE shard = $1 AND fire_at IS NOT NULL
      ORDER BY queue, priority, fire_at LIMIT 1)
@@ -90,8 +90,8 @@ impl LeaderSession {
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
-    pub async fn upcoming(&mut self, until: DateTime<Utc>, max: UpcomingMax) -> Result<Upcoming> {
-        let rows = sqlx::query(UPCOMING)
+    pub async fn timers_upcoming(&mut self, until: DateTime<Utc>, max: UpcomingMax) -> Result<Upcoming> {
+        let rows = sqlx::query(TIMERS_UPCOMING)
             .bind(self.shard)
             .bind(until)
             .bind(max.of_line)

@@ -29,7 +29,7 @@ pub struct Worker {
     pub slots: i32,
 }
 
-const WORKER_INSERT: &str =
+const WORKERS_INSERT: &str =
     "INSERT INTO carillon.workers (id, consumer, queues, handlers, slots) VALUES ($1, $2, $3, $4, $5)";
 
 /// R21: what the incarnation `$2` had started becomes the new one's; each guarded. Also what an incarnation of the same
@@ -92,7 +92,7 @@ impl Store {
     /// # Errors
     /// [`crate::Error::Unavailable`].
     pub async fn worker_begin(&self, worker: &Worker) -> Result<()> {
-        sqlx::query(WORKER_INSERT)
+        sqlx::query(WORKERS_INSERT)
             .bind(worker.id)
             .bind(&worker.consumer)
             .bind(&worker.queues)
@@ -137,7 +137,7 @@ impl Store {
     ) -> Result<Succession> {
         let mut connection = self.pool.acquire().await?;
         let mut transaction = connection.begin().await?;
-        sqlx::query(WORKER_INSERT)
+        sqlx::query(WORKERS_INSERT)
             .bind(new.id)
             .bind(&new.consumer)
             .bind(&new.queues)

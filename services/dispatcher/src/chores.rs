@@ -62,7 +62,7 @@ async fn forget_cancels(store: &Store, redis: &Redis) -> anyhow::Result<()> {
     loop {
         let mut over = redis.some_cancelled(CANCELLED_MAX).await?;
         // Whether its holder lives is not asked for.
-        let seen = store.see(&over, Duration::ZERO).await?;
+        let seen = store.executions_see(&over, Duration::ZERO).await?;
         over.retain(|execution| seen.get(execution).is_none_or(|seen| seen.status.is_final()));
         redis.forget_cancelled(&over).await?;
         // As long as most of what it looks at is over there is more of it.

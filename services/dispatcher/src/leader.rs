@@ -260,7 +260,7 @@ impl Leader {
 
     /// R7: under its old number.
     async fn send_unsettled(&mut self, batch: &carillon_store::open_entries::Batch) -> Result<(), End> {
-        let open = self.session.open_of_batches(std::slice::from_ref(batch), None).await?;
+        let open = self.session.executions_open_of_batches(std::slice::from_ref(batch), None).await?;
         self.learn_jobs(open.iter().map(|(entry, _)| (entry.job, entry.revision))).await?;
         let mut outgoing = Batch::new(batch.number);
         for (entry, _) in &open {
@@ -311,7 +311,7 @@ impl Leader {
             self.refill().await?;
         } else if self.glance.at().is_some_and(|at| began >= at) {
             let until = self.session.clock().now() + self.lead_max().max(GLANCE);
-            let upcoming = self.session.upcoming(until, UPCOMING_MAX).await?;
+            let upcoming = self.session.timers_upcoming(until, UPCOMING_MAX).await?;
             self.agenda.refill_until(upcoming.complete_until.unwrap_or(until), upcoming.instants);
         } else {
             return Ok(());
@@ -326,7 +326,7 @@ impl Leader {
         let now = self.session.clock().now();
         let poll = self.config.dispatcher.poll;
         let until = now + delta(poll) * 2;
-        let upcoming = self.session.upcoming(until, UPCOMING_MAX).await?;
+        let upcoming = self.session.timers_upcoming(until, UPCOMING_MAX).await?;
         self.horizon = upcoming.complete_until.unwrap_or(until);
         self.agenda.refill(upcoming.instants);
         self.last_refill = Instant::now();
@@ -466,7 +466,7 @@ impl Leader {
         self.unsettled.append(&mut self.marked);
         if !self.unsettled.is_empty() {
             failpoint::reach("settle:write").await;
-            self.unsettled = self.session.settle(&self.unsettled).await?;
+            self.unsettled = self.session.batches_settle(&self.unsettled).await?;
             failpoint::reach("settle:written").await;
         }
         Ok(())

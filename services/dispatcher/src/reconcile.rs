@@ -229,13 +229,13 @@ impl Leader {
         let lease = self.config.protocol.lease;
         // R15: nobody judges another not live before its own contact with Postgres was unbroken for a lease.
         let may_judge = (self.session.age() >= lease).then_some(lease);
-        let open = self.session.open_of_batches(batches, may_judge).await?;
+        let open = self.session.executions_open_of_batches(batches, may_judge).await?;
         let mut over: Vec<i64> = batches.iter().map(|batch| batch.number).collect();
         let mut still_open: Vec<i64> = open.iter().map(|(entry, _)| entry.entry).collect();
         still_open.dedup();
         over.retain(|number| still_open.binary_search(number).is_err());
         if !over.is_empty() {
-            self.session.forget_batches(&over).await?;
+            self.session.batches_forget(&over).await?;
         }
         // R17b: what all hints have missed is met here.
         self.unread.offer(open.iter().filter(|(entry, _)| entry.is_unwanted).map(|(entry, _)| entry.execution));
@@ -279,7 +279,7 @@ impl Leader {
     async fn publish_again(&mut self, lost: &[Missing]) -> Result<(), End> {
         let number = self.session.draw_number().await?;
         let lease = self.config.protocol.lease;
-        let again = self.session.republish(number, self.term, lost, lease).await?;
+        let again = self.session.executions_republish(number, self.term, lost, lease).await?;
         let moved = lost.iter().filter(|missing| missing.moves()).count();
         if moved < lost.len() {
             warn!(executions = lost.len() - moved, "redis has lost entries of open executions: publishing them again");

@@ -56,7 +56,7 @@ pub(crate) fn check(shared: &Arc<Shared>, asked: Vec<Asked>, engine: UnboundedSe
 
 async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) -> Result<Vec<(Key, Checked)>, Error> {
     let executions: Vec<Uuid> = asked.iter().map(|asked| asked.key.execution).collect();
-    let mut seen = shared.store.see(&executions, shared.lease).await?;
+    let mut seen = shared.store.executions_see(&executions, shared.lease).await?;
     failpoint::reach("take:seen").await;
     // Postgres has lost its last commits, or the execution is older than what it keeps.
     let unknown = asked.iter().filter(|asked| !seen.contains_key(&asked.key.execution)).count();
@@ -100,7 +100,7 @@ async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) 
         }
     }
     checked.extend(release(shared, &moving).await?);
-    let won = shared.store.take(me, &wanted).await?;
+    let won = shared.store.executions_take(me, &wanted).await?;
     failpoint::reach("take:taken").await;
     let won: HashMap<Uuid, Taken> = won.into_iter().map(|taken| (taken.held.execution, taken)).collect();
     for (key, then) in thens {
@@ -113,7 +113,7 @@ async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) 
 /// R18a, by whom R13 lets take.
 async fn release(shared: &Shared, moving: &[(Key, Held)]) -> Result<Vec<(Key, Checked)>, Error> {
     let held: Vec<Held> = moving.iter().map(|(_, held)| *held).collect();
-    let outcomes = shared.store.release(&held).await?;
+    let outcomes = shared.store.executions_release(&held).await?;
     let checked = |outcome| match outcome {
         Release::Done => Checked::Move,
         Release::Over => Checked::Over,
@@ -153,7 +153,7 @@ pub(crate) fn reread(shared: &Arc<Shared>, question: u64, named: Vec<(Held, i64)
 async fn reread_now(shared: &Shared, me: Uuid, named: &[(Held, i64)]) -> Result<Vec<(Held, Reread)>, Error> {
     let executions: Vec<Uuid> = named.iter().map(|(held, _)| held.execution).collect();
     // Whether a worker lives is not asked for.
-    let seen = shared.store.see(&executions, Duration::ZERO).await?;
+    let seen = shared.store.executions_see(&executions, Duration::ZERO).await?;
     let mut answers = Vec::with_capacity(named.len());
     let mut changed = Vec::new();
     for (held, revision) in named {
@@ -164,7 +164,7 @@ async fn reread_now(shared: &Shared, me: Uuid, named: &[(Held, i64)]) -> Result<
         }
         answers.push((*held, Reread::Row(what)));
     }
-    let mut adopted = shared.store.adopt(&changed).await?;
+    let mut adopted = shared.store.executions_adopt(&changed).await?;
     for (held, answer) in &mut answers {
         // One whose definition is gone runs with what its entry says, and is recorded so.
         if let Some(what) = adopted.remove(&held.execution) {
@@ -183,7 +183,7 @@ pub(crate) fn ask_cancels(shared: &Arc<Shared>, running: Vec<Held>, engine: Unbo
         for some in running.chunks(READ_MAX) {
             requested.extend(loop {
                 let me = shared.incarnation.unbroken().await.worker;
-                match shared.store.cancels_requested(some).await {
+                match shared.store.executions_cancels(some).await {
                     Ok(requested) => break requested,
                     Err(error) => unanswered(&shared, me, "whether a cancel was requested", error).await,
                 }
@@ -209,7 +209,7 @@ pub(crate) fn fetch_payloads(shared: &Arc<Shared>, asked: Vec<Key>, engine: Unbo
         let executions: Vec<Uuid> = asked.iter().map(|key| key.execution).collect();
         let payloads = loop {
             let me = shared.incarnation.unbroken().await.worker;
-            match shared.store.payloads(&executions).await {
+            match shared.store.executions_payloads(&executions).await {
                 Ok(payloads) => break payloads,
                 Err(error) => unanswered(&shared, me, "payloads", error).await,
             }

@@ -149,7 +149,7 @@ async fn release_surely(shared: &Shared, held: &[Held]) -> HashMap<Uuid, Release
     }
     loop {
         let me = shared.incarnation.unbroken().await.worker;
-        match shared.store.release(held).await {
+        match shared.store.executions_release(held).await {
             Ok(outcomes) => {
                 let done = outcomes.iter().filter(|outcome| **outcome == Release::Done).count();
                 counter!("carillon_executor_released_total").increment(done as u64);

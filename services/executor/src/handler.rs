@@ -94,7 +94,7 @@ impl Context {
     /// # Errors
     /// If Postgres is unavailable.
     pub async fn last_success(&self) -> Result<Option<LastSuccess>, Failure> {
-        Ok(self.store.last_success(self.job).await?)
+        Ok(self.store.job_last_success(self.job).await?)
     }
 
     /// The metadata of this execution: what its trigger gave, with what earlier attempts and this one have set. Empty if nobody

@@ -30,7 +30,7 @@ impl Metadata {
         if let Some(known) = self.known() {
             return Ok(known);
         }
-        let read = match store.metadata_of(execution).await? {
+        let read = match store.execution_metadata(execution).await? {
             Some(Value::Object(read)) => read,
             Some(_) | None => Map::new(),
         };

@@ -174,7 +174,7 @@ impl ReadingLoop {
         let Claimed { entries, .. } = redis.claim(line, index, &self.shared.consumer, Duration::ZERO, ids).await?;
         let executions: Vec<Uuid> = entries.iter().map(|received| received.entry.execution).collect();
         // Postgres away: it stays, and is listed again.
-        let Ok(seen) = self.shared.store.see(&executions, self.shared.lease).await else { return Ok(()) };
+        let Ok(seen) = self.shared.store.executions_see(&executions, self.shared.lease).await else { return Ok(()) };
         let moves = entries
             .iter()
             .filter(|received| seen.get(&received.entry.execution).is_none_or(|row| row.status != Status::Running));

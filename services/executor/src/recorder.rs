@@ -241,7 +241,7 @@ impl Writer {
         let mut plain = group.clone();
         plain.make_plain(error);
         let worker = self.incarnation.unbroken().await.worker;
-        self.store.rehearse_record(worker, &plain.finished, &plain.ended_jobs()).await.is_ok()
+        self.store.executions_rehearse_record(worker, &plain.finished, &plain.ended_jobs()).await.is_ok()
     }
 
     /// Once, as whoever this executor is now.
@@ -253,9 +253,9 @@ impl Writer {
         let (jobs, began) = (group.ended_jobs(), Instant::now());
         failpoint::reach("record:write").await;
         let outcome = if unlocked {
-            self.store.record_unlocked(contact.worker, &group.started, &group.finished, &jobs).await
+            self.store.executions_record_unlocked(contact.worker, &group.started, &group.finished, &jobs).await
         } else {
-            self.store.record(contact.worker, &group.started, &group.finished, &jobs).await
+            self.store.executions_record(contact.worker, &group.started, &group.finished, &jobs).await
         };
         match &outcome {
             Ok((_, finished)) => {

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::open::Open;
 use super::ranges::{Range, Ranges};
-use super::{Execution, ExecutionRow, SELECT_CLAIMED, SELECT_TRIGGERED};
+use super::{EXECUTIONS_SELECT, Execution, ExecutionRow, TRIGGERS_SELECT};
 use crate::scan::{
     COUNTED_MAX, Counted, Direction, LOOKED_AT_DEAR_MAX, LOOKED_AT_MAX, Looked, Place, Scan, Scanned, Window,
 };
@@ -279,8 +279,8 @@ async fn read(
         return Ok(Scanned { items: Vec::new(), next: found.next });
     }
     let statement = format!(
-        "SELECT * FROM ({SELECT_CLAIMED} WHERE e.id = ANY ($1) AND {{days of e.id}} \
-         UNION ALL {SELECT_TRIGGERED} WHERE t.execution_id = ANY ($1)) AS both_kinds ORDER BY array_position($1, id)"
+        "SELECT * FROM ({EXECUTIONS_SELECT} WHERE e.id = ANY ($1) AND {{days of e.id}} \
+         UNION ALL {TRIGGERS_SELECT} WHERE t.execution_id = ANY ($1)) AS both_kinds ORDER BY array_position($1, id)"
     );
     let query = sqlx::query(days::of(&statement, found.items.iter().copied())).bind(found.items.clone());
     let read = |row: &PgRow| {

@@ -21,7 +21,7 @@ const IN_BATCHES_MAX: i64 = 1_000;
 
 /// In one snapshot: how many were claimed and have not ended; the newest batch (what it and those before it claimed is all of
 /// them, since one leader claims after the other, by ever greater numbers); the triggers that match.
-const OPEN_BEGIN: &str = "
+const EXECUTIONS_COUNT_OPEN: &str = "
 SELECT t.claimed_count - s.finished_count,
        COALESCE((SELECT max(b.number) FROM carillon.dispatch_batches b WHERE b.shard = t.shard), 0),
        ARRAY(SELECT g.execution_id FROM carillon.job_triggers g JOIN carillon.jobs j ON j.id = g.job_id
@@ -34,12 +34,12 @@ SELECT t.claimed_count - s.finished_count,
              ORDER BY g.execution_id DESC LIMIT $6)
 FROM carillon.job_timers t JOIN carillon.job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1";
 
-const OLDEST_BATCHES: &str = "
+const BATCHES_OLDEST: &str = "
 SELECT i.id FROM (SELECT ids FROM carillon.dispatch_batches WHERE settled_at IS NOT NULL ORDER BY shard, number LIMIT $1) b,
      UNNEST(b.ids) AS i(id) LIMIT $2";
 
 /// Of executions those of a job that are open, and whether they stand as asked for.
-const OPEN_AMONG: &str = "
+const EXECUTIONS_OPEN_AMONG: &str = "
 SELECT e.id, e.status = $4 FROM UNNEST($1::uuid[]) AS i(id) JOIN carillon.job_executions e ON e.id = i.id AND {days of e.id}
 WHERE e.completed_at IS NULL AND e.job_id = $2 AND e.claim <= $3";
 
@@ -72,7 +72,7 @@ impl Open {
         if status.is_final() {
             return Ok(None);
         }
-        let begun: Option<(i64, i64, Vec<Uuid>)> = sqlx::query_as(OPEN_BEGIN)
+        let begun: Option<(i64, i64, Vec<Uuid>)> = sqlx::query_as(EXECUTIONS_COUNT_OPEN)
             .bind(job)
             .bind(filter.may_be_unclaimed())
             .bind(filter.scheduled_from.map_or(Uuid::nil(), ids::first_at))
@@ -116,10 +116,10 @@ impl Open {
     }
 
     async fn in_batches(&self, store: &Store, below: Uuid) -> Result<Vec<(Uuid, bool)>> {
-        let batches = sqlx::query_scalar(OLDEST_BATCHES).bind(BATCHES_MAX).bind(IN_BATCHES_MAX);
+        let batches = sqlx::query_scalar(BATCHES_OLDEST).bind(BATCHES_MAX).bind(IN_BATCHES_MAX);
         let mut ids: Vec<Uuid> = batches.fetch_all(&store.pool).await?;
         ids.retain(|id| *id < below);
-        let open = sqlx::query_as(days::of(OPEN_AMONG, ids.iter().copied()));
+        let open = sqlx::query_as(days::of(EXECUTIONS_OPEN_AMONG, ids.iter().copied()));
         let open = open.bind(&ids).bind(self.job).bind(self.newest).bind(self.status.as_str());
         Ok(open.fetch_all(&store.pool).await?)
     }

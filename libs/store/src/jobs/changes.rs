@@ -135,13 +135,13 @@ pub(super) async fn queued_ahead_on(connection: &mut Connection, id: Uuid, now: 
 }
 
 /// R20: exact, since both are read in one snapshot.
-const OPEN_COUNT: &str = "
+const EXECUTIONS_COUNT_OPEN: &str = "
 SELECT t.claimed_count - s.finished_count FROM carillon.job_timers t JOIN carillon.job_stats s ON s.job_id = t.job_id
     WHERE t.job_id = $1";
 
 /// How many executions of a job are open.
 pub(super) async fn open_count_on(connection: &mut Connection, id: Uuid) -> Result<i64> {
-    let open: Option<i64> = sqlx::query_scalar(OPEN_COUNT).bind(id).fetch_optional(connection).await?;
+    let open: Option<i64> = sqlx::query_scalar(EXECUTIONS_COUNT_OPEN).bind(id).fetch_optional(connection).await?;
     Ok(open.unwrap_or(0))
 }
 
@@ -237,7 +237,7 @@ pub(super) fn parsed(spec: &TimetableSpec, job: Uuid, looks: usize) -> Result<Ti
 }
 
 /// What the caller may not see is not there, and nobody waits for its lock.
-const JOB_LOCK: &str = concat!(
+const JOBS_LOCK: &str = concat!(
     "SELECT status, revision, timetable, max_executions, held_at, ",
     may_change!("platform_id", "$2"),
     " AS may_change FROM carillon.jobs WHERE id = $1 AND ",
@@ -250,7 +250,7 @@ const JOB_LOCK: &str = concat!(
 /// # Errors
 /// [`Error::NotFound`]; [`Error::NotOwn`] if the caller may see it and not change it; or if Postgres is unavailable.
 pub(super) async fn lock(connection: &mut Connection, scope: &Scope, id: Uuid) -> Result<Locked> {
-    let row = sqlx::query(JOB_LOCK).bind(id).bind(scope.platforms()).fetch_optional(connection).await?;
+    let row = sqlx::query(JOBS_LOCK).bind(id).bind(scope.platforms()).fetch_optional(connection).await?;
     let row = row.ok_or(Error::NotFound { what: "job", id })?;
     if !row.try_get::<bool, _>("may_change")? {
         return Err(Error::NotOwn { what: "job", name: id.to_string() });

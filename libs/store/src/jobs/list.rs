@@ -17,7 +17,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::Job;
-use super::rows::{JobRow, SELECT_JOB};
+use super::rows::{JOBS_SELECT, JobRow};
 use crate::scan::{COUNTED_MAX, Counted, Direction, LOOKED_AT_MAX, Looked, Place, Scan, Scanned, Window};
 use crate::sorted::Gathered;
 use crate::{Result, Scope, Store};
@@ -157,7 +157,7 @@ async fn read(store: &Store, found: Scanned<Uuid>, place: impl Fn(&Job) -> Place
     if found.items.is_empty() {
         return Ok(Scanned { items: Vec::new(), next: found.next });
     }
-    let mut query = QueryBuilder::new(SELECT_JOB);
+    let mut query = QueryBuilder::new(JOBS_SELECT);
     query.push(" WHERE j.id = ANY (").push_bind(found.items.clone());
     query.push(") ORDER BY array_position(").push_bind(found.items.clone()).push(", j.id)");
     let read = |row: &PgRow| {

@@ -18,9 +18,9 @@ use crate::document::ToWrite;
 use crate::idempotency::{self, Key};
 use crate::{Error, Result, Scope, Store, queues};
 
-/// As for one job ([`super::INSERT_JOB`]); `$1` are the rows by their columns, the rest stands beside them. In the order of their keys,
+/// As for one job ([`super::JOBS_INSERT`]); `$1` are the rows by their columns, the rest stands beside them. In the order of their keys,
 /// so that of two that take some of the same keys one waits for the other, and not each for each.
-const INSERT_JOBS: &str = concat!(
+const JOBS_INSERT_MANY: &str = concat!(
     "
     WITH given AS MATERIALIZED (
         SELECT * FROM UNNEST($2::uuid[], $3::jsonb[], $4::jsonb[], $5::timestamptz[], $6::smallint[])
@@ -39,7 +39,7 @@ const INSERT_JOBS: &str = concat!(
 );
 
 /// `$1` are keys, `$2` their platforms. In two parts, since an index serves `=` and `IS NULL`, but nothing that is both.
-const HOLDERS: &str = "
+const JOBS_HOLDING_KEYS: &str = "
     WITH given AS (SELECT * FROM UNNEST($1::text[], $2::text[]) AS given (key, platform_id))
     SELECT j.id, j.platform_id, j.key FROM given JOIN carillon.jobs j USING (platform_id, key) WHERE j.status <> 'CANCELLED'
     UNION ALL
@@ -146,7 +146,7 @@ async fn insert(connection: &mut Connection, jobs: &[NewJob], which: &[usize]) -
     let unwritable = |error: serde_json::Error| Error::Unreadable { what: "new job", why: error.to_string() };
     let jobs: Vec<&NewJob> = which.iter().map(|index| &jobs[*index]).collect();
     let Some(first) = jobs.first() else { return Ok(HashSet::new()) };
-    let statement = INSERT_JOBS.replace("{columns}", &columns_of(&first.row().map_err(unwritable)?));
+    let statement = JOBS_INSERT_MANY.replace("{columns}", &columns_of(&first.row().map_err(unwritable)?));
     let written: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(statement))
         .bind(Json(jobs.iter().map(|job| job.written()).collect::<Vec<_>>()))
         .bind(jobs.iter().map(|job| job.id).collect::<Vec<_>>())
@@ -172,7 +172,7 @@ async fn refuse_taken(
         return Ok(());
     }
     let platform = |index: usize| jobs[index].definition.platform_id.as_deref();
-    let holders: Vec<(Uuid, Option<String>, String)> = sqlx::query_as(HOLDERS)
+    let holders: Vec<(Uuid, Option<String>, String)> = sqlx::query_as(JOBS_HOLDING_KEYS)
         .bind(keyed.iter().map(|(_, key)| *key).collect::<Vec<_>>())
         .bind(keyed.iter().map(|(index, _)| platform(*index)).collect::<Vec<_>>())
         .fetch_all(connection)

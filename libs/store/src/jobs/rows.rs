@@ -265,7 +265,7 @@ struct State {
 }
 
 /// What [`JobRow`] is read from; a `WHERE` follows. Three primary keys, no aggregate.
-pub(super) const SELECT_JOB: &str = "
+pub(super) const JOBS_SELECT: &str = "
     SELECT to_jsonb(j) - '{payload,metadata}'::text[] AS job, j.payload, j.metadata,
            t.fire_at AS next_run, COALESCE(t.claimed_count, 0) AS executions_count, s.last_run_at AS last_run,
            COALESCE(s.success_count, 0) AS success_count, COALESCE(s.failure_count, 0) AS failure_count,

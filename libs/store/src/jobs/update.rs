@@ -75,12 +75,13 @@ RETURNING id";
 /// Looks at exclusions of each of the many searches of a change: some 0.1 ms.
 const LOOKS_BRIEF: usize = 4_000;
 
-const SCHEDULED_AT: &str = "SELECT id, scheduled_at FROM carillon.job_executions WHERE id = ANY ($1) AND {days of id}";
+const EXECUTIONS_SCHEDULED: &str =
+    "SELECT id, scheduled_at FROM carillon.job_executions WHERE id = ANY ($1) AND {days of id}";
 
-const TIMER_LOCK: &str = "SELECT fire_at, claimed_count FROM carillon.job_timers WHERE job_id = $1 FOR UPDATE";
+const TIMERS_LOCK: &str = "SELECT fire_at, claimed_count FROM carillon.job_timers WHERE job_id = $1 FOR UPDATE";
 
 /// `{columns}` are those that the row `$2` names: what an older program does not know stays.
-const JOB_WRITE: &str = "
+const JOBS_WRITE: &str = "
 UPDATE carillon.jobs SET ({columns}, payload, metadata) =
     (SELECT {columns}, $3::jsonb, $4::jsonb FROM jsonb_populate_record(NULL::carillon.jobs, $2::jsonb))
 WHERE id = $1";
@@ -165,7 +166,7 @@ async fn lock(connection: &mut Connection, scope: &Scope, id: Uuid, revision: i6
     if job.revision != revision {
         return Ok(None);
     }
-    let timer = sqlx::query_as(TIMER_LOCK).bind(id).fetch_one(&mut *connection).await?;
+    let timer = sqlx::query_as(TIMERS_LOCK).bind(id).fetch_one(&mut *connection).await?;
     let (fire_at, claimed_count): (Option<DateTime<Utc>>, i64) = timer;
     Ok(Some(Stood {
         status: job.status,
@@ -180,7 +181,7 @@ async fn lock(connection: &mut Connection, scope: &Scope, id: Uuid, revision: i6
 /// What is claimed ahead, by its instant.
 async fn ahead_on(connection: &mut Connection, id: Uuid, now: DateTime<Utc>) -> Result<Vec<(Uuid, DateTime<Utc>)>> {
     let ahead = queued_ahead_on(connection, id, now).await?;
-    Ok(sqlx::query_as(days::of(SCHEDULED_AT, ahead.iter().copied())).bind(&ahead).fetch_all(connection).await?)
+    Ok(sqlx::query_as(days::of(EXECUTIONS_SCHEDULED, ahead.iter().copied())).bind(&ahead).fetch_all(connection).await?)
 }
 
 async fn place(
@@ -220,7 +221,7 @@ async fn write_definition(connection: &mut Connection, id: Uuid, update: &Update
     let Update { definition, timetable, .. } = update;
     let unwritable = |error: serde_json::Error| Error::Unreadable { what: "changed job", why: error.to_string() };
     let row = rows::definition_row(definition, timetable.as_ref().map(|(spec, _)| spec)).map_err(unwritable)?;
-    sqlx::query(AssertSqlSafe(JOB_WRITE.replace("{columns}", &rows::columns_of(&row))))
+    sqlx::query(AssertSqlSafe(JOBS_WRITE.replace("{columns}", &rows::columns_of(&row))))
         .bind(id)
         .bind(Json(&row))
         .bind(ToWrite(&definition.payload))

@@ -28,12 +28,12 @@ SELECT s.job_id FROM UNNEST($1::uuid[]) AS i(job_id) JOIN carillon.job_stats s O
 WHERE s.job_id NOT IN (SELECT job_id FROM mine)";
 
 impl Store {
-    /// As [`Store::record`], but waits for no row: what somebody else has locked is [`Verdict::Locked`]. Of what ended and
+    /// As [`Store::executions_record`], but waits for no row: what somebody else has locked is [`Verdict::Locked`]. Of what ended and
     /// only its job's statistics are locked, it is recorded that it runs.
     ///
     /// # Errors
-    /// As [`Store::record`]; [`crate::Error::Busy`] if a whole table is locked.
-    pub async fn record_unlocked(
+    /// As [`Store::executions_record`]; [`crate::Error::Busy`] if a whole table is locked.
+    pub async fn executions_record_unlocked(
         &self,
         worker: Uuid,
         started: &[Started],

@@ -109,20 +109,28 @@ async fn set(pool: &PgPool, execution: Uuid, what: &'static str) -> Result<()> {
     Ok(())
 }
 
+/// What an odd execution has.
+const ODD: &str =
+    "platform_id = 'p2', queue = 'fast', error = 'no such host', worker_id = '00000000-0000-0000-0000-000000000009'";
+
+/// Two jobs, one of another handler with a tag.
+async fn plain_and_other(bench: &Bench) -> Result<(jobs::Job, jobs::Job)> {
+    let mut other = new_job(bench.now().await?);
+    other.definition.handler_name = "other:one".into();
+    other.definition.tags = vec!["red".into()];
+    Ok((bench.job().await?, jobs::create(&bench.store, &Scope::ALL, other, None).await?))
+}
+
 #[tokio::test]
 async fn executions_of_all_jobs_are_found_by_each_of_their_fields() -> Result<()> {
     let bench = Bench::new().await?;
-    let (job, now) = (bench.job().await?, bench.now().await?);
-    let mut other = new_job(now);
-    other.definition.handler_name = "other:one".into();
-    other.definition.tags = vec!["red".into()];
-    let other = jobs::create(&bench.store, &Scope::ALL, other, None).await?;
+    let now = bench.now().await?;
+    let (job, other) = plain_and_other(&bench).await?;
     let old = bench.execution(job.id, now - TimeDelta::days(200), "FAILED").await?;
     let plain = bench.execution(job.id, now - TimeDelta::days(3), "SUCCESS").await?;
     let odd = bench.execution(other.id, now - TimeDelta::hours(1), "FAILED").await?;
     let worker = Uuid::from_u128(9);
-    set(&bench.pool, odd, "platform_id = 'p2', queue = 'fast', error = 'no such host', worker_id = '00000000-0000-0000-0000-000000000009'")
-        .await?;
+    set(&bench.pool, odd, ODD).await?;
     let trigger = triggers::create(&bench.store, &Scope::ALL, &crate::trigger::new(job.id), None).await?.execution.id;
     let found = async |filter: executions::Filter<'_>| -> Result<Vec<Uuid>> {
         let page = executions::list(&bench.store, &Scope::ALL, filter, window(9, Place::first(0))).await?;
@@ -169,16 +177,12 @@ async fn executions_of_all_jobs_are_found_by_each_of_their_fields() -> Result<()
 #[tokio::test]
 async fn failures_are_found_by_a_table_of_their_own() -> Result<()> {
     let bench = Bench::new().await?;
-    let (job, now) = (bench.job().await?, bench.now().await?);
-    let mut other = new_job(now);
-    other.definition.handler_name = "other:one".into();
-    other.definition.tags = vec!["red".into()];
-    let other = jobs::create(&bench.store, &Scope::ALL, other, None).await?;
+    let now = bench.now().await?;
+    let (job, other) = plain_and_other(&bench).await?;
     let old = bench.execution(job.id, now - TimeDelta::days(200), "FAILED").await?;
     let late = bench.execution(job.id, now - TimeDelta::hours(50), "TIMEOUT").await?;
     let odd = bench.execution(other.id, now - TimeDelta::hours(29), "FAILED").await?;
-    let of_executions = "platform_id = 'p2', queue = 'fast', error = 'no such host', worker_id = '00000000-0000-0000-0000-000000000009'";
-    set(&bench.pool, odd, of_executions).await?;
+    set(&bench.pool, odd, ODD).await?;
     sqlx::query(
         "UPDATE execution_failures SET platform_id = 'p2', fingerprint = 'fedcba9876543210' WHERE execution_id = $1",
     )

@@ -106,7 +106,7 @@ async fn a_note_stays_until_its_question_is_decided() -> Result<()> {
     assert_eq!(attention::look(&bench.store, 100).await?, Looked::default());
 
     // No note of whoever ends it: that of before is enough.
-    bench.store.record(Uuid::nil(), &[], &[finished(held[0], Status::Success)], &[]).await?;
+    bench.store.executions_record(Uuid::nil(), &[], &[finished(held[0], Status::Success)], &[]).await?;
     assert_eq!(look(&bench).await?.completed, [jobs[0]]);
     assert_eq!((status(&bench, jobs[0]).await?.as_str(), bench.count("job_attention").await?), ("COMPLETED", 0));
     bench.assert_counters().await
@@ -130,7 +130,7 @@ async fn whoever_looks_waits_for_nobody_and_comes_again() -> Result<()> {
         assert!(bench.count("job_attention").await? > 0, "{table}");
         other.rollback().await?;
     }
-    bench.store.record(Uuid::nil(), &[], &[finished(held, Status::Failed)], &[]).await?;
+    bench.store.executions_record(Uuid::nil(), &[], &[finished(held, Status::Failed)], &[]).await?;
     assert_eq!(look(&bench).await?.completed, [job]);
     assert_eq!(bench.count("job_attention").await?, 0);
     Ok(())
@@ -149,7 +149,7 @@ async fn many_who_look_and_record_at_once_complete_every_job_once() -> Result<()
     let recording = async {
         for some in held.chunks(4) {
             let ends: Vec<_> = some.iter().map(|held| finished(*held, Status::Success)).collect();
-            bench.store.record(Uuid::nil(), &[], &ends, &[]).await?;
+            bench.store.executions_record(Uuid::nil(), &[], &ends, &[]).await?;
         }
         anyhow::Ok(())
     };
@@ -186,12 +186,12 @@ async fn a_cancel_of_the_last_execution_completes_its_job() -> Result<()> {
     for job in &jobs {
         end_timetable(&bench, &[*job]).await?;
     }
-    bench.store.record(Uuid::nil(), &[], &[finished(held[0], Status::Retrying)], &[]).await?;
+    bench.store.executions_record(Uuid::nil(), &[], &[finished(held[0], Status::Retrying)], &[]).await?;
     cancels::cancel(&bench.store, &Scope::ALL, held[0].execution, "").await?;
     assert_eq!(look(&bench).await?.completed, [jobs[0]], "it was RETRYING and has ended");
     cancels::cancel(&bench.store, &Scope::ALL, held[1].execution, "").await?;
     assert!(look(&bench).await?.completed.is_empty(), "it is only asked to stop");
-    bench.store.record(Uuid::nil(), &[], &[finished(held[1], Status::Cancelled)], &[]).await?;
+    bench.store.executions_record(Uuid::nil(), &[], &[finished(held[1], Status::Cancelled)], &[]).await?;
     assert_eq!(look(&bench).await?.completed, [jobs[1]]);
     bench.assert_counters().await
 }
@@ -259,7 +259,7 @@ async fn a_job_is_complete_once_its_timetable_has_ended_and_nothing_is_open() ->
         .await?;
     let mut ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Failed)).collect();
     ends[2] = finished(held[2], Status::Retrying);
-    bench.store.record(worker, &[], &ends, &jobs).await?;
+    bench.store.executions_record(worker, &[], &ends, &jobs).await?;
     let looked = attention::look(&bench.store, 100).await?;
     assert_eq!((looked.notes, &looked.completed[..]), (3, &jobs[..1]), "what waits for its retry is not final");
     assert_eq!(status(&bench, jobs[0]).await?, "COMPLETED");
@@ -317,7 +317,7 @@ async fn r17a_a_job_whose_last_fire_ended_is_noted_once_and_by_what_was_recorded
     ends[1] = finished(held[1], Status::Retrying);
     ends[2].held.claim -= 1;
     for _ in 0..2 {
-        bench.store.record(worker, &[], &ends, &jobs[..3]).await?;
+        bench.store.executions_record(worker, &[], &ends, &jobs[..3]).await?;
     }
     let noted: Vec<Uuid> = sqlx::query_scalar("SELECT job_id FROM job_attention").fetch_all(&bench.pool).await?;
     assert_eq!(noted, [jobs[0]], "neither the retry, nor what was refused, nor a job that goes on");

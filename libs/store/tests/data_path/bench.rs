@@ -190,7 +190,7 @@ impl Bench {
     /// One whose first attempt has failed, and whose next one waits.
     pub(crate) async fn open_retrying(&self, leader: &mut LeaderSession) -> Result<Held> {
         let held = self.open_one(leader).await?;
-        self.store.record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
+        self.store.executions_record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
         Ok(held)
     }
 
@@ -216,7 +216,7 @@ impl Bench {
     }
 
     pub(crate) async fn run(&self, worker: Uuid, held: Held) -> Result<()> {
-        let (verdicts, _) = self.store.record(worker, &[started(held)], &[], &[]).await?;
+        let (verdicts, _) = self.store.executions_record(worker, &[started(held)], &[], &[]).await?;
         anyhow::ensure!(
             verdicts == [carillon_store::recorder::Verdict::Running { cancel_requested: false }],
             "{verdicts:?}"

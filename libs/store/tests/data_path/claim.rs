@@ -92,7 +92,7 @@ async fn r5_what_another_transaction_holds_is_passed_over_without_waiting() -> R
     let mut leader = bench.leader().await?;
     let retrying = bench.open(&mut leader, &bench.jobs(2).await?).await?;
     let ends: Vec<_> = retrying.iter().map(|held| finished(*held, Status::Retrying)).collect();
-    bench.store.record(Uuid::nil(), &[], &ends, &[]).await?;
+    bench.store.executions_record(Uuid::nil(), &[], &ends, &[]).await?;
     let locked = bench.job_at(&medium(), Some(now - seconds(1))).await?;
     let free = bench.job_at(&medium(), Some(now)).await?;
     let locked_trigger = bench.trigger(free, now - seconds(1)).await?;
@@ -122,7 +122,7 @@ async fn r5_the_batch_names_in_order_all_that_is_published_and_nothing_else() ->
     let now = bench.now().await?;
     let mut leader = bench.leader().await?;
     let retrying = bench.open_one(&mut leader).await?;
-    bench.store.record(Uuid::nil(), &[], &[finished(retrying, Status::Retrying)], &[]).await?;
+    bench.store.executions_record(Uuid::nil(), &[], &[finished(retrying, Status::Retrying)], &[]).await?;
     let job = bench.job_at(&medium(), Some(now)).await?;
     let skipping = bench.job_at(&medium(), Some(now)).await?;
     let triggered = bench.trigger(job, now).await?;
@@ -153,7 +153,7 @@ async fn r5_the_batch_names_in_order_all_that_is_published_and_nothing_else() ->
     let row = bench.row(by_timer.id).await?;
     assert_eq!((row.status.as_str(), row.claim, row.entry, row.seq), ("QUEUED", Some(number), Some(number), 3));
     assert_eq!((row.attempt, row.take, row.lost, row.worker_id), (1, 0, 0, None));
-    let payload = bench.store.payloads(&[triggered, by_timer.id]).await?;
+    let payload = bench.store.executions_payloads(&[triggered, by_timer.id]).await?;
     assert_eq!(payload[&triggered], "{\"of\": \"trigger\"}");
     assert_eq!(payload[&by_timer.id], "{\"of\": \"job\"}");
     let row = bench.row(skipped.id).await?;
@@ -278,7 +278,7 @@ async fn r5_a_claim_that_is_dropped_leaves_nothing() -> Result<()> {
     let now = bench.now().await?;
     let mut leader = bench.leader().await?;
     let retrying = bench.open_one(&mut leader).await?;
-    bench.store.record(Uuid::nil(), &[], &[finished(retrying, Status::Retrying)], &[]).await?;
+    bench.store.executions_record(Uuid::nil(), &[], &[finished(retrying, Status::Retrying)], &[]).await?;
     let job = bench.job_at(&medium(), Some(now)).await?;
     bench.trigger(job, now).await?;
     let before = bench.timer(job).await?;
@@ -309,7 +309,7 @@ async fn r5_a_claim_sees_how_many_executions_of_a_job_are_open() -> Result<()> {
         if let Some(status) = status {
             // Without a claim of the retry: the same attempt ends otherwise.
             bench.change(held.execution, "status = 'QUEUED'").await?;
-            bench.store.record(Uuid::nil(), &[], &[finished(held, status)], &[]).await?;
+            bench.store.executions_record(Uuid::nil(), &[], &[finished(held, status)], &[]).await?;
         }
         let now = bench.now().await?;
         sqlx::query("UPDATE job_timers SET fire_at = $2 WHERE job_id = $1")
@@ -340,7 +340,7 @@ async fn r7_a_claim_settles_earlier_batches_and_only_those_named() -> Result<()>
     let when = settled_at(batch(&bench, first).await?);
     assert!(when.is_some());
     assert_eq!(settled_at(batch(&bench, second).await?), None);
-    leader.settle(&[first, second]).await?;
+    leader.batches_settle(&[first, second]).await?;
     assert!(settled_at(batch(&bench, second).await?).is_some());
     assert_eq!(settled_at(batch(&bench, first).await?), when, "it was settled when it was settled");
     Ok(())
@@ -355,7 +355,7 @@ async fn r16_a_retry_is_the_same_execution_under_a_new_claim_and_counts_nothing(
     bench.run(worker, held).await?;
     bench.change(held.execution, "lost = 2, take = 5").await?;
     let taken = carillon_store::recorder::Held { take: 5, ..held };
-    bench.store.record(worker, &[], &[finished(taken, Status::Retrying)], &[]).await?;
+    bench.store.executions_record(worker, &[], &[finished(taken, Status::Retrying)], &[]).await?;
 
     let rooms = [room(Source::Retry, &medium(), 10)];
     let early = leader.claim(&rooms, retry_at() - seconds(1), &[]).await?;
@@ -509,7 +509,7 @@ async fn r5_metadata_of_a_trigger_stays_with_its_execution_whether_it_opens_or_i
     let decisions = Decisions { executions: vec![new(opened, 1), new(skipped, 0)], timers, retries: Vec::new() };
     assert_eq!(claim.commit(1, &decisions, &[]).await?.born.len(), 2);
     for id in [opened, skipped] {
-        assert_eq!(bench.store.metadata_of(id).await?, Some(serde_json::json!({"ticket": 7})));
+        assert_eq!(bench.store.execution_metadata(id).await?, Some(serde_json::json!({"ticket": 7})));
     }
     bench.assert_counters().await
 }

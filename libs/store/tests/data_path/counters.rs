@@ -89,15 +89,17 @@ async fn r20_counters_stay_exact_while_everything_is_repeated() -> Result<()> {
             })
             .collect();
         // The same flush from two connections at once, and once more afterwards: its outcome was never known.
-        let (one, two) =
-            tokio::join!(bench.store.record(worker, &[], &ends, &[]), second.record(worker, &[], &ends, &[]));
+        let (one, two) = tokio::join!(
+            bench.store.executions_record(worker, &[], &ends, &[]),
+            second.executions_record(worker, &[], &ends, &[])
+        );
         for outcome in [one, two] {
             match outcome {
                 Ok(_) | Err(Error::Conflict(_)) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        bench.store.record(worker, &[], &ends, &[]).await?;
+        bench.store.executions_record(worker, &[], &ends, &[]).await?;
         recorded_twice += ends.len();
         open.retain(|held| !ends.iter().any(|end| end.held == *held));
         bench.assert_counters().await?;

@@ -130,41 +130,45 @@ async fn what_names_executions_locks_the_partitions_of_their_days_alone() -> Res
     held.extend(born_at(&both, &mut leader, &jobs[3..], then).await?);
     let born: Vec<_> = held.iter().map(|held| held.execution).collect();
     let numbers = [held[0].claim, held[3].claim];
-    both.but_for_its_days("settle", leader.settle(&numbers)).await?;
+    both.but_for_its_days("settle", leader.batches_settle(&numbers)).await?;
     let mut lost = Vec::new();
     for batch in both.but_for_its_days("batches", leader.batches_settled(0, i64::MAX)).await? {
-        lost.extend(both.but_for_its_days("open", leader.open_of_batches(std::slice::from_ref(&batch), None)).await?);
+        lost.extend(
+            both.but_for_its_days("open", leader.executions_open_of_batches(std::slice::from_ref(&batch), None))
+                .await?,
+        );
     }
     let lost: Vec<_> = lost.into_iter().map(|(entry, _)| entry).collect();
     let again = leader.draw_number().await?;
-    let republished = both.but_for_its_days("republish", leader.republish(again, 1, &all_lost(&lost), LEASE)).await?;
+    let republished =
+        both.but_for_its_days("republish", leader.executions_republish(again, 1, &all_lost(&lost), LEASE)).await?;
     assert_eq!(republished.len(), 6);
 
     let store = &bench.store;
-    let seen = both.but_for_its_days("see", store.see(&born, LEASE)).await?;
+    let seen = both.but_for_its_days("see", store.executions_see(&born, LEASE)).await?;
     assert_eq!(seen.len(), 6);
-    assert_eq!(both.but_for_its_days("payloads", store.payloads(&born)).await?.len(), 6);
+    assert_eq!(both.but_for_its_days("payloads", store.executions_payloads(&born)).await?.len(), 6);
     let (new, old) = (held[0], held[3]);
     let starts = [started(new), started(old)];
-    let (running, _) = both.but_for_its_days("running", store.record(worker, &starts, &[], &[])).await?;
+    let (running, _) = both.but_for_its_days("running", store.executions_record(worker, &starts, &[], &[])).await?;
     assert_eq!(running, [Verdict::Running { cancel_requested: false }; 2]);
     let ends = [finished(new, Status::Retrying), finished(old, Status::Retrying)];
-    let (_, recorded) = both.but_for_its_days("finish", store.record(worker, &[], &ends, &[])).await?;
+    let (_, recorded) = both.but_for_its_days("finish", store.executions_record(worker, &[], &ends, &[])).await?;
     assert_eq!(recorded, [Verdict::Recorded(Status::Retrying); 2]);
-    let (_, over) = both.but_for_its_days("finish again", store.record(worker, &[], &ends, &[])).await?;
+    let (_, over) = both.but_for_its_days("finish again", store.executions_record(worker, &[], &ends, &[])).await?;
     assert_eq!(over, [Verdict::Over { unknown: false }; 2]);
-    let unlocked = store.record_unlocked(worker, &starts, &ends, &[]);
+    let unlocked = store.executions_record_unlocked(worker, &starts, &ends, &[]);
     let over = both.but_for_its_days("finish what is not locked", unlocked).await?;
     assert_eq!(over, (vec![Verdict::Over { unknown: false }; 2], vec![Verdict::Over { unknown: false }; 2]));
     let wanted: Vec<_> = [1, 4].map(|at| (born[at], seen[&born[at]].clone(), false)).to_vec();
-    assert_eq!(both.but_for_its_days("take", store.take(worker, &wanted)).await?.len(), 2);
+    assert_eq!(both.but_for_its_days("take", store.executions_take(worker, &wanted)).await?.len(), 2);
     let taken = [1, 4].map(|at| started(Held { take: 1, ..held[at] }));
     let succeeded =
         both.but_for_its_days("succeed", store.worker_succeed(worker, &successor, &taken, Locked::WaitedFor)).await?;
     assert_eq!(succeeded.kept.len(), 2);
     let ends = [finished(held[2], Status::Failed), finished(held[5], Status::Success)];
-    both.but_for_its_days("success and failure", store.record(successor.id, &[], &ends, &[])).await?;
-    let last = both.but_for_its_days("last success", store.last_success(bench.job_of(born[5]).await?)).await?;
+    both.but_for_its_days("success and failure", store.executions_record(successor.id, &[], &ends, &[])).await?;
+    let last = both.but_for_its_days("last success", store.job_last_success(bench.job_of(born[5]).await?)).await?;
     assert_eq!(last.map(|last| last.execution), Some(born[5]));
     let gateway = carillon_store::Store::connect_lazily(&bench.options("gateway"))?;
     for id in [born[0], born[2], born[3]] {
@@ -200,18 +204,21 @@ async fn what_cancels_releases_and_withdraws_locks_the_partitions_of_their_days_
     let jobs = bench.jobs(8).await?;
     let mut held = born_at(&today, &mut leader, &jobs[..4], now).await?;
     held.extend(born_at(&both, &mut leader, &jobs[4..], then).await?);
-    both.but_for_its_days("settle", leader.settle(&[held[0].claim, held[4].claim])).await?;
+    both.but_for_its_days("settle", leader.batches_settle(&[held[0].claim, held[4].claim])).await?;
     let born: Vec<_> = held.iter().map(|held| held.execution).collect();
     let store = &bench.store;
     let gateway = carillon_store::Store::connect_lazily(&bench.options("gateway"))?;
 
     // One of each day is RETRYING, one released, one merely QUEUED.
     let ends = [finished(held[0], Status::Retrying), finished(held[4], Status::Retrying)];
-    both.but_for_its_days("retrying", store.record(Uuid::nil(), &[], &ends, &[])).await?;
-    let released = both.but_for_its_days("release", store.release(&[held[1], held[5]])).await?;
+    both.but_for_its_days("retrying", store.executions_record(Uuid::nil(), &[], &ends, &[])).await?;
+    let released = both.but_for_its_days("release", store.executions_release(&[held[1], held[5]])).await?;
     assert_eq!(released, [Release::Done; 2]);
-    assert_eq!(both.but_for_its_days("release again", store.release(&[held[1], held[5]])).await?, [Release::Done; 2]);
-    assert_eq!(both.but_for_its_days("adopt", store.adopt(&born)).await?.len(), 8);
+    assert_eq!(
+        both.but_for_its_days("release again", store.executions_release(&[held[1], held[5]])).await?,
+        [Release::Done; 2]
+    );
+    assert_eq!(both.but_for_its_days("adopt", store.executions_adopt(&born)).await?.len(), 8);
     for id in [born[0], born[4]] {
         let attempts = both.but_for_its_days("attempts", executions::attempts(&gateway, &Scope::ALL, id)).await?;
         assert_eq!(attempts.len(), 1);
@@ -222,7 +229,7 @@ async fn what_cancels_releases_and_withdraws_locks_the_partitions_of_their_days_
         assert_eq!(cancelled.asked, asked);
     }
     let taken = [1, 5].map(|at| Held { take: 1, ..held[at] });
-    assert_eq!(both.but_for_its_days("cancels requested", store.cancels_requested(&taken)).await?, taken);
+    assert_eq!(both.but_for_its_days("cancels requested", store.executions_cancels(&taken)).await?, taken);
     let withdrawn = both.but_for_its_days("withdrawn", gateway.executions_withdrawn(0, &born)).await?;
     assert_eq!(withdrawn.len(), 2);
     assert_eq!(both.but_for_its_days("end unread", gateway.executions_end_unread(&withdrawn)).await?.len(), 2);

@@ -159,9 +159,9 @@ async fn timed<T>(what: impl Future<Output = Result<T>>) -> Result<(T, Duration)
 /// All begin, and end: one RETRYING, which is answered.
 async fn record(executor: &Store, worker: Uuid, open: &[Held]) -> Result<Option<Uuid>> {
     let [one, other] = open[..] else { return Ok(None) };
-    executor.record(worker, &[started(one), started(other)], &[], &[]).await?;
+    executor.executions_record(worker, &[started(one), started(other)], &[], &[]).await?;
     let ends = [finished(one, Status::Retrying), finished(other, Status::Success)];
-    let (_, verdicts) = executor.record(worker, &[], &ends, &[]).await?;
+    let (_, verdicts) = executor.executions_record(worker, &[], &ends, &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Retrying), Verdict::Recorded(Status::Success)]);
     Ok(Some(one.execution))
 }

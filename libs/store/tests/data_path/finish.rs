@@ -21,7 +21,7 @@ pub(crate) async fn record_surely(
     ended_jobs: &[Uuid],
 ) -> Result<Vec<Verdict>> {
     for _ in 0..20 {
-        match store.record(worker, &[], ends, ended_jobs).await {
+        match store.executions_record(worker, &[], ends, ended_jobs).await {
             Ok((_, verdicts)) => return Ok(verdicts),
             Err(Error::Conflict(_)) => {}
             Err(error) => return Err(error.into()),
@@ -42,7 +42,7 @@ async fn r11_a_success_is_recorded_with_result_statistics_and_log_lines() -> Res
     let bench = Bench::new().await?;
     let worker = bench.live_worker().await?;
     let held = bench.open_one(&mut bench.leader().await?).await?;
-    let (_, verdicts) = bench.store.record(worker, &[], &[finished(held, Status::Success)], &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(worker, &[], &[finished(held, Status::Success)], &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
     let row = bench.row(held.execution).await?;
     assert_eq!((row.status.as_str(), row.worker_id), ("SUCCESS", Some(worker)));
@@ -61,7 +61,7 @@ async fn r11_a_success_is_recorded_with_result_statistics_and_log_lines() -> Res
     assert_eq!(bench.stats(job).await?, expected);
     let lines = logs(&bench, held.execution).await?;
     assert_eq!(lines, [(1, 1, "INFO".into(), "begun".into()), (1, 2, "WARN".into(), "ended".into())]);
-    let last = bench.store.last_success(job).await?.expect("a success");
+    let last = bench.store.job_last_success(job).await?.expect("a success");
     assert_eq!((last.execution, last.result.as_deref()), (held.execution, Some("{\"answer\": 42}")));
     bench.assert_counters().await
 }
@@ -72,7 +72,7 @@ async fn r11_what_runs_at_oneself_is_recorded_too() -> Result<()> {
     let worker = bench.live_worker().await?;
     let held = bench.open_one(&mut bench.leader().await?).await?;
     bench.run(worker, held).await?;
-    let (_, verdicts) = bench.store.record(worker, &[], &[finished(held, Status::Timeout)], &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(worker, &[], &[finished(held, Status::Timeout)], &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Timeout)]);
     let row = bench.row(held.execution).await?;
     assert_eq!((row.status.as_str(), row.error.as_deref()), ("TIMEOUT", Some("it broke")));
@@ -89,8 +89,8 @@ async fn r11_every_guard_refuses_writes_nothing_and_says_why() -> Result<()> {
     held[0].claim -= 1;
     held[1].take += 1;
     bench.run(other, held[2]).await?;
-    bench.store.record(other, &[], &[finished(held[3], Status::Success)], &[]).await?;
-    bench.store.record(other, &[], &[finished(held[4], Status::Retrying)], &[]).await?;
+    bench.store.executions_record(other, &[], &[finished(held[3], Status::Success)], &[]).await?;
+    bench.store.executions_record(other, &[], &[finished(held[4], Status::Retrying)], &[]).await?;
     held[5].execution = Uuid::now_v7();
     let mut before = Vec::new();
     for held in &held[..6] {
@@ -99,7 +99,7 @@ async fn r11_every_guard_refuses_writes_nothing_and_says_why() -> Result<()> {
     let rest = (bench.count("job_execution_logs").await?, bench.count("execution_retries").await?);
     for status in [Status::Failed, Status::Retrying, Status::Success, Status::Cancelled, Status::Skipped] {
         let ends: Vec<_> = held.iter().map(|held| finished(*held, status)).collect();
-        let (_, verdicts) = bench.store.record(me, &[], &ends[..6], &[]).await?;
+        let (_, verdicts) = bench.store.executions_record(me, &[], &ends[..6], &[]).await?;
         let unknown = Verdict::Over { unknown: true };
         assert_eq!(verdicts, [OVER, Verdict::Lost, Verdict::Lost, OVER, OVER, unknown], "{status}");
     }
@@ -114,7 +114,7 @@ async fn r11_every_guard_refuses_writes_nothing_and_says_why() -> Result<()> {
     assert_eq!(finished_counts, 1, "the one that was recorded");
 
     let ends: Vec<_> = held.iter().rev().map(|held| finished(*held, Status::Failed)).collect();
-    let (_, verdicts) = bench.store.record(me, &[], &ends, &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(me, &[], &ends, &[]).await?;
     assert_eq!(verdicts[0], Verdict::Recorded(Status::Failed), "the one that may pass does, among the refused");
     assert!(!verdicts[1..].iter().any(|verdict| matches!(verdict, Verdict::Recorded(_))));
     Ok(())
@@ -135,7 +135,7 @@ async fn r11_of_two_attempts_of_one_execution_in_a_flush_the_one_that_is_over_is
         ..finished(held, Status::Success)
     };
     let ends = [Finished { held: last, ..line(1, "late") }, line(2, "in time")];
-    let (_, verdicts) = bench.store.record(worker, &[], &ends, &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(worker, &[], &ends, &[]).await?;
     assert_eq!(verdicts, [OVER, Verdict::Recorded(Status::Success)]);
     assert_eq!(logs(&bench, held.execution).await?, [(2, 1, "INFO".to_owned(), "in time".to_owned())]);
     bench.assert_counters().await
@@ -146,9 +146,9 @@ async fn r11_an_earlier_take_of_the_same_worker_is_lost() -> Result<()> {
     let bench = Bench::new().await?;
     let worker = bench.live_worker().await?;
     let held = bench.open_one(&mut bench.leader().await?).await?;
-    let seen = bench.store.see(&[held.execution], crate::bench::LEASE).await?;
-    bench.store.take(worker, &[(held.execution, seen[&held.execution].clone(), false)]).await?;
-    let (_, verdicts) = bench.store.record(worker, &[], &[finished(held, Status::Success)], &[]).await?;
+    let seen = bench.store.executions_see(&[held.execution], crate::bench::LEASE).await?;
+    bench.store.executions_take(worker, &[(held.execution, seen[&held.execution].clone(), false)]).await?;
+    let (_, verdicts) = bench.store.executions_record(worker, &[], &[finished(held, Status::Success)], &[]).await?;
     assert_eq!(verdicts, [Verdict::Lost]);
     Ok(())
 }
@@ -160,14 +160,14 @@ async fn h17_a_repeated_commit_adds_nothing() -> Result<()> {
     let held = bench.open(&mut bench.leader().await?, &bench.jobs(4).await?).await?;
     let statuses = [Status::Success, Status::Failed, Status::Retrying, Status::Cancelled];
     let ends: Vec<_> = held.iter().zip(statuses).map(|(held, status)| finished(*held, status)).collect();
-    let (_, verdicts) = bench.store.record(worker, &[], &ends, &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(worker, &[], &ends, &[]).await?;
     assert_eq!(verdicts, statuses.map(Verdict::Recorded));
     let mut before = Vec::new();
     for held in &held {
         before.push((bench.whole_row(held.execution).await?, bench.stats(bench.job_of(held.execution).await?).await?));
     }
     for _ in 0..3 {
-        let (_, verdicts) = bench.store.record(worker, &[], &ends, &[]).await?;
+        let (_, verdicts) = bench.store.executions_record(worker, &[], &ends, &[]).await?;
         assert_eq!(verdicts, [OVER; 4]);
     }
     for (held, before) in held.iter().zip(before) {
@@ -211,7 +211,7 @@ async fn r17a_what_has_failed_is_kept_among_the_failures_and_nothing_else_is() -
         finished(held[5], Status::Cancelled),
     ];
     for _ in 0..2 {
-        bench.store.record(worker, &[], &ends, &[]).await?;
+        bench.store.executions_record(worker, &[], &ends, &[]).await?;
     }
     let kept = async || -> Result<Vec<Failure>> {
         let kept = "SELECT execution_id, job_id, status, ended_at, platform_id, handler_name, fingerprint FROM execution_failures
@@ -227,7 +227,7 @@ async fn r17a_what_has_failed_is_kept_among_the_failures_and_nothing_else_is() -
 
     // Opened again and failed again, by whatever way: the newest end counts.
     bench.change(held[0].execution, "status = 'QUEUED', completed_at = NULL, attempt = 2").await?;
-    bench.store.record(worker, &[], &[finished(held[0], Status::Timeout)], &[]).await?;
+    bench.store.executions_record(worker, &[], &[finished(held[0], Status::Timeout)], &[]).await?;
     let fault = fingerprint::of("echo", "it broke", "");
     let again = (held[0].execution, jobs[0], "TIMEOUT".into(), end(), Some("acme".into()), "echo".into(), fault);
     assert_eq!(kept().await?, [again, second]);
@@ -238,7 +238,8 @@ async fn r17a_what_has_failed_is_kept_among_the_failures_and_nothing_else_is() -
 async fn r11_a_retry_waits_in_its_line_until_its_instant_and_counts_nothing() -> Result<()> {
     let bench = Bench::new().await?;
     let held = bench.open_one(&mut bench.leader().await?).await?;
-    let (_, verdicts) = bench.store.record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
+    let (_, verdicts) =
+        bench.store.executions_record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Retrying)]);
     let row = bench.row(held.execution).await?;
     assert_eq!((row.status.as_str(), row.completed_at, row.next_retry_at), ("RETRYING", None, Some(retry_at())));
@@ -264,7 +265,7 @@ async fn h14_a_requested_cancel_beats_a_retry_and_a_failure_but_not_a_success() 
     }
     let statuses = [Status::Retrying, Status::Failed, Status::Timeout, Status::Success];
     let ends: Vec<_> = held.iter().zip(statuses).map(|(held, status)| finished(*held, status)).collect();
-    let (_, verdicts) = bench.store.record(worker, &[], &ends, &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(worker, &[], &ends, &[]).await?;
     let expected = [Status::Cancelled, Status::Cancelled, Status::Cancelled, Status::Success];
     assert_eq!(verdicts, expected.map(Verdict::Recorded));
     for (held, status) in held.iter().zip(expected) {
@@ -283,7 +284,7 @@ async fn h14_a_cancelled_execution_promises_no_next_attempt() -> Result<()> {
     let bench = Bench::new().await?;
     let held = bench.open_one(&mut bench.leader().await?).await?;
     bench.change(held.execution, "cancel_requested = true").await?;
-    bench.store.record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
+    bench.store.executions_record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
     assert_eq!(bench.row(held.execution).await?.next_retry_at, None);
     Ok(())
 }
@@ -303,7 +304,7 @@ async fn r11_statistics_add_up_over_a_batch_of_one_job() -> Result<()> {
     }
     let statuses = [Status::Success, Status::Success, Status::Failed, Status::Timeout];
     let ends: Vec<_> = held.iter().zip(statuses).map(|(held, status)| finished(*held, status)).collect();
-    bench.store.record(worker, &[], &ends, &[]).await?;
+    bench.store.executions_record(worker, &[], &ends, &[]).await?;
     let stats = bench.stats(job).await?;
     assert_eq!((stats.finished_count, stats.success_count, stats.failure_count), (4, 2, 2));
     assert_eq!(stats.total_duration_ms, 4 * DURATION_MS);
@@ -316,7 +317,7 @@ async fn r11_statistics_add_up_over_a_batch_of_one_job() -> Result<()> {
 async fn r11_a_cancelled_run_is_finished_but_spoils_no_mean() -> Result<()> {
     let bench = Bench::new().await?;
     let held = bench.open_one(&mut bench.leader().await?).await?;
-    bench.store.record(Uuid::nil(), &[], &[finished(held, Status::Cancelled)], &[]).await?;
+    bench.store.executions_record(Uuid::nil(), &[], &[finished(held, Status::Cancelled)], &[]).await?;
     let stats = bench.stats(bench.job_of(held.execution).await?).await?;
     assert_eq!((stats.finished_count, stats.success_count, stats.failure_count), (1, 0, 0));
     assert_eq!(stats.total_duration_ms, 0);
@@ -330,11 +331,14 @@ async fn r23_what_was_brought_back_meanwhile_does_not_end_skipped() -> Result<()
     let mut leader = bench.leader().await?;
     let held = bench.open_one(&mut leader).await?;
     let end = Finished { started_at: None, ..finished(held, Status::Skipped) };
-    let verdicts = bench.store.record(Uuid::nil(), &[], std::slice::from_ref(&end), &[]).await?.1;
+    let verdicts = bench.store.executions_record(Uuid::nil(), &[], std::slice::from_ref(&end), &[]).await?.1;
     assert_eq!(verdicts, [Verdict::Lost], "it stays pending, to be looked at again");
     assert_eq!(bench.count("job_executions WHERE status = 'QUEUED'").await?, 1);
     bench.change(held.execution, "cancel_requested = true, withdrawn = true").await?;
-    assert_eq!(bench.store.record(Uuid::nil(), &[], &[end], &[]).await?.1, [Verdict::Recorded(Status::Skipped)]);
+    assert_eq!(
+        bench.store.executions_record(Uuid::nil(), &[], &[end], &[]).await?.1,
+        [Verdict::Recorded(Status::Skipped)]
+    );
     bench.assert_counters().await
 }
 
@@ -344,7 +348,7 @@ async fn r23_a_withdrawn_fire_ends_skipped_with_the_reason_of_whoever_withdrew_i
     let held = bench.open_one(&mut bench.leader().await?).await?;
     bench.change(held.execution, "cancel_requested = true, withdrawn = true, reason = 'job paused'").await?;
     let end = Finished { started_at: None, reason: Some("withdrawn".into()), ..finished(held, Status::Skipped) };
-    let (_, verdicts) = bench.store.record(Uuid::nil(), &[], &[end], &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(Uuid::nil(), &[], &[end], &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Skipped)]);
     let row = bench.row(held.execution).await?;
     assert_eq!((row.reason.as_deref(), row.started_at, row.duration_ms), (Some("job paused"), None, None));
@@ -368,11 +372,11 @@ async fn r11_what_postgres_cannot_hold_is_told_apart_and_leaves_nothing() -> Res
         log,
     ];
     for bad in bads {
-        let refused = bench.store.record(worker, &[], &[good.clone(), bad], &[]).await;
+        let refused = bench.store.executions_record(worker, &[], &[good.clone(), bad], &[]).await;
         assert!(matches!(refused, Err(Error::Data(_))), "{refused:?}");
         assert_eq!(bench.row(held[0].execution).await?.status, "QUEUED", "nothing of the batch is written");
     }
-    let (_, verdicts) = bench.store.record(worker, &[], &[good], &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(worker, &[], &[good], &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success)], "without it the batch passes, on the same connections");
     Ok(())
 }
@@ -384,9 +388,9 @@ async fn r11_a_postgres_that_is_gone_is_unavailable_and_the_same_batch_passes_wh
     let held = bench.open_one(&mut bench.leader().await?).await?;
     let ends = [finished(held, Status::Success)];
     assert!(bench.database.terminate_backends("executor").await? >= 1);
-    let cut = bench.store.record(worker, &[], &ends, &[]).await;
+    let cut = bench.store.executions_record(worker, &[], &ends, &[]).await;
     assert!(matches!(&cut, Err(error) if error.is_unavailable()), "{cut:?}");
-    let (_, verdicts) = bench.store.record(worker, &[], &ends, &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(worker, &[], &ends, &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
     bench.assert_counters().await
 }
@@ -401,7 +405,7 @@ async fn r11_a_deadlock_is_a_conflict_and_the_same_batch_passes_again() -> Resul
     let ends = [finished(held, Status::Success)];
     let mut other = bench.pool.begin().await?;
     sqlx::query("SELECT FROM job_stats WHERE job_id = $1 FOR UPDATE").bind(job).execute(&mut *other).await?;
-    let (recorded, locked) = tokio::join!(bench.store.record(worker, &[], &ends, &[]), async {
+    let (recorded, locked) = tokio::join!(bench.store.executions_record(worker, &[], &ends, &[]), async {
         // The record has the execution's row and waits for the statistics.
         bench.executor_waits_for_a_lock().await?;
         let lock = sqlx::query("SELECT FROM job_executions WHERE id = $1 FOR UPDATE").bind(held.execution);
@@ -411,7 +415,7 @@ async fn r11_a_deadlock_is_a_conflict_and_the_same_batch_passes_again() -> Resul
     });
     match (recorded, locked?) {
         (Err(Error::Conflict(_)), Ok(_)) => {
-            let (_, verdicts) = bench.store.record(worker, &[], &ends, &[]).await?;
+            let (_, verdicts) = bench.store.executions_record(worker, &[], &ends, &[]).await?;
             assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
         }
         // Postgres chose the other one.
@@ -426,10 +430,10 @@ async fn r11_the_start_of_a_later_attempt_is_kept_apart_from_its_end() -> Result
     let bench = Bench::new().await?;
     let worker = bench.live_worker().await?;
     let held = bench.open_one(&mut bench.leader().await?).await?;
-    bench.store.record(worker, &[started(held)], &[], &[]).await?;
+    bench.store.executions_record(worker, &[started(held)], &[], &[]).await?;
     // A handler that never began (nobody offers it) has no duration, and takes no start away.
     let end = Finished { started_at: None, ..finished(held, Status::Failed) };
-    bench.store.record(worker, &[], &[end], &[]).await?;
+    bench.store.executions_record(worker, &[], &[end], &[]).await?;
     let row = bench.row(held.execution).await?;
     assert_eq!((row.started_at, row.duration_ms), (Some(start()), None));
     assert_eq!(bench.stats(bench.job_of(held.execution).await?).await?.last_duration_ms, None);
@@ -446,7 +450,7 @@ async fn r11_the_revision_that_ran_is_written_and_of_what_never_ran_the_row_s_st
     }
     let ran = Finished { revision: 2, ..finished(held[0], Status::Success) };
     let unstarted = Finished { revision: 2, started_at: None, ..finished(held[1], Status::Cancelled) };
-    bench.store.record(worker, &[], &[ran, unstarted], &[]).await?;
+    bench.store.executions_record(worker, &[], &[ran, unstarted], &[]).await?;
     assert_eq!(bench.row(held[0].execution).await?.revision, 2);
     assert_eq!(bench.row(held[1].execution).await?.revision, 9);
     Ok(())
@@ -468,11 +472,11 @@ async fn r17a_each_failed_attempt_is_kept_once_and_nothing_else_is() -> Result<(
         finished(held[4], Status::Cancelled),
     ];
     for _ in 0..2 {
-        bench.store.record(worker, &[], &ends, &[]).await?;
+        bench.store.executions_record(worker, &[], &ends, &[]).await?;
     }
     bench.change(held[0].execution, "status = 'QUEUED', attempt = 2").await?;
     ends[0] = Finished { attempt: 2, started_at: None, ..finished(held[0], Status::Failed) };
-    bench.store.record(worker, &[], &ends[..1], &[]).await?;
+    bench.store.executions_record(worker, &[], &ends[..1], &[]).await?;
     let mut kept: Vec<Attempt> =
         sqlx::query_as("SELECT execution_id, attempt, status, error, worker_id FROM execution_attempts")
             .fetch_all(&bench.pool)
@@ -493,7 +497,7 @@ async fn r11_a_retry_waits_in_its_execution_s_shard() -> Result<()> {
     let bench = Bench::new().await?;
     let held = bench.open_one(&mut bench.leader().await?).await?;
     bench.change(held.execution, "shard = 3").await?;
-    bench.store.record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
+    bench.store.executions_record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
     let shard: i16 = sqlx::query_scalar("SELECT shard FROM execution_retries").fetch_one(&bench.pool).await?;
     assert_eq!(shard, 3);
     Ok(())
@@ -508,12 +512,12 @@ async fn r11_metadata_is_what_the_handler_left_or_stays_as_it_was() -> Result<()
     }
     let noted = |held, status| Finished { metadata: Some("{\"n\": 1}".into()), ..finished(held, status) };
     let ends = [noted(held[0], Status::Success), noted(held[1], Status::Retrying), finished(held[2], Status::Success)];
-    bench.store.record(Uuid::nil(), &[], &ends, &[]).await?;
+    bench.store.executions_record(Uuid::nil(), &[], &ends, &[]).await?;
     let mut kept = Vec::new();
     for held in held {
-        kept.extend(bench.store.metadata_of(held.execution).await?);
+        kept.extend(bench.store.execution_metadata(held.execution).await?);
     }
     assert_eq!(kept, [json!({"n": 1}), json!({"n": 1}), json!({"from": "trigger"})]);
-    assert_eq!(bench.store.metadata_of(Uuid::nil()).await?, None);
+    assert_eq!(bench.store.execution_metadata(Uuid::nil()).await?, None);
     Ok(())
 }

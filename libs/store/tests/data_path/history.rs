@@ -136,7 +136,7 @@ async fn what_is_open_is_listed_however_much_has_ended_since() -> Result<()> {
     let bench = Bench::new().await?;
     let mut leader = bench.leader().await?;
     let held = bench.open_one(&mut leader).await?;
-    leader.settle(&[held.claim]).await?;
+    leader.batches_settle(&[held.claim]).await?;
     leader.resign().await;
     let (job, idle) = (bench.job_of(held.execution).await?, bench.job().await?);
     for job in [job, idle] {

@@ -32,7 +32,7 @@ async fn a_locked_execution_or_its_job_s_locked_statistics_are_left_out_and_pass
     }
     let ends: Vec<_> = held[..4].iter().map(|held| finished(*held, Status::Success)).collect();
     let starts = [started(held[4])];
-    let (running, verdicts) = bench.store.record_unlocked(worker, &starts, &ends, &jobs).await?;
+    let (running, verdicts) = bench.store.executions_record_unlocked(worker, &starts, &ends, &jobs).await?;
     assert_eq!(running, [Verdict::Running { cancel_requested: false }]);
     assert_eq!(verdicts, [SUCCESS, Verdict::Locked, Verdict::Locked, SUCCESS]);
     // R10: whoever meets the entry of the second one again must see that it ran.
@@ -42,7 +42,7 @@ async fn a_locked_execution_or_its_job_s_locked_statistics_are_left_out_and_pass
     assert_eq!(bench.count("job_attention").await?, 2, "as for whatever is recorded");
     other.rollback().await?;
 
-    let (_, verdicts) = bench.store.record_unlocked(worker, &[], &ends[1..3], &jobs).await?;
+    let (_, verdicts) = bench.store.executions_record_unlocked(worker, &[], &ends[1..3], &jobs).await?;
     assert_eq!(verdicts, [SUCCESS; 2]);
     bench.assert_counters().await
 }
@@ -59,7 +59,7 @@ async fn a_start_is_shown_whatever_holds_the_statistics_and_waits_for_its_row_al
     let lock = sqlx::query("SELECT FROM job_executions WHERE id = $1 FOR SHARE").bind(held[1].execution);
     lock.execute(&mut *other).await?;
     let starts: Vec<Started> = held.iter().map(|held| started(*held)).collect();
-    let (verdicts, _) = bench.store.record_unlocked(worker, &starts, &[], &[]).await?;
+    let (verdicts, _) = bench.store.executions_record_unlocked(worker, &starts, &[], &[]).await?;
     assert_eq!(verdicts, [Verdict::Running { cancel_requested: false }, Verdict::Locked]);
     Ok(())
 }
@@ -71,13 +71,13 @@ async fn what_is_over_is_not_taken_for_locked() -> Result<()> {
     let worker = bench.live_worker().await?;
     let jobs = bench.jobs(2).await?;
     let mut held = bench.open(&mut bench.leader().await?, &jobs).await?;
-    bench.store.record(worker, &[], &[finished(held[0], Status::Success)], &[]).await?;
+    bench.store.executions_record(worker, &[], &[finished(held[0], Status::Success)], &[]).await?;
     held[1].execution = Uuid::now_v7();
     let mut other = bench.pool.begin().await?;
     sqlx::query("SELECT FROM job_executions FOR UPDATE").execute(&mut *other).await?;
     sqlx::query("SELECT FROM job_stats FOR UPDATE").execute(&mut *other).await?;
     let ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Success)).collect();
-    let (_, verdicts) = bench.store.record_unlocked(worker, &[], &ends, &[]).await?;
+    let (_, verdicts) = bench.store.executions_record_unlocked(worker, &[], &ends, &[]).await?;
     assert_eq!(verdicts, [Verdict::Over { unknown: false }, Verdict::Over { unknown: true }]);
     Ok(())
 }
@@ -90,7 +90,8 @@ async fn an_execution_of_a_job_that_is_gone_is_recorded() -> Result<()> {
     let job = bench.job().await?;
     let held = bench.open(&mut bench.leader().await?, &[job]).await?;
     sqlx::query("DELETE FROM jobs WHERE id = $1").bind(job).execute(&bench.pool).await?;
-    let (_, verdicts) = bench.store.record_unlocked(worker, &[], &[finished(held[0], Status::Success)], &[job]).await?;
+    let (_, verdicts) =
+        bench.store.executions_record_unlocked(worker, &[], &[finished(held[0], Status::Success)], &[job]).await?;
     assert_eq!(verdicts, [SUCCESS]);
     Ok(())
 }
@@ -108,9 +109,9 @@ async fn a_locked_batch_keeps_no_claim_and_no_other_batch_from_being_settled() -
     lock.execute(&mut *other).await?;
     let claim = leader.claim(&[], bench.now().await?, &[]).await?;
     claim.commit(1, &Decisions::default(), &[locked, free]).await?;
-    assert_eq!(leader.settle(&[locked, free]).await?, [locked]);
+    assert_eq!(leader.batches_settle(&[locked, free]).await?, [locked]);
     other.rollback().await?;
-    assert!(leader.settle(&[locked]).await?.is_empty());
+    assert!(leader.batches_settle(&[locked]).await?.is_empty());
     assert!(leader.batches_unsettled(0).await?.iter().all(|batch| batch.number > free));
     Ok(())
 }
@@ -129,18 +130,19 @@ async fn a_locked_execution_keeps_no_other_from_being_taken_or_released() -> Res
     let me = bench.live_worker().await?;
     let held = bench.open(&mut bench.leader().await?, &bench.jobs(3).await?).await?;
     let other = lock(&bench, held[1].execution).await?;
-    assert_eq!(bench.store.release(&held).await?, [Release::Done, Release::Lost, Release::Done]);
+    assert_eq!(bench.store.executions_release(&held).await?, [Release::Done, Release::Lost, Release::Done]);
     let ids: Vec<Uuid> = held.iter().map(|held| held.execution).collect();
-    let seen = bench.store.see(&ids, LEASE).await?;
+    let seen = bench.store.executions_see(&ids, LEASE).await?;
     let wanted: Vec<_> = ids.iter().map(|id| (*id, seen[id].clone(), false)).collect();
-    let mut taken: Vec<Uuid> = bench.store.take(me, &wanted).await?.iter().map(|taken| taken.held.execution).collect();
+    let mut taken: Vec<Uuid> =
+        bench.store.executions_take(me, &wanted).await?.iter().map(|taken| taken.held.execution).collect();
     taken.sort_unstable();
     let mut free = vec![ids[0], ids[2]];
     free.sort_unstable();
     assert_eq!(taken, free);
     assert_eq!(bench.row(ids[1]).await?.take, 0, "it stays as it was");
     other.rollback().await?;
-    assert_eq!(bench.store.take(me, &wanted).await?.len(), 1, "and is taken afterwards");
+    assert_eq!(bench.store.executions_take(me, &wanted).await?.len(), 1, "and is taken afterwards");
     Ok(())
 }
 

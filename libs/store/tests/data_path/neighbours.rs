@@ -161,7 +161,7 @@ async fn foreign_tables_and_functions_of_our_names_are_not_touched_though_the_se
     let mut leader = bench.leader().await?;
     let job = bench.job().await?;
     let held = bench.open(&mut leader, &[job]).await?[0];
-    let (_, verdicts) = store.record(Uuid::nil(), &[], &[finished(held, Status::Success)], &[]).await?;
+    let (_, verdicts) = store.executions_record(Uuid::nil(), &[], &[finished(held, Status::Success)], &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
     jobs::delete(&store, &Scope::ALL, job).await?;
     attention::look(&store, 10).await?;

@@ -19,7 +19,12 @@ async fn batch_of(leader: &mut LeaderSession, number: i64) -> Result<Batch> {
 
 async fn open_entries(leader: &mut LeaderSession, number: i64) -> Result<Vec<OpenEntry>> {
     let batch = batch_of(leader, number).await?;
-    Ok(leader.open_of_batches(std::slice::from_ref(&batch), None).await?.into_iter().map(|(entry, _)| entry).collect())
+    Ok(leader
+        .executions_open_of_batches(std::slice::from_ref(&batch), None)
+        .await?
+        .into_iter()
+        .map(|(entry, _)| entry)
+        .collect())
 }
 
 #[tokio::test]
@@ -33,7 +38,7 @@ async fn r7_a_new_term_finds_every_unsettled_batch_in_order() -> Result<()> {
         numbers.push(held.claim);
         ids.push(vec![held.execution]);
     }
-    leader.settle(&[numbers[1]]).await?;
+    leader.batches_settle(&[numbers[1]]).await?;
     leader.resign().await;
     let mut successor = loop {
         if let Ok(leader) = bench.leader().await {
@@ -97,8 +102,8 @@ async fn r19_open_of_a_batch_is_what_it_still_stands_for() -> Result<()> {
     bench.run(live, held[1]).await?;
     bench.run(dead, held[2]).await?;
     bench.run(ended, held[3]).await?;
-    bench.store.record(live, &[], &[finished(held[4], Status::Success)], &[]).await?;
-    bench.store.record(live, &[], &[finished(held[5], Status::Retrying)], &[]).await?;
+    bench.store.executions_record(live, &[], &[finished(held[4], Status::Success)], &[]).await?;
+    bench.store.executions_record(live, &[], &[finished(held[5], Status::Retrying)], &[]).await?;
     bench.change(held[6].execution, "entry = entry + 1").await?;
     let batch = batch_of(&mut leader, held[0].claim).await?;
     assert_eq!(batch.ids.len(), 7);
@@ -109,9 +114,9 @@ async fn r19_open_of_a_batch_is_what_it_still_stands_for() -> Result<()> {
             .collect::<Vec<_>>()
     };
     // QUEUED, at a live worker, at a dead one, at one that ended.
-    let judged = leader.open_of_batches(std::slice::from_ref(&batch), Some(LEASE)).await?;
+    let judged = leader.executions_open_of_batches(std::slice::from_ref(&batch), Some(LEASE)).await?;
     assert_eq!((judged.len(), in_order(judged)), (4, vec![false, true, false, false]));
-    let unjudged = leader.open_of_batches(std::slice::from_ref(&batch), None).await?;
+    let unjudged = leader.executions_open_of_batches(std::slice::from_ref(&batch), None).await?;
     assert_eq!(
         in_order(unjudged),
         [false, true, true, true],
@@ -130,7 +135,7 @@ async fn r19_lost_entries_stand_in_a_new_batch_and_keep_claim_and_take() -> Resu
     bench.change(held[2].execution, "take = 4, lost = 2").await?;
     let lost = open_entries(&mut leader, held[0].claim).await?;
     let number = leader.draw_number().await?;
-    let republished = leader.republish(number, 9, &all_lost(&lost), LEASE).await?;
+    let republished = leader.executions_republish(number, 9, &all_lost(&lost), LEASE).await?;
     assert_eq!(republished.len(), 3);
     for (lost, seq) in lost.iter().zip(1..) {
         let entry = republished.iter().find(|entry| entry.execution == lost.execution).expect("it is published again");
@@ -147,9 +152,9 @@ async fn r19_lost_entries_stand_in_a_new_batch_and_keep_claim_and_take() -> Resu
 
     // H6: whoever runs it already still finishes it.
     let ends = [finished(held[0], Status::Success), finished(Held { take: 4, ..held[2] }, Status::Success)];
-    let (_, verdicts) = bench.store.record(me, &[], &ends, &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(me, &[], &ends, &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success); 2]);
-    let (_, verdicts) = bench.store.record(dead, &[], &[finished(held[1], Status::Success)], &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(dead, &[], &[finished(held[1], Status::Success)], &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
     bench.assert_counters().await
 }
@@ -162,8 +167,8 @@ async fn r19_what_has_moved_on_by_itself_is_not_published_again() -> Result<()> 
     let held = bench.open(&mut leader, &bench.jobs(6).await?).await?;
     let lost = open_entries(&mut leader, held[0].claim).await?;
     bench.run(live, held[0]).await?;
-    bench.store.record(live, &[], &[finished(held[1], Status::Success)], &[]).await?;
-    bench.store.record(live, &[], &[finished(held[2], Status::Retrying)], &[]).await?;
+    bench.store.executions_record(live, &[], &[finished(held[1], Status::Success)], &[]).await?;
+    bench.store.executions_record(live, &[], &[finished(held[2], Status::Retrying)], &[]).await?;
     bench.change(held[3].execution, "claim = claim + 1").await?;
     bench.change(held[4].execution, "entry = entry + 1").await?;
     let mut before = Vec::new();
@@ -171,13 +176,16 @@ async fn r19_what_has_moved_on_by_itself_is_not_published_again() -> Result<()> 
         before.push(bench.whole_row(held.execution).await?);
     }
     let number = leader.draw_number().await?;
-    let republished = leader.republish(number, 9, &all_lost(&lost), LEASE).await?;
+    let republished = leader.executions_republish(number, 9, &all_lost(&lost), LEASE).await?;
     assert_eq!(republished.iter().map(|entry| entry.execution).collect::<Vec<_>>(), [held[5].execution]);
     for (held, before) in held.iter().zip(before) {
         assert_eq!(bench.whole_row(held.execution).await?, before);
     }
     let again = leader.draw_number().await?;
-    assert!(leader.republish(again, 9, &all_lost(&lost), LEASE).await?.is_empty(), "nor once more by the same look");
+    assert!(
+        leader.executions_republish(again, 9, &all_lost(&lost), LEASE).await?.is_empty(),
+        "nor once more by the same look"
+    );
     Ok(())
 }
 
@@ -193,15 +201,15 @@ async fn r19_batches_of_which_nothing_is_open_are_forgotten_but_never_the_newest
         .bind(numbers[0])
         .execute(&bench.pool)
         .await?;
-    leader.settle(&[numbers[0], numbers[1], numbers[3]]).await?;
-    leader.forget_batches(&[numbers[0], numbers[2], numbers[3]]).await?;
+    leader.batches_settle(&[numbers[0], numbers[1], numbers[3]]).await?;
+    leader.batches_forget(&[numbers[0], numbers[2], numbers[3]]).await?;
     let left: Vec<(i16, i64)> = sqlx::query_as("SELECT shard, number FROM dispatch_batches ORDER BY shard, number")
         .fetch_all(&bench.pool)
         .await?;
     // Not asked for; not settled; the newest; another shard's.
     assert_eq!(left, [(0, numbers[1]), (0, numbers[2]), (0, numbers[3]), (1, numbers[0])]);
-    leader.settle(&numbers).await?;
-    leader.forget_batches(&numbers).await?;
+    leader.batches_settle(&numbers).await?;
+    leader.batches_forget(&numbers).await?;
     assert!(leader.batch_exists(numbers[3]).await?, "R3: the newest is compared with what Redis remembers");
     assert_eq!(bench.count("dispatch_batches").await?, 2);
     Ok(())
@@ -215,7 +223,7 @@ async fn r19_republishing_nothing_known_leaves_every_row_alone() -> Result<()> {
     let lost = open_entries(&mut leader, held.claim).await?;
     let unknown = OpenEntry { execution: Uuid::now_v7(), ..lost[0].clone() };
     let number = leader.draw_number().await?;
-    assert!(leader.republish(number, 9, &all_lost(&[unknown]), LEASE).await?.is_empty());
+    assert!(leader.executions_republish(number, 9, &all_lost(&[unknown]), LEASE).await?.is_empty());
     assert_eq!(bench.row(held.execution).await?.entry, Some(held.claim));
     Ok(())
 }
@@ -233,7 +241,7 @@ async fn r19_what_somebody_else_has_locked_is_left_for_later_without_waiting() -
         .execute(&mut *foreign)
         .await?;
     let number = leader.draw_number().await?;
-    let again = leader.republish(number, 9, &all_lost(&lost), LEASE).await?;
+    let again = leader.executions_republish(number, 9, &all_lost(&lost), LEASE).await?;
     let mut free: Vec<Uuid> = again.iter().map(|entry| entry.execution).collect();
     free.sort_unstable();
     let mut expected = vec![held[0].execution, held[2].execution];
@@ -249,7 +257,7 @@ async fn r19_what_somebody_else_has_locked_is_left_for_later_without_waiting() -
         "it stands as it was"
     );
     let number = leader.draw_number().await?;
-    assert_eq!(leader.republish(number, 9, &all_lost(&left), LEASE).await?.len(), 1);
+    assert_eq!(leader.executions_republish(number, 9, &all_lost(&left), LEASE).await?.len(), 1);
     bench.assert_counters().await
 }
 
@@ -313,7 +321,7 @@ async fn r23a_what_is_misplaced_moves_to_the_line_of_the_revision_that_was_seen(
     bench.change(held[3].execution, "revision = 2").await?;
     bench.change(held[4].execution, "take = 1").await?;
     let number = leader.draw_number().await?;
-    let moved = leader.republish(number, 9, &missing, LEASE).await?;
+    let moved = leader.executions_republish(number, 9, &missing, LEASE).await?;
     let mut ids: Vec<Uuid> = moved.iter().map(|entry| entry.execution).collect();
     ids.sort_unstable();
     let mut expected = vec![held[0].execution, held[1].execution];

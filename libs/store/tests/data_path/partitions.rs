@@ -407,14 +407,14 @@ async fn r11_a_record_that_meets_a_partition_in_the_making_is_a_conflict_and_pas
         .execute(&mut *making)
         .await?;
     let ends = [finished(held, Status::Success)];
-    let (recorded, made) = tokio::join!(bench.store.record(Uuid::nil(), &[], &ends, &[]), async {
+    let (recorded, made) = tokio::join!(bench.store.executions_record(Uuid::nil(), &[], &ends, &[]), async {
         bench.executor_waits_for_a_lock().await?;
         making.commit().await?;
         anyhow::Ok(())
     });
     made?;
     assert!(matches!(recorded, Err(Error::Conflict(_))), "{recorded:?}");
-    let (_, verdicts) = bench.store.record(Uuid::nil(), &[], &ends, &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(Uuid::nil(), &[], &ends, &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
     assert_eq!(place(&bench.pool, held.execution).await?.1, days.partition("job_execution_logs", 5));
     Ok(())
@@ -437,7 +437,7 @@ async fn r11_lines_that_are_barred_from_the_default_partition_are_a_conflict_and
     };
     assert_eq!(call("bar").await?, "barred");
     let ends = [finished(held, Status::Success)];
-    let barred = bench.store.record(Uuid::nil(), &[], &ends, &[]).await.expect_err("its day is barred");
+    let barred = bench.store.executions_record(Uuid::nil(), &[], &ends, &[]).await.expect_err("its day is barred");
     assert!(matches!(&barred, Error::Conflict(_)) && barred.kind() == Kind::Conflict, "{barred:?}");
     assert_eq!(bench.whole_row(held.execution).await?, before, "nothing of it is written");
 
@@ -446,7 +446,7 @@ async fn r11_lines_that_are_barred_from_the_default_partition_are_a_conflict_and
     assert!(matches!(&defect, Error::Internal(_)) && defect.kind() == Kind::Internal, "{defect:?}");
 
     assert_eq!(call("make").await?, "made");
-    let (_, verdicts) = bench.store.record(Uuid::nil(), &[], &ends, &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(Uuid::nil(), &[], &ends, &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
     assert_eq!(place(&bench.pool, held.execution).await?.1, days.partition("job_execution_logs", 5));
     Ok(())

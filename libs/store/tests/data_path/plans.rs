@@ -43,7 +43,7 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
     let before = scans(&bench).await?;
 
     let mut leader = bench.leader().await?;
-    leader.upcoming(now + TimeDelta::hours(1), UpcomingMax { of_line: 100, of_all: 20_000 }).await?;
+    leader.timers_upcoming(now + TimeDelta::hours(1), UpcomingMax { of_line: 100, of_all: 20_000 }).await?;
     let rooms = [Source::Timer, Source::Trigger, Source::Retry].map(|source| room(source, &medium(), 1_000));
     let claim = leader.claim(&rooms, now, &[]).await?;
     assert_eq!((claim.timers.len(), claim.triggers.len()), (BATCH, 3));
@@ -52,37 +52,37 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
     let born = claim.commit(1, &decisions, &[1]).await?.born;
     let held: Vec<_> =
         born.iter().map(|id| carillon_store::recorder::Held { execution: *id, claim: number, take: 0 }).collect();
-    leader.settle(&[number]).await?;
+    leader.batches_settle(&[number]).await?;
     leader.batches_unsettled(0).await?;
     leader.batches_settled(number - 1, i64::MAX).await?;
     leader.batches_settled_down(number + 1).await?;
     leader.batches_by_number(&[number]).await?;
     leader.batch_exists(number).await?;
     let batch = carillon_store::open_entries::Batch { number, ids: born.clone() };
-    let open = leader.open_of_batches(&[batch], Some(LEASE)).await?;
+    let open = leader.executions_open_of_batches(&[batch], Some(LEASE)).await?;
     let lost: Vec<_> = open.into_iter().map(|(entry, _)| entry).take(2).collect();
     let again = leader.draw_number().await?;
-    leader.republish(again, 1, &all_lost(&lost), LEASE).await?;
+    leader.executions_republish(again, 1, &all_lost(&lost), LEASE).await?;
 
     let starts: Vec<_> = held.iter().take(5).map(|held| started(*held)).collect();
-    bench.store.record(worker, &starts, &[], &[]).await?;
-    bench.store.record_unlocked(worker, &starts, &[finished(held[4], Status::Retrying)], &[]).await?;
-    let seen = bench.store.see(&born, LEASE).await?;
+    bench.store.executions_record(worker, &starts, &[], &[]).await?;
+    bench.store.executions_record_unlocked(worker, &starts, &[finished(held[4], Status::Retrying)], &[]).await?;
+    let seen = bench.store.executions_see(&born, LEASE).await?;
     let wanted: Vec<_> = held[5..8].iter().map(|held| (held.execution, seen[&held.execution].clone(), false)).collect();
-    bench.store.take(worker, &wanted).await?;
+    bench.store.executions_take(worker, &wanted).await?;
     let mut ends: Vec<_> = held[9..].iter().map(|held| finished(*held, Status::Success)).collect();
     ends.extend(held[..5].iter().map(|held| finished(*held, Status::Retrying)));
-    bench.store.record(worker, &[], &ends, &jobs).await?;
-    bench.store.record(worker, &[], &[ends, vec![finished(held[8], Status::Failed)]].concat(), &[]).await?;
-    bench.store.payloads(&born).await?;
-    bench.store.last_success(jobs[9]).await?;
+    bench.store.executions_record(worker, &[], &ends, &jobs).await?;
+    bench.store.executions_record(worker, &[], &[ends, vec![finished(held[8], Status::Failed)]].concat(), &[]).await?;
+    bench.store.executions_payloads(&born).await?;
+    bench.store.job_last_success(jobs[9]).await?;
     let succession = [started(carillon_store::recorder::Held { take: 1, ..held[5] })];
     bench.store.worker_succeed(worker, &incarnation("live"), &succession, Locked::Left).await?;
     let claim = leader.claim(&[room(Source::Retry, &medium(), 1_000)], retry_at(), &[]).await?;
     assert_eq!(claim.retries.len(), 5);
     let retries = claim.retries.iter().zip(1..).map(|(retry, seq)| (*retry, seq)).collect();
     claim.commit(1, &Decisions { retries, ..Decisions::default() }, &[]).await?;
-    leader.forget_batches(&[1, 2, 3]).await?;
+    leader.batches_forget(&[1, 2, 3]).await?;
     leader.resign().await;
     bench.store.close().await;
     sessions_end(&bench).await?;
@@ -158,9 +158,9 @@ async fn what_is_recorded_is_looked_for_in_the_partition_of_its_day_alone() -> R
     sqlx::query("SELECT pg_stat_force_next_flush()").execute(&bench.pool).await?;
     let before = scans(&bench).await?;
     let starts: Vec<_> = held.iter().map(|held| started(*held)).collect();
-    bench.store.record(worker, &starts, &[], &[]).await?;
+    bench.store.executions_record(worker, &starts, &[], &[]).await?;
     let ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Success)).collect();
-    bench.store.record(worker, &[], &ends, &[]).await?;
+    bench.store.executions_record(worker, &[], &ends, &[]).await?;
     bench.store.close().await;
     sessions_end(&bench).await?;
     let after = scans(&bench).await?;
@@ -190,7 +190,8 @@ async fn upcoming_reads_as_many_timers_as_it_has_lines_and_answers() -> Result<(
     sqlx::query("SELECT pg_stat_force_next_flush()").execute(&bench.pool).await?;
     let before = scans(&bench).await?;
     let mut leader = bench.leader().await?;
-    let upcoming = leader.upcoming(now + TimeDelta::hours(1), UpcomingMax { of_line: 1_000, of_all: 20_000 }).await?;
+    let upcoming =
+        leader.timers_upcoming(now + TimeDelta::hours(1), UpcomingMax { of_line: 1_000, of_all: 20_000 }).await?;
     assert_eq!(upcoming.instants.len(), 3);
     leader.resign().await;
     sessions_end(&bench).await?;

@@ -17,11 +17,11 @@ fn hasty(me: Uuid) -> Decider {
 
 /// R13, in its three steps: look, decide, take.
 async fn take(bench: &Bench, decider: Decider, held: Held, number: i64) -> Result<(Verdict, Option<Held>)> {
-    let seen = bench.store.see(&[held.execution], LEASE).await?;
+    let seen = bench.store.executions_see(&[held.execution], LEASE).await?;
     let verdict = decide(seen.get(&held.execution), held.claim, number, decider);
     let Verdict::Take { count_lost, .. } = verdict else { return Ok((verdict, None)) };
     let wanted = [(held.execution, seen[&held.execution].clone(), count_lost)];
-    let taken = bench.store.take(decider.me, &wanted).await?;
+    let taken = bench.store.executions_take(decider.me, &wanted).await?;
     Ok((verdict, taken.first().map(|taken| taken.held)))
 }
 
@@ -34,14 +34,14 @@ async fn r18a_what_is_released_is_queued_under_the_next_take_and_taken_without_a
     let held = bench.open_one(&mut bench.leader().await?).await?;
     let (verdict, _) = take(&bench, hasty(me), held, held.claim).await?;
     assert_eq!(verdict, Verdict::Wait, "its holder may have started it");
-    assert_eq!(bench.store.release(&[held]).await?, [Release::Done]);
+    assert_eq!(bench.store.executions_release(&[held]).await?, [Release::Done]);
     let row = bench.row(held.execution).await?;
     assert_eq!((row.status.as_str(), row.take, row.lost, row.worker_id), ("QUEUED", 1, 0, None));
     assert_eq!((row.claim, row.entry, row.attempt), (Some(held.claim), Some(held.claim), 1));
     let (verdict, taken) = take(&bench, hasty(me), held, held.claim).await?;
     assert_eq!((verdict, taken), (START, Some(Held { take: 2, ..held })));
     let (_, verdicts) =
-        bench.store.record(me, &[], &[finished(Held { take: 2, ..held }, Status::Success)], &[]).await?;
+        bench.store.executions_record(me, &[], &[finished(Held { take: 2, ..held }, Status::Success)], &[]).await?;
     assert_eq!(verdicts, [Written::Recorded(Status::Success)]);
     bench.assert_counters().await
 }
@@ -52,13 +52,13 @@ async fn h124_a_release_that_is_run_again_has_released_once() -> Result<()> {
     let bench = Bench::new().await?;
     let me = bench.live_worker().await?;
     let held = bench.open(&mut bench.leader().await?, &bench.jobs(2).await?).await?;
-    assert_eq!(bench.store.release(&held[..1]).await?, [Release::Done]);
-    assert_eq!(bench.store.release(&held).await?, [Release::Done; 2], "one of them again");
+    assert_eq!(bench.store.executions_release(&held[..1]).await?, [Release::Done]);
+    assert_eq!(bench.store.executions_release(&held).await?, [Release::Done; 2], "one of them again");
     assert_eq!((bench.row(held[0].execution).await?.take, bench.row(held[1].execution).await?.take), (1, 1));
     // Somebody took it between the two sendings: whoever released it has nothing any more.
     let (_, taken) = take(&bench, hasty(me), held[0], held[0].claim).await?;
     assert!(taken.is_some());
-    assert_eq!(bench.store.release(&held).await?, [Release::Lost, Release::Done]);
+    assert_eq!(bench.store.executions_release(&held).await?, [Release::Lost, Release::Done]);
     assert_eq!(bench.row(held[0].execution).await?.status, "RUNNING", "and changes nothing");
     Ok(())
 }
@@ -69,13 +69,14 @@ async fn h121_a_start_under_a_released_take_is_refused() -> Result<()> {
     let bench = Bench::new().await?;
     let (holder, taker) = (bench.live_worker().await?, bench.worker("taker", chrono::TimeDelta::zero(), false).await?);
     let held = bench.open_one(&mut bench.leader().await?).await?;
-    assert_eq!(bench.store.release(&[held]).await?, [Release::Done]);
-    let (starts, ends) = bench.store.record(holder, &[started(held)], &[finished(held, Status::Success)], &[]).await?;
+    assert_eq!(bench.store.executions_release(&[held]).await?, [Release::Done]);
+    let (starts, ends) =
+        bench.store.executions_record(holder, &[started(held)], &[finished(held, Status::Success)], &[]).await?;
     assert_eq!((starts, ends), (vec![Written::Lost], vec![Written::Lost]), "nothing is acknowledged either");
     let (verdict, taken) = take(&bench, hasty(taker), held, held.claim).await?;
     assert_eq!(verdict, START);
     let taken = taken.expect("it is free");
-    let (_, ends) = bench.store.record(taker, &[], &[finished(taken, Status::Success)], &[]).await?;
+    let (_, ends) = bench.store.executions_record(taker, &[], &[finished(taken, Status::Success)], &[]).await?;
     assert_eq!(ends, [Written::Recorded(Status::Success)]);
     bench.assert_counters().await
 }
@@ -95,8 +96,8 @@ async fn h122_what_was_started_or_taken_is_not_released() -> Result<()> {
         bench.whole_row(held[1].execution).await?,
         bench.whole_row(held[2].execution).await?,
     ];
-    assert_eq!(bench.store.release(&held).await?, [Release::Lost; 3]);
-    assert_eq!(bench.store.release(&[taken]).await?, [Release::Lost], "RUNNING under its own take");
+    assert_eq!(bench.store.executions_release(&held).await?, [Release::Lost; 3]);
+    assert_eq!(bench.store.executions_release(&[taken]).await?, [Release::Lost], "RUNNING under its own take");
     for (held, before) in held.iter().zip(before) {
         assert_eq!(bench.whole_row(held.execution).await?, before);
     }
@@ -109,13 +110,13 @@ async fn h123_a_hand_on_that_comes_twice_leads_to_one_start() -> Result<()> {
     let bench = Bench::new().await?;
     let (one, two) = (bench.live_worker().await?, bench.worker("two", chrono::TimeDelta::zero(), false).await?);
     let held = bench.open_one(&mut bench.leader().await?).await?;
-    bench.store.release(&[held]).await?;
+    bench.store.executions_release(&[held]).await?;
     let (_, first) = take(&bench, hasty(one), held, held.claim).await?;
     assert_eq!(first, Some(Held { take: 2, ..held }));
     let (verdict, second) = take(&bench, hasty(two), held, held.claim).await?;
     assert_eq!((verdict, second), (Verdict::Leave, None), "the second sending finds it taken");
     let (_, verdicts) =
-        bench.store.record(one, &[], &[finished(Held { take: 2, ..held }, Status::Success)], &[]).await?;
+        bench.store.executions_record(one, &[], &[finished(Held { take: 2, ..held }, Status::Success)], &[]).await?;
     assert_eq!(verdicts, [Written::Recorded(Status::Success)]);
     let (verdict, _) = take(&bench, hasty(two), held, held.claim).await?;
     assert_eq!(verdict, Verdict::Over, "and then over");
@@ -129,11 +130,11 @@ async fn r18a_what_is_over_or_claimed_anew_or_unknown_is_acknowledged_instead() 
     let held = bench.open(&mut bench.leader().await?, &bench.jobs(3).await?).await?;
     let retrying =
         carillon_store::recorder::Finished { next_retry_at: Some(retry_at()), ..finished(held[1], Status::Retrying) };
-    bench.store.record(me, &[], &[finished(held[0], Status::Success), retrying], &[]).await?;
+    bench.store.executions_record(me, &[], &[finished(held[0], Status::Success), retrying], &[]).await?;
     bench.change(held[2].execution, "claim = claim + 1").await?;
     let unknown = Held { execution: Uuid::now_v7(), claim: 7, take: 0 };
     let all = [held[0], held[1], held[2], unknown];
-    assert_eq!(bench.store.release(&all).await?, [Release::Over; 4]);
+    assert_eq!(bench.store.executions_release(&all).await?, [Release::Over; 4]);
     Ok(())
 }
 
@@ -143,7 +144,7 @@ async fn r13a_a_released_one_that_was_cancelled_or_withdrawn_is_ended_by_its_tak
     let bench = Bench::new().await?;
     let me = bench.live_worker().await?;
     let held = bench.open(&mut bench.leader().await?, &bench.jobs(2).await?).await?;
-    bench.store.release(&held).await?;
+    bench.store.executions_release(&held).await?;
     bench.change(held[0].execution, "cancel_requested = true").await?;
     bench.change(held[1].execution, "cancel_requested = true, withdrawn = true").await?;
     for (held, then) in held.iter().zip([Then::Cancel, Then::Skip]) {
@@ -187,10 +188,10 @@ async fn h113_what_was_named_is_what_its_row_says() -> Result<()> {
     let held = bench.open(&mut bench.leader().await?, &bench.jobs(5).await?).await?;
     bench.change(held[1].execution, "cancel_requested = true").await?;
     bench.change(held[2].execution, "cancel_requested = true, withdrawn = true, reason = 'job paused'").await?;
-    bench.store.release(&held[3..4]).await?;
-    bench.store.record(me, &[], &[finished(held[4], Status::Success)], &[]).await?;
+    bench.store.executions_release(&held[3..4]).await?;
+    bench.store.executions_record(me, &[], &[finished(held[4], Status::Success)], &[]).await?;
     let ids: Vec<Uuid> = held.iter().map(|held| held.execution).collect();
-    let seen = bench.store.see(&ids, LEASE).await?;
+    let seen = bench.store.executions_see(&ids, LEASE).await?;
     let expected = [Reread::Stay, Reread::Cancel, Reread::Skip, Reread::LetGo, Reread::Over];
     for (held, expected) in held.iter().zip(expected) {
         assert_eq!(reread(seen.get(&held.execution), held.claim, held.take, me), expected);
@@ -198,7 +199,7 @@ async fn h113_what_was_named_is_what_its_row_says() -> Result<()> {
     // What the ordinary holder then writes needs no take, and what was withdrawn keeps its reason.
     let end = |held, status| carillon_store::recorder::Finished { started_at: None, ..finished(held, status) };
     let ends = [end(held[1], Status::Cancelled), end(held[2], Status::Skipped)];
-    let (_, verdicts) = bench.store.record(me, &[], &ends, &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(me, &[], &ends, &[]).await?;
     assert_eq!(verdicts, [Written::Recorded(Status::Cancelled), Written::Recorded(Status::Skipped)]);
     assert_eq!(bench.row(held[2].execution).await?.reason.as_deref(), Some("job paused"));
     bench.assert_counters().await
@@ -210,9 +211,9 @@ async fn r13_a_cancel_between_the_look_and_the_take_is_answered_by_the_take() ->
     let bench = Bench::new().await?;
     let me = bench.live_worker().await?;
     let held = bench.open_one(&mut bench.leader().await?).await?;
-    let seen = bench.store.see(&[held.execution], LEASE).await?;
+    let seen = bench.store.executions_see(&[held.execution], LEASE).await?;
     bench.change(held.execution, "cancel_requested = true, withdrawn = true, revision = 4").await?;
-    let taken = bench.store.take(me, &[(held.execution, seen[&held.execution].clone(), false)]).await?;
+    let taken = bench.store.executions_take(me, &[(held.execution, seen[&held.execution].clone(), false)]).await?;
     let seen: Vec<_> = taken.iter().map(|taken| (taken.cancel_requested, taken.withdrawn, taken.revision)).collect();
     assert_eq!(seen, [(true, true, 4)]);
     Ok(())
@@ -237,7 +238,7 @@ async fn r23a_what_is_adopted_is_the_definition_of_the_rows_revision() -> Result
     bench.change(held[2].execution, "revision = 9").await?;
     bench.change(held[1].execution, "payload = '{\"of\": \"trigger\"}'").await?;
     let ids: Vec<Uuid> = held.iter().map(|held| held.execution).collect();
-    let adopted = bench.store.adopt(&ids).await?;
+    let adopted = bench.store.executions_adopt(&ids).await?;
     assert_eq!(adopted.len(), 2, "the definition of the third is gone");
     let first = &adopted[&ids[0]];
     assert_eq!((first.revision, first.handler.as_str(), first.payload.as_str()), (2, "test:other", "{\"n\": 2}"));
@@ -258,9 +259,9 @@ async fn r17_of_what_runs_it_is_told_whose_cancel_was_requested() -> Result<()> 
         bench.change(held.execution, "cancel_requested = true").await?;
     }
     bench.change(held[2].execution, "take = 1").await?;
-    assert_eq!(bench.store.cancels_requested(&held).await?, [held[1], held[3]], "not one that was taken");
-    bench.store.record(me, &[], &[finished(held[1], Status::Failed)], &[]).await?;
-    assert_eq!(bench.store.cancels_requested(&held).await?, [held[3]], "not one that is over");
+    assert_eq!(bench.store.executions_cancels(&held).await?, [held[1], held[3]], "not one that was taken");
+    bench.store.executions_record(me, &[], &[finished(held[1], Status::Failed)], &[]).await?;
+    assert_eq!(bench.store.executions_cancels(&held).await?, [held[3]], "not one that is over");
     Ok(())
 }
 

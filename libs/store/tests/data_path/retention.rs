@@ -135,7 +135,7 @@ async fn days_leave_by_their_age_and_what_was_counted_stays_counted() -> Result<
         assert_eq!(failures(&bench.pool, id).await?, executions, "{day}");
     }
     assert_eq!(bench.stats(job).await?, before);
-    assert!(bench.store.last_success(job).await?.is_none(), "its row is gone, its count is not");
+    assert!(bench.store.job_last_success(job).await?.is_none(), "its row is gone, its count is not");
     let left: i64 = sqlx::query_scalar("SELECT count(*) FROM pg_class WHERE relname LIKE '%\\_gone'")
         .fetch_one(&bench.pool)
         .await?;
@@ -176,7 +176,8 @@ async fn what_is_open_outlives_its_day_with_its_attempts_and_ends_as_ever() -> R
     assert!(format!("{:#}", opened.unwrap_err()).contains("carillon_closed"));
     let worker = bench.live_worker().await?;
     let held = |execution| Held { execution, claim: 1, take: 0 };
-    let (_, verdicts) = bench.store.record(worker, &[], &[finished(held(ended), Status::Success)], &[]).await?;
+    let (_, verdicts) =
+        bench.store.executions_record(worker, &[], &[finished(held(ended), Status::Success)], &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
 
     let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
@@ -190,7 +191,8 @@ async fn what_is_open_outlives_its_day_with_its_attempts_and_ends_as_ever() -> R
         .await?;
     assert_eq!(place, "job_executions_default");
     bench.run(worker, held(open)).await?;
-    let (_, verdicts) = bench.store.record(worker, &[], &[finished(held(open), Status::Success)], &[]).await?;
+    let (_, verdicts) =
+        bench.store.executions_record(worker, &[], &[finished(held(open), Status::Success)], &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
     assert_eq!(bench.stats(job).await?.finished_count, 2);
     bench.assert_counters().await

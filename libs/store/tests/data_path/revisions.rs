@@ -88,7 +88,7 @@ async fn r16_the_next_attempt_keeps_the_revision_and_nothing_of_the_failed_one()
     let mut leader = bench.leader().await?;
     let held = bench.open_one(&mut leader).await?;
     let job = bench.job_of(held.execution).await?;
-    bench.store.record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
+    bench.store.executions_record(Uuid::nil(), &[], &[finished(held, Status::Retrying)], &[]).await?;
     assert_eq!(revise(&bench, job, "payload = '{\"of\": \"revision 2\"}', queue = 'elsewhere'").await?, 2);
 
     let claim = leader.claim(&[room(Source::Retry, &medium(), 10)], retry_at(), &[]).await?;
@@ -99,14 +99,14 @@ async fn r16_the_next_attempt_keeps_the_revision_and_nothing_of_the_failed_one()
     assert_eq!((row.status.as_str(), row.attempt, row.started_at, row.duration_ms), ("QUEUED", 2, None, None));
     assert_eq!((row.error, row.worker_id), (None, None));
     // Its payload is that of its revision; one that is born now gets the new one.
-    let payloads = bench.store.payloads(&[held.execution]).await?;
+    let payloads = bench.store.executions_payloads(&[held.execution]).await?;
     assert_eq!(payloads[&held.execution], "{\"of\": \"job\"}");
     bench.change(held.execution, "revision = 2").await?;
-    assert_eq!(bench.store.payloads(&[held.execution]).await?[&held.execution], "{\"of\": \"revision 2\"}");
+    assert_eq!(bench.store.executions_payloads(&[held.execution]).await?[&held.execution], "{\"of\": \"revision 2\"}");
     bench.change(held.execution, "payload = '{\"own\": 1}', revision = 99").await?;
-    assert_eq!(bench.store.payloads(&[held.execution]).await?[&held.execution], "{\"own\": 1}");
+    assert_eq!(bench.store.executions_payloads(&[held.execution]).await?[&held.execution], "{\"own\": 1}");
     bench.change(held.execution, "payload = NULL").await?;
-    assert!(bench.store.payloads(&[held.execution]).await?.is_empty(), "a revision that is gone has none");
+    assert!(bench.store.executions_payloads(&[held.execution]).await?.is_empty(), "a revision that is gone has none");
     Ok(())
 }
 
@@ -170,7 +170,7 @@ async fn a_definition_that_cannot_be_read_is_left_out_alone() -> Result<()> {
     let read = leader.definitions(&wanted).await?;
     assert_eq!(read.iter().map(|definition| definition.job).collect::<Vec<_>>(), [jobs[UNREADABLE.len()]]);
     let executions: Vec<Uuid> = held.iter().map(|held| held.execution).collect();
-    let adopted = bench.store.adopt(&executions).await?;
+    let adopted = bench.store.executions_adopt(&executions).await?;
     // An executor asks for less: timetable and queue are nothing to it.
     let left_out: Vec<usize> = (0..executions.len()).filter(|at| !adopted.contains_key(&executions[*at])).collect();
     assert_eq!(left_out, [2, 3, 4, 6, 7]);
@@ -218,7 +218,7 @@ async fn a_superseded_revision_leaves_after_its_time_unless_an_open_execution_na
     assert_eq!(kept(&bench, idle).await?, [3, 4]);
     assert_eq!(kept(&bench, job).await?, [1, 3, 4], "an open execution names the first");
 
-    bench.store.record(Uuid::nil(), &[], &[finished(held, Status::Success)], &[]).await?;
+    bench.store.executions_record(Uuid::nil(), &[], &[finished(held, Status::Success)], &[]).await?;
     assert_eq!(revisions::forget(&bench.store, 2 * DAY).await?, 1);
     assert_eq!(kept(&bench, job).await?, [3, 4]);
     assert_eq!(revisions::forget(&bench.store, 2 * DAY).await?, 0);

@@ -15,7 +15,7 @@ async fn r10_running_is_written_with_worker_and_start() -> Result<()> {
     let bench = Bench::new().await?;
     let worker = bench.live_worker().await?;
     let held = bench.open_one(&mut bench.leader().await?).await?;
-    let (verdicts, none) = bench.store.record(worker, &[started(held)], &[], &[]).await?;
+    let (verdicts, none) = bench.store.executions_record(worker, &[started(held)], &[], &[]).await?;
     assert_eq!((verdicts, none), (vec![RUNNING], Vec::new()));
     let row = bench.row(held.execution).await?;
     assert_eq!((row.status.as_str(), row.worker_id, row.started_at), ("RUNNING", Some(worker), Some(start())));
@@ -30,7 +30,7 @@ async fn h114_running_says_the_revision_that_runs() -> Result<()> {
     let held = bench.open_one(&mut bench.leader().await?).await?;
     bench.change(held.execution, "revision = 9").await?;
     let what = Started { revision: 2, ..started(held) };
-    let (verdicts, _) = bench.store.record(worker, &[what], &[], &[]).await?;
+    let (verdicts, _) = bench.store.executions_record(worker, &[what], &[], &[]).await?;
     assert_eq!(verdicts, [RUNNING], "it is never compared (H115)");
     assert_eq!(bench.row(held.execution).await?.revision, 2);
     Ok(())
@@ -45,15 +45,15 @@ async fn r10_every_guard_refuses_and_writes_nothing() -> Result<()> {
     held[0].claim -= 1;
     held[1].take += 1;
     bench.run(other, held[2]).await?;
-    bench.store.record(other, &[], &[finished(held[3], Status::Failed)], &[]).await?;
-    bench.store.record(other, &[], &[finished(held[4], Status::Retrying)], &[]).await?;
+    bench.store.executions_record(other, &[], &[finished(held[3], Status::Failed)], &[]).await?;
+    bench.store.executions_record(other, &[], &[finished(held[4], Status::Retrying)], &[]).await?;
     held[5].execution = Uuid::now_v7();
     let mut before = Vec::new();
     for held in &held {
         before.push(bench.whole_row(held.execution).await?);
     }
     let starts: Vec<_> = held.iter().map(|held| started(*held)).collect();
-    let (verdicts, _) = bench.store.record(me, &starts, &[], &[]).await?;
+    let (verdicts, _) = bench.store.executions_record(me, &starts, &[], &[]).await?;
     let unknown = Verdict::Over { unknown: true };
     assert_eq!(verdicts, [OVER, Verdict::Lost, Verdict::Lost, OVER, OVER, unknown]);
     for (held, before) in held.iter().zip(before) {
@@ -68,7 +68,7 @@ async fn r10_a_requested_cancel_is_told_to_whoever_starts() -> Result<()> {
     let worker = bench.live_worker().await?;
     let held = bench.open_one(&mut bench.leader().await?).await?;
     bench.change(held.execution, "cancel_requested = true").await?;
-    let (verdicts, _) = bench.store.record(worker, &[started(held)], &[], &[]).await?;
+    let (verdicts, _) = bench.store.executions_record(worker, &[started(held)], &[], &[]).await?;
     assert_eq!(verdicts, [Verdict::Running { cancel_requested: true }]);
     Ok(())
 }
@@ -79,7 +79,7 @@ async fn h17_a_repeated_flush_finds_its_own_running() -> Result<()> {
     let worker = bench.live_worker().await?;
     let held = bench.open_one(&mut bench.leader().await?).await?;
     for _ in 0..2 {
-        let (verdicts, _) = bench.store.record(worker, &[started(held)], &[], &[]).await?;
+        let (verdicts, _) = bench.store.executions_record(worker, &[started(held)], &[], &[]).await?;
         assert_eq!(verdicts, [RUNNING]);
     }
     Ok(())
@@ -93,7 +93,7 @@ async fn h17_a_repeated_flush_still_tells_of_a_requested_cancel() -> Result<()> 
     let held = bench.open_one(&mut bench.leader().await?).await?;
     bench.change(held.execution, "cancel_requested = true").await?;
     for time in ["first", "second"] {
-        let (verdicts, _) = bench.store.record(worker, &[started(held)], &[], &[]).await?;
+        let (verdicts, _) = bench.store.executions_record(worker, &[started(held)], &[], &[]).await?;
         assert_eq!(verdicts, [Verdict::Running { cancel_requested: true }], "{time}");
     }
     Ok(())
@@ -105,13 +105,13 @@ async fn r10_an_earlier_take_of_the_same_worker_is_lost() -> Result<()> {
     let bench = Bench::new().await?;
     let worker = bench.live_worker().await?;
     let held = bench.open_one(&mut bench.leader().await?).await?;
-    let seen = bench.store.see(&[held.execution], crate::bench::LEASE).await?;
-    let taken = bench.store.take(worker, &[(held.execution, seen[&held.execution].clone(), false)]).await?;
+    let seen = bench.store.executions_see(&[held.execution], crate::bench::LEASE).await?;
+    let taken = bench.store.executions_take(worker, &[(held.execution, seen[&held.execution].clone(), false)]).await?;
     let taken: Vec<Held> = taken.iter().map(|taken| taken.held).collect();
     assert_eq!(taken, [Held { take: 1, ..held }]);
-    let (verdicts, _) = bench.store.record(worker, &[started(held)], &[], &[]).await?;
+    let (verdicts, _) = bench.store.executions_record(worker, &[started(held)], &[], &[]).await?;
     assert_eq!(verdicts, [Verdict::Lost]);
-    let (verdicts, _) = bench.store.record(worker, &[started(taken[0])], &[], &[]).await?;
+    let (verdicts, _) = bench.store.executions_record(worker, &[started(taken[0])], &[], &[]).await?;
     assert_eq!(verdicts, [RUNNING], "the later take is its own");
     Ok(())
 }
@@ -123,10 +123,10 @@ async fn r10_starts_and_ends_of_one_flush_are_one_transaction() -> Result<()> {
     let held = bench.open(&mut bench.leader().await?, &bench.jobs(2).await?).await?;
     let mut broken = finished(held[1], Status::Failed);
     broken.error = Some("a\0b".into());
-    assert!(bench.store.record(worker, &[started(held[0])], &[broken], &[]).await.is_err());
+    assert!(bench.store.executions_record(worker, &[started(held[0])], &[broken], &[]).await.is_err());
     assert_eq!(bench.row(held[0].execution).await?.status, "QUEUED");
     let ends = [finished(held[1], Status::Success)];
-    let (starts, ends) = bench.store.record(worker, &[started(held[0])], &ends, &[]).await?;
+    let (starts, ends) = bench.store.executions_record(worker, &[started(held[0])], &ends, &[]).await?;
     assert_eq!((starts, ends), (vec![RUNNING], vec![Verdict::Recorded(Status::Success)]));
     Ok(())
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::bench::{Bench, LEASE, finished, fire, medium, parked, room, started};
 
 async fn see(bench: &Bench, execution: Uuid) -> Result<Seen> {
-    let mut seen = bench.store.see(&[execution], LEASE).await?;
+    let mut seen = bench.store.executions_see(&[execution], LEASE).await?;
     seen.remove(&execution).ok_or_else(|| anyhow::anyhow!("it is not seen"))
 }
 
@@ -29,7 +29,7 @@ async fn r13_what_is_seen_is_the_row_and_whether_its_worker_lives() -> Result<()
     bench
         .change(held[0].execution, "lost = 3, take = 2, cancel_requested = true, withdrawn = true, misplaced = true")
         .await?;
-    bench.store.record(live, &[], &[finished(held[5], Status::Failed)], &[]).await?;
+    bench.store.executions_record(live, &[], &[finished(held[5], Status::Failed)], &[]).await?;
 
     let queued = Seen {
         status: Status::Queued,
@@ -76,7 +76,7 @@ async fn r13_what_postgres_does_not_know_or_never_published_is_not_seen() -> Res
         retries: Vec::new(),
     };
     claim.commit(1, &decisions, &[]).await?;
-    assert!(bench.store.see(&[skipped.id, Uuid::now_v7()], LEASE).await?.is_empty());
+    assert!(bench.store.executions_see(&[skipped.id, Uuid::now_v7()], LEASE).await?.is_empty());
     Ok(())
 }
 
@@ -90,7 +90,7 @@ async fn r13_a_take_makes_it_running_at_the_taker_and_raises_the_take() -> Resul
         (held[0].execution, see(&bench, held[0].execution).await?, false),
         (held[1].execution, see(&bench, held[1].execution).await?, true),
     ];
-    let won = bench.store.take(me, &wanted).await?;
+    let won = bench.store.executions_take(me, &wanted).await?;
     assert!(won.iter().all(|won| (won.revision, won.cancel_requested, won.withdrawn) == (1, false, false)), "{won:?}");
     let mut won: Vec<Held> = won.iter().map(|won| won.held).collect();
     won.sort_unstable_by_key(|won| won.execution != held[0].execution);
@@ -114,19 +114,19 @@ async fn h9_after_a_take_the_former_holder_is_lost_and_the_taker_is_recorded() -
     for held in &held {
         wanted.push((held.execution, see(&bench, held.execution).await?, false));
     }
-    assert_eq!(bench.store.take(me, &wanted).await?.len(), 2);
+    assert_eq!(bench.store.executions_take(me, &wanted).await?.len(), 2);
     let ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Success)).collect();
-    let (starts, _) = bench.store.record(former, &[started(held[1])], &[], &[]).await?;
+    let (starts, _) = bench.store.executions_record(former, &[started(held[1])], &[], &[]).await?;
     assert_eq!(starts, [Verdict::Lost], "H8: it was not written RUNNING before it was taken");
-    let (_, verdicts) = bench.store.record(former, &[], &ends, &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(former, &[], &ends, &[]).await?;
     assert_eq!(verdicts, [Verdict::Lost; 2]);
     bench.assert_counters().await?;
 
     let ends: Vec<_> = held.iter().map(|held| finished(Held { take: 1, ..*held }, Status::Failed)).collect();
-    let (_, verdicts) = bench.store.record(me, &[], &ends, &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(me, &[], &ends, &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Failed); 2]);
     let ends: Vec<_> = held.iter().map(|held| finished(*held, Status::Success)).collect();
-    let (_, verdicts) = bench.store.record(former, &[], &ends, &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(former, &[], &ends, &[]).await?;
     assert_eq!(verdicts, [Verdict::Over { unknown: false }; 2], "now it may acknowledge");
     bench.assert_counters().await
 }
@@ -149,7 +149,7 @@ async fn r13_nothing_is_taken_that_is_not_as_it_was_seen() -> Result<()> {
         let seen = see(&bench, held.execution).await?;
         bench.change(held.execution, change).await?;
         let before = bench.whole_row(held.execution).await?;
-        assert_eq!(bench.store.take(me, &[(held.execution, seen, false)]).await?, [], "{change}");
+        assert_eq!(bench.store.executions_take(me, &[(held.execution, seen, false)]).await?, [], "{change}");
         assert_eq!(bench.whole_row(held.execution).await?, before, "{change}");
     }
     for change in ["worker_id = gen_random_uuid()", "worker_id = NULL", "status = 'QUEUED'", "take = take + 1"] {
@@ -157,7 +157,7 @@ async fn r13_nothing_is_taken_that_is_not_as_it_was_seen() -> Result<()> {
         bench.run(other, held).await?;
         let seen = see(&bench, held.execution).await?;
         bench.change(held.execution, change).await?;
-        assert_eq!(bench.store.take(me, &[(held.execution, seen, true)]).await?, [], "RUNNING, {change}");
+        assert_eq!(bench.store.executions_take(me, &[(held.execution, seen, true)]).await?, [], "RUNNING, {change}");
     }
     Ok(())
 }
@@ -175,7 +175,8 @@ async fn r13_of_two_takers_at_once_one_wins() -> Result<()> {
         }
         wanted.push((held.execution, see(&bench, held.execution).await?, true));
     }
-    let (first, second) = tokio::join!(bench.store.take(one, &wanted), bench.store.take(two, &wanted));
+    let (first, second) =
+        tokio::join!(bench.store.executions_take(one, &wanted), bench.store.executions_take(two, &wanted));
     let (first, second) = (first?, second?);
     assert_eq!(first.len() + second.len(), held.len(), "{first:?} {second:?}");
     for held in &held {
@@ -201,14 +202,14 @@ async fn r13_a_take_and_the_record_of_the_holder_at_once_leave_one_outcome() -> 
     let taking = async {
         let mut won = Vec::new();
         for wanted in &wanted {
-            won.extend(bench.store.take(taker, std::slice::from_ref(wanted)).await?);
+            won.extend(bench.store.executions_take(taker, std::slice::from_ref(wanted)).await?);
         }
         anyhow::Ok(won)
     };
     let recording = async {
         let mut verdicts = Vec::new();
         for end in ends.iter().rev() {
-            verdicts.extend(bench.store.record(holder, &[], std::slice::from_ref(end), &[]).await?.1);
+            verdicts.extend(bench.store.executions_record(holder, &[], std::slice::from_ref(end), &[]).await?.1);
         }
         verdicts.reverse();
         anyhow::Ok(verdicts)

@@ -22,7 +22,7 @@ async fn every_line_of_every_source_is_found() -> Result<()> {
     let mut leader = bench.leader().await?;
     let held = bench.open_one(&mut leader).await?;
     let waiting = Finished { queue: "slow".into(), priority: 0, ..finished(held, Status::Retrying) };
-    bench.store.record(Uuid::nil(), &[], &[waiting], &[]).await?;
+    bench.store.executions_record(Uuid::nil(), &[], &[waiting], &[]).await?;
     let now = bench.now().await?;
     let lines = [
         medium(),
@@ -43,7 +43,7 @@ async fn every_line_of_every_source_is_found() -> Result<()> {
     bench.trigger(job, now).await?;
     expected.push(((Source::Trigger, lines[3].clone()), now));
 
-    let upcoming = leader.upcoming(retry_at(), at_most(100)).await?;
+    let upcoming = leader.timers_upcoming(retry_at(), at_most(100)).await?;
     let mut found = upcoming.instants;
     found.sort();
     expected.sort();
@@ -60,7 +60,7 @@ async fn instants_beyond_the_horizon_are_left_for_later() -> Result<()> {
     bench.job_at(&medium(), Some(until)).await?;
     bench.job_at(&medium(), Some(until + TimeDelta::milliseconds(1))).await?;
     bench.job_at(&Line::new("later", Priority::Medium), Some(until + TimeDelta::hours(1))).await?;
-    let upcoming = bench.leader().await?.upcoming(until, at_most(100)).await?;
+    let upcoming = bench.leader().await?.timers_upcoming(until, at_most(100)).await?;
     assert_eq!(upcoming.instants, [((Source::Timer, medium()), until)]);
     assert_eq!(upcoming.complete_until, Some(until));
     Ok(())
@@ -76,7 +76,7 @@ async fn a_line_that_holds_more_than_the_limit_says_until_when_it_is_complete() 
         bench.job_at(&other, Some(now + TimeDelta::seconds(10 * second))).await?;
     }
     bench.job_at(&Line::new("short", Priority::Medium), Some(now + TimeDelta::seconds(1))).await?;
-    let upcoming = bench.leader().await?.upcoming(now + TimeDelta::hours(1), at_most(3)).await?;
+    let upcoming = bench.leader().await?.timers_upcoming(now + TimeDelta::hours(1), at_most(3)).await?;
     let of = |line: &Line| {
         let mut at: Vec<DateTime<Utc>> = upcoming.instants.iter().filter(|i| i.0.1 == *line).map(|i| i.1).collect();
         at.sort();
@@ -94,7 +94,7 @@ async fn nothing_to_come_is_complete() -> Result<()> {
     let bench = Bench::new().await?;
     bench.job().await?;
     let until = bench.now().await?;
-    let upcoming = bench.leader().await?.upcoming(until, at_most(10)).await?;
+    let upcoming = bench.leader().await?.timers_upcoming(until, at_most(10)).await?;
     assert!(upcoming.instants.is_empty());
     assert_eq!(upcoming.complete_until, Some(until));
     Ok(())
@@ -120,12 +120,12 @@ async fn the_lines_share_what_is_read_at_once() -> Result<()> {
     .await?;
     let mut leader = bench.leader().await?;
     let all = |of_all| UpcomingMax { of_line: 5_000, of_all };
-    let upcoming = leader.upcoming(now + TimeDelta::hours(1), all(500)).await?;
+    let upcoming = leader.timers_upcoming(now + TimeDelta::hours(1), all(500)).await?;
     assert_eq!((upcoming.instants.len(), upcoming.complete_until), (500, Some(now + TimeDelta::milliseconds(5_001))));
-    let upcoming = leader.upcoming(now + TimeDelta::hours(1), all(250)).await?;
+    let upcoming = leader.timers_upcoming(now + TimeDelta::hours(1), all(250)).await?;
     assert_eq!(upcoming.instants.len(), 200, "two of each");
     assert_eq!(upcoming.complete_until, Some(now + TimeDelta::milliseconds(2_001)));
-    let upcoming = leader.upcoming(now + TimeDelta::hours(1), all(40)).await?;
+    let upcoming = leader.timers_upcoming(now + TimeDelta::hours(1), all(40)).await?;
     assert_eq!((upcoming.instants.len(), upcoming.complete_until), (40, Some(now + TimeDelta::milliseconds(1_001))));
     assert!(upcoming.instants.iter().all(|(_, at)| *at <= now + TimeDelta::milliseconds(1_040)), "the earliest");
     Ok(())

@@ -53,8 +53,8 @@ async fn r21_a_new_incarnation_keeps_what_is_its_own_and_nothing_else() -> Resul
     bench.run(old, held[1]).await?;
     // Not its own: at another worker, finished, retrying, an older claim, an older take.
     bench.run(other, held[2]).await?;
-    bench.store.record(old, &[], &[finished(held[3], Status::Success)], &[]).await?;
-    bench.store.record(old, &[], &[finished(held[4], Status::Retrying)], &[]).await?;
+    bench.store.executions_record(old, &[], &[finished(held[3], Status::Success)], &[]).await?;
+    bench.store.executions_record(old, &[], &[finished(held[4], Status::Retrying)], &[]).await?;
     held[5].claim -= 1;
     bench.change(held[6].execution, "take = 1").await?;
     let mut before = Vec::new();
@@ -84,9 +84,9 @@ async fn r21_a_new_incarnation_keeps_what_is_its_own_and_nothing_else() -> Resul
     assert!(worker_row(&bench, old).await?.1);
     assert!(bench.store.worker_beat(old).await?.is_none());
     assert!(bench.store.worker_beat(new.id).await?.is_some());
-    let (_, verdicts) = bench.store.record(new.id, &[], &[finished(held[1], Status::Success)], &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(new.id, &[], &[finished(held[1], Status::Success)], &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
-    let (_, verdicts) = bench.store.record(old, &[], &[finished(held[0], Status::Success)], &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(old, &[], &[finished(held[0], Status::Success)], &[]).await?;
     assert_eq!(verdicts, [Verdict::Lost], "the old incarnation is somebody else now");
     bench.assert_counters().await
 }
@@ -108,8 +108,8 @@ async fn r21_an_execution_taken_meanwhile_is_not_kept() -> Result<()> {
     let (old, taker) = (bench.dead_worker().await?, bench.live_worker().await?);
     let held = bench.open_one(&mut bench.leader().await?).await?;
     bench.run(old, held).await?;
-    let seen = bench.store.see(&[held.execution], LEASE).await?;
-    bench.store.take(taker, &[(held.execution, seen[&held.execution].clone(), true)]).await?;
+    let seen = bench.store.executions_see(&[held.execution], LEASE).await?;
+    bench.store.executions_take(taker, &[(held.execution, seen[&held.execution].clone(), true)]).await?;
     let kept = bench.store.worker_succeed(old, &incarnation("dead"), &in_hand(&[held]), Locked::WaitedFor).await?;
     assert_eq!(kept, Succession::default());
     assert_eq!(bench.row(held.execution).await?.worker_id, Some(taker));
@@ -138,7 +138,10 @@ async fn r21_what_is_locked_stays_with_the_earlier_incarnation_until_it_is_adopt
     assert!(!worker_row(&bench, old).await?.1, "it lives on");
     sqlx::query("UPDATE workers SET seen_at = now() - interval '1 hour'").execute(&bench.pool).await?;
     assert!(bench.store.worker_beat(new.id).await?.is_some());
-    assert!(bench.store.see(&[held[0].execution], LEASE).await?[&held[0].execution].worker_live, "one beat is both's");
+    assert!(
+        bench.store.executions_see(&[held[0].execution], LEASE).await?[&held[0].execution].worker_live,
+        "one beat is both's"
+    );
 
     let left = in_hand(&held[..1]);
     let none = Succession { kept: vec![], left: vec![held[0].execution] };
@@ -149,7 +152,7 @@ async fn r21_what_is_locked_stays_with_the_earlier_incarnation_until_it_is_adopt
     assert!(worker_row(&bench, old).await?.1);
     assert!(!worker_row(&bench, new.id).await?.1);
     assert_eq!(bench.row(held[0].execution).await?.worker_id, Some(new.id));
-    let (_, verdicts) = bench.store.record(new.id, &[], &[finished(held[0], Status::Success)], &[]).await?;
+    let (_, verdicts) = bench.store.executions_record(new.id, &[], &[finished(held[0], Status::Success)], &[]).await?;
     assert_eq!(verdicts, [Verdict::Recorded(Status::Success)]);
     assert_eq!(bench.store.worker_adopt(&new, &left).await?, Succession::default(), "what has ended is not left");
     Ok(())
@@ -213,9 +216,10 @@ async fn r18_ending_frees_at_once_what_was_held() -> Result<()> {
     let worker = bench.live_worker().await?;
     let held = bench.open_one(&mut bench.leader().await?).await?;
     bench.run(worker, held).await?;
-    assert!(bench.store.see(&[held.execution], LEASE).await?[&held.execution].worker_live);
+    assert!(bench.store.executions_see(&[held.execution], LEASE).await?[&held.execution].worker_live);
     bench.store.worker_end(worker).await?;
-    let seen = bench.store.see(&[held.execution], LEASE).await?.remove(&held.execution).expect("it is known");
+    let seen =
+        bench.store.executions_see(&[held.execution], LEASE).await?.remove(&held.execution).expect("it is known");
     assert!(!seen.worker_live && seen.worker_ended);
     assert_eq!(bench.row(held.execution).await?.status, "RUNNING", "no row is touched one by one");
     Ok(())

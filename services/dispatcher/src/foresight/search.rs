@@ -101,7 +101,7 @@ fn found_by(search: impl FnOnce() -> Found) -> Found {
 
 async fn read(store: &Store, job: Uuid, revision: i64) -> Option<TimetableSpec> {
     for _ in 0..READS_MAX {
-        match store.timetable(job, revision).await {
+        match store.revision_timetable(job, revision).await {
             Ok(timetable) => return timetable,
             Err(problem) => {
                 error!(job.id = %job, "its timetable cannot be read: {:#}", anyhow::Error::from(problem));
