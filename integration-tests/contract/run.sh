@@ -63,7 +63,7 @@ trap "exit 130" INT TERM
     "http://127.0.0.1:$port/openapi.json" >"$work/openapi.json"
 "$venv/bin/openapi-spec-validator" "$work/openapi.json"
 # It keeps what it learns in the directory that it is in.
-export SCHEMATHESIS_HOOKS="$here/mostly_no_platform.py"
+export SCHEMATHESIS_HOOKS="$here/hooks.py"
 (cd "$work" && "$venv/bin/schemathesis" --config-file "$here/schemathesis.toml" run openapi.json --url "http://127.0.0.1:$port" \
     --max-examples "${EXAMPLES:-20}" --seed "${SEED:-1}")
 "$venv/bin/openapi-python-client" generate --path "$work/openapi.json" --output-path "$work/client" --meta none >"$work/client.log" ||

@@ -1,5 +1,6 @@
 //! A route as an operation of OpenAPI: its parameters, its body, its answers.
 
+use carillon_core::limits::WORD_CHARS_MAX;
 use carillon_proto::PLATFORM_HEADER;
 use carillon_proto::comments::{first_clause, first_sentence};
 use carillon_proto::json::is_wrapper;
@@ -12,6 +13,9 @@ use super::examples::Examples;
 use super::failures;
 use super::schema::Schemas;
 use crate::json::routes::{Route, Routes};
+
+/// An id in a path. By its letters and not by a format, of which generated clients make a type that the fields' ids do not have.
+const UUID: &str = "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$";
 
 /// The path with each variable by its last part.
 pub(super) fn path_of(route: &Route) -> String {
@@ -106,14 +110,14 @@ fn parameters(route: &Route, schemas: &mut Schemas) -> Vec<Value> {
         let described = field.as_ref().map_or("", |field| schemas.comments().field(field)).to_owned();
         parameters.push(json!({
             "name": last(variable), "in": "path", "required": true, "description": described,
-            "schema": {"type": "string", "minLength": 1},
+            "schema": {"type": "string", "pattern": UUID},
         }));
     }
     for field in route.input.fields().filter(|field| route.takes_from_query(field.name())) {
         query(&field, "", schemas, &mut parameters);
     }
     let header = |name: &str, description: &str| {
-        let text = json!({"type": "string"});
+        let text = json!({"type": "string", "minLength": 1, "maxLength": WORD_CHARS_MAX});
         json!({"name": name, "in": "header", "required": false, "description": description, "schema": text})
     };
     parameters.push(header(PLATFORM_HEADER, "The platform that the caller is of. Default: all."));
