@@ -66,13 +66,13 @@ WITH job AS (
 )
 INSERT INTO job_stats (job_id, last_run_at) SELECT id, now() - random() * interval '1 day' FROM job";
 
-/// `$3` executions from number `$4` on, every second one of the first job, one in 1,000 of the second. One in 500 has failed, but of
+/// `$3` executions from number `$4` on, every second one of the first job, one in 1,400 of the second. One in 500 has failed, but of
 /// the first job three and of the second none. `$5`, `$6`: the jobs' beginning and step; `$7`: how many jobs; `$8`: how many
 /// executions.
 const EXECUTIONS: &str = "
 WITH row AS (
     SELECT n, bench_id($1, $2, n) AS id, $1::timestamptz + n * $2 * interval '1 microsecond' AS at,
-           bench_id($5, $6, CASE WHEN n % 2 = 0 THEN 0 WHEN n % 1000 = 3 THEN 1
+           bench_id($5, $6, CASE WHEN n % 2 = 0 THEN 0 WHEN n % 1400 = 3 THEN 1
                                  ELSE 2 + (n / 2 * 7919) % ($7::bigint - 2) END) AS job_id,
            CASE WHEN n = 0 THEN 'RUNNING'
                 WHEN n % 2 = 1 AND n % 500 = 1 OR n IN (2, 4, $8::bigint / 4 * 2) THEN 'FAILED' ELSE 'SUCCESS' END AS status

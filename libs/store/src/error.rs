@@ -73,7 +73,7 @@ pub enum Error {
     #[error("more than {most} match, or they lie among too many that do not")]
     TooWide {
         /// What can be sorted.
-        most: u32,
+        most: usize,
     },
     /// A defect of ours, or of the schema.
     #[error("statement failed")]

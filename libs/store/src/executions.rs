@@ -2,7 +2,19 @@
 //! enters `job_executions` in one transaction, so a single statement over both sees it exactly once. Listing them is in
 //! [`list`](mod@list), cancelling one in [`crate::cancels`].
 
+/// SQL condition: the trigger `t` of the job `j` matches the filter `w.wanted`, a [`Filter`] as JSON.
+macro_rules! trigger_matches {
+    () => {
+        "(w.wanted ->> 'platform_id' IS NULL OR t.platform_id = w.wanted ->> 'platform_id')
+         AND (w.wanted ->> 'queue' IS NULL OR t.queue = w.wanted ->> 'queue')
+         AND (w.wanted ->> 'handler_name' IS NULL OR j.handler_name = w.wanted ->> 'handler_name')
+         AND (w.wanted ->> 'tag' IS NULL OR j.tags @> ARRAY[w.wanted ->> 'tag'])
+         AND (w.wanted -> 'scope' IS NULL OR t.platform_id IS NULL OR (w.wanted -> 'scope') ? t.platform_id)"
+    };
+}
+
 mod list;
+mod maybe_open;
 mod open;
 mod ranges;
 

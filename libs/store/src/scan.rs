@@ -14,14 +14,15 @@ use crate::Result;
 use crate::bounded::Pool;
 use crate::page::{self, Slice};
 
-/// Rows looked at by the first statement of a page; each further one looks at twice as many,
-const LOOKED_AT_MIN: i32 = 500;
+/// Rows looked at by the first statement of a page; each further one looks at twice as many, if by the pace of the last one that
+/// ends in time,
+const LOOKED_AT_FIRST: i32 = 500;
 /// up to this,
 pub(crate) const LOOKED_AT_MAX: i32 = 8_000;
 /// or this, where to look at one is dear.
 pub(crate) const LOOKED_AT_DEAR_MAX: i32 = 1_000;
-/// For each millisecond that a page may take: so that its last statement, which may begin when the time is almost up, is short.
-const LOOKED_AT_EACH_MS: u128 = 130;
+/// Fewer are not worth a statement: a page that has no time for more has none.
+const LOOKED_AT_LEAST: i32 = 100;
 /// A total is counted up to this.
 pub const COUNTED_MAX: u32 = 10_000;
 
@@ -119,8 +120,8 @@ pub(crate) struct Looked {
     pub(crate) matching: Vec<Uuid>,
     /// Behind which to go on; `None`: nothing is left.
     pub(crate) behind: Option<Uuid>,
-    /// There was nothing to look at: no page ends there, whatever the time, or it would take many pages to pass what is empty.
-    pub(crate) was_empty: bool,
+    /// Rows it has looked at. At none no page ends, whatever the time, or it would take many pages to pass what is empty.
+    pub(crate) rows: usize,
 }
 
 impl Scanned<Uuid> {
@@ -152,21 +153,23 @@ pub(crate) struct Scan {
     behind: Option<Uuid>,
     rows: i32,
     rows_max: i32,
+    /// When the statement began that is under way.
+    looks_since: Instant,
 }
 
 impl Scan {
     /// `rows_max`: how many rows a statement may look at.
     pub(crate) fn new(window: Window, rows_max: i32) -> Self {
-        let in_time = i32::try_from(window.budget.as_millis() * LOOKED_AT_EACH_MS).unwrap_or(i32::MAX);
-        let rows_max = rows_max.min(in_time.max(LOOKED_AT_MIN));
+        let now = Instant::now();
         Self {
             limit: usize::try_from(window.limit).unwrap_or(usize::MAX),
-            until: Instant::now() + window.budget,
+            until: now + window.budget,
             items: Vec::new(),
             skip: window.from.skip,
             behind: window.from.behind,
-            rows: LOOKED_AT_MIN.min(rows_max),
+            rows: LOOKED_AT_FIRST.min(rows_max),
             rows_max,
+            looks_since: now,
         }
     }
 
@@ -177,6 +180,10 @@ impl Scan {
 
     /// What it has seen. Answers with the page if that ends here.
     pub(crate) fn seen(&mut self, looked: Looked) -> Option<Scanned<Uuid>> {
+        self.seen_at(Instant::now(), looked)
+    }
+
+    fn seen_at(&mut self, now: Instant, looked: Looked) -> Option<Scanned<Uuid>> {
         for id in looked.matching {
             if self.skip > 0 {
                 self.skip -= 1;
@@ -188,18 +195,32 @@ impl Scan {
                 return Some(Scanned { items: std::mem::take(&mut self.items), next });
             }
         }
-        let is_late = !looked.was_empty && Instant::now() >= self.until;
-        match looked.behind {
-            Some(behind) if !is_late => {
+        let rows = self.rows_in_time(now, looked.rows);
+        match (looked.behind, rows) {
+            (Some(behind), Some(rows)) => {
                 self.behind = Some(behind);
-                self.rows = self.rows.saturating_mul(2).min(self.rows_max);
+                self.rows = rows;
+                self.looks_since = now;
                 None
             }
-            behind => {
+            (behind, _) => {
                 let next = behind.map(|id| Place { skip: self.skip, ..Place::behind(id) });
                 Some(Scanned { items: std::mem::take(&mut self.items), next })
             }
         }
+    }
+
+    /// How many rows the next statement may look at, after one that looked at so many. `None`: there is no time for another.
+    fn rows_in_time(&self, now: Instant, looked_at: usize) -> Option<i32> {
+        let looked_at = u32::try_from(looked_at).unwrap_or(u32::MAX);
+        let Some(each) = now.saturating_duration_since(self.looks_since).checked_div(looked_at) else {
+            return Some(self.rows);
+        };
+        let left = self.until.saturating_duration_since(now);
+        let in_time = left.as_nanos().checked_div(each.as_nanos()).and_then(|rows| i32::try_from(rows).ok());
+        let in_time = in_time.unwrap_or(i32::MAX);
+        let rows = self.rows.saturating_mul(2).min(self.rows_max).min(in_time);
+        (!left.is_zero() && rows >= LOOKED_AT_LEAST.min(self.rows_max)).then_some(rows)
     }
 }
 
@@ -214,7 +235,7 @@ mod tests {
         let seen: Vec<u128> = ids.iter().copied().take(usize::try_from(most).unwrap()).collect();
         let matching = seen.iter().filter(|id| *id % 10 == 0).map(|id| Uuid::from_u128(*id)).collect();
         let behind = seen.last().filter(|_| seen.len() < ids.len()).map(|id| Uuid::from_u128(*id));
-        Looked { matching, behind, was_empty: seen.is_empty() }
+        Looked { matching, behind, rows: seen.len() }
     }
 
     fn page(limit: u32, from: Place, budget: Duration, most: i32) -> (Vec<u128>, Option<Place>) {
@@ -252,19 +273,40 @@ mod tests {
         assert_eq!(up.rest(id(1), id(9), Some(Uuid::max())).0, Uuid::max());
     }
 
-    #[test]
-    fn a_short_page_makes_short_looks() {
-        let rows_max = |ms, most| {
-            let mut scan =
-                Scan::new(Window { limit: 1, from: Place::first(0), budget: Duration::from_millis(ms) }, most);
-            for n in (0..10).rev() {
-                let behind = Some(Uuid::from_u128(n + 1));
-                assert_eq!(scan.seen(Looked { matching: vec![], behind, was_empty: true }), None);
+    /// How many rows each statement looks at that takes so many microseconds for a row.
+    fn looks(budget_ms: u64, micros: u64, rows_max: i32) -> Vec<i32> {
+        let budget = Duration::from_millis(budget_ms);
+        let mut scan = Scan::new(Window { limit: 1, from: Place::first(0), budget }, rows_max);
+        let (mut now, mut looks) = (scan.looks_since, Vec::new());
+        loop {
+            let rows = scan.next().1;
+            looks.push(rows);
+            now += Duration::from_micros(micros) * u32::try_from(rows).unwrap();
+            let looked = Looked { matching: vec![], behind: Some(Uuid::max()), rows: usize::try_from(rows).unwrap() };
+            if scan.seen_at(now, looked).is_some() {
+                return looks;
             }
-            scan.next().1
-        };
-        assert_eq!((rows_max(15, LOOKED_AT_MAX), rows_max(60_000, LOOKED_AT_MAX)), (1_950, LOOKED_AT_MAX));
-        assert_eq!((rows_max(0, LOOKED_AT_MAX), rows_max(15, LOOKED_AT_DEAR_MAX)), (500, LOOKED_AT_DEAR_MAX));
+        }
+    }
+
+    #[test]
+    fn the_last_look_of_a_page_ends_in_time() {
+        assert_eq!(looks(40, 10, 8_000), [500, 1_000, 2_000, 500]);
+        assert_eq!(looks(40, 1, 8_000), [500, 1_000, 2_000, 4_000, 8_000, 8_000, 8_000, 8_000, 500]);
+        assert_eq!(looks(40, 10, 1_000), [500, 1_000, 1_000, 1_000, 500]);
+        assert_eq!(looks(40, 79, 8_000), [500], "too little is left to be worth one more");
+        assert_eq!(looks(0, 1, 8_000), [500], "one is always made");
+        assert_eq!(looks(40, 1_000, 8_000), [500]);
+    }
+
+    #[test]
+    fn what_is_empty_ends_no_page() {
+        let mut scan = Scan::new(Window { limit: 1, from: Place::first(0), budget: Duration::ZERO }, LOOKED_AT_MAX);
+        for n in (0..10).rev() {
+            let behind = Some(Uuid::from_u128(n + 1));
+            assert_eq!(scan.seen(Looked { matching: vec![], behind, rows: 0 }), None);
+            assert_eq!(scan.next(), (behind, LOOKED_AT_FIRST));
+        }
     }
 
     #[test]

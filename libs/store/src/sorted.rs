@@ -1,6 +1,6 @@
 //! Listings in an order that has no index: by what executions, statistics and timers say, which the data path writes. All that
-//! matches is gathered and sorted for each page, so it may not be more than [`GATHERED_MAX`], nor lie among more than
-//! [`LOOKED_AT_MAX`] rows: else the list is refused, since a page of half of it would be wrong. Whoever asks narrows the
+//! matches is gathered and sorted for each page, so it may not be more than [`GATHERED_MAX`], nor lie among more rows than can be
+//! looked at in the time of a page: else the list is refused, since a page of half of it would be wrong. Whoever asks narrows the
 //! filter. Rows are counted, not time, so that what was answered once is answered again.
 
 use uuid::Uuid;
@@ -10,9 +10,12 @@ use crate::{Error, Result};
 
 /// What can be sorted for a page: as many as a total is counted to.
 pub(crate) const GATHERED_MAX: usize = COUNTED_MAX as usize;
-/// Rows that are looked at for it. Those that are dear to look at count for several.
-const LOOKED_AT_MAX: usize = 2 * GATHERED_MAX;
-const DEAR: usize = 4;
+/// Rows of jobs that are looked at for it; they are few enough to stay in memory.
+pub(crate) const JOBS_LOOKED_AT_MAX: usize = 20_000;
+/// Of executions, each of which lies on a page of its own among ten million.
+pub(crate) const EXECUTIONS_LOOKED_AT_MAX: usize = 7_500;
+/// Of executions for each of which another row is looked up.
+pub(crate) const DEAR_LOOKED_AT_MAX: usize = 4_000;
 
 /// What an entry is ordered by; `None` comes last, whichever way the list goes.
 pub(crate) type Key = Option<i64>;
@@ -20,28 +23,28 @@ pub(crate) type Key = Option<i64>;
 /// What matches, so far.
 pub(crate) struct Gathered {
     entries: Vec<(Key, Uuid)>,
-    looked_at: usize,
+    /// Rows that may still be looked at.
+    rows_left: usize,
+    /// What can be sorted.
+    most: usize,
 }
 
 impl Gathered {
-    pub(crate) const fn new() -> Self {
-        Self { entries: Vec::new(), looked_at: 0 }
+    /// Nothing yet; at most so many rows are looked at for it.
+    pub(crate) const fn among(rows_max: usize) -> Self {
+        let most = if rows_max < GATHERED_MAX { rows_max } else { GATHERED_MAX };
+        Self { entries: Vec::new(), rows_left: rows_max, most }
     }
 
     /// More of it, from among so many rows.
     ///
     /// # Errors
     /// [`Error::TooWide`] if it is too much, or lies among too much.
-    pub(crate) fn more(
-        &mut self,
-        entries: impl IntoIterator<Item = (Key, Uuid)>,
-        looked_at: usize,
-        is_dear: bool,
-    ) -> Result<()> {
+    pub(crate) fn more(&mut self, entries: impl IntoIterator<Item = (Key, Uuid)>, looked_at: usize) -> Result<()> {
         self.entries.extend(entries);
-        self.looked_at += if is_dear { DEAR * looked_at } else { looked_at };
-        if self.entries.len() > GATHERED_MAX || self.looked_at > LOOKED_AT_MAX {
-            return Err(Error::TooWide { most: COUNTED_MAX });
+        match self.rows_left.checked_sub(looked_at) {
+            Some(left) if self.entries.len() <= self.most => self.rows_left = left,
+            _ => return Err(Error::TooWide { most: self.most }),
         }
         Ok(())
     }
@@ -103,9 +106,9 @@ mod tests {
     use super::*;
 
     fn gathered(keys: &[Key]) -> Gathered {
-        let mut gathered = Gathered::new();
+        let mut gathered = Gathered::among(JOBS_LOOKED_AT_MAX);
         let entries = (1_u128..).zip(keys).map(|(n, key)| (*key, Uuid::from_u128(n)));
-        gathered.more(entries, keys.len(), false).unwrap();
+        gathered.more(entries, keys.len()).unwrap();
         gathered
     }
 
@@ -147,15 +150,11 @@ mod tests {
     #[test]
     fn what_is_too_much_or_lies_among_too_much_is_refused_and_nothing_else() {
         let entries = |count| (0..count).map(|n| (None, Uuid::from_u128(n)));
-        let most = usize::try_from(COUNTED_MAX).unwrap();
-        let mut many = Gathered::new();
-        assert!(many.more(entries(u128::from(COUNTED_MAX)), most, false).is_ok());
-        assert!(matches!(many.more(entries(1), 1, false), Err(Error::TooWide { most: COUNTED_MAX })));
-        let mut few = Gathered::new();
-        assert!(few.more(entries(5), 2 * most, false).is_ok());
-        assert!(matches!(few.more(entries(0), 1, false), Err(Error::TooWide { .. })));
-        let mut dear = Gathered::new();
-        assert!(dear.more(entries(5), most / 2, true).is_ok());
-        assert!(matches!(dear.more(entries(5), 1, true), Err(Error::TooWide { .. })));
+        let mut many = Gathered::among(JOBS_LOOKED_AT_MAX);
+        assert!(many.more(entries(u128::from(COUNTED_MAX)), GATHERED_MAX).is_ok());
+        assert!(matches!(many.more(entries(1), 1), Err(Error::TooWide { most: GATHERED_MAX })));
+        let mut few = Gathered::among(DEAR_LOOKED_AT_MAX);
+        assert!(few.more(entries(5), DEAR_LOOKED_AT_MAX).is_ok());
+        assert!(matches!(few.more(entries(0), 1), Err(Error::TooWide { most: DEAR_LOOKED_AT_MAX })));
     }
 }

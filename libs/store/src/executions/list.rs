@@ -1,7 +1,8 @@
 //! Listing executions, of one job or of all, in the order of their instants (that of their ids; [`crate::scan`]) or of what the
 //! recorder wrote of them ([`crate::sorted`]).
 //!
-//! Failures are found by the table of failures, what is open of a job as in [`super::open`], all else among the rows, a range of
+//! Failures are found by the table of failures, what is open of a job as in [`super::open`] and of all as in
+//! [`super::maybe_open`], all else among the rows, a range of
 //! days at a time ([`super::ranges`]). The way is not left to the planner: `carillon.page_of_executions` and
 //! `carillon.page_of_failures` in `migrations/0002` walk along an index.
 
@@ -16,13 +17,14 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use uuid::Uuid;
 
+use super::maybe_open::MaybeOpen;
 use super::open::Open;
 use super::ranges::{Range, Ranges};
 use super::{EXECUTIONS_SELECT, Execution, ExecutionRow, TRIGGERS_SELECT};
 use crate::scan::{
     COUNTED_MAX, Counted, Direction, LOOKED_AT_DEAR_MAX, LOOKED_AT_MAX, Looked, Place, Scan, Scanned, Window,
 };
-use crate::sorted::{Gathered, Key};
+use crate::sorted::{DEAR_LOOKED_AT_MAX, EXECUTIONS_LOOKED_AT_MAX, Gathered, Key};
 use crate::{Result, Scope, Store, days, jobs};
 
 /// Which executions to list, those that match all of it, and in which order. By these names `carillon.page_of_executions` reads
@@ -107,6 +109,14 @@ pub(super) struct Wanted<'a> {
     pub(super) scope: Option<&'a [String]>,
 }
 
+impl Wanted<'_> {
+    /// From the first to before the last id of the instants that are asked for.
+    pub(super) fn instants(&self) -> (Uuid, Uuid) {
+        let from = self.scheduled_from.map_or(Uuid::nil(), ids::first_at);
+        (from, self.scheduled_before.map_or(Uuid::max(), ids::first_at))
+    }
+}
+
 impl<'a> Deref for Wanted<'a> {
     type Target = Filter<'a>;
 
@@ -153,14 +163,11 @@ macro_rules! look {
 SELECT id, matches, open_by, sort_key FROM (
     SELECT id, matches, open_by, sort_key FROM carillon.page_of_executions($1, $2, $3, $4, $5, $6)
     UNION ALL
-    (SELECT t.execution_id,
-            COALESCE(($6 ->> 'platform_id' IS NULL OR t.platform_id = $6 ->> 'platform_id')
-                 AND ($6 ->> 'queue' IS NULL OR t.queue = $6 ->> 'queue')
-                 AND ($6 ->> 'handler_name' IS NULL OR j.handler_name = $6 ->> 'handler_name')
-                 AND ($6 ->> 'tag' IS NULL OR j.tags @> ARRAY[$6 ->> 'tag'])
-                 AND ($6 -> 'scope' IS NULL OR t.platform_id IS NULL OR ($6 -> 'scope') ? t.platform_id), false),
+    (SELECT t.execution_id, COALESCE(",
+            trigger_matches!(),
+            ", false),
             NULL::bigint, NULL::bigint
-     FROM carillon.job_triggers t JOIN carillon.jobs j ON j.id = t.job_id
+     FROM carillon.job_triggers t JOIN carillon.jobs j ON j.id = t.job_id CROSS JOIN (SELECT $6::jsonb AS wanted) w
      WHERE $7 AND ($1::uuid IS NULL OR t.job_id = $1) AND t.execution_id >= $2 AND t.execution_id < $3
      ORDER BY t.execution_id ",
             $way,
@@ -214,16 +221,18 @@ pub async fn count(store: &Store, scope: &Scope, filter: Filter<'_>, budget: Dur
 }
 
 fn ranges(filter: Wanted<'_>) -> Ranges {
-    let least = filter.scheduled_from.map_or(Uuid::nil(), ids::first_at);
-    let most = filter.scheduled_before.map_or(Uuid::max(), ids::first_at);
-    let ranges = Ranges::new(filter.order.direction, least, most, Utc::now());
+    let (from, below) = filter.instants();
+    let ranges = Ranges::new(filter.order.direction, from, below, Utc::now());
     // What failed was due.
     if filter.is_of_failures() { ranges.until_now() } else { ranges }
 }
 
 async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scanned<Uuid>> {
-    let mut ranges = ranges(filter);
     let mut scan = Scan::new(window, if filter.is_dear() { LOOKED_AT_DEAR_MAX } else { LOOKED_AT_MAX });
+    if let Some(maybe_open) = MaybeOpen::gather(store, filter).await? {
+        return maybe_open.find(store, filter, scan).await;
+    }
+    let mut ranges = ranges(filter);
     // By its count alone who begins with the newest one knows how many are left.
     let is_first = window.from.behind.is_none() && filter.order.direction == Direction::Descending;
     let mut open = if is_first { Open::begin(store, filter).await? } else { None };
@@ -232,7 +241,7 @@ async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scann
         let range = ranges.next(behind);
         if let Some(open) = &mut open
             && let Some(matching) = open.all_below(store, range.below).await?
-            && let Some(found) = scan.seen(Looked { matching, behind: None, was_empty: false })
+            && let Some(found) = scan.seen(Looked { matching, behind: None, rows: 1 })
         {
             return Ok(found);
         }
@@ -242,7 +251,7 @@ async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scann
         }
         let behind = behind.or_else(|| ranges.done(range));
         let matching = entries.into_iter().map(|(_, id)| id).collect();
-        if let Some(found) = scan.seen(Looked { matching, behind, was_empty: rows == 0 }) {
+        if let Some(found) = scan.seen(Looked { matching, behind, rows }) {
             return Ok(found);
         }
     }
@@ -250,15 +259,19 @@ async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scann
 
 /// All that match, with what they are ordered by.
 async fn gather(store: &Store, filter: Wanted<'_>) -> Result<Gathered> {
-    let mut gathered = Gathered::new();
+    let (rows, rows_max) = if filter.is_dear() {
+        (LOOKED_AT_DEAR_MAX, DEAR_LOOKED_AT_MAX)
+    } else {
+        (LOOKED_AT_MAX, EXECUTIONS_LOOKED_AT_MAX)
+    };
+    let mut gathered = Gathered::among(rows_max);
     let mut ranges = ranges(filter);
     let mut behind = None;
-    let rows = if filter.is_dear() { LOOKED_AT_DEAR_MAX } else { LOOKED_AT_MAX };
     loop {
         let range = ranges.next(behind);
         let seen = look(store, filter, range, rows).await?;
         behind = seen.behind.or_else(|| ranges.done(range));
-        gathered.more(seen.entries, seen.rows, filter.is_dear())?;
+        gathered.more(seen.entries, seen.rows)?;
         if behind.is_none() {
             return Ok(gathered);
         }

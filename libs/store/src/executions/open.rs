@@ -5,7 +5,6 @@
 use std::collections::BTreeSet;
 
 use carillon_core::execution::Status;
-use carillon_core::ids;
 use sqlx::types::Json;
 use uuid::Uuid;
 
@@ -21,18 +20,19 @@ const IN_BATCHES_MAX: i64 = 1_000;
 
 /// In one snapshot: how many were claimed and have not ended; the newest batch (what it and those before it claimed is all of
 /// them, since one leader claims after the other, by ever greater numbers); the triggers that match.
-const EXECUTIONS_COUNT_OPEN: &str = "
-SELECT t.claimed_count - s.finished_count,
-       COALESCE((SELECT max(b.number) FROM carillon.dispatch_batches b WHERE b.shard = t.shard), 0),
-       ARRAY(SELECT g.execution_id FROM carillon.job_triggers g JOIN carillon.jobs j ON j.id = g.job_id
-             WHERE g.job_id = t.job_id AND $2 AND g.execution_id >= $3 AND g.execution_id < $4
-               AND ($5 -> 'scope' IS NULL OR g.platform_id IS NULL OR ($5 -> 'scope') ? g.platform_id)
-               AND ($5 ->> 'platform_id' IS NULL OR g.platform_id = $5 ->> 'platform_id')
-               AND ($5 ->> 'queue' IS NULL OR g.queue = $5 ->> 'queue')
-               AND ($5 ->> 'handler_name' IS NULL OR j.handler_name = $5 ->> 'handler_name')
-               AND ($5 ->> 'tag' IS NULL OR j.tags @> ARRAY[$5 ->> 'tag'])
-             ORDER BY g.execution_id DESC LIMIT $6)
-FROM carillon.job_timers t JOIN carillon.job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1";
+const EXECUTIONS_COUNT_OPEN: &str = concat!(
+    "
+SELECT m.claimed_count - s.finished_count,
+       COALESCE((SELECT max(b.number) FROM carillon.dispatch_batches b WHERE b.shard = m.shard), 0),
+       ARRAY(SELECT t.execution_id FROM carillon.job_triggers t JOIN carillon.jobs j ON j.id = t.job_id
+             CROSS JOIN (SELECT $5::jsonb AS wanted) w
+             WHERE t.job_id = m.job_id AND $2 AND t.execution_id >= $3 AND t.execution_id < $4
+               AND ",
+    trigger_matches!(),
+    "
+             ORDER BY t.execution_id DESC LIMIT $6)
+FROM carillon.job_timers m JOIN carillon.job_stats s ON s.job_id = m.job_id WHERE m.job_id = $1"
+);
 
 const BATCHES_OLDEST: &str = "
 SELECT i.id FROM (SELECT ids FROM carillon.dispatch_batches WHERE settled_at IS NOT NULL ORDER BY shard, number LIMIT $1) b,
@@ -72,11 +72,12 @@ impl Open {
         if status.is_final() {
             return Ok(None);
         }
+        let (from, below) = filter.instants();
         let begun: Option<(i64, i64, Vec<Uuid>)> = sqlx::query_as(EXECUTIONS_COUNT_OPEN)
             .bind(job)
             .bind(filter.may_be_unclaimed())
-            .bind(filter.scheduled_from.map_or(Uuid::nil(), ids::first_at))
-            .bind(filter.scheduled_before.map_or(Uuid::max(), ids::first_at))
+            .bind(from)
+            .bind(below)
             .bind(Json(filter))
             .bind(i64::try_from(TRIGGERS_MAX + 1).unwrap_or(i64::MAX))
             .fetch_optional(&store.pool)

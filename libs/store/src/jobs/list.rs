@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::Job;
 use super::rows::{JOBS_SELECT, JobRow};
 use crate::scan::{COUNTED_MAX, Counted, Direction, LOOKED_AT_MAX, Looked, Place, Scan, Scanned, Window};
-use crate::sorted::Gathered;
+use crate::sorted::{Gathered, JOBS_LOOKED_AT_MAX};
 use crate::{Result, Scope, Store};
 
 /// Which jobs to list, those that match all of it, and in which order. By these names `carillon.page_of_jobs` reads it.
@@ -120,7 +120,7 @@ async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scann
     let mut scan = Scan::new(window, LOOKED_AT_MAX);
     loop {
         let (behind, rows) = scan.next();
-        if let Some(found) = scan.seen(look(store, filter, behind, rows).await?.0) {
+        if let Some(found) = scan.seen(look(store, filter, behind, rows).await?) {
             return Ok(found);
         }
     }
@@ -128,11 +128,11 @@ async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scann
 
 /// All that match, with what they are ordered by.
 async fn gather(store: &Store, filter: Wanted<'_>) -> Result<Gathered> {
-    let mut gathered = Gathered::new();
+    let mut gathered = Gathered::among(JOBS_LOOKED_AT_MAX);
     let mut behind = None;
     loop {
-        let (looked, rows) = look(store, filter, behind, LOOKED_AT_MAX).await?;
-        gathered.more(looked.matching.into_iter().map(|id| (None, id)), rows, false)?;
+        let looked = look(store, filter, behind, LOOKED_AT_MAX).await?;
+        gathered.more(looked.matching.into_iter().map(|id| (None, id)), looked.rows)?;
         behind = looked.behind;
         if behind.is_none() {
             break;
@@ -167,8 +167,7 @@ async fn read(store: &Store, found: Scanned<Uuid>, place: impl Fn(&Job) -> Place
     found.read(&store.pool, query.build(), read, place).await
 }
 
-/// With what it has seen it answers how many rows it has looked at.
-async fn look(store: &Store, filter: Wanted<'_>, behind: Option<Uuid>, rows: i32) -> Result<(Looked, usize)> {
+async fn look(store: &Store, filter: Wanted<'_>, behind: Option<Uuid>, rows: i32) -> Result<Looked> {
     let direction = filter.filter.order.direction;
     let least = filter.filter.created_from.map_or(Uuid::nil(), ids::first_at);
     let below = filter.filter.created_before.map_or(Uuid::max(), ids::first_at);
@@ -185,7 +184,7 @@ async fn look(store: &Store, filter: Wanted<'_>, behind: Option<Uuid>, rows: i32
     let behind = seen.last().filter(|_| is_full).map(|(id, _)| *id);
     let looked_at = seen.len();
     let matching = seen.into_iter().filter(|(_, matches)| *matches).map(|(id, _)| id).collect();
-    Ok((Looked { matching, behind, was_empty: looked_at == 0 }, looked_at))
+    Ok(Looked { matching, behind, rows: looked_at })
 }
 
 fn statuses<S: Serializer>(status: &Option<JobStatus>, serializer: S) -> std::result::Result<S::Ok, S::Error> {

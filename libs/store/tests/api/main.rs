@@ -7,6 +7,7 @@ mod changes;
 mod create;
 mod lists;
 mod many;
+mod open;
 mod queues;
 mod read;
 mod scope;
