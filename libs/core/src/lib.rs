@@ -8,6 +8,7 @@ pub mod agenda;
 pub mod error;
 pub mod execution;
 pub mod fingerprint;
+pub mod gate;
 pub mod ids;
 pub mod job;
 pub mod json;

@@ -1,6 +1,7 @@
 //! What the leader needs to know of a job in order to dispatch it, in the revision that an execution names (R23a): never a
 //! newer one. Read once and cached by (job, revision): a fire of a known job reads its narrow timer row only.
 
+use carillon_core::gate::Gate;
 use carillon_core::job::Priority;
 use carillon_core::limits::PAYLOAD_BYTES_IN_ENTRY;
 use carillon_core::line::Line;
@@ -37,10 +38,8 @@ pub struct Definition {
     pub retry_delay_ms: i32,
     /// Milliseconds that an attempt may take.
     pub timeout_ms: i32,
-    /// R20: executions that may be open at once; `None` = no bound.
-    pub open_max: Option<i64>,
-    /// Executions after which the job is complete.
-    pub max_executions: Option<i64>,
+    /// R20: what it lets through.
+    pub gate: Gate,
 }
 
 /// Bytes of a timetable that is read with the rest of a definition. A thousand of the longest are 100 MB.
@@ -146,11 +145,6 @@ fn read(row: &PgRow) -> Result<Definition> {
         max_retries: field(row, "max_retries")?,
         retry_delay_ms: field(row, "retry_delay_ms")?,
         timeout_ms: field(row, "timeout_ms")?,
-        open_max: match (allow_overlap, concurrency) {
-            (false, _) => Some(1),
-            (true, 0) => None,
-            (true, bound) => Some(i64::from(bound)),
-        },
-        max_executions: optional(row, "max_executions")?,
+        gate: Gate::new(allow_overlap, concurrency, optional(row, "max_executions")?),
     })
 }

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use carillon_core::gate::Passage;
 use carillon_core::ids;
 use carillon_core::line::Line;
 use carillon_core::misfire::Due;
@@ -96,8 +97,8 @@ struct Deciding {
 impl Deciding {
     fn timer(&mut self, timer: &DueTimer, job: &Arc<Known>, due: &Due, now: DateTime<Utc>) {
         let definition = &job.definition;
-        let budget = definition.max_executions.map(|max| max - timer.claimed_count);
-        if budget.is_some_and(|left| left <= 0) {
+        let gate = definition.gate;
+        if gate.is_spent(timer.claimed_count) {
             self.moved(timer, job, None);
             return;
         }
@@ -106,11 +107,12 @@ impl Deciding {
             return;
         };
         let open = timer.open + self.opened.get(&timer.job).copied().unwrap_or(0);
-        let has_room = definition.open_max.is_none_or(|max| open < max);
-        if !has_room && fire > now {
+        let passage = gate.passage(open, fire <= now);
+        if passage == Passage::Waits {
             self.decided.left.push((timer.job, timer.line.clone(), timer.fire_at));
             return;
         }
+        let is_opened = passage == Passage::Opens;
         let mut new = NewExecution {
             id: ids::execution_for_fire(timer.job, fire),
             job: timer.job,
@@ -132,26 +134,26 @@ impl Deciding {
             own_metadata: false,
             trace: None,
             created_by: String::new(),
-            skipped: !has_room,
+            skipped: !is_opened,
         };
-        let is_last = has_room && budget == Some(1);
+        let is_last = is_opened && gate.is_last(timer.claimed_count);
         let next = due.next.filter(|_| !is_last);
-        if has_room {
+        if is_opened {
             if next.is_none() {
                 self.decided.last.push(new.id);
             }
             self.open(new);
         } else {
-            new.reason = Some(overlap_reason(open, definition.open_max));
+            new.reason = Some(gate.reason(open));
             self.decided.decisions.executions.push(new);
         }
         self.moved_or(timer, job, next, due.next.filter(|_| is_last));
     }
 
     fn trigger(&mut self, trigger: &DueTrigger, job: &Known) {
-        let open_max = job.definition.open_max;
+        let gate = job.definition.gate;
         let open = trigger.open + self.opened.get(&trigger.job).copied().unwrap_or(0);
-        let has_room = open_max.is_none_or(|max| open < max);
+        let is_opened = gate.passage(open, true) == Passage::Opens;
         let new = NewExecution {
             id: trigger.execution,
             job: trigger.job,
@@ -161,15 +163,15 @@ impl Deciding {
             platform_id: job.definition.platform_id.clone(),
             scheduled_at: trigger.fire_at,
             max_retries: job.definition.max_retries,
-            reason: (!has_room).then(|| overlap_reason(open, open_max)),
+            reason: (!is_opened).then(|| gate.reason(open)),
             own_payload: trigger.own_payload,
             payload: trigger.payload.clone(),
             own_metadata: trigger.own_metadata,
             trace: trigger.trace,
             created_by: trigger.created_by.clone(),
-            skipped: !has_room,
+            skipped: !is_opened,
         };
-        if has_room {
+        if is_opened {
             self.open(new);
         } else {
             self.decided.decisions.executions.push(new);
@@ -232,13 +234,6 @@ impl Deciding {
     }
 }
 
-fn overlap_reason(open: i64, open_max: Option<i64>) -> String {
-    match open_max {
-        Some(1) => "overlap: the previous execution of this job is still open (allow_overlap is false)".into(),
-        max => format!("overlap: {open} executions of this job are open (concurrency is {})", max.unwrap_or(0)),
-    }
-}
-
 fn rfc3339(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
 }
@@ -247,6 +242,7 @@ fn rfc3339(at: DateTime<Utc>) -> String {
 mod tests {
     use std::time::Duration;
 
+    use carillon_core::gate::Gate;
     use carillon_core::job::Priority;
     use carillon_core::misfire;
     use carillon_core::schedule::{Exclusion, TimetableSpec};
@@ -277,8 +273,7 @@ mod tests {
             max_retries: 3,
             retry_delay_ms: 1_000,
             timeout_ms: 1_000,
-            open_max,
-            max_executions,
+            gate: Gate { open_max, max_executions },
         }]);
         known
     }

@@ -269,6 +269,7 @@ impl Foresight {
 #[cfg(test)]
 mod tests {
     use carillon_core::agenda::Source;
+    use carillon_core::gate::Gate;
     use carillon_core::job::Priority;
     use carillon_core::line::Line;
     use carillon_core::schedule::{Exclusion, LOOKS_MAX, TimetableSpec};
@@ -293,8 +294,7 @@ mod tests {
             max_retries: 0,
             retry_delay_ms: 0,
             timeout_ms: 1,
-            open_max: None,
-            max_executions: None,
+            gate: Gate::default(),
         };
         Question {
             job: Arc::new(Known::new(definition, None)),

@@ -446,7 +446,7 @@ async fn r5_a_job_that_cannot_be_read_is_left_out_and_holds_up_no_other() -> Res
     let mut claim = leader.claim(&[], bench.now().await?, &[]).await?;
     let definitions = claim.definitions(&[(jobs[0], 1), (jobs[1], 1), (Uuid::nil(), 1)]).await?;
     assert_eq!(definitions.iter().map(|definition| definition.job).collect::<Vec<_>>(), [jobs[1]]);
-    assert_eq!(definitions[0].open_max, None);
+    assert_eq!(definitions[0].gate.open_max, None);
     assert_eq!(definitions[0].payload, None, "it is fetched by whoever runs it");
     assert_eq!(definitions[0].line, medium());
     Ok(())

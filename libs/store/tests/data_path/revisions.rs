@@ -124,10 +124,13 @@ async fn a_definition_is_read_in_the_revision_that_is_asked_for() -> Result<()> 
     assert_eq!(both.len(), 2, "what does not exist is left out");
     let (old, new) = (&both[0], &both[1]);
     assert_eq!((old.revision, old.handler.as_str(), old.line.clone()), (1, "echo", medium()));
-    assert_eq!((old.open_max, old.max_executions, old.platform_id.as_deref()), (Some(1), None, None));
+    assert_eq!((old.gate.open_max, old.gate.max_executions, old.platform_id.as_deref()), (Some(1), None, None));
     assert_eq!(old.payload.as_deref(), Some("{\"of\": \"job\"}"));
     assert_eq!((new.revision, new.handler.as_str(), new.timeout_ms), (2, "new", 5));
-    assert_eq!((new.open_max, new.max_executions, new.platform_id.as_deref()), (Some(4), Some(12), Some("acme")));
+    assert_eq!(
+        (new.gate.open_max, new.gate.max_executions, new.platform_id.as_deref()),
+        (Some(4), Some(12), Some("acme"))
+    );
     // The claim hears of the new one in the timer's row, which waits in the new line.
     let line = Line::new("reports", Priority::Critical);
     let claim = leader.claim(&[room(Source::Timer, &line, 1)], now, &[]).await?;
