@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use carillon_proto::v1::execution_service_client::ExecutionServiceClient;
 use carillon_proto::v1::job_service_client::JobServiceClient;
 use carillon_proto::v1::{CancelExecutionRequest, GetJobRequest, ListJobsRequest};
+use chrono::{TimeDelta, Utc};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tonic::{Code, Request};
@@ -13,6 +14,7 @@ use uuid::Uuid;
 
 use crate::api::{Answer, Api, id_of};
 use crate::api_lists::pages;
+use crate::load::rfc3339;
 use crate::world::{Plan, World};
 
 const HEADER: &str = "x-platform-id";
@@ -143,6 +145,36 @@ async fn what_is_global_is_read_and_triggered_by_all_and_changed_by_no_platform(
     assert!(other["platform_id"] == "q" && other["id"] != fired["id"], "{other}");
     let stopped = p.post(&format!("{path}/cancel"), &json!({})).await;
     assert_eq!((stopped.status, &stopped.body["status"]), (200, &json!("CANCELLED")));
+}
+
+/// Claimed, skipped, run or failed: it stays whoever's triggered it.
+#[tokio::test]
+async fn what_a_platform_fires_of_a_global_job_stays_its_own() {
+    let world = World::start("scope_fired", Plan::default()).await;
+    let (all, p, q) = (world.api(), world.api().of_platform("p"), world.api().of_platform("q"));
+    for (handler, ended) in [("test:echo", "SUCCESS"), ("test:panic", "FAILED"), ("test:sleep", "SKIPPED")] {
+        let job = json!({
+            "name": "global", "execute_at": rfc3339(Utc::now() + TimeDelta::days(300)), "handler_name": handler, "max_retries": 0,
+        });
+        let job = id_of(&all.create("once", &job).await);
+        if ended == "SKIPPED" {
+            // Open for long, so that no other of its job runs.
+            all.trigger(job, &json!({"payload": {"ms": 60_000}})).await;
+        }
+        let fired = p.trigger(job, &json!({"payload": {"secret": "of p"}})).await;
+        let execution = p.execution_in(fired, &[ended]).await;
+        assert_eq!(execution["platform_id"], "p", "{execution}");
+        assert_eq!(q.get(&format!("/executions/{fired}")).await.status, 404, "{ended}");
+        let listed = async |api: &Api, query: &str| {
+            let path = format!("/jobs/{job}/executions?status={ended}{query}");
+            api.get(&path).await.body["executions"].as_array().map_or(0, Vec::len)
+        };
+        assert_eq!(
+            (listed(&p, "").await, listed(&p, "&platform_id=p").await, listed(&q, "").await),
+            (1, 1, 0),
+            "{ended}"
+        );
+    }
 }
 
 #[tokio::test]

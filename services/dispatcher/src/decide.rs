@@ -160,7 +160,8 @@ impl Deciding {
             seq: 0,
             line: job.definition.line.clone(),
             revision: job.definition.revision,
-            platform_id: job.definition.platform_id.clone(),
+            // Of a global job its own: whoever triggered it.
+            platform_id: trigger.platform_id.clone(),
             scheduled_at: trigger.fire_at,
             max_retries: job.definition.max_retries,
             reason: (!is_opened).then(|| gate.reason(open)),
