@@ -6,6 +6,7 @@ use anyhow::ensure;
 use carillon_core::execution::Status;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::api::{Api, id_of, instant};
@@ -91,6 +92,41 @@ async fn what_was_claimed_ahead_starts_from_the_line_that_is_its_own_by_then() {
         assert!(late >= TimeDelta::zero() && late < TimeDelta::seconds(1), "without a window's wait: {late}");
     })
     .await;
+}
+
+/// Edits of one batch's jobs meet each other's locks: each is looked at again as soon as its holder has given it back.
+#[tokio::test]
+async fn what_many_edits_move_out_of_one_batch_starts_without_a_pause() {
+    const JOBS: i64 = 12;
+    let mut world = World::start("updates_of_a_batch", Plan { executors: 2, ..claimed_long_ahead() }).await;
+    for _ in 0..10 {
+        let at = in_ms(2_000);
+        let mut edits = JoinSet::new();
+        for n in 1..=JOBS {
+            let api = world.api();
+            let body = json!({"name": "one of many", "execute_at": rfc3339(at), "handler_name": "test:echo"});
+            let job = id_of(&api.create("once", &body).await);
+            world.expected.push((job, at));
+            edits.spawn(async move {
+                let moment = at - TimeDelta::milliseconds(150 + 15 * n);
+                tokio::time::sleep((moment - Utc::now()).to_std().unwrap_or_default()).await;
+                api.update(job, &json!({"priority": "LOW"})).await;
+                (job, Utc::now() + TimeDelta::milliseconds(50) < at)
+            });
+        }
+        let edited = edits.join_all().await;
+        if edited.iter().any(|(_, is_ahead)| !is_ahead) {
+            continue;
+        }
+        world.judge(SOON).await;
+        for (job, _) in edited {
+            let execution = &world.api().executions(job).await[0];
+            let late = instant(&execution["started_at"]) - at;
+            assert!(late >= TimeDelta::zero() && late < TimeDelta::seconds(2), "{late} late: {execution}");
+        }
+        return;
+    }
+    panic!("never before the instant");
 }
 
 /// A completed job with something to come is active again, and completes again.

@@ -117,8 +117,11 @@ impl Passes {
         }
     }
 
+    /// Who asks for it earlier has it looked at earlier: it may have changed since.
     fn ask(&mut self, what: Asked) {
-        if self.asked.len() < ASKED_MAX && !self.asked.iter().any(|asked| asked.number == what.number) {
+        if let Some(asked) = self.asked.iter_mut().find(|asked| asked.number == what.number) {
+            (asked.at, asked.alone) = (asked.at.min(what.at), asked.alone || what.alone);
+        } else if self.asked.len() < ASKED_MAX {
             self.asked.push_back(what);
         }
     }
@@ -340,6 +343,19 @@ mod tests {
             passes.ask_for(number);
         }
         assert_eq!(passes.asked.len(), ASKED_MAX);
+    }
+
+    #[test]
+    fn what_is_to_be_looked_at_later_is_looked_at_at_once_when_it_is_asked_for() {
+        let mut passes = Passes::default();
+        passes.ask_later(1, Instant::now() + LOCKED_PAUSE);
+        passes.ask_for(1);
+        passes.ask_later(1, Instant::now() + LOCKED_PAUSE);
+        assert_eq!((passes.take_asked(), passes.take_asked()), (vec![1], vec![]));
+        passes.refused([2, 3]);
+        passes.ask_for(2);
+        passes.ask_for(3);
+        assert_eq!([passes.take_asked(), passes.take_asked()], [vec![2], vec![3]], "still one by one");
     }
 
     #[test]
