@@ -180,6 +180,23 @@ fn what_belongs_to_others_is_left_alone() {
     assert_eq!(problems.0[0].setting, "CARILLON_DISPATCHER_LAED");
 }
 
+/// Whoever has set them for the command line starts `carillon dev` in the same shell.
+#[test]
+fn the_variables_of_the_command_line_are_left_alone_and_what_is_nearly_one_is_refused() {
+    let environment = [
+        POSTGRES,
+        REDIS,
+        (config::ADDRESS_VARIABLE, "http://127.0.0.1:3051"),
+        (config::PLATFORM_VARIABLE, "acme"),
+        (config::CA_VARIABLE, "/etc/ca.pem"),
+    ];
+    load(None, &environment).unwrap();
+    for name in ["CARILLON_ADRESS", "CARILLON_ADDRESSES", "CARILLON_CA_FILE", "CARILLON_PLATFORM_ID"] {
+        let problems = load(None, &[POSTGRES, REDIS, (name, "x")]).unwrap_err();
+        assert_eq!(problems.0[0].setting, name);
+    }
+}
+
 /// What Kubernetes sets in every pod of a namespace with a service that is called carillon.
 #[test]
 fn a_kubernetes_service_with_our_name_is_left_alone() {

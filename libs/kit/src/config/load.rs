@@ -10,7 +10,7 @@ use figment::{Figment, Metadata, Profile, Provider};
 
 use super::catalogue::{PREFIX, variable, variable_nested};
 use super::check::{Checks, DEFAULT, Problem, Problems};
-use super::{Settings, ShellConfig, print};
+use super::{COMMAND_LINE, Settings, ShellConfig, print};
 use crate::Service;
 
 /// Variables that other software already sets: used where nothing of ours is said.
@@ -211,7 +211,7 @@ impl Reader {
     }
 
     /// Whether a variable with our prefix that sets nothing here is a mistake. It is if it names a section that this
-    /// process has. It is not if it belongs to another of our programs, or is one that Kubernetes sets for every service in
+    /// process has. It is not if it belongs to another of our programs, the command line among them, or is one that Kubernetes sets for every service in
     /// the namespace (`CARILLON_GATEWAY_SERVICE_HOST`, `…_PORT_3051_TCP`; `CARILLON_PORT` for one that is called carillon).
     fn is_ours(&self, name: &str, text: &OsStr) -> bool {
         let rest = &name[PREFIX.len()..];
@@ -221,7 +221,7 @@ impl Reader {
             || link.contains("_SERVICE_PORT")
             || link.split_once("_PORT_").is_some_and(|(_, port)| port.starts_with(|c: char| c.is_ascii_digit()))
             || (link.ends_with("_PORT") && text.to_str().is_some_and(|text| text.contains("://")));
-        if service_link {
+        if service_link || COMMAND_LINE.contains(&name) {
             return false;
         }
         let section = rest.split('_').next().unwrap_or_default().to_lowercase() + ".";

@@ -30,6 +30,15 @@ pub const POSTGRES: &str = include_str!("../../config/postgres.toml");
 /// Defaults of `[redis]`, read into [`RedisConfig`].
 pub const REDIS: &str = include_str!("../../config/redis.toml");
 
+/// Where the command line finds the gateway.
+pub const ADDRESS_VARIABLE: &str = "CARILLON_ADDRESS";
+/// The certificates that it trusts.
+pub const CA_VARIABLE: &str = "CARILLON_CA";
+/// The platform that it asks for.
+pub const PLATFORM_VARIABLE: &str = "CARILLON_PLATFORM";
+/// All variables of the command line: whoever has set them for it starts services in the same shell, which pass over them.
+pub(crate) const COMMAND_LINE: [&str; 3] = [ADDRESS_VARIABLE, CA_VARIABLE, PLATFORM_VARIABLE];
+
 /// The variable that sets `setting`: `CARILLON_POSTGRES_URL` for `postgres.url`.
 pub fn variable_of(setting: &str) -> String {
     catalogue::variable(setting)

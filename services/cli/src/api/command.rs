@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use carillon_core::schedule::parse_interval;
+use carillon_kit::config;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum, ValueHint};
@@ -132,7 +133,7 @@ fn common(command: Command, can_wait: bool) -> Command {
             Arg::new("address")
                 .long("address")
                 .value_name("URL")
-                .env("CARILLON_ADDRESS")
+                .env(config::ADDRESS_VARIABLE)
                 .default_value(ADDRESS)
                 .help_heading(OF_ALL)
                 .help("Where the gateway is: http://host:port, or https://host:port"),
@@ -141,7 +142,7 @@ fn common(command: Command, can_wait: bool) -> Command {
             Arg::new("ca")
                 .long("ca")
                 .value_name("FILE")
-                .env("CARILLON_CA")
+                .env(config::CA_VARIABLE)
                 .value_hint(ValueHint::FilePath)
                 .help_heading(OF_ALL)
                 .help("Certificates (PEM) to trust over https instead of the system's"),
@@ -150,7 +151,7 @@ fn common(command: Command, can_wait: bool) -> Command {
             Arg::new("platform")
                 .long("platform")
                 .value_name("ID")
-                .env("CARILLON_PLATFORM")
+                .env(config::PLATFORM_VARIABLE)
                 .help_heading(OF_ALL)
                 .help("The platform to ask for: only what is of it, or global, is there then"),
         )

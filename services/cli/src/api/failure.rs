@@ -4,6 +4,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use carillon_kit::config::ADDRESS_VARIABLE;
 use carillon_proto::words::camel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -108,7 +109,7 @@ fn foreign(address: &str, status: &Status) -> Vec<String> {
     let code = camel(&format!("{:?}", status.code())).join("_").to_uppercase();
     vec![
         format!("carillon: {begin} {address}: {}", visible(&why)),
-        format!("  code {code}; --address or CARILLON_ADDRESS says where the gateway is"),
+        format!("  code {code}; --address or {ADDRESS_VARIABLE} says where the gateway is"),
     ]
 }
 
