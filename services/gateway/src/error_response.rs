@@ -74,31 +74,36 @@ fn http_status_of(code: Code) -> StatusCode {
     }
 }
 
-/// Refuses a request for its fields, every one of which is named as far as there is room.
-pub(crate) fn invalid(violations: &[FieldViolation]) -> Status {
-    failed(Reason::InvalidFields, message_of(violations), named(violations))
+/// Refuses a request for its fields, every one of which is named as far as there is room. `unlisted`: how many more are wrong.
+pub(crate) fn invalid(violations: &[FieldViolation], unlisted: usize) -> Status {
+    failed(Reason::InvalidFields, message_of(violations, unlisted), named(violations, unlisted))
 }
 
-fn message_of(violations: &[FieldViolation]) -> String {
-    match violations {
-        [only] => only.to_string(),
-        [first, ..] => format!("{first} (and {} more)", violations.len() - 1),
-        [] => "the request is wrong".to_owned(),
+fn message_of(violations: &[FieldViolation], unlisted: usize) -> String {
+    match (violations.first(), (violations.len() + unlisted).saturating_sub(1)) {
+        (Some(only), 0) => only.to_string(),
+        (Some(first), more) => format!("{first} (and {more} more)"),
+        (None, _) => "the request is wrong".to_owned(),
     }
 }
 
-fn named(violations: &[FieldViolation]) -> ErrorDetails {
+/// What there is no room for, and what is not listed, is counted by the last one, of no field.
+fn named(violations: &[FieldViolation], unlisted: usize) -> ErrorDetails {
     let mut details = ErrorDetails::new();
     let (mut bytes, mut named) = (0, 0);
     for violation in violations {
         let (field, rule) = (excerpt(&violation.field, FIELD_CHARS_MAX), excerpt(&violation.rule, MESSAGE_CHARS_MAX));
         bytes += field.len() + rule.len();
         if bytes > VIOLATIONS_BYTES_MAX && named > 0 {
-            details.add_bad_request_violation("", format!("{} more are wrong", violations.len() - named));
             break;
         }
         details.add_bad_request_violation(field, rule);
         named += 1;
+    }
+    match violations.len() - named + unlisted {
+        0 => {}
+        1 => drop(details.add_bad_request_violation("", "1 more is wrong")),
+        more => drop(details.add_bad_request_violation("", format!("{more} more are wrong"))),
     }
     details
 }
@@ -106,13 +111,13 @@ fn named(violations: &[FieldViolation]) -> ErrorDetails {
 /// What a request is told whose one field stands against the state that things are in.
 pub(crate) fn of_field(reason: Reason, field: &str, why: impl Into<String>) -> Status {
     let violation = FieldViolation::new(field, why);
-    failed(reason, &violation.rule, named(std::slice::from_ref(&violation)))
+    failed(reason, &violation.rule, named(std::slice::from_ref(&violation), 0))
 }
 
 /// What a request is told that is not JSON, or not read as such.
 pub(crate) fn body_refused(reason: Reason, rule: impl Into<String>) -> Status {
     let violation = FieldViolation::new("body", rule);
-    failed(reason, violation.to_string(), named(&[violation]))
+    failed(reason, violation.to_string(), named(&[violation], 0))
 }
 
 /// What tonic refuses by itself, before any service sees it, with a reason: it knows none of ours. `None`: it has one.
@@ -140,7 +145,7 @@ fn of_depth(status: &Status) -> Option<Status> {
     // Of a message in the request it is the field of that.
     let inner = path.rsplit(": ").nth(1).and_then(|inner| inner.split_once('.')).map(|(_, inner)| inner);
     let field = inner.filter(|_| field == "job").unwrap_or(field);
-    Some(invalid(&[FieldViolation::new(field, format!("must not be nested deeper than {VALUE_DEPTH_MAX} levels"))]))
+    Some(invalid(&[FieldViolation::new(field, format!("must not be nested deeper than {VALUE_DEPTH_MAX} levels"))], 0))
 }
 
 /// Seconds for a `Retry-After` header, if the status says when to try again.
@@ -188,11 +193,11 @@ pub(crate) fn of_store(failure: &Error) -> Status {
                 "cannot be sorted by this: {failure}; narrow the filter, or choose the order of created_at or scheduled_at"
             );
             let violation = FieldViolation::new("order_by", rule);
-            failed(Reason::OrderTooWide, violation.to_string(), named(&[violation]))
+            failed(Reason::OrderTooWide, violation.to_string(), named(&[violation], 0))
         }
         Error::QueuesExhausted { .. } => of_elements(&[(String::new(), failure)]),
         Error::AlreadyExists { .. } => {
-            let details = named(violation("", failure).as_slice());
+            let details = named(violation("", failure).as_slice(), 0);
             failed(Reason::KeyTaken, failure.to_string(), of_taken(failure, details))
         }
         Error::KeyReused { .. } => of_field(Reason::RequestIdReused, "request_id", failure.to_string()),
@@ -218,7 +223,7 @@ pub(crate) fn of_elements(refused: &[(String, &Error)]) -> Status {
                 Error::QueuesExhausted { .. } => Reason::QueuesExhausted,
                 _ => Reason::KeyTaken,
             };
-            failed(reason, message_of(&violations), of_taken(first, named(&violations)))
+            failed(reason, message_of(&violations, 0), of_taken(first, named(&violations, 0)))
         }
         // Nothing that one of them is to blame for.
         [(_, first), ..] => of_store(first),
@@ -256,7 +261,7 @@ mod tests {
     #[test]
     fn all_wrong_fields_are_named() {
         let status =
-            invalid(&[FieldViolation::new("name", "must be given"), FieldViolation::new("schedule", "is odd")]);
+            invalid(&[FieldViolation::new("name", "must be given"), FieldViolation::new("schedule", "is odd")], 0);
         assert_eq!(status.message(), "name: must be given (and 1 more)");
         let fields: Vec<String> =
             status.get_details_bad_request().unwrap().field_violations.into_iter().map(|v| v.field).collect();
@@ -294,12 +299,20 @@ mod tests {
     #[test]
     fn details_are_bounded_and_what_is_left_out_is_counted() {
         let long = |at: usize| FieldViolation::new(format!("f{at}.{}", "x".repeat(900)), "y".repeat(900));
-        let status = invalid(&(0..50).map(long).collect::<Vec<_>>());
+        let status = invalid(&(0..50).map(long).collect::<Vec<_>>(), 0);
         assert!(status.details().len() < 4_096, "{}", status.details().len());
         let violations = status.get_details_bad_request().unwrap().field_violations;
         let last = violations.last().unwrap();
         assert_eq!((last.field.as_str(), last.description.as_str()), ("", "47 more are wrong"));
         assert_eq!(violations.len(), 4);
+        let last = |unlisted| {
+            let status = invalid(&[FieldViolation::new("name", "must be given")], unlisted);
+            let violations = status.get_details_bad_request().unwrap().field_violations;
+            (status.message().to_owned(), violations.len(), violations.last().unwrap().description.clone())
+        };
+        assert_eq!(last(0), ("name: must be given".to_owned(), 1, "must be given".to_owned()));
+        assert_eq!(last(1), ("name: must be given (and 1 more)".to_owned(), 2, "1 more is wrong".to_owned()));
+        assert_eq!(last(9), ("name: must be given (and 9 more)".to_owned(), 2, "9 more are wrong".to_owned()));
         assert_eq!(status.get_details_error_info().unwrap().reason, "INVALID_FIELDS");
     }
 

@@ -71,7 +71,7 @@ mod tests {
         }
         let mut checks = Checks::default();
         let scope = scope(&request, &mut checks);
-        (scope, checks.into_violations().iter().map(ToString::to_string).collect())
+        (scope, checks.into_wrong().violations.iter().map(ToString::to_string).collect())
     }
 
     #[test]
@@ -105,7 +105,7 @@ mod tests {
             let mut job = v1::Job { platform_id: given.map(str::to_owned), ..v1::Job::default() };
             let mut checks = Checks::default();
             place(scope, &mut job, &mut checks);
-            (job.platform_id, checks.into_violations().iter().map(ToString::to_string).collect::<Vec<_>>())
+            (job.platform_id, checks.into_wrong().violations.iter().map(ToString::to_string).collect::<Vec<_>>())
         };
         let (one, two) = (Scope::of(["p"]), Scope::of(["p", "q"]));
         for (scope, given, made) in [
@@ -125,7 +125,7 @@ mod tests {
         assert_eq!(filter(&one, "", &mut checks), None);
         assert!(checks.is_clean());
         filter(&one, "q", &mut checks);
-        assert_eq!(checks.into_violations()[0].to_string(), differs);
+        assert_eq!(checks.into_wrong().violations[0].to_string(), differs);
     }
 
     #[test]

@@ -26,33 +26,63 @@ pub(crate) struct Checks {
     violations: Vec<FieldViolation>,
     /// How many of them, the first ones, the JSON side found.
     known: usize,
+    /// Behind each of these, how many more it found that are only counted.
+    unlisted: Vec<usize>,
+}
+
+/// All that is wrong with a request, or with an element of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wrong {
+    pub(crate) violations: Vec<FieldViolation>,
+    /// How many more there are.
+    pub(crate) unlisted: usize,
+}
+
+impl Wrong {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.violations.extend(other.violations);
+        self.unlisted += other.unlisted;
+    }
+
+    pub(crate) fn refusal(&self) -> Status {
+        invalid(&self.violations, self.unlisted)
+    }
 }
 
 impl Checks {
     /// Begins with what the JSON side found.
     pub(crate) fn of<T>(request: &Request<T>) -> Self {
         let known = request.extensions().get::<KnownMistakes>();
-        let violations = known.map(|known| known.0.to_vec()).unwrap_or_default();
-        Self { known: violations.len(), violations }
+        let known = known.map(|known| known.0.as_slice()).unwrap_or_default();
+        Self {
+            violations: known.iter().map(|mistake| mistake.violation.clone()).collect(),
+            known: known.len(),
+            unlisted: known.iter().map(|mistake| mistake.unlisted).collect(),
+        }
     }
 
     /// What is wrong with each of the first `count` elements of a list, by its paths inside of it; the rest stays here.
     pub(crate) fn split(&mut self, list: &str, count: usize) -> Vec<Self> {
         let mut parts = vec![Self::default(); count];
-        self.violations.retain(|FieldViolation { field, rule }| {
-            let Some((place, inner)) = element_of(field, list) else { return true };
-            let Some(part) = parts.get_mut(place) else { return true };
-            part.violations.push(FieldViolation::new(if inner.is_empty() { WHOLE } else { inner }, rule.as_str()));
+        let found = std::mem::take(self);
+        let unlisted = found.unlisted.into_iter().chain(std::iter::repeat(0));
+        for (violation, unlisted) in found.violations.into_iter().zip(unlisted) {
+            let inner = element_of(&violation.field, list).filter(|(place, _)| *place < count);
+            let (part, violation) = match inner.and_then(|(place, inner)| Some((parts.get_mut(place)?, inner))) {
+                Some((part, "")) => (part, FieldViolation::new(WHOLE, violation.rule)),
+                Some((part, inner)) => (part, FieldViolation::new(inner, violation.rule)),
+                None => (&mut *self, violation),
+            };
+            part.violations.push(violation);
+            part.unlisted.push(unlisted);
             part.known += 1;
-            false
-        });
-        self.known = self.violations.len();
+        }
         parts
     }
 
     /// All that is wrong.
-    pub(crate) fn into_violations(self) -> Vec<FieldViolation> {
-        self.violations
+    pub(crate) fn into_wrong(self) -> Wrong {
+        Wrong { unlisted: self.unlisted.iter().sum(), violations: self.violations }
     }
 
     /// Reports `rule` against `field`, unless the field, something inside of it, or the whole body is wrong already.
@@ -96,7 +126,7 @@ impl Checks {
 
     /// Refuses the request if anything is wrong.
     pub(crate) fn finish(self) -> Result<(), Status> {
-        if self.violations.is_empty() { Ok(()) } else { Err(invalid(&self.violations)) }
+        if self.violations.is_empty() { Ok(()) } else { Err(self.into_wrong().refusal()) }
     }
 
     /// A text of `least` to `most` characters that Postgres can hold.
@@ -230,6 +260,7 @@ const fn is_plain(byte: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::Mistake;
 
     fn rules(check: impl FnOnce(&mut Checks)) -> Vec<String> {
         let mut checks = Checks::default();
@@ -303,6 +334,24 @@ mod tests {
             rules(|checks| drop(checks.text("name", "a\0", 1, 5))),
             ["name: must not contain the character NUL"]
         );
+    }
+
+    #[test]
+    fn what_is_not_listed_is_counted_where_it_stands() {
+        let mistake = |field: &str, unlisted| Mistake { unlisted, ..Mistake::new(field, "is odd") };
+        let known = vec![mistake("jobs[0].a", 3), mistake("jobs[1]", 0), mistake("nmae", 5)];
+        let mut request = Request::new(());
+        request.extensions_mut().insert(KnownMistakes(std::sync::Arc::new(known)));
+        let mut checks = Checks::of(&request);
+        checks.refuse("name", "must be given");
+        let parts = checks.split("jobs", 2);
+        let told = |checks: Checks| {
+            let Wrong { violations, unlisted } = checks.into_wrong();
+            (violations.into_iter().map(|violation| violation.field).collect::<Vec<_>>().join(" "), unlisted)
+        };
+        assert_eq!(told(checks), ("nmae name".to_owned(), 5));
+        let parts: Vec<_> = parts.into_iter().map(told).collect();
+        assert_eq!(parts, [("a".to_owned(), 3), ("body".to_owned(), 0)]);
     }
 
     #[test]

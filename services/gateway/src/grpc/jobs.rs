@@ -216,7 +216,7 @@ impl Jobs {
     async fn new_job(&self, definition: Definition, when: When, now: DateTime<Utc>) -> Result<NewJob, Status> {
         let id = new_id(now);
         let (_, first) = when.look(&self.0, move |when| when.first_fire(id, now)).await?;
-        let (timetable, fire_at) = first.map_err(|violations| invalid(&violations))?;
+        let (timetable, fire_at) = first.map_err(|violations| invalid(&violations, 0))?;
         Ok(NewJob { id, definition, timetable, fire_at, created_at: now, queues_max: self.0.queues_max })
     }
 
@@ -279,7 +279,7 @@ impl Jobs {
                 let Some(before) = self.0.ask(before).await? else { return Ok(None) };
                 let when = when.instead_of(before);
                 let (_, first) = when.look(&self.0, move |when| when.first_fire(id, now)).await?;
-                Some(first.map_err(|violations| invalid(&violations))?)
+                Some(first.map_err(|violations| invalid(&violations, 0))?)
             }
             None => None,
         };

@@ -20,11 +20,11 @@ use prost::Message;
 use tonic::{Request, Status};
 use uuid::Uuid;
 
-use super::checks::Checks;
+use super::checks::{Checks, Wrong};
 use super::job::{self, Rules};
 use super::jobs::{Jobs, new_id};
 use super::{caller, key};
-use crate::error_response::{internal, invalid, of_elements};
+use crate::error_response::{internal, of_elements};
 
 const LIST: &str = "jobs";
 /// What looking at the schedules of one request may take, but for the last one's.
@@ -46,7 +46,7 @@ pub(super) struct Reading {
 }
 
 /// A job to be created, or all that is wrong with it, by its paths in the request.
-pub(super) type Read = Result<NewJob, Vec<FieldViolation>>;
+pub(super) type Read = Result<NewJob, Wrong>;
 
 impl Jobs {
     pub(super) async fn create_many(
@@ -88,16 +88,15 @@ impl Jobs {
         };
         let (each, validate_only) = (request.allow_partial_success, request.validate_only);
         let read = self.0.aside(move || reading.all(request.jobs, of_each)).await?;
-        let mut wrong = checks.into_violations();
+        let mut wrong = checks.into_wrong();
         if !each {
-            wrong.extend(read.iter().filter_map(|read| read.as_ref().err()).flatten().cloned());
+            read.iter().filter_map(|read| read.as_ref().err()).for_each(|of_one| wrong.add(of_one.clone()));
         }
-        if !wrong.is_empty() {
-            return Err(invalid(&wrong));
+        if !wrong.violations.is_empty() {
+            return Err(wrong.refusal());
         }
         begun?;
-        let refused: Vec<Option<Status>> =
-            read.iter().map(|read| read.as_ref().err().map(|violations| invalid(violations))).collect();
+        let refused: Vec<Option<Status>> = read.iter().map(|read| read.as_ref().err().map(Wrong::refusal)).collect();
         let jobs: Vec<NewJob> = read.into_iter().filter_map(Result::ok).collect();
         let answer = Answer { refused, ids: jobs.iter().map(|job| job.id).collect(), validate_only };
         let decided = if validate_only {
@@ -169,22 +168,19 @@ impl Reading {
             let one = one.and_then(|new| match new.definition.key.clone() {
                 Some(key) => match *keys.entry((new.definition.platform_id.clone(), key)).or_insert(place) {
                     first if first == place => Ok(new),
-                    first => Err(vec![FieldViolation::new("key", format!("is the key of {} already", path(first)))]),
+                    first => {
+                        let rule = format!("is the key of {} already", path(first));
+                        Err(Wrong { violations: vec![FieldViolation::new("key", rule)], unlisted: 0 })
+                    }
                 },
                 None => Ok(new),
             });
-            read.push(one.map_err(|violations| lying_in(&path(place), violations)));
+            read.push(one.map_err(|wrong| lying_in(&path(place), wrong)));
         }
         read
     }
 
-    fn one(
-        &self,
-        id: Uuid,
-        job: v1::Job,
-        mut checks: Checks,
-        spent: &mut Duration,
-    ) -> Result<NewJob, Vec<FieldViolation>> {
+    fn one(&self, id: Uuid, job: v1::Job, mut checks: Checks, spent: &mut Duration) -> Read {
         let (definition, when) = job::read(job, self.rules, &mut checks);
         let is_light = when.is_light();
         let mut found = None;
@@ -211,23 +207,23 @@ impl Reading {
         }
         let (timetable, fire_at) = found.unwrap_or_else(|| (when.timetable(DateTime::UNIX_EPOCH), None));
         let created_at = self.now.unwrap_or(DateTime::UNIX_EPOCH);
-        let violations = checks.into_violations();
-        if violations.is_empty() {
+        let wrong = checks.into_wrong();
+        if wrong.violations.is_empty() {
             Ok(NewJob { id, definition, timetable, fire_at, created_at, queues_max: self.queues_max })
         } else {
-            Err(violations)
+            Err(wrong)
         }
     }
 }
 
 /// The violations of an element, by their paths in the request.
-fn lying_in(element: &str, violations: Vec<FieldViolation>) -> Vec<FieldViolation> {
+fn lying_in(element: &str, wrong: Wrong) -> Wrong {
     let place = |FieldViolation { field, rule }| {
         // What is wrong as a whole has no field of its own.
         let field = if field == super::checks::WHOLE { element.to_owned() } else { format!("{element}.{field}") };
         FieldViolation { field, rule }
     };
-    violations.into_iter().map(place).collect()
+    Wrong { violations: wrong.violations.into_iter().map(place).collect(), ..wrong }
 }
 
 /// What an answer is made of.

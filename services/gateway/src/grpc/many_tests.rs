@@ -14,7 +14,7 @@ use serde_json::json;
 use tonic::{Code, Request};
 use uuid::Uuid;
 
-use super::checks::Checks;
+use super::checks::{Checks, Wrong};
 use super::job::Rules;
 use super::jobs::Jobs;
 use super::many::{Answer, LOOKING_MAX, Reading};
@@ -28,7 +28,7 @@ fn reading(looking_max: Duration) -> Reading {
 
 fn read(reading: Reading, jobs: Vec<v1::Job>) -> Vec<Result<NewJob, Vec<String>>> {
     let of_each = vec![Checks::default(); jobs.len()];
-    let text = |violations: Vec<FieldViolation>| violations.iter().map(ToString::to_string).collect();
+    let text = |wrong: Wrong| wrong.violations.iter().map(ToString::to_string).collect();
     reading.all(jobs, of_each).into_iter().map(|read| read.map_err(text)).collect()
 }
 
@@ -132,7 +132,7 @@ fn schedules_that_are_dear_to_search_have_a_time_together() {
 fn an_answer_is_bounded_whatever_is_wrong() {
     let violations: Vec<FieldViolation> =
         (0..50).map(|_| FieldViolation::new("ä".repeat(300), "ö".repeat(500))).collect();
-    let status = invalid(&violations);
+    let status = invalid(&violations, 0);
     let answer = Answer { refused: vec![Some(status); 1_000], ids: Vec::new(), validate_only: false }.of(&[]);
     assert!(answer.encoded_len() < 2 * 1024 * 1024, "{}", answer.encoded_len());
     let statuses: Vec<&tonic_types::Status> = answer
@@ -153,7 +153,7 @@ fn an_answer_is_bounded_whatever_is_wrong() {
 fn results_stand_in_the_order_of_the_jobs() {
     let id = Uuid::from_u128(7);
     let taken = Error::AlreadyExists { what: "job", id };
-    let refused = vec![None, Some(invalid(&[FieldViolation::new("jobs[1].name", "must be given")])), None];
+    let refused = vec![None, Some(invalid(&[FieldViolation::new("jobs[1].name", "must be given")], 0)), None];
     let mut answer = Answer { refused, ids: vec![id, Uuid::nil()], validate_only: false };
     let messages = |answer: &Answer| -> Vec<String> {
         let outcomes = [Ok(()), Err(Error::AlreadyExists { what: "job", id })];

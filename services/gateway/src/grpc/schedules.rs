@@ -74,7 +74,7 @@ impl Schedules {
             None => self.0.ask(clock::now(self.0.store())).await?,
         };
         let count = usize::try_from(count).unwrap_or(usize::MAX);
-        let parsed = move || when.parse(job, from).map_err(|violations| crate::error_response::invalid(&violations));
+        let parsed = move || when.parse(job, from).map_err(|violations| crate::error_response::invalid(&violations, 0));
         self.0.aside(move || Ok(shown(&parsed()?, from, count))).await?
     }
 }

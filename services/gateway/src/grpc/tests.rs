@@ -17,7 +17,7 @@ use super::when::{self, When};
 use super::*;
 use crate::admission::Admission;
 use crate::config::EnumWords;
-use crate::json::KnownMistakes;
+use crate::json::{KnownMistakes, Mistake};
 
 /// Nobody listens on port 1.
 pub(super) fn alone() -> Arc<Backend> {
@@ -141,7 +141,7 @@ async fn concurrency_goes_with_overlap() {
 #[tokio::test]
 async fn no_call_goes_on_with_known_mistakes() {
     let backend = alone();
-    let known = KnownMistakes(Arc::new(vec![carillon_core::error::FieldViolation::new("nmae", "is not a field")]));
+    let known = KnownMistakes(Arc::new(vec![Mistake::new("nmae", "is not a field")]));
     let transcoder_free_calls = every_call(&backend, &known).await;
     assert_eq!(transcoder_free_calls.len(), 14);
     for status in transcoder_free_calls {

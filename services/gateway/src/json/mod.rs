@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use carillon_core::error::{FieldViolation, quoted};
+use carillon_core::error::quoted;
 use carillon_proto::codec::DynamicCodec;
 use carillon_proto::json::{EnumWords, Shown};
 use http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH, ORIGIN, RETRY_AFTER};
@@ -44,6 +44,7 @@ use crate::openapi::Documents;
 use crate::reason::Reason;
 use crate::sizes;
 use crate::transport::IsCompressed;
+pub(crate) use request::Mistake;
 use routes::{Found, Route, Routes};
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -53,7 +54,7 @@ const FORWARDED: [&str; 5] = ["authorization", "traceparent", "tracestate", "x-r
 
 /// What the JSON side found wrong with a request; travels as an extension, which no client can set.
 #[derive(Clone, Debug)]
-pub(crate) struct KnownMistakes(pub(crate) Arc<Vec<FieldViolation>>);
+pub(crate) struct KnownMistakes(pub(crate) Arc<Vec<Mistake>>);
 
 /// Answers HTTP requests with JSON.
 #[derive(Clone, Debug)]
@@ -143,10 +144,10 @@ impl Transcoder {
         let query = parts.uri.query().unwrap_or_default();
         let (mut message, mut mistakes) = route.request(values, query, read.as_ref());
         if let Some(rule) = take_idempotency_key(&mut message, &parts.headers) {
-            mistakes.push(FieldViolation::new("request_id", rule));
+            mistakes.push(Mistake::new("request_id", rule));
         }
         if let Err(rule) = take_if_match(route, &mut message, &parts.headers) {
-            mistakes.push(FieldViolation::new(routes::ETAG, rule));
+            mistakes.push(Mistake::new(routes::ETAG, rule));
         }
         match self.call(route, message, mistakes, &parts.headers).await {
             Ok(message) => self.succeeded(route, &message),
@@ -206,7 +207,7 @@ impl Transcoder {
         &self,
         route: &Route,
         message: DynamicMessage,
-        mistakes: Vec<FieldViolation>,
+        mistakes: Vec<Mistake>,
         headers: &HeaderMap,
     ) -> Result<DynamicMessage, Status> {
         let mut request = tonic::Request::new(message);

@@ -88,7 +88,7 @@ fn read(descriptor: &MessageDescriptor, text: &[u8]) -> Answer {
     let Ok(json) = document::parse(text) else { return Answer::Refused };
     let mut mistakes = Mistakes::default();
     let message = request::message(descriptor, &json, "", &mut mistakes);
-    match message.filter(|_| mistakes.into_violations().is_empty()) {
+    match message.filter(|_| mistakes.into_list().is_empty()) {
         Some(message) => {
             // A list of fields may name what has no camelCase.
             let shown = serde_json::to_string(&Shown::set_only(&message)).ok();

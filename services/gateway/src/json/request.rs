@@ -15,29 +15,45 @@ use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescri
 use super::document::Json;
 use super::scalar;
 
-/// More mistakes than anybody mends in one go are not listed,
+/// More mistakes than anybody mends in one go are counted and not listed,
 const VIOLATIONS_MAX: usize = 50;
 /// but for the first one of each element of the longest list, and what comes behind it: where elements stand each by itself, each
 /// is to be known to be wrong, and so is the request.
 const ELEMENTS_MAX: usize = JOBS_AT_ONCE_MAX;
 
+/// What could not be read.
+#[derive(Clone, Debug)]
+pub(crate) struct Mistake {
+    pub(crate) violation: FieldViolation,
+    /// How many more there are behind it that are not listed: of the same element, if it is of one.
+    pub(crate) unlisted: usize,
+}
+
+impl Mistake {
+    pub(crate) fn new(field: &str, rule: impl Into<String>) -> Self {
+        Self { violation: FieldViolation::new(field, rule), unlisted: 0 }
+    }
+}
+
 /// What was wrong so far.
 #[derive(Debug, Default)]
-pub(crate) struct Mistakes(Vec<FieldViolation>);
+pub(crate) struct Mistakes(Vec<Mistake>);
 
 impl Mistakes {
     pub(crate) fn add(&mut self, field: &str, rule: impl Into<String>) {
         // `jobs[3` of `jobs[3].name`.
         let element = |path: &str| path.split_once(']').map(|(element, _)| element.to_owned());
-        let last = self.0.last().and_then(|last| element(&last.field));
+        let last = self.0.last().and_then(|last| element(&last.violation.field));
         let is_of_another = || last.is_some() && last != element(field);
         let kept = self.0.len();
         if kept < VIOLATIONS_MAX || kept < VIOLATIONS_MAX + ELEMENTS_MAX && is_of_another() {
-            self.0.push(FieldViolation::new(field, rule));
+            self.0.push(Mistake::new(field, rule));
+        } else if let Some(last) = self.0.last_mut() {
+            last.unlisted += 1;
         }
     }
 
-    pub(crate) fn into_violations(self) -> Vec<FieldViolation> {
+    pub(crate) fn into_list(self) -> Vec<Mistake> {
         self.0
     }
 }

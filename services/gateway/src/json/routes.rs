@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use carillon_core::error::FieldViolation;
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use prost_reflect::{
@@ -12,7 +11,7 @@ use prost_reflect::{
 };
 
 use super::document::Json;
-use super::request::{self, Mistakes};
+use super::request::{self, Mistake, Mistakes};
 use super::template::Template;
 use super::{query, scalar};
 
@@ -223,7 +222,7 @@ impl Route {
         path_values: Vec<String>,
         query: &str,
         body: Option<&Json>,
-    ) -> (DynamicMessage, Vec<FieldViolation>) {
+    ) -> (DynamicMessage, Vec<Mistake>) {
         let mut mistakes = Mistakes::default();
         let read = body.and_then(|json| self.read_body(json, &mut mistakes));
         let mut message = read.unwrap_or_else(|| DynamicMessage::new(self.input.clone()));
@@ -238,7 +237,7 @@ impl Route {
         {
             message.set_field(&mask, Value::Message(scalar::mask(&of, request::fields_given(&named, json))));
         }
-        (message, mistakes.into_violations())
+        (message, mistakes.into_list())
     }
 
     /// The field of a PATCH that says which fields it changes, as the keys of its body do if it does not (so the grpc-gateway has

@@ -2,6 +2,7 @@
 
 mod echo;
 
+use carillon_core::error::FieldViolation;
 use carillon_core::limits::VALUE_DEPTH_MAX;
 use carillon_proto::v1::execution_service_server::ExecutionServiceServer;
 use carillon_proto::v1::job_service_server::JobServiceServer;
@@ -131,7 +132,7 @@ async fn numbers_in_a_query_are_those_of_json_and_enums_may_be_given_by_theirs()
 async fn a_failure_within_an_answer_is_written_as_a_failure() {
     let bench = Bench::new();
     let (status, answer) = bench.call("POST", "/jobs/batch-create", r#"{"request_id": "r"}"#).await;
-    let of_failure = bench.transcoder.error_body(&invalid(&[FieldViolation::new("jobs[1]", "is odd")]));
+    let of_failure = bench.transcoder.error_body(&invalid(&[FieldViolation::new("jobs[1]", "is odd")], 0));
     let of_failure: Json = serde_json::from_slice(&of_failure).unwrap();
     assert_eq!(of_failure["details"].as_array().map(Vec::len), Some(2), "{of_failure}");
     assert_eq!((status, answer), (200, serde_json::json!({"results": [{"id": "r"}, {"status": of_failure}]})));
@@ -150,6 +151,29 @@ async fn no_element_that_could_not_be_read_goes_unnoticed() {
     }
     assert!(mistakes.iter().any(|mistake| mistake.starts_with("request_id: ")));
     assert!(mistakes.len() <= 1_050, "{}", mistakes.len());
+}
+
+/// Only 50 are listed; who mends these should know how far he is.
+#[tokio::test]
+async fn all_that_is_wrong_is_counted_however_much_it_is() {
+    let bench = Bench::new();
+    let counted = async |method: &str, path: &str, body: &str| {
+        let (status, json) = bench.call(method, path, body).await;
+        assert_eq!(status, 400, "{json}");
+        let violations = json["details"][1]["field_violations"].as_array().unwrap();
+        let last = violations.last().unwrap();
+        assert!(last["field"].is_null(), "{last}");
+        let more: usize = last["description"].as_str().unwrap().split(' ').next().unwrap().parse().unwrap();
+        let said = format!("(and {} more)", violations.len() + more - 2);
+        assert!(json["message"].as_str().unwrap().ends_with(&said), "{json}");
+        violations.len() - 1 + more
+    };
+    let fields = |count: usize| (0..count).map(|at| format!("\"f{at}\":1")).collect::<Vec<_>>().join(",");
+    assert_eq!(counted("POST", "/jobs", &format!("{{{}}}", fields(300))).await, 300);
+    let jobs = vec![format!("{{{}}}", fields(60)); 3].join(",");
+    assert_eq!(counted("POST", "/jobs/batch-create", &format!("{{\"jobs\":[{jobs}]}}")).await, 180);
+    let query: Vec<String> = (0..=100).map(|at| format!("a{at}=1")).collect();
+    assert_eq!(counted("GET", &format!("/jobs?{}", query.join("&")), "").await, 101);
 }
 
 /// The route table is part of the contract: a change of it must be seen in review.

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use carillon_core::error::FieldViolation;
 use carillon_proto::v1;
 use carillon_proto::v1::execution_service_server::ExecutionService;
 use carillon_proto::v1::job_service_server::JobService;
@@ -27,8 +28,9 @@ impl Echo {
             request.metadata().get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned);
         match known {
             Some(known) => {
-                *self.mistakes.lock().unwrap() = known.0.iter().map(ToString::to_string).collect();
-                Err(invalid(&known.0))
+                let violations: Vec<_> = known.0.iter().map(|mistake| mistake.violation.clone()).collect();
+                *self.mistakes.lock().unwrap() = violations.iter().map(ToString::to_string).collect();
+                Err(invalid(&violations, known.0.iter().map(|mistake| mistake.unlisted).sum()))
             }
             None => Ok(request.into_inner()),
         }
@@ -66,7 +68,7 @@ impl JobService for Echo {
         use v1::batch_create_jobs_result::Result as Outcome;
         let request = self.open(request)?;
         let refused =
-            tonic_types::Status::decode(invalid(&[FieldViolation::new("jobs[1]", "is odd")]).details()).unwrap();
+            tonic_types::Status::decode(invalid(&[FieldViolation::new("jobs[1]", "is odd")], 0).details()).unwrap();
         let results = [Outcome::Id(request.request_id), Outcome::Status(refused)];
         let results = results.map(|result| v1::BatchCreateJobsResult { result: Some(result) });
         Ok(Reply::new(v1::BatchCreateJobsResponse { results: results.into() }))
