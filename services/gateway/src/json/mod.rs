@@ -23,6 +23,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use carillon_core::error::quoted;
+use carillon_core::limits::WORD_CHARS_MAX;
 use carillon_proto::codec::DynamicCodec;
 use carillon_proto::json::{EnumWords, Shown};
 use http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH, ORIGIN, RETRY_AFTER};
@@ -143,12 +144,8 @@ impl Transcoder {
         };
         let query = parts.uri.query().unwrap_or_default();
         let (mut message, mut mistakes) = route.request(values, query, read.as_ref());
-        if let Some(rule) = take_idempotency_key(&mut message, &parts.headers) {
-            mistakes.push(Mistake::new("request_id", rule));
-        }
-        if let Err(rule) = take_if_match(route, &mut message, &parts.headers) {
-            mistakes.push(Mistake::new(routes::ETAG, rule));
-        }
+        mistakes.extend(take_idempotency_key(&mut message, &parts.headers).err());
+        mistakes.extend(take_if_match(route, &mut message, &parts.headers).err());
         match self.call(route, message, mistakes, &parts.headers).await {
             Ok(message) => self.succeeded(route, &message),
             Err(status) => self.failed(&status),
@@ -286,36 +283,58 @@ fn json(status: StatusCode, bytes: Vec<u8>) -> Response<Body> {
     response
 }
 
-/// The header that says what `request_id` says, of calls that have one. Answers with what is wrong with it.
-fn take_idempotency_key(message: &mut DynamicMessage, headers: &HeaderMap) -> Option<String> {
-    let field = message.descriptor().get_field_by_name("request_id")?;
-    let Ok(key) = headers.get(IDEMPOTENCY_KEY)?.to_str() else {
-        return Some("must be of visible ASCII characters in the header idempotency-key".to_owned());
+/// The header that says what `request_id` says. A call that has none refuses it: whoever gives it relies on it.
+fn take_idempotency_key(message: &mut DynamicMessage, headers: &HeaderMap) -> Result<(), Mistake> {
+    let Some(key) = only_text(headers, IDEMPOTENCY_KEY)? else { return Ok(()) };
+    let Some(field) = message.descriptor().get_field_by_name("request_id") else {
+        return Err(Mistake::new(IDEMPOTENCY_KEY, "must be left out: this call takes none"));
     };
-    say(message, &field, key.to_owned(), IDEMPOTENCY_KEY).err()
+    if key.is_empty() {
+        let rule = format!("must be 1 to {WORD_CHARS_MAX} characters long, is 0: or leave the header out");
+        return Err(Mistake::new(IDEMPOTENCY_KEY, rule));
+    }
+    say(message, &field, key.to_owned(), IDEMPOTENCY_KEY)
 }
 
-/// Takes what a header says into the field that says the same. Answers with what is wrong if they differ.
-fn say(message: &mut DynamicMessage, field: &FieldDescriptor, text: String, header: &str) -> Result<(), String> {
+/// The header that says what `etag` says. `*` is any that there is. A call that has none refuses it: what it would do is not what whoever
+/// gives it relies on.
+fn take_if_match(route: &Route, message: &mut DynamicMessage, headers: &HeaderMap) -> Result<(), Mistake> {
+    let name = IF_MATCH.as_str();
+    let Some(etag) = only_text(headers, name)? else { return Ok(()) };
+    if !route.takes_if_match() {
+        return Err(Mistake::new(name, "must be left out: this call takes none"));
+    }
+    match etag {
+        "" => Err(Mistake::new(name, "must be the etag of an answer, or *, is empty: or leave the header out")),
+        "*" => Ok(()),
+        // None of ours has a comma.
+        list if list.contains(',') => Err(Mistake::new(name, "must be one etag, is a list")),
+        etag => match route.etag_field(message) {
+            Some((at, field)) => say(at, &field, etag.trim_start_matches("W/").to_owned(), name),
+            None => Ok(()),
+        },
+    }
+}
+
+/// What a header says that may be given once.
+fn only_text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Mistake> {
+    let mut given = headers.get_all(name).iter();
+    let Some(first) = given.next() else { return Ok(None) };
+    if given.next().is_some() {
+        return Err(Mistake::new(name, "must be given once"));
+    }
+    let text = first.to_str().map_err(|_| Mistake::new(name, "must be of visible ASCII characters"))?;
+    Ok(Some(text.trim()))
+}
+
+/// Takes what a header says into the field that says the same, unless that says something else.
+fn say(message: &mut DynamicMessage, field: &FieldDescriptor, text: String, header: &str) -> Result<(), Mistake> {
     let text = prost_reflect::Value::String(text);
     if message.has_field(field) && *message.get_field(field) != text {
-        return Err(format!("is another one than the header {header} says"));
+        return Err(Mistake::new(field.name(), format!("is another one than the header {header} says")));
     }
     message.set_field(field, text);
     Ok(())
-}
-
-/// The header that says what `etag` says, of calls that have one. `*` is any that there is. Answers with what is wrong with it.
-fn take_if_match(route: &Route, message: &mut DynamicMessage, headers: &HeaderMap) -> Result<(), String> {
-    let Some(etag) = headers.get(IF_MATCH) else { return Ok(()) };
-    match etag.to_str().map(str::trim) {
-        Ok("*") => Ok(()),
-        Ok(etag) => match route.etag_field(message) {
-            Some((at, field)) => say(at, &field, etag.trim_start_matches("W/").to_owned(), "if-match"),
-            None => Ok(()),
-        },
-        Err(_) => Err("must be of visible ASCII characters in the header if-match".to_owned()),
-    }
 }
 
 /// The version of what is answered, if it has one.

@@ -92,8 +92,45 @@ async fn what_it_was_made_of_is_said_by_a_header_too() {
         let (parts, refused) = send(method, path, "\"3\"", r#"{"etag": "\"4\""}"#).await;
         assert_eq!(parts.status.as_u16(), 400, "{refused}");
     }
-    let (parts, _) = send("POST", "/jobs/7/pause", "\"3\"", "{}").await;
-    assert_eq!(parts.status.as_u16(), 200, "a call that has none");
+}
+
+/// Passed over it would delete what somebody else has changed meanwhile.
+#[tokio::test]
+async fn a_header_that_a_call_does_not_take_or_that_says_nothing_is_refused() {
+    let bench = Bench::new();
+    let send = async |line: &str, headers: &[(&str, &str)]| {
+        let (method, path) = line.split_once(' ').unwrap();
+        let request = Request::builder().method(method).uri(format!("/api/v1/scheduler{path}"));
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let (parts, answer) = bench.send(request, "").await;
+        let wrong = &answer["details"][1]["field_violations"][0];
+        (parts.status.as_u16(), wrong["field"].to_string() + ": " + &wrong["description"].to_string())
+    };
+    let none = "must be left out: this call takes none";
+    let (key, etag) = ("idempotency-key", "if-match");
+    for (line, name, value, rule) in [
+        ("DELETE /jobs/7", etag, "\"99\"", none),
+        ("DELETE /jobs/7", etag, "", none),
+        ("POST /jobs/7/pause", etag, "\"3\"", none),
+        ("POST /jobs/7/pause", etag, "*", none),
+        ("POST /executions/7/cancel", etag, "\"3\"", none),
+        ("POST /jobs", etag, "\"3\"", none),
+        ("PATCH /jobs/7", etag, "", "must be the etag of an answer, or *, is empty: or leave the header out"),
+        ("PATCH /jobs/7", etag, "\"1\", \"2\"", "must be one etag, is a list"),
+        ("PUT /jobs/7/schedule", etag, "\"\u{e4}\"", "must be of visible ASCII characters"),
+        ("POST /jobs", key, "", "must be 1 to 200 characters long, is 0: or leave the header out"),
+        ("POST /jobs", key, "\u{e4}", "must be of visible ASCII characters"),
+        ("DELETE /jobs/7", key, "k", none),
+        ("PATCH /jobs/7", key, "k", none),
+        ("GET /jobs", key, "k", none),
+    ] {
+        let refused = send(line, &[(name, value)]).await;
+        assert_eq!(refused, (400, format!("\"{name}\": \"{rule}\"")), "{line} {value}");
+    }
+    for name in [etag, key] {
+        let refused = send("PATCH /jobs/7", &[(name, "\"1\""), (name, "\"1\"")]).await;
+        assert_eq!(refused, (400, format!("\"{name}\": \"must be given once\"")));
+    }
 }
 
 #[tokio::test]

@@ -126,7 +126,9 @@ fn parameters(route: &Route, schemas: &mut Schemas) -> Vec<Value> {
         parameters.push(header("Idempotency-Key", &says));
     }
     if route.takes_if_match() {
-        parameters.push(header("If-Match", "Says what `etag` says; `*` is any."));
+        let mut etag = header("If-Match", "Says what `etag` says; `*` is any.");
+        etag["schema"]["pattern"] = json!("^[^,]+$");
+        parameters.push(etag);
     }
     parameters
 }
