@@ -73,14 +73,14 @@ pub(super) fn of(route: &Route, schemas: &mut Schemas, examples: &Examples) -> V
         "tags": [tag_of(route)],
         "summary": first_clause(&comment),
         "description": comment,
-        "parameters": parameters(route, schemas),
+        "parameters": parameters(route, schemas, examples),
         "responses": responses(route, schemas),
     });
     if let Some(permission) = method.as_ref().and_then(carillon_proto::permission) {
         operation["x-permission"] = json!(permission);
     }
     if let Some(mut body) = body(route, schemas) {
-        if let Some(examples) = examples.of_call(route) {
+        if let Some(examples) = examples.bodies(route) {
             body["content"]["application/json"]["examples"] = examples;
         }
         operation["requestBody"] = body;
@@ -103,7 +103,7 @@ fn capital(name: &str) -> String {
     words.map(|(first, rest)| first.to_ascii_uppercase() + rest).collect()
 }
 
-fn parameters(route: &Route, schemas: &mut Schemas) -> Vec<Value> {
+fn parameters(route: &Route, schemas: &mut Schemas, examples: &Examples) -> Vec<Value> {
     let mut parameters = Vec::new();
     for variable in route.variables() {
         let field = field_at(&route.input, variable);
@@ -129,6 +129,11 @@ fn parameters(route: &Route, schemas: &mut Schemas) -> Vec<Value> {
         let mut etag = header("If-Match", "Says what `etag` says; `*` is any.");
         etag["schema"]["pattern"] = json!("^[^,]+$");
         parameters.push(etag);
+    }
+    for parameter in &mut parameters {
+        if let Some(values) = examples.values(route, parameter) {
+            parameter["examples"] = values;
+        }
     }
     parameters
 }
