@@ -109,7 +109,11 @@ impl Transcoder {
         {
             return document;
         }
-        let (route, values) = match self.routes.find(&parts.method, path) {
+        let found = match self.routes.find(&parts.method, path) {
+            Found::Nothing if self.documents.is_at(path) => Found::OtherMethods(vec![Method::GET]),
+            found => found,
+        };
+        let (route, values) = match found {
             Found::Route(route, values) => (route, values),
             Found::OtherMethods(allow) => {
                 let why = format!("{} is not a method of {path}", parts.method);

@@ -36,7 +36,8 @@ fn can_be(reason: Reason, route: &Route) -> bool {
         | Reason::Internal => true,
         Reason::OrderTooWide => has(&route.input, "order_by"),
         Reason::RequestTooLarge | Reason::MediaTypeUnsupported | Reason::RequestLate => route.has_body(),
-        Reason::NotFound => is_of_one,
+        // A job whose executions are listed is looked for; one that a schedule is only previewed for is not.
+        Reason::NotFound => is_of_one || (has(&route.input, "job_id") && route.takes_from_query("job_id")),
         // What is triggered is not changed by it, and what is made is its maker's.
         Reason::NotOwn => writes && is_of_one && !is_remembered,
         Reason::KeyTaken => is_remembered && makes(route, "key"),
@@ -80,6 +81,9 @@ mod tests {
         let (read, body) = ([400, 404, 431, 500, 503, 504], [408, 413, 415]);
         assert_eq!(of("GetJob"), read);
         assert_eq!(of("ListJobs"), [400, 431, 500, 503, 504]);
+        for route in routes.all().filter(|route| route.name == "ListExecutions") {
+            assert!(super::of(route).contains_key(&404), "of an unknown job, whether path or query names it");
+        }
         assert_eq!(of("PreviewSchedule"), [400, body[0], body[1], body[2], 431, 500, 503, 504]);
         assert_eq!(of("DeleteJob"), [400, 403, 404, 409, 431, 500, 503, 504]);
         assert_eq!(of("TriggerJob"), [400, 404, body[0], 409, body[1], body[2], 431, 500, 503, 504]);

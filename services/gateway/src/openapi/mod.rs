@@ -47,9 +47,22 @@ impl Documents {
         Ok(Self { base, document: bytes.into(), etag, page_policy: header(&policy(PAGE))? })
     }
 
-    /// `/openapi.json` and `/docs`, both below the base too; `None`: another path.
-    pub(crate) fn answer(&self, path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
+    /// Whether one of them is at this path: `/openapi.json` and `/docs`, both below the base too.
+    pub(crate) fn is_at(&self, path: &str) -> bool {
+        matches!(self.below(path), "/openapi.json" | "/docs")
+    }
+
+    /// Who writes `/docs/` means `/docs`.
+    fn below<'a>(&self, path: &'a str) -> &'a str {
         match path.strip_prefix(&self.base).unwrap_or(path) {
+            "/docs/" => "/docs",
+            path => path,
+        }
+    }
+
+    /// The one that is at this path; `None`: none is.
+    pub(crate) fn answer(&self, path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
+        match self.below(path) {
             "/openapi.json" if headers.get(IF_NONE_MATCH) == Some(&self.etag) => {
                 Some(answer(StatusCode::NOT_MODIFIED, Bytes::new(), "application/json", Some(&self.etag)))
             }
@@ -231,11 +244,13 @@ mod tests {
         let routes = Routes::from_descriptors(&carillon_proto::descriptors()).unwrap();
         let documents = Documents::of(&routes, EnumWords::Upper).unwrap();
         assert_eq!(documents.base, "/api/v1/scheduler");
-        for path in ["/docs", "/openapi.json", "/api/v1/scheduler/docs", "/api/v1/scheduler/openapi.json"] {
-            assert!(documents.answer(path, &HeaderMap::new()).is_some(), "{path}");
+        for path in ["/docs", "/docs/", "/openapi.json"] {
+            for path in [path.to_owned(), format!("/api/v1/scheduler{path}")] {
+                assert!(documents.is_at(&path) && documents.answer(&path, &HeaderMap::new()).is_some(), "{path}");
+            }
         }
-        for path in ["/", "/api/v1/scheduler/jobs", "/api/v1/docs", "/docs/"] {
-            assert!(documents.answer(path, &HeaderMap::new()).is_none(), "{path}");
+        for path in ["/", "/api/v1/scheduler/jobs", "/api/v1/docs", "/docs//", "/openapi.json/"] {
+            assert!(!documents.is_at(path) && documents.answer(path, &HeaderMap::new()).is_none(), "{path}");
         }
     }
 }

@@ -155,7 +155,8 @@ async fn the_api_describes_itself_to_programs_and_people() -> Result<()> {
     let page = page.text().await?;
     assert!(page.contains("openapi.json") && !page.contains("http"), "it asks no other host");
     let posted = gateway.http.post(at("/docs")).send().await?;
-    assert_eq!(posted.status(), StatusCode::NOT_FOUND);
+    assert_eq!((posted.status(), &posted.headers()["allow"]), (StatusCode::METHOD_NOT_ALLOWED, &"GET".parse()?));
+    assert_eq!(gateway.http.get(at("/docs/")).send().await?.text().await?, page);
     gateway.stop().await
 }
 
