@@ -172,6 +172,8 @@ impl Jobs {
         let scope = caller::scope(&request, &mut checks);
         let mut request = request.into_inner();
         caller::place(&scope, request.job.get_or_insert_default(), &mut checks);
+        // Who only asks what would be answered asks of the same request.
+        let validate_only = std::mem::take(&mut request.validate_only);
         let fingerprint_of = request.encode_to_vec();
         let rules = Rules { job_type, allow_past: request.allow_past, payload_bytes_max: self.0.payload_bytes_max };
         let (definition, when) = job::read(request.job.unwrap_or_default(), rules, &mut checks);
@@ -186,7 +188,7 @@ impl Jobs {
             return checks.finish().and(Err(internal()));
         }
         let key = key(("job".to_owned(), definition.platform_id.clone()), method, &request_id, &fingerprint_of);
-        Ok(job::show(self.create_checked(&scope, definition, when, key, request.validate_only).await?))
+        Ok(job::show(self.create_checked(&scope, definition, when, key, validate_only).await?))
     }
 
     /// With `validate_only` it answers with the job as it would be, without an id.

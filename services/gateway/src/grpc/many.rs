@@ -70,6 +70,8 @@ impl Jobs {
         for (job, checks) in request.jobs.iter_mut().zip(&mut of_each) {
             caller::place(&scope, job, checks);
         }
+        // As for one: it is the same request.
+        let validate_only = std::mem::take(&mut request.validate_only);
         let is_keyed = !request_id.is_empty() && checks.is_clean();
         let key = if is_keyed { key_of(&scope, &request, &request_id) } else { None };
         let begun = self.0.ask(idempotency::begin(self.0.store(), &scope, key.as_ref())).await;
@@ -86,7 +88,7 @@ impl Jobs {
             now: begun.as_ref().ok().map(|begun| begun.now),
             looking_max: LOOKING_MAX,
         };
-        let (each, validate_only) = (request.allow_partial_success, request.validate_only);
+        let each = request.allow_partial_success;
         let read = self.0.aside(move || reading.all(request.jobs, of_each)).await?;
         let mut wrong = checks.into_wrong();
         if !each {

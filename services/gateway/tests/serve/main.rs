@@ -38,6 +38,27 @@ fn cleanup() -> Value {
            "payload": {"retention_days": 30}, "created_by": "admin"})
 }
 
+/// It was refused as another request: whether it is done or only looked at is no part of what it asks for.
+#[tokio::test]
+async fn a_request_that_was_done_answers_as_it_did_where_it_is_only_validated() -> Result<()> {
+    let (database, redis) = (Database::new().await?, Redis::start().await?);
+    let gateway = Gateway::start(database.url(), &redis.url()).await?;
+    let (_, created) = gateway.post("/jobs?request_id=r", &cleanup()).await?;
+    let (status, validated) = gateway.post("/jobs?request_id=r&validate_only=true", &cleanup()).await?;
+    assert_eq!((status, &validated["id"]), (StatusCode::CREATED, &created["id"]), "{validated}");
+    let many = |validate_only: bool| json!({"request_id": "m", "jobs": [cleanup()], "validate_only": validate_only});
+    let (_, validated) = gateway.post("/jobs/batch-create", &many(true)).await?;
+    assert_eq!(validated["results"][0]["id"], "", "{validated}");
+    let (_, created) = gateway.post("/jobs/batch-create", &many(false)).await?;
+    assert_ne!(created["results"][0]["id"], "", "what only validates leaves no key: {created}");
+    assert_eq!(gateway.post("/jobs/batch-create", &many(true)).await?.1, created);
+    let mut other = cleanup();
+    other["name"] = json!("other");
+    let (status, refused) = gateway.post("/jobs?request_id=r&validate_only=true", &other).await?;
+    assert_eq!(status, StatusCode::CONFLICT, "{refused}");
+    gateway.stop().await
+}
+
 /// What is created over JSON reads back over gRPC, and the other way round; both refuse in the same words.
 #[tokio::test]
 async fn grpc_and_json_are_one_api_on_one_port() -> Result<()> {
