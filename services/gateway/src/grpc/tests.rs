@@ -9,6 +9,7 @@ use carillon_proto::v1::job_service_server::JobService;
 use carillon_store::jobs::Definition;
 use carillon_store::{Store, StoreOptions};
 use carillon_stream::{Redis, RedisOptions};
+use prost_types::FieldMask;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
@@ -120,6 +121,28 @@ async fn intervals_and_instants_are_checked() {
     let request = v1::Job { name: "n".into(), ..v1::Job::default() };
     let found = wrong(&jobs.create_one_time_job(Request::new(v1::CreateJobRequest::from(request))).await.unwrap_err());
     assert_eq!(found, ["execute_at: must be given", "handler_name: must be given"]);
+}
+
+#[test]
+fn a_change_of_overlap_alone_gives_concurrency_its_default() {
+    let job = |allow_overlap, concurrency| v1::Job { allow_overlap, concurrency, ..cron() };
+    let changed = |current: v1::Job, given: v1::Job, paths: &[&str]| {
+        let mask = FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() };
+        let mut checks = Checks::default();
+        let merged = update::merge(&current, &given, Some(&mask), &mut checks);
+        let rules = Rules { job_type: None, allow_past: false, payload_bytes_max: 1_024 };
+        let concurrency = job::read(merged, rules, &mut checks).0.concurrency;
+        (concurrency, checks.finish().err().map(|status| wrong(&status)))
+    };
+    let overlap = &["allow_overlap"][..];
+    assert_eq!(changed(job(true, Some(0)), job(false, None), overlap), (1, None));
+    assert_eq!(changed(job(true, Some(7)), job(false, None), overlap), (1, None));
+    assert_eq!(changed(job(false, Some(1)), job(true, None), overlap), (0, None));
+    assert_eq!(changed(job(false, Some(1)), job(true, None), &[]), (0, None), "what is given");
+    assert_eq!(changed(job(true, Some(7)), job(true, None), overlap), (7, None), "it is no change");
+    assert_eq!(changed(job(false, Some(1)), job(true, Some(3)), &["allow_overlap", "concurrency"]), (3, None));
+    let refused = changed(job(true, Some(7)), job(false, Some(7)), &["allow_overlap", "concurrency"]).1;
+    assert_eq!(refused, Some(vec!["concurrency: must be 1 unless allow_overlap is true, is 7".to_owned()]));
 }
 
 #[tokio::test]

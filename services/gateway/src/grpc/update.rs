@@ -19,11 +19,13 @@ pub(super) fn merge(current: &v1::Job, given: &v1::Job, mask: Option<&FieldMask>
     let paths = mask.map(|mask| mask.paths.as_slice()).filter(|paths| !paths.is_empty());
     let whole = paths.is_some_and(|paths| paths.iter().any(|path| path == "*"));
     check_paths(&of_job, paths.unwrap_or_default(), checks);
+    let is_named = |name: &str| {
+        whole || paths.map_or_else(|| given.has_field_by_name(name), |paths| paths.iter().any(|path| path == name))
+    };
     for field in of_job.fields() {
         let is_given = given.has_field(&field);
-        let is_named = whole || paths.map_or(is_given, |paths| paths.iter().any(|path| path == field.name()));
         // The etag says which version of the job is meant.
-        if !is_named || behaves(&field, Behavior::OutputOnly) || field.name() == "etag" {
+        if !is_named(field.name()) || behaves(&field, Behavior::OutputOnly) || field.name() == "etag" {
             continue;
         }
         let value = given.get_field(&field);
@@ -38,7 +40,12 @@ pub(super) fn merge(current: &v1::Job, given: &v1::Job, mask: Option<&FieldMask>
             merged.clear_field(&field);
         }
     }
-    v1::Job::decode(merged.encode_to_vec().as_slice()).unwrap_or_else(|_| unchanged())
+    let mut merged = v1::Job::decode(merged.encode_to_vec().as_slice()).unwrap_or_else(|_| unchanged());
+    if merged.allow_overlap != current.allow_overlap && !is_named("concurrency") {
+        // How many is a part of whether at all: what was right before would be refused, or forbid what is allowed now.
+        merged.concurrency = None;
+    }
+    merged
 }
 
 fn check_paths(of_job: &MessageDescriptor, paths: &[String], checks: &mut Checks) {
