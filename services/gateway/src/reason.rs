@@ -77,7 +77,7 @@ reasons! {
     GatewayBusy = "GATEWAY_BUSY", Unavailable, 503;
     /// Postgres is away, or refuses to serve.
     PostgresUnavailable = "POSTGRES_UNAVAILABLE", Unavailable, 503;
-    /// Somebody holds a lock for long, or it took too long.
+    /// Somebody holds a lock for long, it took too long, or no connection came free.
     PostgresBusy = "POSTGRES_BUSY", Unavailable, 503;
     /// Ours to mend.
     Internal = "INTERNAL", Internal, 500;
