@@ -57,8 +57,10 @@ impl Verdict {
             history.redis_losses.clone_from(&past.redis_losses);
             history.bounds = Bounds { window: WINDOW, lease: LEASE };
             history.correct_clocks(&past.clocks);
-            let unready = past.ended.iter().filter(|ended| ended.contains("not ready") || ended.contains("signal"));
-            violations.extend(unready.cloned());
+            // 101: it panicked.
+            let is_wrong =
+                |ended: &&String| ["not ready", "signal", "exit status: 101"].iter().any(|how| ended.contains(how));
+            violations.extend(past.ended.iter().filter(is_wrong).cloned());
         }
         violations.extend(history.violations().iter().map(ToString::to_string));
         violations.extend(unexpected(&history, &requested));

@@ -34,6 +34,14 @@ pub(crate) struct HandlerThreads {
     threads: usize,
 }
 
+/// A runtime that is merely dropped waits for its threads, and panics where nobody may wait: an executor that is told to stop before
+/// it serves ended so.
+impl Drop for HandlerThreads {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 #[derive(Debug)]
 struct Sets {
     /// What starts now starts on the last one.
@@ -202,6 +210,11 @@ mod tests {
         })
         .await
         .unwrap();
+    }
+
+    #[tokio::test]
+    async fn threads_that_were_never_used_may_be_dropped_anywhere() {
+        drop(HandlerThreads::start(2).unwrap());
     }
 
     #[tokio::test(flavor = "multi_thread")]
