@@ -127,7 +127,10 @@ impl Service<Request<Body>> for Calls {
 
 fn refused(why: NoBody, bytes_max: usize, came_as_text: bool) -> Status {
     match why {
-        NoBody::TooLarge => plain(Reason::RequestTooLarge, format!("the request is larger than {bytes_max} bytes")),
+        NoBody::TooLarge => {
+            let message = sizes::message_of(bytes_max);
+            plain(Reason::RequestTooLarge, format!("the message is larger than {message} bytes"))
+        }
         NoBody::Late(limit) => plain(Reason::RequestLate, format!("the request did not arrive within {limit:?}")),
         NoBody::NoRoom(status) => status,
         NoBody::Broken(_) if came_as_text => plain(Reason::Undecodable, "the request is no base64, or not all of it"),

@@ -22,6 +22,11 @@ pub(crate) fn grpc_body(call: &str) -> usize {
     message + PREFIX_BYTES
 }
 
+/// Bytes of the message of a gRPC body: what whoever sends it counts.
+pub(crate) const fn message_of(grpc_body: usize) -> usize {
+    grpc_body.saturating_sub(PREFIX_BYTES)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -32,6 +37,7 @@ mod tests {
         let (create, batch) = ("/carillon.v1.JobService/CreateJob", LARGE[0]);
         assert_eq!((json_body(create, 7), json_body(batch, 7)), (7, 8 * mib));
         assert_eq!((grpc_body(create), grpc_body(batch)), (4 * mib + 5, 8 * mib + 5));
+        assert_eq!(message_of(grpc_body(create)), 4 * mib);
     }
 
     /// A call that is renamed would lose its bound.

@@ -163,6 +163,36 @@ more: --offset 12
     }
 
     #[test]
+    fn no_terminal_is_too_narrow_for_whose_work_it_was_or_for_when_it_is() {
+        let worker = "carillon-executor-7f9c5d-0-01a3185c-5000-8a28-b6b7";
+        let attempt = v1::Attempt {
+            attempt: 1,
+            worker_id: Some(worker.into()),
+            error: Some("long ".repeat(100)),
+            ..v1::Attempt::default()
+        };
+        let shown = v1::Execution { attempts: vec![attempt], ..execution("i", v1::ExecutionStatus::Failed, "no") };
+        let text = plain(&answer(&dynamic("carillon.v1.Execution", &shown), Some(100), 0));
+        assert!(text.contains(worker) && text.contains('…'), "{text}");
+        let instant = prost_types::Timestamp { seconds: 1_830_000_000, nanos: 0 };
+        let job = v1::Job {
+            id: "01a3185c-5000-8a28-b6b7-19d8e4ba20a5".into(),
+            name: "n".into(),
+            execute_at: Some(instant),
+            handler_name: "a:b".into(),
+            ..v1::Job::default()
+        };
+        let other = v1::Job { schedule: "0 2 * * *".repeat(9), execute_at: None, ..job.clone() };
+        let response = v1::ListJobsResponse { jobs: vec![job, other], ..v1::ListJobsResponse::default() };
+        let list = dynamic("carillon.v1.ListJobsResponse", &response);
+        for terminal in 60..100 {
+            let text = plain(&answer(&list, Some(terminal), 0));
+            assert!(text.contains("2027-12-28T13:20:00Z") || text.contains("no room for"), "{terminal}: {text}");
+            assert!(!text.contains("2027-12…") && text.lines().all(|line| width(line) <= terminal), "{text}");
+        }
+    }
+
+    #[test]
     fn one_message_is_a_line_for_each_field_that_says_something() {
         let mut shown = execution("i", v1::ExecutionStatus::Retrying, "first\nsecond");
         let attempt = v1::Attempt { attempt: 1, error: Some("no".into()), ..v1::Attempt::default() };

@@ -60,19 +60,22 @@ struct Column {
     fields: Vec<FieldDescriptor>,
     keep: usize,
     width: usize,
+    /// Of its widest cell that is not cut.
+    whole: usize,
 }
 
 impl Column {
     /// Only texts are cut.
     fn narrowest(&self) -> usize {
-        if self.fields.iter().any(is_whole) { self.width } else { self.width.min(TEXT_MIN.max(width(&self.heading))) }
+        self.width.min(TEXT_MIN.max(width(&self.heading)).max(self.whole))
     }
 }
 
+/// Ids, instants, numbers and words say nothing, or something else, when they are cut.
 fn is_whole(field: &FieldDescriptor) -> bool {
     match field.kind() {
-        Kind::String => ["id", "job_id"].contains(&field.name()),
-        Kind::Message(of) => of.full_name() == "google.protobuf.Timestamp" && field.name() != "execute_at",
+        Kind::String => field.name() == "id" || field.name().ends_with("_id"),
+        Kind::Message(of) => of.full_name() == "google.protobuf.Timestamp",
         _ => true,
     }
 }
@@ -84,8 +87,13 @@ type Cell = (Option<FieldDescriptor>, String);
 pub(crate) fn table(of: &MessageDescriptor, rows: &[DynamicMessage], terminal: Option<usize>) -> String {
     let mut columns = columns(of, rows);
     for column in &mut columns {
-        let widths = rows.iter().map(|row| width(&cell(row, &column.fields).1));
-        column.width = widths.chain([width(&column.heading)]).max().unwrap_or(0);
+        column.width = width(&column.heading);
+        for (field, text) in rows.iter().map(|row| cell(row, &column.fields)) {
+            column.width = column.width.max(width(&text));
+            if field.is_some_and(|field| is_whole(&field)) {
+                column.whole = column.whole.max(width(&text));
+            }
+        }
     }
     let left_out = terminal.map(|terminal| fit(&mut columns, terminal)).unwrap_or_default();
     let headings: Vec<Cell> = columns.iter().map(|column| (None, column.heading.clone())).collect();
@@ -136,6 +144,7 @@ fn columns(of: &MessageDescriptor, rows: &[DynamicMessage]) -> Vec<Column> {
             fields: fields.iter().filter_map(|name| of.get_field_by_name(name)).collect(),
             keep: *keep,
             width: 0,
+            whole: 0,
         };
         return chosen.iter().map(column).collect();
     }
@@ -146,6 +155,7 @@ fn columns(of: &MessageDescriptor, rows: &[DynamicMessage]) -> Vec<Column> {
         fields: vec![field],
         keep: COLUMNS_MAX - index,
         width: 0,
+        whole: 0,
     };
     fields.map(column).collect()
 }

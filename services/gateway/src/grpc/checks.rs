@@ -134,8 +134,10 @@ impl Checks {
         let length = text.chars().count();
         if length == 0 && least > 0 {
             self.refuse(field, "must be given");
-        } else if length < least || length > most {
-            self.refuse(field, format!("must be {least} to {most} characters long, is {length}"));
+        } else if length > most {
+            // What is not given has none, and is no value of it.
+            let span = if least == 0 { format!("at most {most}") } else { format!("{least} to {most}") };
+            self.refuse(field, format!("must be {span} characters long, is {length}"));
         } else if least > 0 && text.trim().is_empty() {
             self.refuse(field, "must not be blank");
         }
@@ -329,6 +331,8 @@ mod tests {
             ["name: must be 1 to 5 characters long, is 6"]
         );
         assert!(rules(|checks| drop(checks.text("name", "äöüßé", 1, 5))).is_empty());
+        let may_be_left_out = rules(|checks| drop(checks.text("request_id", "äöüßéx", 0, 5)));
+        assert_eq!(may_be_left_out, ["request_id: must be at most 5 characters long, is 6"]);
         assert_eq!(rules(|checks| drop(checks.text("name", "  ", 1, 5))), ["name: must not be blank"]);
         assert_eq!(
             rules(|checks| drop(checks.text("name", "a\0", 1, 5))),

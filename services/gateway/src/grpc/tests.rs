@@ -228,7 +228,7 @@ async fn a_cancel_names_what_is_wrong_with_it() {
     assert_eq!(status, 400, "{answer}");
     let fields = fields(&answer);
     assert!(
-        fields[0].starts_with("id: ") && fields[1] == "reason: must be 0 to 1000 characters long, is 1001",
+        fields[0].starts_with("id: ") && fields[1] == "reason: must be at most 1000 characters long, is 1001",
         "{fields:?}"
     );
 }
