@@ -3,6 +3,7 @@
 use chrono::{TimeDelta, Utc};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::api::{id_of, instant};
@@ -207,6 +208,22 @@ async fn a_lost_update_is_refused_by_its_etag() {
     let changed = statuses.iter().filter(|status| **status == 200).count();
     assert!(changed > 0 && statuses.iter().all(|status| [200, 409].contains(status)), "{statuses:?}");
     assert_eq!(api.job(id).await["revision"], json!(3 + changed));
+}
+
+/// Who names no version does not mean one: of many at once each gets through, and each is a revision.
+#[tokio::test]
+async fn many_changes_at_once_without_an_etag_are_all_made() {
+    const MANY: i64 = 24;
+    let world = World::start("update_many", gateway()).await;
+    let job = id_of(&world.api().create("cron", &cron()).await);
+    let mut changes = JoinSet::new();
+    for n in 0..MANY {
+        let api = world.api();
+        changes.spawn(async move { api.try_update(job, &json!({"name": format!("name {n}")})).await.status });
+    }
+    let answers = changes.join_all().await;
+    assert!(answers.iter().all(|status| *status == 200), "{answers:?}");
+    assert_eq!(world.api().job(job).await["revision"], 1 + MANY);
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! `JobService`.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use carillon_core::job::JobType;
 use carillon_core::trace::TraceContext;
@@ -32,8 +32,10 @@ use crate::observe;
 use crate::reason::Reason;
 use crate::values;
 
-/// How often a change is made again of what somebody else has changed meanwhile.
-const UPDATE_TRIES: usize = 5;
+/// How long a change is made again of what somebody else has changed meanwhile,
+const UPDATE_MAX: Duration = Duration::from_secs(5);
+/// and up to how long after, uneven pauses, so that of many at once one after the other gets through.
+const UPDATE_PAUSE_MAX: Duration = Duration::from_millis(160);
 
 /// What jobs may be listed by.
 const ORDERS: [(&str, By); 3] = [("created_at", By::Created), ("last_run", By::LastRun), ("next_run", By::NextRun)];
@@ -232,7 +234,9 @@ impl Jobs {
         if checks.is_wrong("id") || checks.is_wrong(carillon_proto::PLATFORM_HEADER) {
             return checks.finish().and(Err(internal()));
         }
-        for _ in 0..UPDATE_TRIES {
+        let until = Instant::now() + UPDATE_MAX;
+        let mut pause_max = UPDATE_PAUSE_MAX / 16;
+        while Instant::now() < until {
             let current = self.0.ask(jobs::get_own(self.0.store(), &scope, id)).await?;
             if !given.etag.is_empty() && given.etag != job::etag(current.revision) {
                 let why = format!("the job has the etag {} by now, not {}", job::etag(current.revision), given.etag);
@@ -241,6 +245,8 @@ impl Jobs {
             if let Some(updated) = self.update_once(&scope, current, &given, &request, checks.clone()).await? {
                 return Ok(job::show(updated));
             }
+            tokio::time::sleep(pause_max * u32::from(Uuid::new_v4().as_bytes()[0]) / 256).await;
+            pause_max = (2 * pause_max).min(UPDATE_PAUSE_MAX);
         }
         Err(later(Reason::ConcurrentChange, "somebody else changed it at the same time: try again"))
     }
