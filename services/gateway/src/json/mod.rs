@@ -287,12 +287,11 @@ fn json(status: StatusCode, bytes: Vec<u8>) -> Response<Body> {
     response
 }
 
-/// The header that says what `request_id` says. A call that has none refuses it: whoever gives it relies on it.
+/// The header that says what `request_id` says, of calls that have one. Of all others it may be made again anyhow, and clients give it
+/// to every POST.
 fn take_idempotency_key(message: &mut DynamicMessage, headers: &HeaderMap) -> Result<(), Mistake> {
+    let Some(field) = message.descriptor().get_field_by_name("request_id") else { return Ok(()) };
     let Some(key) = only_text(headers, IDEMPOTENCY_KEY)? else { return Ok(()) };
-    let Some(field) = message.descriptor().get_field_by_name("request_id") else {
-        return Err(Mistake::new(IDEMPOTENCY_KEY, "must be left out: this call takes none"));
-    };
     if key.is_empty() {
         let rule = format!("must be 1 to {WORD_CHARS_MAX} characters long, is 0: or leave the header out");
         return Err(Mistake::new(IDEMPOTENCY_KEY, rule));
