@@ -210,8 +210,12 @@ fn page(arguments: &Arguments, timetable: &Timetable, shown: &Preview) -> String
     if fires.is_empty() {
         return text + &reason;
     }
-    let rows: Vec<[String; 3]> = std::iter::once(["UTC".into(), timetable.timezone().into(), String::new()])
-        .chain(fires.iter().map(|fire| [utc(fire.at), on_the_wall(fire), fire.note.clone().unwrap_or_default()]))
+    // On the wall of UTC there is nothing new but the weekday.
+    let is_utc = timetable.timezone() == "UTC";
+    let heading = if is_utc { String::new() } else { timetable.timezone().to_owned() };
+    let local = |fire: &PreviewFire| if is_utc { fire.at.format("%a").to_string() } else { on_the_wall(fire) };
+    let rows: Vec<[String; 3]> = std::iter::once(["UTC".into(), heading, String::new()])
+        .chain(fires.iter().map(|fire| [utc(fire.at), local(fire), fire.note.clone().unwrap_or_default()]))
         .collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let (first, second) = (width(0), width(1));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use carillon_kit::config::ADDRESS_VARIABLE;
 use carillon_proto::words::camel;
 use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
+use tonic_types::{FieldViolation, StatusExt as _};
 
 use super::text::visible;
 use crate::exit::Exit;
@@ -79,11 +79,17 @@ fn exit_of(status: &Status) -> Exit {
 fn refused(address: &str, status: &Status) -> Vec<String> {
     let details = status.get_error_details();
     let Some(info) = details.error_info() else { return foreign(address, status) };
-    let mut lines = vec![format!("carillon: {}", visible(status.message()))];
-    for violation in details.bad_request().map(|request| request.field_violations.as_slice()).unwrap_or_default() {
-        let field = if violation.field.is_empty() { String::new() } else { format!("{}: ", violation.field) };
-        lines.push(format!("  {}", visible(&format!("{field}{}", violation.description))));
-    }
+    let violations = details.bad_request().map(|request| request.field_violations.as_slice()).unwrap_or_default();
+    let told = |violation: &FieldViolation| match violation.field.as_str() {
+        "" => violation.description.clone(),
+        field => format!("{field}: {}", violation.description),
+    };
+    let lines_of_all = || violations.iter().map(|violation| format!("  {}", visible(&told(violation))));
+    let mut lines = match violations {
+        // The message says the same, or all but the field.
+        [only] if told(only).ends_with(status.message()) => vec![format!("carillon: {}", visible(&told(only)))],
+        _ => std::iter::once(format!("carillon: {}", visible(status.message()))).chain(lines_of_all()).collect(),
+    };
     lines.push(format!("  reason {}", visible(&info.reason)));
     if status.code() == Code::Internal
         && let Some(request) = details.request_info()
@@ -146,6 +152,20 @@ mod tests {
                 "  try again in 1s",
             ]
         );
+    }
+
+    #[test]
+    fn what_is_wrong_alone_is_said_once() {
+        let lines = |message: &str| {
+            let mut details = ErrorDetails::new();
+            details.set_error_info("INVALID_FIELDS", "carillon", std::collections::HashMap::<String, String>::new());
+            details.add_bad_request_violation("name", "must be given");
+            of(Code::InvalidArgument, message, Some(details)).lines()
+        };
+        for message in ["name: must be given", "must be given"] {
+            assert_eq!(lines(message), ["carillon: name: must be given", "  reason INVALID_FIELDS"]);
+        }
+        assert_eq!(lines("no").len(), 3, "it says something else");
     }
 
     #[test]

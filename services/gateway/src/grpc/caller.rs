@@ -20,7 +20,7 @@ pub(super) fn scope<T>(request: &Request<T>, checks: &mut Checks) -> Scope {
         checks.refuse(PLATFORM_HEADER, "must be given once");
     }
     match std::str::from_utf8(first.as_bytes()) {
-        Ok(platform) => Scope::of([checks.text(PLATFORM_HEADER, platform, 1, WORD_CHARS_MAX)]),
+        Ok(platform) => Scope::of([checks.given_text(PLATFORM_HEADER, platform, WORD_CHARS_MAX)]),
         Err(_) => {
             checks.refuse(PLATFORM_HEADER, "must be text in UTF-8");
             Scope::of(Vec::<String>::new())
@@ -85,9 +85,9 @@ mod tests {
     fn a_header_that_names_no_platform_is_refused_and_never_means_all() {
         let long = "x".repeat(WORD_CHARS_MAX + 1);
         for (headers, rule) in [
-            (&[b"".as_slice()][..], "must be given"),
+            (&[b"".as_slice()][..], "is empty: leave it out, or give 1 to 200 characters"),
             (&[b"  "], "must not be blank"),
-            (&[long.as_bytes()], "must be 1 to 200 characters long, is 201"),
+            (&[long.as_bytes()], "must be at most 200 characters long, is 201"),
             (&[b"\xff"], "must be text in UTF-8"),
             (&[b"a", b"b"], "must be given once"),
             (&[b"a", b"a"], "must be given once"),

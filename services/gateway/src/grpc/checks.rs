@@ -145,6 +145,16 @@ impl Checks {
         text.to_owned()
     }
 
+    /// A text that may be left out, and is given: an empty one is neither.
+    pub(crate) fn given_text(&mut self, field: &str, text: &str, most: usize) -> String {
+        if text.is_empty() {
+            self.refuse(field, format!("is empty: leave it out, or give 1 to {most} characters"));
+        }
+        self.text(field, text, 0, most);
+        self.that(text.is_empty() || !text.trim().is_empty(), field, "must not be blank");
+        text.to_owned()
+    }
+
     /// A text that is looked for; `None` if it is not given.
     pub(crate) fn part<'a>(&mut self, field: &str, text: &'a str) -> Option<&'a str> {
         self.text(field, text, 0, WORD_CHARS_MAX);
@@ -331,6 +341,15 @@ mod tests {
             ["name: must be 1 to 5 characters long, is 6"]
         );
         assert!(rules(|checks| drop(checks.text("name", "äöüßé", 1, 5))).is_empty());
+        for (text, rule) in [
+            ("", "is empty: leave it out, or give 1 to 5 characters"),
+            (" ", "must not be blank"),
+            ("abcdef", "must be at most 5 characters long, is 6"),
+            ("a\0", "must not contain the character NUL"),
+        ] {
+            assert_eq!(rules(|checks| drop(checks.given_text("key", text, 5))), [format!("key: {rule}")]);
+        }
+        assert!(rules(|checks| drop(checks.given_text("key", "a", 5))).is_empty());
         let may_be_left_out = rules(|checks| drop(checks.text("request_id", "äöüßéx", 0, 5)));
         assert_eq!(may_be_left_out, ["request_id: must be at most 5 characters long, is 6"]);
         assert_eq!(rules(|checks| drop(checks.text("name", "  ", 1, 5))), ["name: must not be blank"]);

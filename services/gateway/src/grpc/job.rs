@@ -34,7 +34,7 @@ pub(super) fn read(mut job: v1::Job, rules: Rules, checks: &mut Checks) -> (Defi
         name: checks.text("name", &job.name, 1, limits::NAME_CHARS_MAX),
         description: checks.text("description", &job.description, 0, limits::DESCRIPTION_CHARS_MAX),
         job_type,
-        key: job.key.map(|key| checks.text("key", &key, 1, word_max)),
+        key: job.key.map(|key| checks.given_text("key", &key, word_max)),
         schedule: job.schedule,
         schedules: job.schedules,
         interval: job.interval.trim().to_owned(),
@@ -76,7 +76,7 @@ pub(super) fn read(mut job: v1::Job, rules: Rules, checks: &mut Checks) -> (Defi
         allow_overlap: job.allow_overlap,
         tags: tags(job.tags, checks),
         metadata: checks.document("metadata", job.metadata, rules.payload_bytes_max),
-        platform_id: job.platform_id.map(|platform| checks.text("platform_id", &platform, 1, word_max)),
+        platform_id: job.platform_id.map(|platform| checks.given_text("platform_id", &platform, word_max)),
         created_by: checks.text("created_by", &job.created_by, 0, word_max),
     };
     (definition, when)

@@ -293,7 +293,7 @@ fn take_idempotency_key(message: &mut DynamicMessage, headers: &HeaderMap) -> Re
     let Some(field) = message.descriptor().get_field_by_name("request_id") else { return Ok(()) };
     let Some(key) = only_text(headers, IDEMPOTENCY_KEY)? else { return Ok(()) };
     if key.is_empty() {
-        let rule = format!("must be 1 to {WORD_CHARS_MAX} characters long, is 0: or leave the header out");
+        let rule = format!("is empty: leave it out, or give 1 to {WORD_CHARS_MAX} characters");
         return Err(Mistake::new(IDEMPOTENCY_KEY, rule));
     }
     say(message, &field, key.to_owned(), IDEMPOTENCY_KEY)
@@ -308,7 +308,7 @@ fn take_if_match(route: &Route, message: &mut DynamicMessage, headers: &HeaderMa
         return Err(Mistake::new(name, "must be left out: this call takes none"));
     }
     match etag {
-        "" => Err(Mistake::new(name, "must be the etag of an answer, or *, is empty: or leave the header out")),
+        "" => Err(Mistake::new(name, "is empty: leave it out, or give the etag of an answer, or *")),
         "*" => Ok(()),
         // None of ours has a comma.
         list if list.contains(',') => Err(Mistake::new(name, "must be one etag, is a list")),

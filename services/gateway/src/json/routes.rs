@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use carillon_core::error::quoted;
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use prost_reflect::{
@@ -306,7 +307,13 @@ impl Route {
             }
         }
         if at.has_field(last) && *at.get_field(last) != read {
-            mistakes.add(self.as_in_body(path), "is given by the path, and otherwise by the body");
+            let others = match (at.get_field(last).as_str(), read.as_str()) {
+                (Some(body), Some(path)) => {
+                    format!("is {} in the body, and {} in the path", quoted(body), quoted(path))
+                }
+                _ => "is another one in the body than in the path".to_owned(),
+            };
+            mistakes.add(self.as_in_body(path), format!("{others}: leave it out of the body"));
         }
         at.set_field(last, read);
     }

@@ -71,7 +71,7 @@ async fn a_patch_changes_the_keys_of_its_body_unless_it_names_others() {
     let (status, refused) = bench.call("PATCH", "/jobs/7", r#"{"id": "8"}"#).await;
     assert_eq!(
         (status, &refused["message"]),
-        (400, &Json::from("id: is given by the path, and otherwise by the body"))
+        (400, &Json::from("id: is \"8\" in the body, and \"7\" in the path: leave it out of the body"))
     );
 }
 
@@ -115,10 +115,10 @@ async fn a_header_that_a_call_does_not_take_or_that_says_nothing_is_refused() {
         ("POST /jobs/7/pause", etag, "*", none),
         ("POST /executions/7/cancel", etag, "\"3\"", none),
         ("POST /jobs", etag, "\"3\"", none),
-        ("PATCH /jobs/7", etag, "", "must be the etag of an answer, or *, is empty: or leave the header out"),
+        ("PATCH /jobs/7", etag, "", "is empty: leave it out, or give the etag of an answer, or *"),
         ("PATCH /jobs/7", etag, "\"1\", \"2\"", "must be one etag, is a list"),
         ("PUT /jobs/7/schedule", etag, "\"\u{e4}\"", "must be of visible ASCII characters"),
-        ("POST /jobs", key, "", "must be 1 to 200 characters long, is 0: or leave the header out"),
+        ("POST /jobs", key, "", "is empty: leave it out, or give 1 to 200 characters"),
         ("POST /jobs", key, "\u{e4}", "must be of visible ASCII characters"),
     ] {
         let refused = send(line, &[(name, value)]).await;
