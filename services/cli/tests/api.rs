@@ -177,7 +177,7 @@ async fn many_jobs_are_made_of_a_file_and_each_is_told_of() {
     // Together: none is made. Each by itself: the others are.
     let mixed = format!("[{}, {}, {}]", job("c", "test:echo"), job("d", "no handler"), job("a", "test:echo"));
     let refused = program.run_fed("job batch-create -f -", &mixed);
-    refused.says(64, &["\n  jobs[1].handler_name: ", "reason INVALID_FIELDS"]);
+    refused.says(64, &["carillon: jobs[1].handler_name: ", "reason INVALID_FIELDS"]);
     let some = program.run_fed("job batch-create -f - --allow-partial-success", &mixed);
     some.says(65, &["1 INVALID_FIELDS jobs[1].handler_name: ", "2 KEY_TAKEN", "carillon: 2 of 3 were refused"]);
     let list = program.json("job list", &[]);
@@ -273,7 +273,7 @@ async fn what_goes_wrong_is_told_by_the_exit_code() {
     program.run(&format!("job get {own} --platform acme")).says(0, &["platform_id: acme"]);
     program.run(&format!("job get {own} --platform other")).says(66, &[&own, "reason NOT_FOUND"]);
     program.run(&format!("job pause {global} --platform acme")).says(77, &[&global, "reason NOT_OWN"]);
-    program.run("job list --platform=").says(64, &["x-platform-id: must be given"]);
+    program.run("job list --platform=").says(64, &["x-platform-id: is empty: leave it out"]);
     let list = program.json("job list --platform other", &[]);
     assert_eq!((list["jobs"][0]["id"].as_str(), list["jobs"][1].is_null()), (Some(global.as_str()), true));
 
