@@ -212,14 +212,17 @@ impl Scan {
 
     /// How many rows the next statement may look at, after one that looked at so many. `None`: there is no time for another.
     fn rows_in_time(&self, now: Instant, looked_at: usize) -> Option<i32> {
-        let looked_at = u32::try_from(looked_at).unwrap_or(u32::MAX);
-        let Some(each) = now.saturating_duration_since(self.looks_since).checked_div(looked_at) else {
-            return Some(self.rows);
-        };
         let left = self.until.saturating_duration_since(now);
-        let in_time = left.as_nanos().checked_div(each.as_nanos()).and_then(|rows| i32::try_from(rows).ok());
-        let in_time = in_time.unwrap_or(i32::MAX);
-        let rows = self.rows.saturating_mul(2).min(self.rows_max).min(in_time);
+        if looked_at == 0 {
+            return Some(self.rows);
+        }
+        let rows = self.rows.saturating_mul(2).min(self.rows_max);
+        // Of one that found little left to look at the pace says nothing.
+        let asked = u32::try_from(self.rows).unwrap_or(u32::MAX);
+        let is_full = u32::try_from(looked_at).is_ok_and(|looked_at| looked_at >= asked);
+        let pace = now.saturating_duration_since(self.looks_since).checked_div(asked).filter(|_| is_full);
+        let in_time = pace.and_then(|each| i32::try_from(left.as_nanos().checked_div(each.as_nanos())?).ok());
+        let rows = rows.min(in_time.unwrap_or(i32::MAX));
         (!left.is_zero() && rows >= LOOKED_AT_LEAST.min(self.rows_max)).then_some(rows)
     }
 }
@@ -297,6 +300,18 @@ mod tests {
         assert_eq!(looks(40, 79, 8_000), [500], "too little is left to be worth one more");
         assert_eq!(looks(0, 1, 8_000), [500], "one is always made");
         assert_eq!(looks(40, 1_000, 8_000), [500]);
+    }
+
+    #[test]
+    fn a_look_that_finds_little_says_nothing_of_the_next_ones_pace() {
+        let budget = Duration::from_millis(15);
+        let mut scan = Scan::new(Window { limit: 9, from: Place::first(0), budget }, LOOKED_AT_MAX);
+        let slow = scan.looks_since + Duration::from_millis(8);
+        let found = scan.seen_at(slow, Looked { matching: vec![], behind: Some(Uuid::max()), rows: 5 });
+        assert_eq!((found, scan.next().1), (None, 2 * LOOKED_AT_FIRST));
+        let late = scan.until;
+        let found = scan.seen_at(late, Looked { matching: vec![], behind: Some(Uuid::max()), rows: 5 });
+        assert!(found.is_some_and(|found| found.next.is_some()));
     }
 
     #[test]
