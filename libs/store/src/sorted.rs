@@ -49,6 +49,10 @@ impl Gathered {
         Ok(())
     }
 
+    pub(crate) fn ids(&self) -> Vec<Uuid> {
+        self.entries.iter().map(|(_, id)| *id).collect()
+    }
+
     /// The keys, where they were not known yet.
     pub(crate) fn set_keys(&mut self, key_of: impl Fn(Uuid) -> Key) {
         for (key, id) in &mut self.entries {

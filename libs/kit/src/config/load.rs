@@ -211,8 +211,9 @@ impl Reader {
     }
 
     /// Whether a variable with our prefix that sets nothing here is a mistake. It is if it names a section that this
-    /// process has. It is not if it belongs to another of our programs, the command line among them, or is one that Kubernetes sets for every service in
-    /// the namespace (`CARILLON_GATEWAY_SERVICE_HOST`, `…_PORT_3051_TCP`; `CARILLON_PORT` for one that is called carillon).
+    /// process has. It is not if it belongs to another of our programs, the command line among them, or is one that Kubernetes
+    /// sets for every service in the namespace (`CARILLON_GATEWAY_SERVICE_HOST`, `…_PORT_3051_TCP`; `CARILLON_PORT` for one that
+    /// is called carillon).
     fn is_ours(&self, name: &str, text: &OsStr) -> bool {
         let rest = &name[PREFIX.len()..];
         // With its `_`, since the name of the Kubernetes service may end there.

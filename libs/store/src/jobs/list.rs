@@ -22,9 +22,6 @@ use crate::scan::{COUNTED_MAX, Counted, Direction, LOOKED_AT_MAX, Looked, Place,
 use crate::sorted::{Gathered, JOBS_LOOKED_AT_MAX, Key};
 use crate::{Result, Scope, Store};
 
-/// Jobs that are looked at by one statement for an order that has no index.
-const GATHERED_AT_ONCE: i32 = 2_500;
-
 /// Which jobs to list, those that match all of it, and in which order. By these names `carillon.page_of_jobs` reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Filter<'a> {
@@ -129,42 +126,20 @@ async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scann
     }
 }
 
-/// All that match, with what they are ordered by. While it looks for more, the keys of what it has found are read on two other
-/// connections: the time of a page goes into both alike.
+/// All that match, with what they are ordered by.
 async fn gather(store: &Store, filter: Wanted<'_>) -> Result<Gathered> {
-    let by = filter.filter.order.by;
     let mut gathered = Gathered::among(JOBS_LOOKED_AT_MAX);
-    let mut keys: HashMap<Uuid, Key> = HashMap::new();
-    let mut found: Vec<Uuid> = Vec::new();
     let mut behind = None;
     loop {
-        let (one, other) = found.split_at(found.len() / 2);
-        let (looked, one, other) = tokio::try_join!(
-            look(store, filter, behind, GATHERED_AT_ONCE),
-            keys_of(store, by, one),
-            keys_of(store, by, other)
-        )?;
-        keys.extend(one.into_iter().chain(other));
-        found = looked.matching;
-        gathered.more(found.iter().map(|id| (None, *id)), looked.rows)?;
+        let looked = look(store, filter, behind, LOOKED_AT_MAX).await?;
+        gathered.more(looked.matching.into_iter().map(|id| (None, id)), looked.rows)?;
         behind = looked.behind;
         if behind.is_none() {
             break;
         }
     }
-    let (one, other) = found.split_at(found.len() / 2);
-    let (one, other) = tokio::try_join!(keys_of(store, by, one), keys_of(store, by, other))?;
-    keys.extend(one.into_iter().chain(other));
     // Of a job that has gone meanwhile there is none.
-    gathered.set_keys(|id| keys.get(&id).copied().flatten());
-    Ok(gathered)
-}
-
-async fn keys_of(store: &Store, by: By, jobs: &[Uuid]) -> Result<Vec<(Uuid, Key)>> {
-    if jobs.is_empty() {
-        return Ok(Vec::new());
-    }
-    let keys = match by {
+    let keys = match filter.filter.order.by {
         By::LastRun => {
             "SELECT job_id, (extract(epoch FROM last_run_at) * 1000000)::bigint FROM carillon.job_stats WHERE job_id = ANY ($1)"
         }
@@ -172,7 +147,10 @@ async fn keys_of(store: &Store, by: By, jobs: &[Uuid]) -> Result<Vec<(Uuid, Key)
             "SELECT job_id, (extract(epoch FROM fire_at) * 1000000)::bigint FROM carillon.job_timers WHERE job_id = ANY ($1)"
         }
     };
-    Ok(sqlx::query_as(keys).bind(jobs).fetch_all(&store.pool).await?)
+    let keys: Vec<(Uuid, Key)> = sqlx::query_as(keys).bind(gathered.ids()).fetch_all(&store.pool).await?;
+    let keys: HashMap<Uuid, Key> = keys.into_iter().collect();
+    gathered.set_keys(|id| keys.get(&id).copied().flatten());
+    Ok(gathered)
 }
 
 async fn read(store: &Store, found: Scanned<Uuid>, place: impl Fn(&Job) -> Place) -> Result<Scanned<Job>> {

@@ -134,7 +134,7 @@ impl Checks {
         let length = text.chars().count();
         if length == 0 && least > 0 {
             self.refuse(field, "must be given");
-        } else if length > most {
+        } else if length < least || length > most {
             // What is not given has none, and is no value of it.
             let span = if least == 0 { format!("at most {most}") } else { format!("{least} to {most}") };
             self.refuse(field, format!("must be {span} characters long, is {length}"));
