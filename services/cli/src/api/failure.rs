@@ -67,12 +67,13 @@ impl Failure {
     }
 }
 
-/// A line that breaks while a call is on its way, or on which no HTTP/2 is spoken, is UNKNOWN or INTERNAL to the client, with what broke
-/// it behind: nobody has answered. What a gateway says has nothing behind it.
+/// A line that breaks while a call is on its way, or on which no HTTP/2 is spoken, is to the client of whatever code its library makes of
+/// the moment (UNKNOWN, INTERNAL, and CANCELLED where the call had not left), with what broke it behind: nobody has answered. What a
+/// gateway says has nothing behind it.
 fn exit_of(status: &Status) -> Exit {
-    match status.code() {
-        Code::Unknown | Code::Internal if std::error::Error::source(status).is_some() => Exit::Unavailable,
-        code => Exit::of(code),
+    match std::error::Error::source(status) {
+        Some(_) => Exit::Unavailable,
+        None => Exit::of(status.code()),
     }
 }
 
@@ -190,5 +191,21 @@ mod tests {
         let broken = Failure::Refused { address: "http://h:1".into(), status: Box::new(broken) };
         assert_eq!(broken.exit(), Exit::Unavailable);
         assert!(broken.lines()[0].contains("cannot reach http://h:1: stream closed"), "{:?}", broken.lines());
+    }
+
+    /// As hyper says that a line was gone before the call was on it: CANCELLED, which a gateway could say too, but with a cause.
+    #[tokio::test]
+    async fn a_line_that_was_gone_before_the_call_has_answered_nothing() {
+        let (near, far) = tokio::io::duplex(64);
+        let near = hyper_util::rt::TokioIo::new(near);
+        let (mut sender, line) = hyper::client::conn::http1::handshake::<_, String>(near).await.unwrap();
+        drop((line, far));
+        let error = sender.send_request(http::Request::new(String::new())).await.unwrap_err();
+        let status = Status::from_error(Box::new(error));
+        assert_eq!(status.code(), Code::Cancelled);
+        let gone = Failure::Refused { address: "http://h:1".into(), status: Box::new(status) };
+        assert_eq!(gone.exit(), Exit::Unavailable);
+        assert!(gone.lines()[0].contains("cannot reach http://h:1: "), "{:?}", gone.lines());
+        assert_eq!(of(Code::Cancelled, "the client left", None).exit(), Exit::Failed);
     }
 }
