@@ -82,6 +82,7 @@ pub(crate) enum Kind {
     RedisFrozen,
     RedisWiped,
     StreamDeleted,
+    StreamReplaced,
     GroupDestroyed,
     RedisFull,
     RedisPaused,
@@ -95,7 +96,7 @@ pub(crate) fn kinds() -> impl Iterator<Item = (Kind, usize)> {
     KINDS.into_iter()
 }
 
-const KINDS: [(Kind, usize); 67] = [
+const KINDS: [(Kind, usize); 68] = [
     (Kind::Kill(Who::Leader), 3),
     (Kind::Kill(Who::Standby), 1),
     (Kind::Kill(Who::Executor), 4),
@@ -155,6 +156,7 @@ const KINDS: [(Kind, usize); 67] = [
     (Kind::RedisFrozen, 1),
     (Kind::RedisWiped, 2),
     (Kind::StreamDeleted, 2),
+    (Kind::StreamReplaced, 1),
     (Kind::GroupDestroyed, 2),
     (Kind::RedisFull, 1),
     (Kind::RedisPaused, 1),

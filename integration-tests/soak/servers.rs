@@ -188,11 +188,12 @@ async fn to_redis(step: &Step<'_>, fault: Fault) -> Result<bool> {
             world.redis.command(&["FLUSHALL"])?;
             step.says("wiped");
         }
-        Kind::StreamDeleted | Kind::GroupDestroyed => {
+        Kind::StreamDeleted | Kind::StreamReplaced | Kind::GroupDestroyed => {
             let Some(stream) = some_stream(world, fault.pick)? else { return Ok(false) };
             world.redis_lost();
             let _ = match fault.kind {
                 Kind::StreamDeleted => world.redis.command(&["DEL", &stream])?,
+                Kind::StreamReplaced => world.redis.command(&["SET", stream.as_str(), "something else"])?,
                 _ => world.redis.command(&["XGROUP", "DESTROY", &stream, "executors"])?,
             };
             step.says(&stream);

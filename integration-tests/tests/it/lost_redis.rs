@@ -150,6 +150,20 @@ async fn streams_deleted_by_hand_lose_and_double_nothing() {
     .await;
 }
 
+/// A person or a program takes the name of a key of ours: no leader and no executor stops at it.
+#[tokio::test]
+async fn keys_that_something_else_replaces_lose_and_double_nothing() {
+    let world = World::start("key_replaced", plan()).await;
+    with_a_backlog(world, async |world| {
+        let stream = world.stream("default", "MEDIUM");
+        let shard = stream.strip_suffix(":v1:default:MEDIUM").expect("a stream's key begins with its shard's");
+        for key in [&stream, &format!("{shard}:ctl"), &format!("{shard}:cancelled"), &format!("{shard}:streams")] {
+            world.redis.command(&["SET", key, "something else"]).expect("redis answers");
+        }
+    })
+    .await;
+}
+
 /// Row 15, H4, H5: the replica had stopped following. It brings back what is long over, and has never heard of what waits; so
 /// does the old master when it takes over again, with what it held as it died. Seen from the services an address moves.
 #[tokio::test]

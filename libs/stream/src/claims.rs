@@ -117,7 +117,7 @@ impl Redis {
         args.extend(ids.iter().map(|id| Value::from(id.to_string())));
         let command = CustomCommand::new_static("XCLAIM", ClusterHash::FirstKey, false);
         let mut claimed = Claimed::default();
-        for item in reply::array(self.connection.custom(command, args).await?)? {
+        for item in reply::array(self.connection.custom(command, self.keys.stream(line), args).await?)? {
             if matches!(item, Value::Null) {
                 continue;
             }
@@ -142,7 +142,7 @@ impl Redis {
             args.extend(some.iter().map(|id| Value::from(id.to_string())));
             args.push("JUSTID".into());
             let command = CustomCommand::new_static("XCLAIM", ClusterHash::FirstKey, false);
-            let _: Value = self.connection.custom(command, args).await?;
+            self.connection.custom(command, self.keys.stream(line), args).await?;
         }
         Ok(())
     }
@@ -155,7 +155,7 @@ impl Redis {
         let args: Vec<Value> = vec![self.keys.stream(line).into(), GROUP.into()];
         let command = CustomCommand::new_static("XPENDING", ClusterHash::FirstKey, false);
         // [count, first, last, [[consumer, count], …]]
-        let summary = reply::array(self.connection.custom(command, args).await?)?;
+        let summary = reply::array(self.connection.custom(command, self.keys.stream(line), args).await?)?;
         let Some(consumers) = summary.into_iter().nth(3) else { return Ok(Vec::new()) };
         let mut holders = Vec::new();
         for consumer in reply::array(consumers)? {
@@ -172,7 +172,7 @@ impl Redis {
         let args: Vec<Value> = vec!["CONSUMERS".into(), self.keys.stream(line).into(), GROUP.into()];
         let command = CustomCommand::new_static("XINFO", ClusterHash::Offset(1), false);
         let mut consumers = Vec::new();
-        for consumer in reply::array(self.connection.custom(command, args).await?)? {
+        for consumer in reply::array(self.connection.custom(command, self.keys.stream(line), args).await?)? {
             // [name, …, pending, …, idle, …]
             let fields = reply::array(consumer)?;
             if let Some(name) = fields.get(1) {
@@ -207,7 +207,7 @@ impl Redis {
         args.extend(consumer.map(Value::from));
         let command = CustomCommand::new_static("XPENDING", ClusterHash::FirstKey, false);
         let mut pending = Vec::new();
-        for item in reply::array(self.connection.custom(command, args).await?)? {
+        for item in reply::array(self.connection.custom(command, self.keys.stream(line), args).await?)? {
             let mut item = reply::array(item)?.into_iter();
             let id = reply::text(&reply::next(&mut item)?)?;
             let consumer = reply::text(&reply::next(&mut item)?)?;

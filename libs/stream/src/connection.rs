@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::warn;
 
+use crate::displaced::displace;
 use crate::scripts::Script;
 use crate::{Error, Result};
 
@@ -74,14 +75,29 @@ impl Connection {
         }
     }
 
-    /// Runs a script, loading it if the server has lost it.
+    /// Runs a script, loading it if the server has lost it; once more if what it met at `keys` had to be moved aside.
     pub(crate) async fn run(&self, script: &Script, keys: Vec<String>, args: Vec<Value>) -> Result<Value> {
-        self.ask(|client| async move { script.run(&client, keys, args).await }).await
+        let running = |client: Client| async move {
+            let outcome = script.run(&client, keys.clone(), args.clone()).await;
+            if matches!(outcome, Err(Error::WrongType(_))) && displace(&client, &keys).await? {
+                return script.run(&client, keys, args).await;
+            }
+            outcome
+        };
+        self.ask(running).await
     }
 
-    /// A command that the library has no function for, or none that says all.
-    pub(crate) async fn custom(&self, command: CustomCommand, args: Vec<Value>) -> Result<Value> {
-        self.ask(|client| async move { client.custom::<Value, _>(command, args).await }).await
+    /// A command on `key` that the library has no function for, or none that says all; once more if what it met there had to be
+    /// moved aside.
+    pub(crate) async fn custom(&self, command: CustomCommand, key: String, args: Vec<Value>) -> Result<Value> {
+        let asking = |client: Client| async move {
+            let outcome: Result<Value> = client.custom(command.clone(), args.clone()).await.map_err(Error::from);
+            if matches!(outcome, Err(Error::WrongType(_))) && displace(&client, &[key]).await? {
+                return client.custom(command, args).await.map_err(Error::from);
+            }
+            outcome
+        };
+        self.ask(asking).await
     }
 
     /// How long one command may take.

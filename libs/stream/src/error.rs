@@ -18,6 +18,9 @@ pub enum Error {
     /// A stream or its consumer group does not exist (R22).
     #[error("a stream or its consumer group is missing")]
     NoGroup(#[source] fred::error::Error),
+    /// Something of another kind stands at the name of a key of ours, and could not be moved aside ([`crate::displaced`]).
+    #[error("a key of another kind stands where one of ours belongs")]
+    WrongType(#[source] fred::error::Error),
     /// The script is not in the server's cache; it is loaded and sent again inside this crate.
     #[error("script is not loaded")]
     NoScript(#[source] fred::error::Error),
@@ -62,7 +65,9 @@ impl Error {
                 let word = reply_word(error.details());
                 word.is_some_and(|word| NOT_NOW.contains(&word) && !NO_ANSWER.contains(&word))
             }
-            Self::OutOfMemory(_) | Self::NoGroup(_) | Self::NoScript(_) | Self::Unexpected(_) => true,
+            Self::OutOfMemory(_) | Self::NoGroup(_) | Self::WrongType(_) | Self::NoScript(_) | Self::Unexpected(_) => {
+                true
+            }
             Self::Refused(_) | Self::Url(_) | Self::TooMuch { .. } => false,
         }
     }
@@ -78,9 +83,13 @@ impl From<fred::error::Error> for Error {
     fn from(error: fred::error::Error) -> Self {
         let details = error.details();
         let word = reply_word(details);
-        // A stream that is deleted under a blocked read ends the read with UNBLOCKED (7.0) or NOGROUP (later).
-        if matches!(word, Some("NOGROUP" | "UNBLOCKED")) || details.contains("no longer exists") {
+        // A stream that is deleted under a blocked read ends the read with UNBLOCKED (7.0) or NOGROUP (later); XINFO has its own word.
+        let is_gone = details.contains("no longer exists") || details.starts_with("ERR no such key");
+        if matches!(word, Some("NOGROUP" | "UNBLOCKED")) || is_gone {
             return Self::NoGroup(error);
+        }
+        if word == Some("WRONGTYPE") {
+            return Self::WrongType(error);
         }
         if word == Some("NOSCRIPT") {
             return Self::NoScript(error);
@@ -128,6 +137,7 @@ mod tests {
             "NOREPLICAS Not enough good replicas to write.",
             "BUSY Redis is busy running a script.",
             "NOGROUP No such key",
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
             "NOSCRIPT No matching script.",
             "ERR unknown command",
             "NOPERM this user has no permissions",

@@ -6,6 +6,14 @@ use carillon_core::line::Line;
 /// The consumer group of every stream.
 pub const GROUP: &str = "executors";
 
+/// Ends the name to which what stands at a key of ours and is of another kind is moved.
+const DISPLACED: &str = ":displaced";
+const CTL: &str = ":ctl";
+const STREAMS: &str = ":streams";
+const CANCELLED: &str = ":cancelled";
+/// Begins what follows the tag in a stream's name.
+const STREAM: &str = ":v1:";
+
 /// The names of one shard of one installation.
 #[derive(Clone, Debug)]
 pub struct Keys {
@@ -20,17 +28,17 @@ impl Keys {
 
     /// R0: hash {server, last, doubt, certified_at, term, challenge}.
     pub fn ctl(&self) -> String {
-        format!("{}:ctl", self.tag)
+        format!("{}{CTL}", self.tag)
     }
 
     /// The stream of a line. `v1` is the form of its entries.
     pub fn stream(&self, line: &Line) -> String {
-        format!("{}:v1:{}:{}", self.tag, line.queue, line.priority)
+        format!("{}{STREAM}{}:{}", self.tag, line.queue, line.priority)
     }
 
     /// The line of a stream's key; none if it is not one of ours.
     pub fn line(&self, stream: &str) -> Option<Line> {
-        let name = stream.strip_prefix(&self.tag)?.strip_prefix(":v1:")?;
+        let name = stream.strip_prefix(&self.tag)?.strip_prefix(STREAM)?;
         let (queue, priority) = name.rsplit_once(':')?;
         let priority = Priority::ALL.iter().find(|known| known.to_string() == priority)?;
         Some(Line::new(queue, *priority))
@@ -38,12 +46,12 @@ impl Keys {
 
     /// Set of the keys of all streams of this shard, for R4: a certificate must be newer than all of them.
     pub fn streams(&self) -> String {
-        format!("{}:streams", self.tag)
+        format!("{}{STREAMS}", self.tag)
     }
 
     /// R17: set of the ids of executions whose cancel was requested and that may still be in a stream.
     pub fn cancelled(&self) -> String {
-        format!("{}:cancelled", self.tag)
+        format!("{}{CANCELLED}", self.tag)
     }
 
     /// Channel: something may be due earlier than the leader knows, or has to be looked at.
@@ -72,6 +80,30 @@ impl Keys {
     }
 }
 
+/// The hash tag of a key of ours, and what follows it; none if it is not one of ours.
+fn parts(key: &str) -> Option<(&str, &str)> {
+    key.find('}').map(|end| key.split_at(end + 1))
+}
+
+/// What a key of ours is, as TYPE says it.
+pub(crate) fn kind(key: &str) -> Option<&'static str> {
+    match parts(key)?.1 {
+        CTL => Some("hash"),
+        STREAMS | CANCELLED => Some("set"),
+        rest => rest.starts_with(STREAM).then_some("stream"),
+    }
+}
+
+/// The hash of the certificate beside a key of ours.
+pub(crate) fn ctl_beside(key: &str) -> Option<String> {
+    parts(key).map(|(tag, _)| format!("{tag}{CTL}"))
+}
+
+/// Where that goes which stands at a key of ours and is of another kind.
+pub(crate) fn displaced(key: &str) -> String {
+    format!("{key}{DISPLACED}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +114,20 @@ mod tests {
         let keys = Keys::new("carillon", 0);
         assert_eq!(keys.ctl(), "{carillon:0}:ctl");
         assert_eq!(keys.stream(&Line::new("default", Priority::High)), "{carillon:0}:v1:default:HIGH");
+    }
+
+    #[test]
+    fn each_key_says_what_it_is() {
+        let keys = Keys::new("a:b", 3);
+        let stream = keys.stream(&Line::new("x:ctl", Priority::High));
+        let of = [(keys.ctl(), "hash"), (keys.streams(), "set"), (keys.cancelled(), "set"), (stream, "stream")];
+        for (key, wanted) in of {
+            assert_eq!(kind(&key), Some(wanted), "{key}");
+            assert_eq!(ctl_beside(&key), Some(keys.ctl()), "{key}");
+            assert_eq!(keys.line(&displaced(&key)), None, "{key}");
+        }
+        assert_eq!((kind("other"), ctl_beside("other")), (None, None));
+        assert_eq!(kind(&keys.wake_channel()), None);
     }
 
     #[test]

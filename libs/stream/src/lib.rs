@@ -12,6 +12,7 @@
 pub mod claims;
 pub mod client;
 pub mod connection;
+pub mod displaced;
 pub mod entry;
 pub mod error;
 pub mod keys;

@@ -325,6 +325,7 @@ impl Redis {
             for answer in self.connection.ask(telling).await? {
                 outcome = outcome.and(answer.map(drop).map_err(Error::from));
             }
+            outcome = self.connection.displace_after(outcome, &[self.keys.cancelled()]).await;
         }
         outcome
     }
@@ -342,7 +343,8 @@ impl Redis {
                 }
                 pipeline.all::<Value>().await
             };
-            self.connection.ask(forgetting).await?;
+            let outcome = self.connection.ask(forgetting).await;
+            self.connection.displace_after(outcome, &[self.keys.cancelled()]).await?;
         }
         Ok(())
     }
@@ -353,7 +355,8 @@ impl Redis {
     /// [`crate::Error::Unavailable`].
     pub async fn some_cancelled(&self, max: u16) -> Result<Vec<Uuid>> {
         let asking = |client: Client| async move { client.srandmember(self.keys.cancelled(), Some(max.into())).await };
-        let ids: Vec<String> = self.connection.ask(asking).await?;
+        let outcome: Result<Vec<String>> = self.connection.ask(asking).await;
+        let ids = self.connection.displace_after(outcome, &[self.keys.cancelled()]).await?;
         Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }
 

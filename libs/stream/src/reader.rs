@@ -103,6 +103,7 @@ impl Reader {
                 Err(error) => failure = Some(Error::from(error)),
             }
         }
+        let failure = self.connection.displace_after(failure.map_or(Ok(()), Err), &self.streams).await.err();
         // What was read is ours, so it is returned even if another line's stream is missing; the next read says so again.
         if let Some(error) = failure
             && read.entries.is_empty()
@@ -210,7 +211,7 @@ impl Reader {
                 .xreadgroup::<Value, _, _, _, _>(GROUP, consumer, Some(count as u64), None, false, stream, after)
                 .await
         });
-        let answer = listing.await?;
+        let answer = self.connection.displace_after(listing.await, &self.streams[line..=line]).await?;
         let mut read = Read { counts: vec![0; self.streams.len()], ..Read::default() };
         self.collect(answer, &mut read)?;
         Ok(read)

@@ -36,16 +36,18 @@ impl Script {
 
     /// Runs it, loading it if the server has lost it.
     pub(crate) async fn run(&self, client: &Client, keys: Vec<String>, args: Vec<Value>) -> Result<Value> {
-        let sha = self.sha(client).await?;
-        let first: Result<Value, Error> =
-            Box::pin(client.evalsha(sha.as_str(), keys.clone(), args.clone())).await.map_err(Error::from);
-        match first {
+        match self.once(client, keys.clone(), args.clone()).await {
             Err(Error::NoScript(_)) => {
-                let sha = self.load(client).await?;
-                Ok(Box::pin(client.evalsha(sha.as_str(), keys, args)).await?)
+                self.load(client).await?;
+                self.once(client, keys, args).await
             }
             other => other,
         }
+    }
+
+    async fn once(&self, client: &Client, keys: Vec<String>, args: Vec<Value>) -> Result<Value> {
+        let sha = self.sha(client).await?;
+        Ok(Box::pin(client.evalsha(sha.as_str(), keys, args)).await?)
     }
 }
 
@@ -270,6 +272,25 @@ for k = 3, #KEYS do
 end
 if lost > 0 then redis.call('HDEL', KEYS[1], 'server') end
 return lost",
+);
+
+/// R22, where something of another kind stands at a key of ours: it is moved aside, what stood there of ours is lost, and with it
+/// the certificate. KEYS: ctl, then pairs of (key, where to move what stands there). ARGV: per pair the kind that it should be.
+/// Answers what was moved, as pairs of (key, what it was).
+pub(crate) static DISPLACE: Script = Script::new(
+    r"
+local moved = {}
+for a = 1, #ARGV do
+  local key = KEYS[2 * a]
+  local kind = redis.call('TYPE', key)['ok']
+  if kind ~= 'none' and kind ~= ARGV[a] then
+    redis.call('RENAME', key, KEYS[2 * a + 1])
+    moved[#moved + 1] = key
+    moved[#moved + 1] = kind
+  end
+end
+if #moved > 0 and redis.call('TYPE', KEYS[1])['ok'] == 'hash' then redis.call('HDEL', KEYS[1], 'server') end
+return moved",
 );
 
 /// R12. KEYS: stream. ARGV: ids. As atomic as a MULTI, and unlike one it also runs on a Redis that is full: only what is

@@ -47,7 +47,8 @@ impl Redis {
         loop {
             let args: Vec<Value> = vec![self.keys.streams().into(), cursor.into(), "COUNT".into(), PAGE.into()];
             let command = CustomCommand::new_static("SSCAN", ClusterHash::FirstKey, false);
-            let mut answer = reply::array(self.connection.custom(command, args).await?)?.into_iter();
+            let mut answer =
+                reply::array(self.connection.custom(command, self.keys.streams(), args).await?)?.into_iter();
             cursor = reply::text(&reply::next(&mut answer)?)?;
             for name in reply::array(reply::next(&mut answer)?)? {
                 lines.extend(self.keys.line(&reply::text(&name)?));

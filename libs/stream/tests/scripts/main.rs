@@ -5,6 +5,7 @@ mod answers;
 mod bench;
 mod certificate;
 mod claims;
+mod displaced;
 mod failover;
 mod notices;
 mod publish;
