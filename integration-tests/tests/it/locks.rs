@@ -19,6 +19,10 @@ const LOCKED_FOR: Duration = Duration::from_secs(11);
 /// Two seconds, and the slowness of a machine that is busy with other tests.
 const GAP_MAX: Duration = Duration::from_secs(4);
 
+/// How soon `/readyz` follows.
+const SAID_WITHIN: Duration = Duration::from_secs(10);
+const EXECUTORS: [&str; 2] = ["executor-1", "executor-2"];
+
 fn plan() -> Plan {
     Plan { dispatchers: 1, ..Plan::default() }.protocol(Duration::from_secs(1), Duration::from_secs(20))
 }
@@ -75,12 +79,24 @@ async fn others_go_on_beside(name: &str, statement: &'static str, of_job: bool) 
     let triggering = world.load(HUNDREDS).await;
     world.finish(triggering).await;
     assert_the_others_go_on(&world, 1).await;
-    for name in ["executor-1", "executor-2"] {
-        let (code, body) = world.cluster.node(name).get("/readyz").expect("it answers");
-        assert_eq!(code, 200, "{name} waits for nobody: {body}");
-    }
+    // Whoever has nothing else left to record than what is locked records nothing, and says so; the other waits for nobody.
+    let mut said = Vec::new();
+    soon("the one that waits for the lock to say so", || {
+        said = EXECUTORS.map(|name| world.cluster.node(name).get("/readyz").expect("it answers")).to_vec();
+        said.sort();
+        std::future::ready(if said[1].0 == 503 { Ok(()) } else { Err(format!("{said:?}")) })
+    })
+    .await;
+    assert_eq!(
+        (said[0].0, said[1].1.as_str()),
+        (200, "not ready\nrecorder: nothing was recorded for 10 s\n"),
+        "{said:?}"
+    );
     foreign.rollback().await.expect("postgres answers");
     world.judge(LOAD_MAX).await;
+    for name in EXECUTORS {
+        world.until_readyz(name, "", SAID_WITHIN).await;
+    }
     let incarnations: i64 =
         sqlx::query_scalar("SELECT count(*) FROM workers").fetch_one(&world.pool).await.expect("postgres answers");
     assert_eq!(incarnations, 2, "a lock is no outage");

@@ -53,24 +53,33 @@ async fn a_cancel_reaches_a_running_handler_by_a_notice() {
     let plan = Plan { dispatchers: 1, executors: 1, ..Plan::default() }
         .protocol(Duration::from_secs(2), Duration::from_secs(240));
     let world = World::start("cancel_noticed", plan).await;
-    let execution = long_one(&world).await;
-    request_cancel(&world.pool, execution).await;
     let channel = format!("{{{}:0}}:cancel", world.namespace);
-    world.redis.command(&["PUBLISH", &channel, &execution.to_string()]).expect("redis answers");
-    let took = until_cancelled(&world, execution, Duration::from_secs(20)).await;
-    println!("a cancel by notice reached its handler after {took:?}");
+    let fastest = fastest_cancel(&world, async |execution| {
+        request_cancel(&world.pool, execution).await;
+        world.redis.command(&["PUBLISH", &channel, &execution.to_string()]).expect("redis answers");
+    });
+    assert!(fastest.await < Duration::from_secs(1));
+}
+
+/// From a cancel to the record of it: the fastest of three, since a machine that is busy with other tests may slow one down.
+async fn fastest_cancel(world: &World, cancel: impl AsyncFn(Uuid)) -> Duration {
+    let mut fastest = Duration::MAX;
+    for _ in 0..3 {
+        let execution = long_one(world).await;
+        cancel(execution).await;
+        fastest = fastest.min(until_cancelled(world, execution, Duration::from_secs(20)).await);
+    }
+    fastest
 }
 
 /// Item 10: within a quarter of the lease, when no notice comes through.
 #[tokio::test]
 async fn a_cancel_reaches_a_running_handler_without_a_notice() {
-    let plan = Plan { dispatchers: 1, executors: 1, ..Plan::default() }
-        .protocol(Duration::from_millis(400), Duration::from_secs(8));
+    const LEASE: Duration = Duration::from_secs(8);
+    let plan = Plan { dispatchers: 1, executors: 1, ..Plan::default() }.protocol(Duration::from_millis(400), LEASE);
     let world = World::start("cancel_unnoticed", plan).await;
-    let execution = long_one(&world).await;
-    request_cancel(&world.pool, execution).await;
-    let took = until_cancelled(&world, execution, Duration::from_secs(20)).await;
-    println!("a cancel without a notice reached its handler after {took:?}");
+    let fastest = fastest_cancel(&world, async |execution| request_cancel(&world.pool, execution).await);
+    assert!(fastest.await < LEASE / 4);
 }
 
 /// R8a: whoever says that it was cancelled may be wrong; the row decides.

@@ -22,7 +22,7 @@ impl Progress {
         self.lock().get_or_insert_with(Instant::now);
     }
 
-    /// Something was recorded, or need not be.
+    /// Something was recorded, or need not be. What is locked by somebody else is neither.
     pub(crate) fn recorded(&self) {
         *self.lock() = None;
     }

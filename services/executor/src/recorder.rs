@@ -309,8 +309,9 @@ impl Writer {
             self.unlocked_until = Some(now + UNLOCKED_FOR);
             debug!(locked, "somebody else has locked what is to be written: it is tried again by itself");
         }
-        // Postgres took what it could: a row that somebody else has locked is no failing of this process.
-        self.progress.recorded();
+        if !(shown.is_empty() && ends.is_empty()) || self.aside.len() == 0 {
+            self.progress.recorded();
+        }
         self.slots.recorded(ends.len(), ends.iter().map(|(entry, _)| entry.bytes).sum());
         self.acknowledge(&ends);
         let finished = ends.iter().map(|(entry, verdict)| (entry.key, *verdict)).collect();
