@@ -21,6 +21,7 @@ mod api_many;
 mod api_scope;
 mod api_update;
 mod bounds_leader;
+mod cancelled_statements;
 mod cancels;
 mod clock_jumps;
 mod deadly;

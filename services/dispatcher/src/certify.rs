@@ -17,7 +17,7 @@ impl Leader {
         // Read before the number is drawn on the lock's session: a leader that has lost its lock meanwhile fails to draw.
         let state = self.patiently(|| redis.state(&[])).await?;
         self.session.count_on_from(state.last.max(state.term));
-        self.term = self.session.draw_number().await?;
+        self.term = self.insist(|session| Box::pin(session.draw_number())).await?;
         Ok(())
     }
 
@@ -35,7 +35,9 @@ impl Leader {
                 Announced::Stale => return Err(End::Stale),
                 Announced::Certified(standing) => {
                     self.session.count_on_from(standing.last);
-                    let fits = standing.last == standing.doubt || self.session.batch_exists(standing.last).await?;
+                    let last = standing.last;
+                    let fits =
+                        last == standing.doubt || self.insist(|session| Box::pin(session.batch_exists(last))).await?;
                     if fits && !force {
                         return Ok(());
                     }
@@ -49,7 +51,7 @@ impl Leader {
                 Announced::Challenged(standing) => {
                     self.session.count_on_from(standing.last.max(standing.doubt));
                     // Drawn after the challenge (R4), so that it is newer than all that was sent before it.
-                    let number = self.session.draw_number().await?;
+                    let number = self.insist(|session| Box::pin(session.draw_number())).await?;
                     let written = redis.certify(number, term, &standing.replid, &challenge, lines);
                     let written = self.alive(written).await?;
                     self.note_answer(&written);

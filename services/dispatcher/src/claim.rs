@@ -127,10 +127,9 @@ impl Leader {
             self.agenda.note_exactly(slot, now);
         }
         self.claim_max = self.claim_max.saturating_mul(2).min(self.config.dispatcher.batch_max);
-        let retried_none = committed.retried.is_empty();
-        let batch = self.batch_of(number, &decided, committed).await.map_err(End::after_commit)?;
-        if batch.entries.is_empty() && retried_none && decided.decisions.opens_any() {
-            // Each was claimed before (R5): there is nothing to be sent, and the number would be open for good.
+        let batch = self.batch_of(number, &decided, committed).await?;
+        if batch.entries.is_empty() && decided.decisions.opens_any() {
+            // Each was claimed before (R5), or is left to R19: there is nothing to be sent, and the number would be open for good.
             self.unsettled.push(number);
         }
         self.learn_from(decided, batch.entries.len(), began.elapsed(), now);
@@ -149,7 +148,7 @@ impl Leader {
             }
         }
         // R16: which revision a retried execution names, its row has told only now.
-        self.learn_jobs(committed.retried.iter().map(|open| (open.job, open.revision))).await?;
+        self.learn_jobs_of(number, committed.retried.iter().map(|open| (open.job, open.revision))).await?;
         for open in &committed.retried {
             if let Some(job) = self.definitions.get(open.job, open.revision) {
                 batch.add_open(open, &job);

@@ -183,11 +183,7 @@ impl Election {
             Err(leader::End::RedisSilent) => {
                 warn!("redis does not answer: the lock was given back, standing by until it does");
             }
-            Err(leader::End::Refused(error)) => {
-                warn!("the term cannot begin, standing by: {:#}", anyhow::Error::from(error));
-                self.pause(CONNECT_AGAIN).await;
-            }
-            Err(leader::End::SessionLost(error)) => {
+            Err(leader::End::SessionLost(error) | leader::End::Refused(error)) => {
                 warn!("the leader's session is lost, standing by: {:#}", anyhow::Error::from(error));
             }
         }

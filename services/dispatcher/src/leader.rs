@@ -36,7 +36,7 @@ use crate::foresight::Foresight;
 use crate::glance::Glance;
 use crate::outgoing::Batch;
 use crate::rate::Rate;
-use crate::reconcile::Passes;
+use crate::reconcile::{LOCKED_PAUSE, Passes};
 use crate::streams::Streams;
 use crate::{Config, TICK, withdraw};
 
@@ -53,7 +53,7 @@ const READING_PAUSE: u32 = 2;
 /// R23: spread fires within this share a batch.
 const GATHER: TimeDelta = TimeDelta::milliseconds(50);
 /// After a statement that the server refused.
-const STUMBLE_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const STUMBLE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why a term ended.
 #[derive(Debug)]
@@ -62,19 +62,12 @@ pub enum End {
     Stale,
     /// The session that holds the lock is lost.
     SessionLost(carillon_store::Error),
-    /// The server refused a statement, and nothing of it was done. Ends a term only where it cannot begin.
+    /// The server refused a statement, and nothing of it was done: ends no term.
     Refused(carillon_store::Error),
     /// Redis did not answer for [`REDIS_SILENCE_MAX`](crate::patience).
     RedisSilent,
     /// The process stops, and Redis did not answer in time.
     Stopped,
-}
-
-impl End {
-    /// What was committed before is not undone by what was refused after it: it is left to the next leader (R7).
-    pub(crate) fn after_commit(self) -> Self {
-        if let Self::Refused(error) = self { Self::SessionLost(error) } else { self }
-    }
 }
 
 impl From<carillon_store::Error> for End {
@@ -187,10 +180,10 @@ impl Leader {
                 info!("redis does not answer: what is on its way to it is left to the next leader");
                 None
             }
-            Err(end @ (End::RedisSilent | End::Refused(_))) => Some(end),
+            Err(end @ End::RedisSilent) => Some(end),
             Err(end) => return Err(end),
         };
-        self.settle().await?;
+        self.settle_if_allowed().await?;
         self.session.resign().await;
         end.map_or(Ok(()), Err)
     }
@@ -247,7 +240,7 @@ impl Leader {
         info!(term = self.term, "leading");
         let mut after = 0;
         loop {
-            let page = self.session.batches_unsettled(after).await?;
+            let page = self.insist(|session| Box::pin(session.batches_unsettled(after))).await?;
             let Some(last) = page.last() else { break };
             after = last.number;
             info!(batches = page.len(), "sending what an earlier leader had claimed");
@@ -255,13 +248,17 @@ impl Leader {
                 self.send_unsettled(&batch).await?;
             }
         }
-        self.settle().await
+        self.settle_if_allowed().await
     }
 
     /// R7: under its old number.
     async fn send_unsettled(&mut self, batch: &carillon_store::open_entries::Batch) -> Result<(), End> {
-        let open = self.session.executions_open_of_batches(std::slice::from_ref(batch), None).await?;
-        self.learn_jobs(open.iter().map(|(entry, _)| (entry.job, entry.revision))).await?;
+        let open = self.insist(|session| {
+            let batch = batch.clone();
+            Box::pin(async move { session.executions_open_of_batches(&[batch], None).await })
+        });
+        let open = open.await?;
+        self.learn_jobs_of(batch.number, open.iter().map(|(entry, _)| (entry.job, entry.revision))).await?;
         let mut outgoing = Batch::new(batch.number);
         for (entry, _) in &open {
             if let Some(job) = self.definitions.get(entry.job, entry.revision) {
@@ -394,7 +391,7 @@ impl Leader {
                 Ok(Published::Stale) => return Err(End::Stale),
                 Ok(outcome @ (Published::Uncertified | Published::Unannounced | Published::Behind)) => {
                     let force = outcome == Published::Behind;
-                    self.announce(&batch.lines, force).await.map_err(End::after_commit)?;
+                    self.announce(&batch.lines, force).await?;
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut complained, true) {
@@ -461,6 +458,22 @@ impl Leader {
         Ok(())
     }
 
+    /// [`Leader::learn_jobs`] for `batch`, which is committed. What the server refuses to say now is left out of it, and to R19.
+    pub(crate) async fn learn_jobs_of(
+        &mut self,
+        batch: i64,
+        jobs: impl Iterator<Item = (Uuid, i64)>,
+    ) -> Result<(), End> {
+        match self.learn_jobs(jobs).await {
+            Err(End::Refused(error)) => {
+                self.stumble(&error);
+                self.passes.ask_later(batch, Instant::now() + LOCKED_PAUSE);
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
     /// R7: marks what is in Redis, where no claim did it on its way. What somebody has locked is tried again.
     pub(crate) async fn settle(&mut self) -> Result<(), End> {
         self.unsettled.append(&mut self.marked);
@@ -470,6 +483,17 @@ impl Leader {
             failpoint::reach("settle:written").await;
         }
         Ok(())
+    }
+
+    /// Where nothing depends on it: what is not marked is sent once more, and appended once (R6).
+    async fn settle_if_allowed(&mut self) -> Result<(), End> {
+        match self.settle().await {
+            Err(End::Refused(error)) => {
+                self.stumble(&error);
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 
     pub(crate) fn lead(&self) -> Lead {

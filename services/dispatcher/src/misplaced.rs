@@ -49,7 +49,7 @@ impl Leader {
             .patiently(|| async {
                 match redis.withdraw_all(line, &ids).await {
                     Err(Error::NoGroup(_)) => Ok(None),
-                    Err(Error::Unexpected(why)) => {
+                    Err(why @ (Error::Unexpected(_) | Error::WrongType(_))) => {
                         warn!(%line, "cannot take back what belongs into another line: {why}");
                         Ok(Some(Vec::new()))
                     }

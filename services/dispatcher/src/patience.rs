@@ -1,15 +1,18 @@
-//! How a leader waits for Redis.
+//! How a leader waits for Redis, and for a statement that Postgres has refused where something committed is in hand.
 //!
 //! While it waits, its session is spoken to each second (R2). It waits for no answer longer than [`REDIS_SILENCE_MAX`]: who
 //! cannot reach Redis does not lead. And once the process is to stop, no longer than [`STOP_PATIENCE`].
 
 use std::future::Future;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use carillon_store::leader_session::LeaderSession;
+use metrics::counter;
 use tracing::warn;
 
 use crate::TICK;
-use crate::leader::{End, Leader};
+use crate::leader::{End, Leader, STUMBLE_PAUSE};
 
 /// R2: without an answer of Redis for so long, it does not lead.
 const REDIS_SILENCE_MAX: Duration = Duration::from_secs(3);
@@ -20,10 +23,40 @@ const ANSWER_MIN: Duration = Duration::from_secs(1);
 const PUBLISH_MIN: Duration = REDIS_SILENCE_MAX;
 /// Between two tries to reach Redis.
 const REDIS_PAUSE: Duration = Duration::from_millis(100);
+/// A statement that the server refuses is asked again for so long where it cannot be done without. Who then has no answer that it
+/// could go on with leaves it to the next leader, who may be better placed.
+const INSIST_MAX: Duration = Duration::from_secs(10);
 /// How long a stop waits for Redis. A publish that is on its way in good order is through long before.
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
 
+/// A statement on the leader's session.
+type Asked<'a, T> = Pin<Box<dyn Future<Output = carillon_store::Result<T>> + Send + 'a>>;
+
 impl Leader {
+    /// R2: asks again what the server has refused, so that one cancelled statement ends no term, and loses sight of no batch that is
+    /// committed.
+    ///
+    /// # Errors
+    /// The session is lost, or was of no use for [`INSIST_MAX`]; or the process stops.
+    pub(crate) async fn insist<T>(
+        &mut self,
+        mut ask: impl for<'a> FnMut(&'a mut LeaderSession) -> Asked<'a, T> + Send,
+    ) -> Result<T, End> {
+        let until = Instant::now() + INSIST_MAX;
+        loop {
+            match ask(&mut self.session).await {
+                Err(error) if error.is_reported() && Instant::now() < until => {
+                    if self.shutdown.is_cancelled() {
+                        return Err(End::Stopped);
+                    }
+                    self.stumble(&error);
+                    tokio::time::sleep(STUMBLE_PAUSE).await;
+                }
+                outcome => return outcome.map_err(End::SessionLost),
+            }
+        }
+    }
+
     /// R2: takes note of whether Redis answered. That it is full is an answer too.
     pub(crate) fn note_answer<T>(&mut self, outcome: &carillon_stream::Result<T>) {
         if outcome.as_ref().err().is_none_or(carillon_stream::Error::is_answer) {
@@ -32,9 +65,19 @@ impl Leader {
         }
     }
 
-    /// R2: speaks to the session, which the server ends once it has been silent for too long.
+    /// R2: speaks to the session, which the server ends once it has been silent for too long. That it refuses to answer is an
+    /// answer.
+    ///
+    /// # Errors
+    /// The session is lost.
     pub(crate) async fn speak(&mut self) -> Result<(), End> {
-        self.session.say_something().await?;
+        match self.session.say_something().await {
+            Err(error) if error.is_reported() => {
+                warn!("postgres has refused to tell its time: {:#}", anyhow::Error::from(error));
+                counter!("carillon_dispatcher_refused_total").increment(1);
+            }
+            outcome => drop(outcome?),
+        }
         self.spoken = Instant::now();
         Ok(())
     }
@@ -72,10 +115,7 @@ impl Leader {
                 () = &mut given_up => return Err(End::Stopped),
                 () = &mut silent => return Err(End::RedisSilent),
                 // Since it was last spoken to, and not since this wait began: many short ones in a row are a long one.
-                () = tokio::time::sleep_until((self.spoken + TICK).into()) => {
-                    // What is waited for may be a batch that is committed: it must not be let go of.
-                    self.speak().await.map_err(End::after_commit)?;
-                }
+                () = tokio::time::sleep_until((self.spoken + TICK).into()) => self.speak().await?,
             }
         }
     }

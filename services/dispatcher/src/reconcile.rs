@@ -36,7 +36,7 @@ const PAUSE_BUSY: u32 = 40;
 /// Between the beginnings of two whole passes that executors asked for.
 const REPORTS_SHARED: Duration = Duration::from_secs(1);
 /// After this a batch is looked at again of which somebody had locked a row.
-const LOCKED_PAUSE: Duration = Duration::from_secs(5);
+pub(crate) const LOCKED_PAUSE: Duration = Duration::from_secs(5);
 /// Batches asked for, at most: beyond it the walk over the old finds them.
 const ASKED_MAX: usize = 10_000;
 /// Batches asked for that are read at once.
@@ -105,7 +105,8 @@ impl Passes {
         self.ask_later(number, Instant::now());
     }
 
-    fn ask_later(&mut self, number: i64, at: Instant) {
+    /// The same, not before `at`.
+    pub(crate) fn ask_later(&mut self, number: i64, at: Instant) {
         self.ask(Asked { at, number, alone: false });
     }
 

@@ -396,7 +396,7 @@ impl Withdrawal {
 
 /// Redis answers, and has refused what was asked of this one stream.
 const fn is_of_one_stream(error: &Error) -> bool {
-    matches!(error, Error::Unexpected(_))
+    matches!(error, Error::Unexpected(_) | Error::WrongType(_))
 }
 
 fn entry_id(candidate: &Withdrawn) -> EntryId {

@@ -65,3 +65,36 @@ async fn a_locked_batch_keeps_no_other_of_its_page_from_being_published_again() 
     leader.until_count("dispatch_batches", |count| count == 1).await?;
     leader.end().await
 }
+
+/// R16, R2: which revision a retried execution names is read once its claim is committed. A lock on the revisions lets that statement
+/// be refused; nothing ends by it, and the batch goes out when the lock is gone.
+#[tokio::test]
+async fn a_statement_that_is_refused_after_a_claims_commit_ends_no_term() -> Result<()> {
+    const WAITS: &str = "pg_locks WHERE NOT granted AND relation = 'job_revisions'::regclass";
+    let leader = Leader::start(100, 1_000).await?;
+    let job = leader.jobs(1, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("an entry", || Ok(leader.length()? == 1)).await?;
+    let term = leader.term()?;
+    // One that no claim has met.
+    let revision = leader.revise(job, "{}").await?;
+    let mut foreign = leader.pool.begin().await?;
+    sqlx::query("LOCK TABLE job_revisions IN ACCESS EXCLUSIVE MODE").execute(&mut *foreign).await?;
+    sqlx::query(
+        "WITH retried AS (UPDATE job_executions SET status = 'RETRYING', revision = $1 RETURNING id, job_id, claim)
+         INSERT INTO execution_retries (execution_id, job_id, shard, claim, due_at, queue, priority)
+         SELECT id, job_id, 0, claim, now(), 'default', 1 FROM retried",
+    )
+    .bind(revision)
+    .execute(&leader.pool)
+    .await?;
+    leader.wake()?;
+    leader.until_count("job_executions WHERE attempt = 2 AND status = 'QUEUED'", |committed| committed == 1).await?;
+    leader.until_count(WAITS, |waiting| waiting == 1).await?;
+    // It waits for as long as a lock may be waited for.
+    leader.until_count(WAITS, |waiting| waiting == 0).await?;
+    foreign.rollback().await?;
+    leader.until("the second attempt", || Ok(leader.length()? == 2)).await?;
+    assert_eq!(leader.term()?, term, "the term went on");
+    leader.end().await
+}
