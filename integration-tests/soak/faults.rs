@@ -43,6 +43,8 @@ pub(crate) enum Lock {
     Stats,
     Job,
     Execution,
+    /// Statistics and then executions of the same jobs, which is the other way round than a flush has it: deadlocks.
+    Crosswise,
 }
 
 /// What is done.
@@ -66,10 +68,14 @@ pub(crate) enum Kind {
     HostLost(Who),
     /// 300 ms more each way.
     Delay(Who, To),
+    /// Hundreds of connections that say nothing, or begin a request and do not end it.
+    Hostile(Who),
     /// All executors and all dispatchers towards Redis.
     DelayAll,
     LeaderSessionEnded,
     SomeSessionsEnded,
+    /// Each of all sessions some hundred times a second, whatever it does at that moment.
+    StatementsCancelled,
     PostgresFastRestart,
     PostgresImmediateRestart,
     PostgresAway,
@@ -96,7 +102,7 @@ pub(crate) fn kinds() -> impl Iterator<Item = (Kind, usize)> {
     KINDS.into_iter()
 }
 
-const KINDS: [(Kind, usize); 68] = [
+const KINDS: [(Kind, usize); 71] = [
     (Kind::Kill(Who::Leader), 3),
     (Kind::Kill(Who::Standby), 1),
     (Kind::Kill(Who::Executor), 4),
@@ -144,6 +150,7 @@ const KINDS: [(Kind, usize); 68] = [
     (Kind::DelayAll, 1),
     (Kind::LeaderSessionEnded, 2),
     (Kind::SomeSessionsEnded, 2),
+    (Kind::StatementsCancelled, 1),
     (Kind::PostgresFastRestart, 1),
     (Kind::PostgresImmediateRestart, 2),
     (Kind::PostgresAway, 1),
@@ -165,6 +172,8 @@ const KINDS: [(Kind, usize); 68] = [
     (Kind::Locked(Lock::Stats), 1),
     (Kind::Locked(Lock::Job), 1),
     (Kind::Locked(Lock::Execution), 1),
+    (Kind::Locked(Lock::Crosswise), 1),
+    (Kind::Hostile(Who::Gateway), 1),
 ];
 
 /// A kind with what the seed says about it.

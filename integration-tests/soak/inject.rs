@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use carillon_testkit::{Role, Towards, wait_until};
+use tokio::io::AsyncWriteExt as _;
 use tokio::task::block_in_place;
 
 use crate::faults::{Fault, Kind, To, Who};
@@ -13,6 +14,8 @@ use crate::world::{Stands, World};
 
 /// A connection is slow for a while.
 const DELAY: Duration = Duration::from_millis(300);
+/// Connections of a client who means harm.
+const HOSTILE: usize = 400;
 /// What a SIGTERM may take: the grace and the flush after it.
 const STOP_MAX: Duration = Duration::from_secs(40);
 /// For all to be ready once everything is healed.
@@ -64,6 +67,7 @@ const fn who(kind: Kind) -> Option<Who> {
         | Kind::Swallow(who, ..)
         | Kind::SwallowLong(who, _)
         | Kind::HostLost(who)
+        | Kind::Hostile(who)
         | Kind::Delay(who, _) => Some(who),
         _ => None,
     }
@@ -101,6 +105,7 @@ async fn to_node(step: &Step<'_>, fault: Fault, node: &str) -> Result<bool> {
         Kind::Cut(_, to) => spoil(step, fault, node, to, |line| line.cut()).await?,
         Kind::Swallow(_, to, way) => spoil(step, fault, node, to, |line| line.silence_towards(way)).await?,
         Kind::SwallowLong(_, to) => spoil(step, fault, node, to, |line| line.silence_towards(Towards::Both)).await?,
+        Kind::Hostile(_) => be_hostile(step, fault, node).await?,
         Kind::Delay(_, to) => spoil(step, fault, node, to, |line| line.delay(DELAY)).await?,
         _ => return Ok(false),
     }
@@ -160,6 +165,27 @@ async fn spoil(
     if is_cut {
         world.is_back(node);
     }
+    Ok(())
+}
+
+/// Clients who take connections and give nothing, or floods. Whatever becomes of theirs, the others are served.
+async fn be_hostile(step: &Step<'_>, fault: Fault, node: &str) -> Result<()> {
+    let port = step.world.cluster().node(node).port;
+    let mut held = Vec::new();
+    for number in 0..HOSTILE {
+        let Ok(mut stream) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else { break };
+        let says: &[u8] = match number % 4 {
+            0 => b"",
+            1 => b"PRI * HTTP/2.0\r\n",
+            2 => b"GET /api/v1/scheduler/jobs HTTP/1.1\r\nhost: x\r\nx-flood: ",
+            _ => b"POST /api/v1/scheduler/jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n{",
+        };
+        // It may be thrown out at once.
+        let _ = stream.write_all(says).await;
+        held.push(stream);
+    }
+    step.says(&format!("{node} has {} connections of strangers", held.len()));
+    tokio::time::sleep(fault.lasts).await;
     Ok(())
 }
 

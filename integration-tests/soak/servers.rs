@@ -1,7 +1,7 @@
 //! What is done to Postgres and Redis themselves.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use carillon_testkit::{RespClient, StopMode, wait_until};
@@ -19,6 +19,8 @@ use crate::world::{NAMESPACE, World};
 const UP_MAX: Duration = Duration::from_secs(60);
 /// First half of the key of the leader's advisory lock (R2).
 const LOCK_SPACE: i64 = 0x0CA_2111;
+/// From the one lock of a stranger to the other: a flush comes in between.
+const CROSSED_AFTER: Duration = Duration::from_millis(100);
 /// More than the server has.
 const CONNECTIONS_MAX: usize = 400;
 /// Less than Redis needs for itself: every write is refused.
@@ -36,7 +38,7 @@ pub(crate) async fn inject(step: &Step<'_>, fault: Fault) -> Result<bool> {
         | Kind::PostgresReadOnly
         | Kind::PostgresSlotsUsedUp
         | Kind::PostgresDiskFull => "postgres",
-        Kind::LeaderSessionEnded | Kind::SomeSessionsEnded => "sessions",
+        Kind::LeaderSessionEnded | Kind::SomeSessionsEnded | Kind::StatementsCancelled => "sessions",
         _ => "redis",
     };
     if !step.world.take(server) {
@@ -129,6 +131,11 @@ async fn within_postgres(step: &Step<'_>, fault: Fault) -> Result<bool> {
             let ended: i64 = sqlx::query_scalar(statement).bind(part).fetch_one(&world.pool).await?;
             step.says(&format!("{ended} ended"));
         }
+        Kind::StatementsCancelled => {
+            step.says(&format!("for {:.1?}", fault.lasts));
+            world.postgres.database().cancel_statements("carillon-%", fault.lasts).await?;
+        }
+        Kind::Locked(Lock::Crosswise) => lock_crosswise(step, fault.lasts).await?,
         Kind::Locked(lock) => {
             let mut session = admin(world).await?;
             let mut transaction = session.begin().await?;
@@ -140,7 +147,7 @@ async fn within_postgres(step: &Step<'_>, fault: Fault) -> Result<bool> {
                 Lock::Job => {
                     "SELECT 1 FROM jobs j WHERE j.name LIKE 'c%' ORDER BY j.id OFFSET $1 LIMIT 1 FOR UPDATE OF j"
                 }
-                Lock::Execution => {
+                Lock::Execution | Lock::Crosswise => {
                     "SELECT 1 FROM job_executions WHERE completed_at IS NULL ORDER BY id OFFSET $1 LIMIT 3
                                     FOR UPDATE SKIP LOCKED"
                 }
@@ -162,6 +169,25 @@ async fn within_postgres(step: &Step<'_>, fault: Fault) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// A flush locks executions and then the statistics of their jobs. Whoever is taken for the cause of the deadlock, goes on.
+async fn lock_crosswise(step: &Step<'_>, lasts: Duration) -> Result<()> {
+    let mut session = admin(step.world).await?;
+    let (began, mut rounds, mut deadlocks) = (Instant::now(), 0, 0);
+    while began.elapsed() < lasts {
+        let mut transaction = session.begin().await?;
+        sqlx::query("SET LOCAL lock_timeout = '3s'").execute(&mut *transaction).await?;
+        sqlx::query("SELECT FROM job_stats ORDER BY random() LIMIT 50 FOR UPDATE").execute(&mut *transaction).await?;
+        tokio::time::sleep(CROSSED_AFTER).await;
+        let crossing = sqlx::query("SELECT FROM job_executions WHERE completed_at IS NULL LIMIT 50 FOR UPDATE");
+        let outcome = crossing.execute(&mut *transaction).await;
+        deadlocks += usize::from(outcome.is_err());
+        rounds += 1;
+        transaction.rollback().await?;
+    }
+    step.says(&format!("{rounds} times, {deadlocks} of them refused"));
+    Ok(())
 }
 
 async fn to_redis(step: &Step<'_>, fault: Fault) -> Result<bool> {
@@ -226,7 +252,8 @@ async fn to_redis(step: &Step<'_>, fault: Fault) -> Result<bool> {
 fn some_stream(world: &World, pick: usize) -> Result<Option<String>> {
     let mut client = RespClient::connect(world.redis.port())?;
     let keys = client.command(&["KEYS", &format!("{{{NAMESPACE}:0}}:v1:*")])?;
-    let mut keys: Vec<&str> = keys.list().iter().filter_map(|key| key.text()).collect();
+    let keys = keys.list().iter().filter_map(|key| key.text());
+    let mut keys: Vec<&str> = keys.filter(|key| !key.ends_with(":displaced")).collect();
     keys.sort_unstable();
     Ok(pick.checked_rem(keys.len()).map(|index| keys[index].to_owned()))
 }

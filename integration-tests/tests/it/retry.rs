@@ -146,7 +146,13 @@ async fn a_handler_that_blocks_its_thread_stalls_nobody_else() {
     let history = world.judge(LOAD_MAX).await;
     assert_eq!(history.count(Status::Success), OTHERS + 1);
     let unblocked = lines(&world, blocking, Event::End)[0].at;
-    let late = history.journal.iter().filter(|line| line.execution != blocking && line.at > unblocked).count();
+    // On a busy machine some may be triggered when it is over.
+    let beside = |execution: Uuid| {
+        let row = history.executions.iter().find(|row| row.id == execution);
+        row.is_some_and(|row| execution != blocking && row.scheduled_at + TimeDelta::seconds(2) < unblocked)
+    };
+    assert!(history.executions.iter().any(|row| beside(row.id)), "none was triggered while it blocked");
+    let late = history.journal.iter().filter(|line| beside(line.execution) && line.at > unblocked).count();
     assert_eq!(late, 0, "others waited for the one that blocked");
     let row = api.execution(blocking).await;
     assert!(row["duration_ms"].as_u64().is_some_and(|ms| ms >= 4_000), "{row}");

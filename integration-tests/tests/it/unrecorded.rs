@@ -140,10 +140,11 @@ async fn an_executor_reads_no_further_than_its_bound_of_unrecorded_results() {
 /// every call is told to come again; afterwards all is recorded, by those who ran it.
 #[tokio::test]
 async fn while_postgres_is_away_results_are_held_and_nothing_more_is_started() {
-    const AWAY: Duration = Duration::from_secs(6);
+    const AWAY: Duration = Duration::from_secs(8);
     let plan = bounded(Plan { executors: 2, own_postgres: true, ..plan() });
     let mut world = World::start("unrecorded_away", plan).await;
-    let (over, payload) = (Duration::from_millis(1), json!({"ms": 2_000}));
+    // Longer than a stop takes, and than it takes them to hear of it.
+    let (over, payload) = (Duration::from_millis(1), json!({"ms": 5_000}));
     let jobs = one_time_jobs(&world.pool, 120, in_ms(900), over, "test:sleep", &payload).await;
     world.expected.extend(jobs);
     world.wake();

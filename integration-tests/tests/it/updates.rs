@@ -42,12 +42,15 @@ async fn changed_ahead(name: &str, change: impl Fn(DateTime<Utc>) -> Value, chec
         let at = in_ms(1_000);
         let (job, execution) = claimed(&api, at).await;
         world.expected.push((job, at));
-        let job_now = api.update(job, &change(at)).await;
-        if Utc::now() + TimeDelta::milliseconds(50) >= at {
-            continue;
+        let answer = api.try_update(job, &change(at)).await;
+        let is_late = Utc::now() + TimeDelta::milliseconds(50) >= at;
+        // An instant that is over by then is refused.
+        assert!(answer.status == 200 || is_late && answer.status == 400, "{}", answer.body);
+        if answer.status == 200 && instant(&answer.body["execute_at"]) != at {
+            world.expected.push((job, instant(&answer.body["execute_at"])));
         }
-        if instant(&job_now["execute_at"]) != at {
-            world.expected.push((job, instant(&job_now["execute_at"])));
+        if is_late {
+            continue;
         }
         check(&api, job, execution).await;
         world.judge(SOON).await;
@@ -100,7 +103,7 @@ async fn what_many_edits_move_out_of_one_batch_starts_without_a_pause() {
     const JOBS: i64 = 12;
     let mut world = World::start("updates_of_a_batch", Plan { executors: 2, ..claimed_long_ahead() }).await;
     for _ in 0..10 {
-        let at = in_ms(2_000);
+        let at = in_ms(3_000);
         let mut edits = JoinSet::new();
         for n in 1..=JOBS {
             let api = world.api();
@@ -176,8 +179,19 @@ async fn a_paused_job_is_changed_and_goes_on_by_what_it_is_then() {
 /// what each ran is what the revision says that it names.
 #[tokio::test]
 async fn edits_around_every_instant_lose_no_fire_and_double_none() {
+    for turn in 0..5 {
+        // On a busy machine few come between two instants.
+        if edits_around_every_instant(&format!("update_storm_{turn}")).await {
+            return;
+        }
+    }
+    panic!("never enough edits");
+}
+
+/// Answers whether the edits were as many as it takes to meet the instants at many moments.
+async fn edits_around_every_instant(name: &str) -> bool {
     let plan = Plan { executors: 2, ..Plan::default() }.set(QUEUES, r#"["default", "other"]"#);
-    let mut world = World::start("update_storm", plan).await;
+    let mut world = World::start(name, plan).await;
     let api = world.api();
     let end = in_ms(8_000);
     let mut jobs = Vec::new();
@@ -217,7 +231,6 @@ async fn edits_around_every_instant_lose_no_fire_and_double_none() {
             world.kill("executor-1");
         }
     }
-    assert!(edits > 25, "{edits} edits");
     let history = world.judge(LOAD_MAX).await;
     assert_eq!(history.count(Status::Success), world.expected.len());
     let (wrong, elsewhere, by_revision): (i64, i64, i64) = sqlx::query_as(
@@ -232,5 +245,5 @@ async fn edits_around_every_instant_lose_no_fire_and_double_none() {
     .expect("postgres answers");
     assert_eq!(wrong, 0, "executions ran something else than their revision says");
     assert_eq!(elsewhere, 0, "executions ran in another line than their revision names");
-    assert!(by_revision > 10, "{by_revision} revisions ran");
+    edits > 25 && by_revision > 10
 }

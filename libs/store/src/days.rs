@@ -15,8 +15,9 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 const DAY_MS: u128 = 24 * 60 * 60 * 1_000;
-/// Stretches of days named one by one; beyond them all days in between are named too, so that a text stays short.
-const STRETCHES_MAX: usize = 16;
+/// Stretches of days named one by one, each in some 130 bytes: more than there are days in two years that lie apart. Beyond them all
+/// days in between are named too, so that a text has an end.
+const STRETCHES_MAX: usize = 400;
 
 /// `template` for these ids: what stands there as `{days of e.id}` becomes a condition on `e.id` that holds for all of them.
 /// Without ids it holds for nothing.
@@ -102,8 +103,9 @@ mod tests {
         assert_ne!(text(&[23]), text(&[24]));
         assert_eq!(ranges(&text(&[1, 30])).len(), 1, "days side by side");
         assert_eq!(ranges(&text(&[1, 50, 1_000])).len(), 3);
-        let many: Vec<i64> = (0..40).map(|day| day * 48).collect();
-        assert_eq!(ranges(&text(&many)), [(Uuid::nil(), ranges(&text(&[39 * 48]))[0].1)]);
+        let apart = |days: i64| (0..days).map(|day| day * 48).collect::<Vec<_>>();
+        assert_eq!(ranges(&text(&apart(400))).len(), 400);
+        assert_eq!(ranges(&text(&apart(401))), [(Uuid::nil(), ranges(&text(&[400 * 48]))[0].1)]);
         assert_eq!(text(&[]), "false");
     }
 

@@ -34,7 +34,7 @@ pub struct RedisOptions {
     pub url: String,
     /// Keeps installations that share a Redis apart.
     pub namespace: String,
-    /// The shard whose streams are meant.
+    /// The shard whose streams are meant: one of `carillon_core::shard::SHARDS`.
     pub shard: i16,
     /// How long one command may take before it counts as unavailable.
     pub command_timeout: Duration,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use carillon_core::shard::SHARDS;
 use carillon_kit::config::{Checks, PostgresConfig, ProtocolConfig, RedisConfig, Settings, duration};
 use carillon_store::Schema;
 use carillon_store::retention::Retention;
@@ -101,7 +102,11 @@ impl Settings for Config {
         self.protocol.check(checks);
         self.retention.check(checks);
         let own = &self.dispatcher;
-        checks.that(own.shard >= 0, "dispatcher.shard", "must be 0 or more");
+        checks.that(
+            u16::try_from(own.shard).is_ok_and(|shard| shard < SHARDS),
+            "dispatcher.shard",
+            "must be 0: there is one",
+        );
         checks.that(
             own.lead <= self.protocol.window / 4,
             "dispatcher.lead",

@@ -1,5 +1,6 @@
 //! The settings of an executor; `config/default.toml` documents each.
 
+use carillon_core::shard::SHARDS;
 use carillon_kit::config::{Checks, PostgresConfig, ProtocolConfig, RedisConfig, Settings};
 use carillon_store::Schema;
 use serde::Deserialize;
@@ -83,6 +84,10 @@ impl Settings for Config {
         checks.that(own.unrecorded_bytes_max >= 1 << 20, "executor.unrecorded_bytes_max", "must be at least 1048576");
         checks.that(own.in_hand_bytes_max >= 1 << 20, "executor.in_hand_bytes_max", "must be at least 1048576");
         checks.that(own.lost_max >= 1, "executor.lost_max", "must be at least 1");
-        checks.that(own.shard >= 0, "executor.shard", "must be 0 or more");
+        checks.that(
+            u16::try_from(own.shard).is_ok_and(|shard| shard < SHARDS),
+            "executor.shard",
+            "must be 0: there is one",
+        );
     }
 }
