@@ -9,12 +9,16 @@
 //! A pool whose line is cut has many connections that are dead without knowing it. Finding out costs a deadline each, so one
 //! that ran out makes all that were made before it suspect: they are thrown away unasked.
 //!
+//! Who waits in vain for a connection is told by the driver that time is up, whether Postgres is away or all connections are in
+//! use. Of these two it is the latter if the server has answered others meanwhile ([`Pool::acquire`]).
+//!
 //! Dropped in the middle of a statement or of a transaction, a connection is given back only once it has answered, within a
 //! deadline too; the driver's own pool would wait for that answer without end and keep its place taken meanwhile.
 
 use std::fmt;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +31,7 @@ use sqlx::{Connection as _, Either, Execute, Executor, PgConnection, PgPool, Pos
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
+use crate::error::is_reported;
 use crate::schema::{InSchema, Schema};
 
 /// How long an idle connection may take to say that it lives.
@@ -37,22 +42,35 @@ const SIGN_OF_LIFE_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct Pool {
     pool: PgPool,
     limit: Duration,
-    suspect: Suspect,
+    known: Known,
     schema: Schema,
 }
 
-/// Connections made before this are not used any more.
+/// What the connections of a pool have learned of the server.
 #[derive(Clone, Debug, Default)]
-struct Suspect(Arc<Mutex<Option<Instant>>>);
+struct Known {
+    /// Those that were made before this are not used any more.
+    suspect_until: Arc<Mutex<Option<Instant>>>,
+    /// How many statements it has answered, whatever it said.
+    answered: Arc<AtomicU64>,
+}
 
-impl Suspect {
-    fn all_until_now(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+impl Known {
+    fn all_are_suspect(&self) {
+        *self.suspect_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    fn is(&self, age: Duration) -> bool {
-        let until = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn is_suspect(&self, age: Duration) -> bool {
+        let until = *self.suspect_until.lock().unwrap_or_else(PoisonError::into_inner);
         until.is_some_and(|until| age > until.elapsed())
+    }
+
+    fn has_answered(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn answers(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
     }
 }
 
@@ -66,21 +84,21 @@ impl Pool {
         limit: Duration,
         ask_first: bool,
     ) -> Self {
-        let suspect = Suspect::default();
-        let suspects = suspect.clone();
+        let known = Known::default();
+        let of_all = known.clone();
         let pool = options
             .after_connect(|connection, _| Box::pin(watch_for_client(connection)))
             // The pool's own questions, here and when a connection comes back, wait without limit.
             .test_before_acquire(false)
             .before_acquire(move |connection, meta| {
-                let suspects = suspects.clone();
+                let of_all = of_all.clone();
                 Box::pin(async move {
-                    if suspects.is(meta.age) {
+                    if of_all.is_suspect(meta.age) {
                         return Ok(false);
                     }
                     let lives = !ask_first || within(limit.min(SIGN_OF_LIFE_MAX), connection.ping()).await.is_ok();
                     if !lives {
-                        suspects.all_until_now();
+                        of_all.all_are_suspect();
                     }
                     Ok(lives)
                 })
@@ -89,14 +107,18 @@ impl Pool {
                 Box::pin(async move { Ok(within(limit, connection.ping()).await.is_ok()) })
             })
             .connect_lazy_with(connect);
-        Self { pool, limit, suspect, schema }
+        Self { pool, limit, known, schema }
     }
 
-    /// One of its connections, for several statements.
+    /// One of its connections, for several statements. [`sqlx::Error::PoolTimedOut`] means that all are in use.
     pub(crate) async fn acquire(&self) -> sqlx::Result<Connection> {
-        let pooled = self.pool.acquire().await?;
+        let before = self.known.answers();
+        let pooled = match self.pool.acquire().await {
+            Err(sqlx::Error::PoolTimedOut) if self.known.answers() == before => return Err(silent()),
+            acquired => acquired?,
+        };
         Ok(Connection {
-            inner: Some(Inner::Pooled(pooled, self.suspect.clone())),
+            inner: Some(Inner::Pooled(pooled, self.known.clone())),
             schema: self.schema.clone(),
             limit: self.limit,
             interrupted: false,
@@ -135,7 +157,7 @@ pub(crate) struct Connection {
 }
 
 enum Inner {
-    Pooled(PoolConnection<Postgres>, Suspect),
+    Pooled(PoolConnection<Postgres>, Known),
     Own(Box<PgConnection>),
 }
 
@@ -159,8 +181,8 @@ impl Inner {
     /// Lets go of it without a word: whoever is at the other end does not answer.
     fn abandon(self) {
         match self {
-            Self::Pooled(pooled, suspect) => {
-                suspect.all_until_now();
+            Self::Pooled(pooled, known) => {
+                known.all_are_suspect();
                 drop(pooled.detach());
             }
             Self::Own(own) => drop(own),
@@ -228,6 +250,11 @@ impl Connection {
     pub(crate) fn settle<T>(&mut self, outcome: Result<sqlx::Result<T>, Elapsed>) -> sqlx::Result<T> {
         let outcome = outcome.unwrap_or_else(|_| Err(silent()));
         self.interrupted = false;
+        if let Some(Inner::Pooled(_, known)) = &self.inner
+            && outcome.as_ref().err().is_none_or(is_reported)
+        {
+            known.has_answered();
+        }
         if outcome.as_ref().is_err_and(is_broken)
             && let Some(inner) = self.inner.take()
         {
@@ -249,7 +276,7 @@ impl Drop for Connection {
         if !self.interrupted && !self.rollback_due {
             return;
         }
-        let Some(Inner::Pooled(mut pooled, suspect)) = self.inner.take() else { return };
+        let Some(Inner::Pooled(mut pooled, known)) = self.inner.take() else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (limit, rollback_due) = (self.limit, self.rollback_due);
         runtime.spawn(async move {
@@ -257,7 +284,7 @@ impl Drop for Connection {
             let answer =
                 async { if rollback_due { pooled.execute("ROLLBACK").await.map(drop) } else { pooled.ping().await } };
             if within(limit, answer).await.is_err() {
-                Inner::Pooled(pooled, suspect).abandon();
+                Inner::Pooled(pooled, known).abandon();
             }
         });
     }

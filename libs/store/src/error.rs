@@ -10,6 +10,9 @@ pub enum Error {
     /// Postgres cannot be reached, is starting or stopping, has no connection left, or is read-only: try again later.
     #[error("postgres is unavailable")]
     Unavailable(#[source] Cause),
+    /// All connections of the pool are in use, and none came free in time, though Postgres answers: nothing was sent.
+    #[error("all connections to postgres are in use")]
+    AllInUse(#[source] Cause),
     /// Postgres is there and lets nobody in under this user, password or database name.
     #[error("postgres refuses the login")]
     Refused(#[source] Cause),
@@ -112,12 +115,15 @@ impl fmt::Display for Cause {
 impl std::error::Error for Cause {}
 
 impl Cause {
-    /// FATAL and PANIC end the session.
     fn is_reported(&self) -> bool {
-        let said =
-            self.0.as_database_error().and_then(|said| said.try_downcast_ref::<sqlx::postgres::PgDatabaseError>());
-        said.is_some_and(|said| said.severity() == sqlx::postgres::PgSeverity::Error)
+        is_reported(&self.0)
     }
+}
+
+/// Whether the server said it of a statement: FATAL and PANIC end the session.
+pub(crate) fn is_reported(error: &sqlx::Error) -> bool {
+    let said = error.as_database_error().and_then(|said| said.try_downcast_ref::<sqlx::postgres::PgDatabaseError>());
+    said.is_some_and(|said| said.severity() == sqlx::postgres::PgSeverity::Error)
 }
 
 impl From<sqlx::Error> for Cause {
@@ -133,7 +139,7 @@ impl Error {
     /// Its kind at an edge.
     pub const fn kind(&self) -> Kind {
         match self {
-            Self::Unavailable(_) | Self::Refused(_) | Self::Busy(_) => Kind::Unavailable,
+            Self::Unavailable(_) | Self::AllInUse(_) | Self::Refused(_) | Self::Busy(_) => Kind::Unavailable,
             Self::Conflict(_) => Kind::Conflict,
             Self::NotFound { .. } => Kind::NotFound,
             Self::NotOwn { .. } => Kind::Forbidden,
@@ -155,6 +161,7 @@ impl Error {
     pub fn is_reported(&self) -> bool {
         match self {
             Self::Unavailable(cause)
+            | Self::AllInUse(cause)
             | Self::Refused(cause)
             | Self::Busy(cause)
             | Self::Conflict(cause)
@@ -174,7 +181,7 @@ impl Error {
 
     /// Whether Postgres, not the request, is the cause: what was sent may or may not have been done.
     pub const fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Refused(_))
+        matches!(self, Self::Unavailable(_) | Self::AllInUse(_) | Self::Refused(_))
     }
 }
 
@@ -184,10 +191,11 @@ impl From<sqlx::Error> for Error {
             return match error {
                 sqlx::Error::Io(_)
                 | sqlx::Error::Tls(_)
-                | sqlx::Error::PoolTimedOut
                 | sqlx::Error::PoolClosed
                 | sqlx::Error::WorkerCrashed
                 | sqlx::Error::Protocol(_) => Self::Unavailable(error.into()),
+                // The pool says it of itself only where others were answered meanwhile (`bounded`).
+                sqlx::Error::PoolTimedOut => Self::AllInUse(error.into()),
                 _ => Self::Internal(error.into()),
             };
         };

@@ -27,7 +27,7 @@ pub struct StoreOptions {
     pub application_name: String,
     /// Connections at most.
     pub connections_max: u32,
-    /// How long a caller waits for a connection before it is told that Postgres is unavailable.
+    /// How long a caller waits for a connection before it is told that all are in use, or that Postgres is unavailable.
     pub acquire_timeout: Duration,
     /// How long the server lets one statement run.
     pub statement_max: Duration,

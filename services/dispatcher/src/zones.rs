@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use carillon_core::misfire;
 use carillon_core::schedule::{Timetable, zone_rules};
 use carillon_store::zones::{Reckoned, ZonedPage};
-use carillon_store::{Error, Store, zones};
+use carillon_store::{Store, zones};
 use carillon_stream::Redis;
 use metrics::counter;
 use tokio::sync::watch;
@@ -110,7 +110,7 @@ async fn page(store: &Store, rules: i64, after: Uuid) -> anyhow::Result<Option<(
                 }
             }
             Ok(None) => return Ok(None),
-            Err(error @ (Error::Unavailable(_) | Error::Refused(_))) => return Err(error.into()),
+            Err(error) if error.is_unavailable() => return Err(error.into()),
             Err(error) if tries == TRIES => {
                 let error = anyhow::Error::from(error);
                 warn!("jobs are left out that cannot be reckoned anew, behind {after}: {error:#}");

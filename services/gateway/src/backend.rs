@@ -8,7 +8,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use carillon_core::line::Line;
@@ -36,8 +36,6 @@ pub(crate) struct Backend {
     pub(crate) queues_max: u32,
     /// One at a time: see [`Backend::aside`].
     aside: Arc<Semaphore>,
-    /// How many questions Postgres has answered, whatever it said.
-    answered: AtomicU64,
     /// Whether the last word to Redis failed: an outage is logged once, and waited for no longer than it must.
     redis_is_away: AtomicBool,
 }
@@ -57,7 +55,6 @@ impl Backend {
             payload_bytes_max,
             queues_max,
             aside: Arc::new(Semaphore::new(1)),
-            answered: AtomicU64::new(0),
             redis_is_away: AtomicBool::new(false),
         }
     }
@@ -74,18 +71,8 @@ impl Backend {
     /// Waits for Postgres within the limit, and no longer than the client waits. What was cut off may or may not have been done, as with
     /// any lost answer.
     pub(crate) async fn ask<T>(&self, work: impl Future<Output = carillon_store::Result<T>>) -> Result<T, Status> {
-        let before = self.answered.load(Ordering::Relaxed);
         match tokio::time::timeout(self.statement_timeout.min(deadline::left()), work).await {
-            Ok(Err(error)) if found_no_connection(&error) && self.answered.load(Ordering::Relaxed) != before => {
-                warn!("a request found all connections to Postgres in use, and none came free in time");
-                Err(later(Reason::PostgresBusy, "all connections to Postgres are in use: try again"))
-            }
-            Ok(outcome) => {
-                if !outcome.as_ref().is_err_and(carillon_store::Error::is_unavailable) {
-                    self.answered.fetch_add(1, Ordering::Relaxed);
-                }
-                outcome.map_err(|error| of_store(&error))
-            }
+            Ok(outcome) => outcome.map_err(|error| of_store(&error)),
             Err(_) if deadline::left().is_zero() => Err(deadline::passed()),
             Err(_) => Err(later(Reason::PostgresBusy, "Postgres did not answer in time: try again")),
         }
@@ -157,46 +144,5 @@ impl Backend {
             None if was_away => info!("the others hear from this gateway again"),
             Some(_) | None => {}
         }
-    }
-}
-
-/// Whether no connection came free, and none could be made: Postgres is away then, or, if it has answered others meanwhile, all are in use.
-/// The driver tells it by its text alone.
-fn found_no_connection(error: &carillon_store::Error) -> bool {
-    matches!(error, carillon_store::Error::Unavailable(cause) if cause.to_string().starts_with("pool timed out"))
-}
-
-#[cfg(test)]
-mod tests {
-    use carillon_store::{Error, StoreOptions};
-    use carillon_stream::RedisOptions;
-    use tonic_types::StatusExt as _;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_full_pool_is_told_from_a_postgres_that_is_away_by_what_others_are_answered() {
-        let store = Store::connect_lazily(&StoreOptions::new("postgres://nobody@127.0.0.1:1/none", "test")).unwrap();
-        let redis = Redis::connect_lazily(RedisOptions::new("redis://127.0.0.1:1")).unwrap();
-        let backend = Backend::new(store, redis, Duration::from_secs(5), 1, 1);
-        let reason = |status: Status| status.get_details_error_info().unwrap().reason;
-        let timed_out = || Err::<(), Error>(sqlx::Error::PoolTimedOut.into());
-        assert_eq!(reason(backend.ask(async { timed_out() }).await.unwrap_err()), "POSTGRES_UNAVAILABLE");
-        for (other, told) in [
-            (Ok(()), "POSTGRES_BUSY"),
-            (Err(Error::NotFound { what: "job", id: Uuid::nil() }), "POSTGRES_BUSY"),
-            (timed_out(), "POSTGRES_UNAVAILABLE"),
-        ] {
-            let waiting = async {
-                let _ = backend.ask(async { other }).await;
-                timed_out()
-            };
-            assert_eq!(reason(backend.ask(waiting).await.unwrap_err()), told);
-        }
-        let waiting = async {
-            backend.ask(async { Ok(()) }).await.unwrap();
-            Err::<(), Error>(sqlx::Error::Io(std::io::Error::other("reset")).into())
-        };
-        assert_eq!(reason(backend.ask(waiting).await.unwrap_err()), "POSTGRES_UNAVAILABLE");
     }
 }

@@ -167,6 +167,10 @@ pub(crate) fn of_store(failure: &Error) -> Status {
             tracing::debug!("a request found Postgres unavailable: {cause}");
             later(Reason::PostgresUnavailable, "Postgres is away, or refuses to serve at the moment: try again")
         }
+        Error::AllInUse(_) => {
+            warn!("a request found all connections to Postgres in use, and none came free in time");
+            later(Reason::PostgresBusy, "all connections to Postgres are in use: try again")
+        }
         Error::Busy(cause) => {
             warn!("a request waited for somebody else's lock, or its statement took too long: {cause}");
             later(Reason::PostgresBusy, "somebody else holds what this needs, or it took too long: try again")
@@ -280,6 +284,19 @@ mod tests {
             let missing = of_store(&Error::NotFound { what, id: uuid::Uuid::nil() });
             assert_eq!(missing.get_details_resource_info().unwrap().resource_type, what);
         }
+    }
+
+    #[test]
+    fn a_full_pool_is_told_from_a_postgres_that_is_away() {
+        let reason = |failure: sqlx::Error| {
+            let told = of_store(&failure.into());
+            (told.code(), retry_after(&told), told.get_details_error_info().unwrap().reason)
+        };
+        let busy = "POSTGRES_BUSY".to_owned();
+        assert_eq!(reason(sqlx::Error::PoolTimedOut), (Code::Unavailable, Some(1), busy));
+        let away = "POSTGRES_UNAVAILABLE".to_owned();
+        let reset = sqlx::Error::Io(std::io::Error::other("reset"));
+        assert_eq!(reason(reset), (Code::Unavailable, Some(1), away));
     }
 
     #[test]

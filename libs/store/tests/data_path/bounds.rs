@@ -237,3 +237,31 @@ async fn whatever_ends_a_session_before_it_begins_is_an_outage_and_no_defect() -
     assert!(error.is_unavailable() && !error.is_reported(), "{error:?}");
     Ok(())
 }
+
+/// The pool says of both that its time is up.
+#[tokio::test]
+async fn a_pool_that_is_in_use_is_told_from_a_postgres_that_is_away() -> Result<()> {
+    let bench = Bench::new().await?;
+    let job = bench.job().await?;
+    let proxy = Proxy::to(bench.database.port()?)?;
+    let store = Store::connect_lazily(&StoreOptions {
+        connections_max: 1,
+        acquire_timeout: Duration::from_millis(1_750),
+        lock_max: Duration::from_millis(500),
+        ..StoreOptions::new(bench.database.url_through(proxy.port()), "full")
+    })?;
+    let touches = || futures_util::future::join_all((0..8).map(|_| touches_job(&store, job)));
+    let mut foreign = bench.pool.begin().await?;
+    sqlx::query("SELECT FROM jobs WHERE id = $1 FOR UPDATE").bind(job).execute(&mut *foreign).await?;
+    // One after the other has the connection, and is told that somebody else holds the job.
+    let errors: Vec<Error> = touches().await.into_iter().filter_map(Result::err).collect();
+    let (busy, in_use): (Vec<&Error>, Vec<&Error>) = errors.iter().partition(|error| matches!(error, Error::Busy(_)));
+    assert!(!busy.is_empty() && !in_use.is_empty() && errors.len() == 8, "{errors:?}");
+    assert!(in_use.iter().all(|error| matches!(error, Error::AllInUse(_)) && error.is_unavailable()), "{errors:?}");
+    drop(foreign);
+    touches_job(&store, job).await?;
+    proxy.silence();
+    let errors: Vec<Error> = touches().await.into_iter().filter_map(Result::err).collect();
+    assert!(errors.len() == 8 && errors.iter().all(|error| matches!(error, Error::Unavailable(_))), "{errors:?}");
+    Ok(())
+}
