@@ -50,7 +50,10 @@ CREATE TABLE carillon.jobs (
 -- Ids are time-ordered (UUID version 7), so these serve "newest first" without a column of their own.
 CREATE INDEX jobs_by_status ON carillon.jobs (status, id);
 CREATE INDEX jobs_by_type ON carillon.jobs (type, status, id);
-CREATE INDEX jobs_by_platform ON carillon.jobs (platform_id, id) WHERE platform_id IS NOT NULL;
+-- With what else is asked of nearly every list: who asks for no more than that looks at no row of the table.
+CREATE INDEX jobs_by_platform ON carillon.jobs (platform_id, id) INCLUDE (status, type) WHERE platform_id IS NOT NULL;
+CREATE INDEX jobs_by_handler ON carillon.jobs (handler_name, id) INCLUDE (status, type);
+CREATE INDEX jobs_by_name ON carillon.jobs (name COLLATE "C", id);
 -- A key is free again once its job is deleted.
 CREATE UNIQUE INDEX jobs_key ON carillon.jobs (platform_id, key) NULLS NOT DISTINCT WHERE key IS NOT NULL
     AND status <> 'CANCELLED';
@@ -58,40 +61,134 @@ CREATE INDEX jobs_by_key ON carillon.jobs (key, id) WHERE key IS NOT NULL;
 -- Whether a name of a queue is still in use.
 CREATE INDEX jobs_by_queue ON carillon.jobs (queue, cancelled_at);
 
+-- The tags of all jobs, one a row, for lists by tag. An index of the array itself (GIN) is in no order, and of a tag that many
+-- jobs have it tells all of them or none. The triggers below keep it true, whoever writes to `jobs`; a foreign key would ask for
+-- each row.
+CREATE TABLE carillon.job_tags (
+    tag    text NOT NULL,
+    job_id uuid NOT NULL,
+    PRIMARY KEY (tag, job_id)
+);
+CREATE FUNCTION carillon.tag_new_jobs() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO carillon.job_tags (tag, job_id) SELECT DISTINCT unnest(n.tags), n.id FROM new_jobs n;
+    RETURN NULL;
+END
+$$;
+CREATE FUNCTION carillon.tag_changed_job() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM carillon.job_tags WHERE job_id = OLD.id AND tag = ANY (OLD.tags);
+    INSERT INTO carillon.job_tags (tag, job_id) SELECT DISTINCT unnest(NEW.tags), NEW.id;
+    RETURN NULL;
+END
+$$;
+CREATE FUNCTION carillon.untag_old_jobs() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM carillon.job_tags t USING (SELECT unnest(o.tags) AS tag, o.id FROM old_jobs o) o
+    WHERE t.tag = o.tag AND t.job_id = o.id;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER tag_new_jobs AFTER INSERT ON carillon.jobs REFERENCING NEW TABLE AS new_jobs
+    FOR EACH STATEMENT EXECUTE FUNCTION carillon.tag_new_jobs();
+CREATE TRIGGER tag_changed_job AFTER UPDATE OF tags ON carillon.jobs
+    FOR EACH ROW WHEN (OLD.tags IS DISTINCT FROM NEW.tags) EXECUTE FUNCTION carillon.tag_changed_job();
+CREATE TRIGGER untag_old_jobs AFTER DELETE ON carillon.jobs REFERENCING OLD TABLE AS old_jobs
+    FOR EACH STATEMENT EXECUTE FUNCTION carillon.untag_old_jobs();
+
+-- The walks along an index that together pass all jobs that `wanted` may mean, from `from_id` to before `below_id`, each of at most
+-- `most` rows: texts of subqueries, of whole rows or, with `ids_only`, of their ids. `way` is the field of `wanted` by which to go.
+-- It is not left to the planner, which may know nothing of what was created today, or take what is rare for common: written over
+-- all columns of an index, and with every other way forbidden, it is a walk along it. Of several statuses each is a walk of its
+-- own. All ways but that of `name_prefix` are in the order of ids.
+CREATE FUNCTION carillon.walks_over_jobs(
+    way text, from_id uuid, below_id uuid, most int, ascending boolean, wanted jsonb, ids_only boolean
+) RETURNS text[]
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    direction text := CASE WHEN ascending THEN 'ASC' ELSE 'DESC' END;
+    columns text := CASE WHEN ids_only THEN 'j.id' ELSE 'j.*' END;
+    -- What is wanted of the field, and what else a partial index asks for.
+    word text := format('%L::text', wanted ->> way);
+    partial text := '';
+    status text;
+    walks text[];
+BEGIN
+    IF way = 'tag' THEN
+        RETURN ARRAY[format(
+            '(SELECT %1$s FROM (SELECT t.job_id AS id FROM carillon.job_tags t
+                                WHERE (t.tag, t.job_id) >= (%2$s, %3$L::uuid) AND (t.tag, t.job_id) < (%2$s, %4$L::uuid)
+                                ORDER BY t.tag %5$s, t.job_id %5$s LIMIT %6$s) %7$s)',
+            columns, word, from_id, below_id, direction, most,
+            CASE WHEN ids_only THEN 'j' ELSE 't CROSS JOIN LATERAL (SELECT * FROM carillon.jobs WHERE id = t.id OFFSET 0) j' END)];
+    ELSIF way = 'name_prefix' THEN
+        RETURN ARRAY[format(
+            '(SELECT %1$s FROM carillon.jobs j
+              WHERE (j.name COLLATE "C") >= %2$s AND (j.name COLLATE "C") <= %2$s || repeat(chr(1114111), 200)
+                AND j.id >= %3$L::uuid AND j.id < %4$L::uuid
+              ORDER BY j.name COLLATE "C" LIMIT %5$s)',
+            columns, word, from_id, below_id, most)];
+    ELSIF way IN ('key', 'platform_id', 'handler_name') THEN
+        IF way <> 'handler_name' THEN
+            partial := format('j.%I IS NOT NULL AND ', way);
+        END IF;
+        RETURN ARRAY[format(
+            '(SELECT %1$s FROM carillon.jobs j
+              WHERE %2$s(j.%3$I, j.id) >= (%4$s, %5$L::uuid) AND (j.%3$I, j.id) < (%4$s, %6$L::uuid)
+              ORDER BY j.%3$I %7$s, j.id %7$s LIMIT %8$s)',
+            columns, partial, way, word, from_id, below_id, direction, most)];
+    END IF;
+    FOR status IN SELECT jsonb_array_elements_text(wanted -> 'statuses') LOOP
+        walks := walks || format(
+            '(SELECT %1$s FROM carillon.jobs j
+              WHERE (%2$sj.status, j.id) >= (%3$s%4$L::text, %5$L::uuid) AND (%2$sj.status, j.id) < (%3$s%4$L::text, %6$L::uuid)
+              ORDER BY %7$sj.status %8$s, j.id %8$s LIMIT %9$s)',
+            columns, CASE way WHEN 'type' THEN 'j.type, ' ELSE '' END, CASE way WHEN 'type' THEN word || ', ' ELSE '' END,
+            status, from_id, below_id, CASE way WHEN 'type' THEN format('j.type %s, ', direction) ELSE '' END, direction, most);
+    END LOOP;
+    RETURN walks;
+END
+$$;
+
+-- The way to what `wanted` means by which the fewest rows are passed, and how many these are; of ways by which there are `most` or
+-- more the first one. What is of no use in the order of ids is no way if it is `ordered`.
+CREATE FUNCTION carillon.way_to_jobs(from_id uuid, below_id uuid, most int, ordered boolean, wanted jsonb)
+RETURNS TABLE (way text, passed int)
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
+DECLARE
+    candidate text;
+    counted int;
+BEGIN
+    FOREACH candidate IN ARRAY ARRAY['key', 'platform_id', 'tag', 'handler_name', 'name_prefix', 'type', 'statuses'] LOOP
+        CONTINUE WHEN wanted ->> candidate IS NULL OR candidate = 'name_prefix' AND ordered;
+        EXECUTE format('SELECT count(*) FROM (SELECT FROM (%s) q LIMIT %s) q', array_to_string(
+            carillon.walks_over_jobs(candidate, from_id, below_id, most, false, wanted, true), ' UNION ALL '), most) INTO counted;
+        IF way IS NULL OR counted < passed THEN
+            way := candidate;
+            passed := counted;
+        END IF;
+    END LOOP;
+    RETURN NEXT;
+END
+$$;
+
 -- A page of jobs from `from_id` to before `below_id`, oldest first if `ascending`: it looks at `most` rows and says of each
--- whether it matches `wanted` (carillon_store::jobs::Filter), which has the `statuses` that a job may have. The way is not left
--- to the planner, which may know nothing of what was created today, or take what is rare for common: written over all columns
--- of an index, and with every other way forbidden, it is a walk along it. Of several statuses each is a walk of its own.
-CREATE FUNCTION carillon.page_of_jobs(from_id uuid, below_id uuid, most int, ascending boolean, wanted jsonb)
+-- whether it matches `wanted` (carillon_store::jobs::Filter), which has the `statuses` that a job may have. `way`: what
+-- carillon.way_to_jobs said, or NULL for what is mostly the best.
+CREATE FUNCTION carillon.page_of_jobs(from_id uuid, below_id uuid, most int, ascending boolean, wanted jsonb, way text)
 RETURNS TABLE (id uuid, matches boolean)
 LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
-    way text := CASE WHEN ascending THEN 'ASC' ELSE 'DESC' END;
-    -- The columns of an index before the id, each walk's values of them, and what else a partial index asks for.
-    columns text[];
-    walks text[];
-    partial text := '';
+    goes_by text := CASE WHEN way IS NOT NULL THEN way
+                         WHEN wanted ->> 'key' IS NOT NULL THEN 'key'
+                         WHEN wanted ->> 'platform_id' IS NOT NULL THEN 'platform_id'
+                         WHEN wanted ->> 'type' IS NOT NULL THEN 'type' ELSE 'statuses' END;
     pages text[];
     walk text;
 BEGIN
-    IF wanted ->> 'key' IS NOT NULL THEN
-        columns := ARRAY['j.key'];
-        walks := ARRAY[format('%L::text', wanted ->> 'key')];
-        partial := 'j.key IS NOT NULL AND ';
-    ELSIF wanted ->> 'platform_id' IS NOT NULL THEN
-        columns := ARRAY['j.platform_id'];
-        walks := ARRAY[format('%L::text', wanted ->> 'platform_id')];
-        partial := 'j.platform_id IS NOT NULL AND ';
-    ELSIF wanted ->> 'type' IS NOT NULL THEN
-        columns := ARRAY['j.type', 'j.status'];
-        walks := ARRAY(SELECT format('%L::text, %L::text', wanted ->> 'type', s)
-                       FROM jsonb_array_elements_text(wanted -> 'statuses') AS s);
-    ELSE
-        columns := ARRAY['j.status'];
-        walks := ARRAY(SELECT format('%L::text', s) FROM jsonb_array_elements_text(wanted -> 'statuses') AS s);
-    END IF;
-    FOREACH walk IN ARRAY walks LOOP
+    FOREACH walk IN ARRAY carillon.walks_over_jobs(goes_by, from_id, below_id, most, ascending, wanted, false) LOOP
         pages := pages || format(
             '(SELECT p.id, COALESCE(
                  $1 ? p.status AND ($2::text IS NULL OR p.type = $2) AND ($3::text IS NULL OR p.key = $3)
@@ -100,14 +197,10 @@ BEGIN
                  AND ($6::text IS NULL OR position(lower($6) IN lower(p.name)) > 0)
                  AND ($7::text IS NULL OR starts_with(p.name, $7)) AND ($8::text IS NULL OR p.handler_name = $8)
                  AND ($9::text IS NULL OR p.queue = $9) AND ($10::smallint IS NULL OR p.priority = $10), false) AS matches
-             FROM (SELECT j.* FROM carillon.jobs j
-                   WHERE %1$s(%2$s, j.id) >= (%3$s, %4$L::uuid) AND (%2$s, j.id) < (%3$s, %5$L::uuid)
-                   ORDER BY %6$s, j.id %7$s LIMIT %8$s) p)',
-            partial, array_to_string(columns, ', '), walk, from_id, below_id,
-            array_to_string(columns, format(' %s, ', way)) || ' ' || way, way, most);
+             FROM %s p)', walk);
     END LOOP;
     RETURN QUERY EXECUTE format('SELECT q.id, q.matches FROM (%s) q ORDER BY q.id %s LIMIT %s',
-                                array_to_string(pages, ' UNION ALL '), way, most)
+                                array_to_string(pages, ' UNION ALL '), CASE WHEN ascending THEN 'ASC' ELSE 'DESC' END, most)
     USING wanted -> 'statuses', wanted ->> 'type', wanted ->> 'key', wanted ->> 'platform_id', wanted ->> 'tag',
           wanted ->> 'name', wanted ->> 'name_prefix', wanted ->> 'handler_name', wanted ->> 'queue',
           (wanted ->> 'priority')::smallint, wanted -> 'scope';

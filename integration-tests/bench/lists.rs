@@ -52,13 +52,15 @@ WITH job AS (
     SELECT bench_id($1, $2, n), CASE WHEN n % 200000 = 7 THEN 'the needle ' ELSE 'nightly report ' END || n,
            CASE WHEN n % 100000 = 9 THEN 'EVENT' WHEN n % 3 = 0 THEN 'CRON' WHEN n % 3 = 1 THEN 'ONE_TIME' ELSE 'RECURRING' END,
            CASE WHEN n % 5000 = 3 THEN 'PAUSED' WHEN n % 3 = 1 THEN 'COMPLETED' ELSE 'ACTIVE' END,
-           $5, 'group:verb' || n % 50, 'default', n % 4, ARRAY['all', 'tag' || n % 1000], 'platform' || n % 100,
+           $5, CASE WHEN n % 200 = 5 THEN 'group:rare' ELSE 'group:verb' || n % 50 END, 'default', n % 4, ARRAY['all', 'tag' || n % 1000], 'platform' || n % 100,
            $1::timestamptz + n * $2 * interval '1 microsecond', CASE WHEN n % 5000 = 3 THEN now() END,
            CASE WHEN n % 5000 <> 3 AND n % 3 = 1 THEN now() END
     FROM generate_series($4::bigint, $4::bigint + $3::bigint - 1) AS n
     RETURNING *
 ), revision AS (
     INSERT INTO job_revisions (job_id, revision, definition) SELECT id, revision, to_jsonb(job) FROM job
+), tag AS (
+    INSERT INTO job_tags (tag, job_id) SELECT unnest(tags), id FROM job
 ), timer AS (
     INSERT INTO job_timers (job_id, shard, fire_at, queue, priority, claimed_count)
     SELECT id, 0, CASE WHEN status = 'ACTIVE' THEN now() + random() * interval '1 day' + interval '1 day' END, queue, priority,
@@ -145,7 +147,7 @@ async fn fill(pool: &PgPool, lists: Lists, now: DateTime<Utc>) -> Result<Filled>
     progress(&format!("lists: writing {} jobs", lists.jobs));
     for from in (0..lists.jobs).step_by(AT_ONCE as usize) {
         let mut transaction = pool.begin().await?;
-        // Each row refers to one of the same statement: nothing to check.
+        // Each row refers to one of the same statement: nothing to check, and no trigger to write the tags.
         sqlx::raw_sql("SET LOCAL session_replication_role = replica").execute(&mut *transaction).await?;
         let rows = AT_ONCE.min(lists.jobs - from);
         let insert = sqlx::query(JOBS).bind(created).bind(jobs_step).bind(i64::from(rows)).bind(i64::from(from));
@@ -167,7 +169,7 @@ async fn fill(pool: &PgPool, lists: Lists, now: DateTime<Utc>) -> Result<Filled>
     let running = "INSERT INTO dispatch_batches (shard, number, term, ids, settled_at)
                    VALUES (0, 1, 1, ARRAY[bench_id($1, $2, 0)], now())";
     sqlx::query(running).bind(began).bind(step).execute(pool).await?;
-    let tables = "jobs, job_revisions, job_timers, job_stats, job_executions, execution_failures, dispatch_batches";
+    let tables = "jobs, job_tags, job_revisions, job_timers, job_stats, job_executions, execution_failures, dispatch_batches";
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("VACUUM (ANALYZE) {tables}"))).execute(pool).await?;
     let id = "SELECT bench_id($1, $2, $3)";
     let first = sqlx::query_scalar(id).bind(created).bind(jobs_step).bind(0_i64).fetch_one(pool).await?;
@@ -204,6 +206,12 @@ impl Filled {
             "jobs?platform_id=platform7&name=needle".to_owned(),
             "jobs?platform_id=platform7&order_by=next_run".to_owned(),
             "jobs?status=paused&order_by=last_run%20desc".to_owned(),
+            "jobs?tag=tag7&order_by=next_run".to_owned(),
+            "jobs?handler_name=group:rare&order_by=last_run".to_owned(),
+            "jobs?name_prefix=the%20needle&order_by=next_run".to_owned(),
+            "jobs?tag=all&platform_id=platform7&handler_name=group:verb7&order_by=next_run".to_owned(),
+            "jobs?tag=all&order_by=next_run".to_owned(),
+            "jobs?name=needle&order_by=next_run".to_owned(),
             "jobs?order_by=created_at&tag=nobody".to_owned(),
             "jobs?tag=all&show_total_size=true".to_owned(),
             "executions?limit=50".to_owned(),

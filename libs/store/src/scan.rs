@@ -15,7 +15,7 @@ use crate::bounded::Pool;
 use crate::page::{self, Slice};
 
 /// Rows looked at by the first statement of a page; each further one looks at twice as many, if by the pace of the last one that
-/// ends in time,
+/// ends in time, and if by what matched among the last ones so many are needed to fill the page,
 const LOOKED_AT_FIRST: i32 = 500;
 /// up to this,
 pub(crate) const LOOKED_AT_MAX: i32 = 8_000;
@@ -184,6 +184,7 @@ impl Scan {
     }
 
     fn seen_at(&mut self, now: Instant, looked: Looked) -> Option<Scanned<Uuid>> {
+        let matched = looked.matching.len();
         for id in looked.matching {
             if self.skip > 0 {
                 self.skip -= 1;
@@ -195,7 +196,7 @@ impl Scan {
                 return Some(Scanned { items: std::mem::take(&mut self.items), next });
             }
         }
-        let rows = self.rows_in_time(now, looked.rows);
+        let rows = self.rows_in_time(now, looked.rows).map(|rows| rows.min(self.rows_needed(looked.rows, matched)));
         match (looked.behind, rows) {
             (Some(behind), Some(rows)) => {
                 self.behind = Some(behind);
@@ -208,6 +209,15 @@ impl Scan {
                 Some(Scanned { items: std::mem::take(&mut self.items), next })
             }
         }
+    }
+
+    /// Among how many rows there may be what is still missing, if it lies as dense as among the last ones.
+    fn rows_needed(&self, looked_at: usize, matched: usize) -> i32 {
+        let skip = usize::try_from(self.skip).unwrap_or(usize::MAX);
+        let missing = (self.limit - self.items.len()).saturating_add(skip).saturating_add(1);
+        let rows = missing.saturating_mul(looked_at).checked_div(matched);
+        let rows = rows.and_then(|rows| i32::try_from(rows.saturating_add(1)).ok()).unwrap_or(i32::MAX);
+        rows.max(LOOKED_AT_FIRST.min(self.rows_max))
     }
 
     /// How many rows the next statement may look at, after one that looked at so many. `None`: there is no time for another.
@@ -301,6 +311,29 @@ mod tests {
         assert_eq!(looks(40, 79, 8_000), [500], "too little is left to be worth one more");
         assert_eq!(looks(0, 1, 8_000), [500], "one is always made");
         assert_eq!(looks(40, 1_000, 8_000), [500]);
+    }
+
+    /// The rows of all looks, where one in `each` matches.
+    fn looks_until_full(limit: u32, skip: u32, each: usize) -> Vec<i32> {
+        let budget = Duration::from_secs(60);
+        let mut scan = Scan::new(Window { limit, from: Place::first(skip), budget }, LOOKED_AT_MAX);
+        let mut looks = Vec::new();
+        loop {
+            let rows = usize::try_from(scan.next().1).unwrap();
+            looks.push(scan.next().1);
+            let looked = Looked { matching: vec![Uuid::nil(); rows / each], behind: Some(Uuid::max()), rows };
+            if scan.seen_at(scan.looks_since, looked).is_some() {
+                return looks;
+            }
+        }
+    }
+
+    #[test]
+    fn no_more_is_looked_at_than_fills_the_page() {
+        assert_eq!(looks_until_full(50, 10_000, 1), [500, 1_000, 2_000, 4_000, 2_552]);
+        assert_eq!(looks_until_full(50, 1_000, 2), [500, 1_000, 603]);
+        assert_eq!(looks_until_full(50, 0, 20), [500, 521], "as many as the first, and one more that was expected");
+        assert_eq!(looks_until_full(50, 1_460, 1), [500, 1_000, 500], "few more are looked at together");
     }
 
     #[test]

@@ -49,6 +49,12 @@ impl Gathered {
         Ok(())
     }
 
+    /// # Errors
+    /// [`Error::TooWide`] if so many rows would be too much to look at.
+    pub(crate) const fn require_among(&self, rows: usize) -> Result<()> {
+        if rows > self.rows_left { Err(Error::TooWide { most: self.most }) } else { Ok(()) }
+    }
+
     pub(crate) fn ids(&self) -> Vec<Uuid> {
         self.entries.iter().map(|(_, id)| *id).collect()
     }

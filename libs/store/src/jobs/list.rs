@@ -1,10 +1,12 @@
 //! Listing jobs, in the order of their creation (that of their ids) or of their last or next run, by any of their fields: see
 //! [`crate::scan`], [`crate::sorted`].
 //!
-//! Key, platform, status and type have an index that is in the order of the list; whatever else is asked for is looked for
-//! among the rows. The way is not left to the planner: `carillon.page_of_jobs` in `migrations/0001` walks along an index.
+//! Key, platform, tag, handler, status and type have an index that is in the order of the list, and by the one that leads past the
+//! fewest rows the list is looked for; whatever else is asked for is looked for among the rows. The way is not left to the planner:
+//! `carillon.page_of_jobs` in `migrations/0001` walks along an index.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::time::Duration;
 
 use carillon_core::ids;
@@ -21,6 +23,26 @@ use super::rows::{JOBS_SELECT, JobRow};
 use crate::scan::{COUNTED_MAX, Counted, Direction, LOOKED_AT_MAX, Looked, Place, Scan, Scanned, Window};
 use crate::sorted::{Gathered, JOBS_LOOKED_AT_MAX, Key};
 use crate::{Result, Scope, Store};
+
+/// Where there are several ways to a page, each is counted up to so many rows: one that leads past more is as good as any other.
+const COUNTED_OF_A_WAY: i32 = 2_000;
+
+/// One row that says what was seen, since a row for each is dearer than to look at it. The function's rows are in its order. Behind
+/// a full page there may be more.
+const JOBS_LOOK: &str = "
+    SELECT COALESCE(array_agg(id) FILTER (WHERE matches), '{}'), count(*), (array_agg(id))[$3]
+    FROM carillon.page_of_jobs($1, $2, $3, $4, $5, $6)";
+
+/// `OFFSET 0`: a probe of the primary key for each, whatever the planner thinks of joins, and however many there are: to plan for
+/// ten thousand ids of an array takes longer than to look them up. Of a job that has gone meanwhile there is none.
+const JOBS_LAST_RUNS: &str = "
+    SELECT COALESCE(array_agg(g.id), '{}'), COALESCE(array_agg((extract(epoch FROM s.last_run_at) * 1000000)::bigint), '{}')
+    FROM unnest($1::uuid[]) AS g (id)
+    CROSS JOIN LATERAL (SELECT last_run_at FROM carillon.job_stats WHERE job_id = g.id OFFSET 0) s";
+const JOBS_NEXT_RUNS: &str = "
+    SELECT COALESCE(array_agg(g.id), '{}'), COALESCE(array_agg((extract(epoch FROM t.fire_at) * 1000000)::bigint), '{}')
+    FROM unnest($1::uuid[]) AS g (id)
+    CROSS JOIN LATERAL (SELECT fire_at FROM carillon.job_timers WHERE job_id = g.id OFFSET 0) t";
 
 /// Which jobs to list, those that match all of it, and in which order. By these names `carillon.page_of_jobs` reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -91,6 +113,26 @@ struct Wanted<'a> {
     scope: Option<&'a [String]>,
 }
 
+impl<'a> Deref for Wanted<'a> {
+    type Target = Filter<'a>;
+
+    fn deref(&self) -> &Filter<'a> {
+        &self.filter
+    }
+}
+
+impl Wanted<'_> {
+    /// From the first to before the last id of the instants that are asked for.
+    fn instants(&self) -> (Uuid, Uuid) {
+        (self.created_from.map_or(Uuid::nil(), ids::first_at), self.created_before.map_or(Uuid::max(), ids::first_at))
+    }
+
+    /// Whether what leads past the fewest rows is not known beforehand.
+    const fn has_ways(&self) -> bool {
+        self.filter.tag.is_some() || self.filter.handler_name.is_some()
+    }
+}
+
 /// Lists jobs. What is looked at is `jobs` alone; the page that was found is read with the rest.
 ///
 /// # Errors
@@ -98,7 +140,7 @@ struct Wanted<'a> {
 pub async fn list(store: &Store, scope: &Scope, filter: Filter<'_>, window: Window) -> Result<Scanned<Job>> {
     let direction = filter.order.direction;
     let filter = Wanted { filter, scope: scope.platforms() };
-    if filter.filter.order.by == By::Created {
+    if filter.order.by == By::Created {
         let found = find(store, filter, window).await?;
         return read(store, found, |job| Place::behind(job.id)).await;
     }
@@ -117,10 +159,11 @@ pub async fn count(store: &Store, scope: &Scope, filter: Filter<'_>, budget: Dur
 }
 
 async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scanned<Uuid>> {
+    let way = if filter.has_ways() { Some(way(store, filter, COUNTED_OF_A_WAY, true).await?.0) } else { None };
     let mut scan = Scan::new(window, LOOKED_AT_MAX);
     loop {
         let (behind, rows) = scan.next();
-        if let Some(found) = scan.seen(look(store, filter, behind, rows).await?) {
+        if let Some(found) = scan.seen(look(store, filter, way.as_deref(), behind, rows).await?) {
             return Ok(found);
         }
     }
@@ -129,28 +172,35 @@ async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scann
 /// All that match, with what they are ordered by.
 async fn gather(store: &Store, filter: Wanted<'_>) -> Result<Gathered> {
     let mut gathered = Gathered::among(JOBS_LOOKED_AT_MAX);
-    let mut behind = None;
-    loop {
-        let looked = look(store, filter, behind, LOOKED_AT_MAX).await?;
-        gathered.more(looked.matching.into_iter().map(|id| (None, id)), looked.rows)?;
-        behind = looked.behind;
-        if behind.is_none() {
-            break;
-        }
-    }
-    // Of a job that has gone meanwhile there is none.
-    let keys = match filter.filter.order.by {
-        By::LastRun => {
-            "SELECT job_id, (extract(epoch FROM last_run_at) * 1000000)::bigint FROM carillon.job_stats WHERE job_id = ANY ($1)"
-        }
-        By::NextRun | By::Created => {
-            "SELECT job_id, (extract(epoch FROM fire_at) * 1000000)::bigint FROM carillon.job_timers WHERE job_id = ANY ($1)"
-        }
+    let too_many = i32::try_from(JOBS_LOOKED_AT_MAX).unwrap_or(i32::MAX).saturating_add(1);
+    // Counted along an index, before any row is looked at.
+    let (way, passed) = way(store, filter, too_many, false).await?;
+    gathered.require_among(passed)?;
+    let looked = look(store, filter, Some(&way), None, too_many).await?;
+    gathered.more(looked.matching.into_iter().map(|id| (None, id)), looked.rows)?;
+    let keys = match filter.order.by {
+        By::LastRun => JOBS_LAST_RUNS,
+        By::NextRun | By::Created => JOBS_NEXT_RUNS,
     };
-    let keys: Vec<(Uuid, Key)> = sqlx::query_as(keys).bind(gathered.ids()).fetch_all(&store.pool).await?;
-    let keys: HashMap<Uuid, Key> = keys.into_iter().collect();
+    let (ids, keys): (Vec<Uuid>, Vec<Key>) = sqlx::query_as(keys).bind(gathered.ids()).fetch_one(&store.pool).await?;
+    let keys: HashMap<Uuid, Key> = ids.into_iter().zip(keys).collect();
     gathered.set_keys(|id| keys.get(&id).copied().flatten());
     Ok(gathered)
+}
+
+/// The way that leads past the fewest rows, and past how many, counted to `most`. `ordered`: it must be in the order of ids.
+async fn way(store: &Store, filter: Wanted<'_>, most: i32, ordered: bool) -> Result<(String, usize)> {
+    let (from, below) = filter.instants();
+    let (way, passed): (String, i32) =
+        sqlx::query_as("SELECT way, passed FROM carillon.way_to_jobs($1, $2, $3, $4, $5)")
+            .bind(from)
+            .bind(below)
+            .bind(most)
+            .bind(ordered)
+            .bind(Json(filter))
+            .fetch_one(&store.pool)
+            .await?;
+    Ok((way, usize::try_from(passed).unwrap_or_default()))
 }
 
 async fn read(store: &Store, found: Scanned<Uuid>, place: impl Fn(&Job) -> Place) -> Result<Scanned<Job>> {
@@ -167,24 +217,20 @@ async fn read(store: &Store, found: Scanned<Uuid>, place: impl Fn(&Job) -> Place
     found.read(&store.pool, query.build(), read, place).await
 }
 
-async fn look(store: &Store, filter: Wanted<'_>, behind: Option<Uuid>, rows: i32) -> Result<Looked> {
-    let direction = filter.filter.order.direction;
-    let least = filter.filter.created_from.map_or(Uuid::nil(), ids::first_at);
-    let below = filter.filter.created_before.map_or(Uuid::max(), ids::first_at);
+async fn look(store: &Store, filter: Wanted<'_>, way: Option<&str>, behind: Option<Uuid>, rows: i32) -> Result<Looked> {
+    let direction = filter.order.direction;
+    let (least, below) = filter.instants();
     let (from, below) = direction.rest(least, below, behind);
-    let seen: Vec<(Uuid, bool)> = sqlx::query_as("SELECT id, matches FROM carillon.page_of_jobs($1, $2, $3, $4, $5)")
+    let (matching, looked_at, behind): (Vec<Uuid>, i64, Option<Uuid>) = sqlx::query_as(JOBS_LOOK)
         .bind(from)
         .bind(below)
         .bind(rows)
         .bind(direction == Direction::Ascending)
         .bind(Json(filter))
-        .fetch_all(&store.pool)
+        .bind(way)
+        .fetch_one(&store.pool)
         .await?;
-    let is_full = seen.len() >= usize::try_from(rows).unwrap_or(usize::MAX);
-    let behind = seen.last().filter(|_| is_full).map(|(id, _)| *id);
-    let looked_at = seen.len();
-    let matching = seen.into_iter().filter(|(_, matches)| *matches).map(|(id, _)| id).collect();
-    Ok(Looked { matching, behind, rows: looked_at })
+    Ok(Looked { matching, behind, rows: usize::try_from(looked_at).unwrap_or_default() })
 }
 
 fn statuses<S: Serializer>(status: &Option<JobStatus>, serializer: S) -> std::result::Result<S::Ok, S::Error> {

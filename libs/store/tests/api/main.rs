@@ -14,3 +14,4 @@ mod scope;
 mod trigger;
 mod update;
 mod values;
+mod ways;
