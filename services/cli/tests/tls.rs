@@ -67,7 +67,7 @@ async fn a_gateway_behind_tls_is_asked_if_it_is_trusted() -> Result<()> {
         (encrypted.as_str(), &[][..], "certificate"),
         (&format!("https://127.0.0.1:{}", proxy.port()), &["--ca", ca], "certificate"),
         (&format!("http://localhost:{}", proxy.port()), &[], "cannot reach"),
-        (&gateway.replace("http://", "https://"), &["--ca", ca], "cannot reach"),
+        (&gateway.replace("http://", "https://"), &["--ca", ca], "does not speak TLS"),
     ] {
         let (code, said) = list(address, further).await?;
         assert_eq!(code, 69, "{address} {said}");

@@ -22,6 +22,8 @@ use prost_reflect::{
 /// The flags that every command has; a field of such a name gets another one.
 pub(crate) const RESERVED: [&str; 10] =
     ["address", "ca", "clear", "file", "help", "output", "platform", "timeout", "version", "wait"];
+/// The field by which a change says of which definition it was made, as everybody calls it (AIP-154).
+const ETAG: &str = "etag";
 /// Calls that only read: of what they name beside the noun one asks by its name alone.
 const READING: [&str; 3] = ["get", "list", "set"];
 
@@ -68,6 +70,11 @@ impl Field {
     /// Whether it is a field of the body.
     pub(crate) fn is_of_body(&self) -> bool {
         self.path.len() > 1
+    }
+
+    /// Whether a change can be one of it: neither what says which one is meant, nor of which definition the change was made.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.is_of_body() && !self.is_placed && self.field().is_some_and(|field| field.name() != ETAG)
     }
 }
 

@@ -84,7 +84,7 @@ fn of_call(call: &Call, comments: &Comments) -> Command {
         );
     }
     if call.mask.is_some() {
-        let fields = call.fields.iter().filter(|field| field.is_of_body() && !field.is_placed);
+        let fields = call.fields.iter().filter(|field| field.is_changed());
         // In both spellings: as a flag has it and as the field is called.
         let names = fields.map(|field| PossibleValue::new(field.name.clone()).alias(field.name.replace('-', "_")));
         command = command.arg(

@@ -1,6 +1,7 @@
 //! Why a command did not do what it was asked, as lines for people and as an exit code for scripts. What a gateway says is shown
 //! whole: its message, every wrong field, its word for the reason (docs/errors.md) and when to try again.
 
+use std::error::Error;
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -71,7 +72,7 @@ impl Failure {
 /// the moment (UNKNOWN, INTERNAL, and CANCELLED where the call had not left), with what broke it behind: nobody has answered. What a
 /// gateway says has nothing behind it.
 fn exit_of(status: &Status) -> Exit {
-    match std::error::Error::source(status) {
+    match status.source() {
         Some(_) => Exit::Unavailable,
         None => Exit::of(status.code()),
     }
@@ -105,12 +106,16 @@ fn refused(address: &str, status: &Status) -> Vec<String> {
 
 /// No gateway of ours has said this: it cannot be reached, or something else is there.
 fn foreign(address: &str, status: &Status) -> Vec<String> {
-    let mut cause: &dyn std::error::Error = status;
-    while let Some(source) = cause.source() {
-        cause = source;
+    let causes: Vec<&(dyn Error + 'static)> =
+        std::iter::successors(status.source(), |cause| (*cause).source()).collect();
+    let why = causes.last().map_or_else(|| status.message().to_owned(), ToString::to_string);
+    if causes.iter().any(|cause| speaks_no_tls(*cause)) {
+        let plain = address.get("https://".len()..).unwrap_or_default();
+        return vec![
+            format!("carillon: cannot reach {address}: what is there does not speak TLS: {}", visible(&why)),
+            format!("  a gateway itself speaks none: ask http://{plain}, or what ends TLS before it"),
+        ];
     }
-    let has_cause = std::error::Error::source(status).is_some();
-    let why = if has_cause { cause.to_string() } else { status.message().to_owned() };
     let begin = if exit_of(status) == Exit::Unavailable { "cannot reach" } else { "no answer of Carillon from" };
     // `DeadlineExceeded` as DEADLINE_EXCEEDED, which is how everybody writes it.
     let code = camel(&format!("{:?}", status.code())).join("_").to_uppercase();
@@ -118,6 +123,13 @@ fn foreign(address: &str, status: &Status) -> Vec<String> {
         format!("carillon: {begin} {address}: {}", visible(&why)),
         format!("  code {code}; --address or {ADDRESS_VARIABLE} says where the gateway is"),
     ]
+}
+
+/// Whether it is the handshake that failed, by an answer that is none of TLS. The connection's errors hold it within one of I/O.
+fn speaks_no_tls(cause: &(dyn Error + 'static)) -> bool {
+    let within = cause.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+    let tls = within.and_then(|inner| inner.downcast_ref()).or_else(|| cause.downcast_ref::<rustls::Error>());
+    matches!(tls, Some(rustls::Error::InvalidMessage(_)))
 }
 
 #[cfg(test)]

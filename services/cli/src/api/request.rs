@@ -54,7 +54,7 @@ pub(crate) fn build(call: &Call, given: &Given, read: Reader<'_>) -> Result<Dyna
         if let Some(value) = value_of(field, texts, &place, read, &mut mistakes) {
             set(&mut request, &field.path, value);
         }
-        if let (true, false, Some(last)) = (field.is_of_body(), field.is_placed, field.field()) {
+        if let Some(last) = field.field().filter(|_| field.is_changed()) {
             changed.insert(last.name().to_owned());
         }
     }
@@ -95,10 +95,10 @@ fn body_of(
         Json::Object(entries) => entries.keys().filter_map(|name| field_named(&of, name)).collect(),
         _ => Vec::new(),
     };
-    let is_placed = |name: &str| {
-        call.fields.iter().any(|field| field.is_placed && field.field().is_some_and(|field| field.name() == name))
+    let is_kept = |name: &str| {
+        call.fields.iter().any(|field| !field.is_changed() && field.field().is_some_and(|field| field.name() == name))
     };
-    let keys = keys.iter().map(|field| field.name().to_owned()).filter(|name| !is_placed(name)).collect();
+    let keys = keys.iter().map(|field| field.name().to_owned()).filter(|name| !is_kept(name)).collect();
     (message.unwrap_or_else(|| DynamicMessage::new(of)), keys)
 }
 
@@ -183,7 +183,7 @@ fn clear(
     mistakes: &mut Mistakes,
 ) {
     let wanted = kebab(name);
-    let field = call.fields.iter().find(|field| field.name == wanted && field.is_of_body() && !field.is_placed);
+    let field = call.fields.iter().find(|field| field.name == wanted && field.is_changed());
     let Some((outer, inner)) = field.and_then(|field| field.path.first().zip(field.field())) else {
         mistakes.push(format!("--clear {name}: there is no such field"));
         return;
@@ -335,6 +335,13 @@ mod tests {
 
         let nothing = built(&call("job", "update"), &given(&[("id", &["i"])], None, &[])).unwrap_err();
         assert!(nothing[0].starts_with("what is to change?"), "{nothing:?}");
+        let etag: &[(&str, &[&str])] = &[("id", &["i"]), ("etag", &["\"3\""])];
+        for of_nothing in [given(etag, None, &[]), given(&etag[..1], Some("{\"etag\": \"3\", \"id\": \"i\"}"), &[])] {
+            let nothing = built(&call("job", "update"), &of_nothing).unwrap_err();
+            assert!(nothing[0].starts_with("what is to change?"), "an etag is no change: {nothing:?}");
+        }
+        let cleared = built(&call("job", "update"), &given(&etag[..1], None, &["etag"])).unwrap_err();
+        assert_eq!(cleared, ["--clear etag: there is no such field"]);
         let both = built(&call("job", "update"), &given(&[("id", &["i"]), ("name", &["n"])], None, &["name"]));
         assert!(both.unwrap_err()[0].contains("--name"));
     }
