@@ -141,6 +141,9 @@ fn a_change_of_overlap_alone_gives_concurrency_its_default() {
     assert_eq!(changed(job(false, Some(1)), job(true, None), &[]), (0, None), "what is given");
     assert_eq!(changed(job(true, Some(7)), job(true, None), overlap), (7, None), "it is no change");
     assert_eq!(changed(job(false, Some(1)), job(true, Some(3)), &["allow_overlap", "concurrency"]), (3, None));
+    assert_eq!(changed(job(true, Some(7)), job(false, Some(3)), &["concurrency"]), (3, None));
+    let refused = changed(job(false, Some(1)), job(true, Some(3)), &["concurrency"]).1;
+    assert_eq!(refused, Some(vec!["concurrency: must be 1 unless allow_overlap is true, is 3".to_owned()]));
     let refused = changed(job(true, Some(7)), job(false, Some(7)), &["allow_overlap", "concurrency"]).1;
     assert_eq!(refused, Some(vec!["concurrency: must be 1 unless allow_overlap is true, is 7".to_owned()]));
 }
