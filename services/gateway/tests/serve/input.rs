@@ -7,7 +7,11 @@ use serde_json::{Value, json};
 
 use crate::cleanup;
 use crate::gateway::Gateway;
-use crate::routes::Refusal;
+use crate::routes::{self, Refusal};
+use crate::transport::packed;
+
+/// Nothing has it.
+const NO_ID: &str = "01a3185c-5000-8a28-b6b7-19d8e4ba20a5";
 
 /// Every instant is cut to the millisecond, also where 64 bits of nanoseconds end (1677 and 2262).
 #[tokio::test]
@@ -73,7 +77,7 @@ async fn every_failure_over_json_has_an_id() -> Result<()> {
     let post = |body: Vec<u8>| {
         gateway.http.post(gateway.url("/jobs/cron")).header("content-type", "application/json").body(body)
     };
-    let unknown = "/jobs/01a3185c-5000-8a28-b6b7-19d8e4ba20a5";
+    let unknown = &format!("/jobs/{NO_ID}");
     for (request, status, reason) in [
         (post(b"{".to_vec()), 400, "INVALID_FIELDS"),
         (post(b"\xef\xbb\xbf{}".to_vec()), 400, "INVALID_FIELDS"),
@@ -95,5 +99,32 @@ async fn every_failure_over_json_has_an_id() -> Result<()> {
     }
     let marked: Value = post(b"\xef\xbb\xbf{}".to_vec()).send().await?.json().await?;
     assert!(marked["message"].as_str().is_some_and(|text| text.contains("byte order mark")), "{marked}");
+    gateway.stop().await
+}
+
+/// A body that a call does not take is refused as any other: the document says so of each.
+#[tokio::test]
+async fn whatever_may_be_wrong_with_a_body_is_in_the_document_of_every_call() -> Result<()> {
+    let (database, redis) = (Database::new().await?, Redis::start().await?);
+    let gateway = Gateway::start(database.url(), &redis.url()).await?;
+    let document: Value = gateway.http.get(gateway.url("/openapi.json")).send().await?.json().await?;
+    // Above the bound of every call, once it is unpacked.
+    let bomb = packed(&vec![b' '; 9_000_000])?;
+    for route in routes::all()? {
+        let path = route.path.replace("job.id", "id");
+        let operation = &document["paths"][format!("/api/v1/scheduler{path}")][route.method.as_str().to_lowercase()];
+        let url = gateway.url(&path.replace("{id}", NO_ID).replace("{job_id}", NO_ID));
+        let send = || gateway.http.request(route.method.clone(), &url);
+        for (request, status) in [
+            (send().header("content-encoding", "gzip").body(bomb.clone()), 413),
+            (send().header("content-encoding", "br"), 415),
+            (send().header("content-type", "application/grpc+json"), 415),
+        ] {
+            assert_eq!(request.send().await?.status(), status, "{} {path}", route.method);
+            assert!(operation["responses"][status.to_string()].is_object(), "{} {path} {status}", route.method);
+        }
+        // Nobody waits half a minute for it here.
+        assert!(operation["responses"]["408"].is_object(), "{} {path}", route.method);
+    }
     gateway.stop().await
 }
