@@ -162,8 +162,10 @@ DECLARE
 BEGIN
     FOREACH candidate IN ARRAY ARRAY['key', 'platform_id', 'tag', 'handler_name', 'name_prefix', 'type', 'statuses'] LOOP
         CONTINUE WHEN wanted ->> candidate IS NULL OR candidate = 'name_prefix' AND ordered;
-        EXECUTE format('SELECT count(*) FROM (SELECT FROM (%s) q LIMIT %s) q', array_to_string(
-            carillon.walks_over_jobs(candidate, from_id, below_id, most, false, wanted, true), ' UNION ALL '), most) INTO counted;
+        -- No further than to the best one so far.
+        EXECUTE format('SELECT count(*) FROM (SELECT FROM (%s) q LIMIT %s) q', array_to_string(carillon.walks_over_jobs(
+            candidate, from_id, below_id, COALESCE(passed, most), false, wanted, true), ' UNION ALL '), COALESCE(passed, most))
+            INTO counted;
         IF way IS NULL OR counted < passed THEN
             way := candidate;
             passed := counted;

@@ -169,7 +169,8 @@ async fn fill(pool: &PgPool, lists: Lists, now: DateTime<Utc>) -> Result<Filled>
     let running = "INSERT INTO dispatch_batches (shard, number, term, ids, settled_at)
                    VALUES (0, 1, 1, ARRAY[bench_id($1, $2, 0)], now())";
     sqlx::query(running).bind(began).bind(step).execute(pool).await?;
-    let tables = "jobs, job_tags, job_revisions, job_timers, job_stats, job_executions, execution_failures, dispatch_batches";
+    let tables =
+        "jobs, job_tags, job_revisions, job_timers, job_stats, job_executions, execution_failures, dispatch_batches";
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("VACUUM (ANALYZE) {tables}"))).execute(pool).await?;
     let id = "SELECT bench_id($1, $2, $3)";
     let first = sqlx::query_scalar(id).bind(created).bind(jobs_step).bind(0_i64).fetch_one(pool).await?;

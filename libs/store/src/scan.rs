@@ -14,7 +14,7 @@ use crate::Result;
 use crate::bounded::Pool;
 use crate::page::{self, Slice};
 
-/// Rows looked at by the first statement of a page; each further one looks at twice as many, if by the pace of the last one that
+/// Rows looked at by the first statement of a page, or up to four times as many where many are to be skipped; each further one looks at twice as many, if by the pace of the last one that
 /// ends in time, and if by what matched among the last ones so many are needed to fill the page,
 const LOOKED_AT_FIRST: i32 = 500;
 /// up to this,
@@ -161,13 +161,14 @@ impl Scan {
     /// `rows_max`: how many rows a statement may look at.
     pub(crate) fn new(window: Window, rows_max: i32) -> Self {
         let now = Instant::now();
+        let skipped = i32::try_from(window.from.skip).unwrap_or(i32::MAX);
         Self {
             limit: usize::try_from(window.limit).unwrap_or(usize::MAX),
             until: now + window.budget,
             items: Vec::new(),
             skip: window.from.skip,
             behind: window.from.behind,
-            rows: LOOKED_AT_FIRST.min(rows_max),
+            rows: skipped.clamp(LOOKED_AT_FIRST, 4 * LOOKED_AT_FIRST).min(rows_max),
             rows_max,
             looks_since: now,
         }
@@ -330,10 +331,10 @@ mod tests {
 
     #[test]
     fn no_more_is_looked_at_than_fills_the_page() {
-        assert_eq!(looks_until_full(50, 10_000, 1), [500, 1_000, 2_000, 4_000, 2_552]);
-        assert_eq!(looks_until_full(50, 1_000, 2), [500, 1_000, 603]);
+        assert_eq!(looks_until_full(50, 10_000, 1), [2_000, 4_000, 4_052]);
+        assert_eq!(looks_until_full(50, 1_000, 2), [1_000, 1_103]);
         assert_eq!(looks_until_full(50, 0, 20), [500, 521], "as many as the first, and one more that was expected");
-        assert_eq!(looks_until_full(50, 1_460, 1), [500, 1_000, 500], "few more are looked at together");
+        assert_eq!(looks_until_full(50, 1_960, 1), [1_960, 500], "few more are looked at together");
     }
 
     #[test]

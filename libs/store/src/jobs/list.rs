@@ -36,11 +36,11 @@ const JOBS_LOOK: &str = "
 /// `OFFSET 0`: a probe of the primary key for each, whatever the planner thinks of joins, and however many there are: to plan for
 /// ten thousand ids of an array takes longer than to look them up. Of a job that has gone meanwhile there is none.
 const JOBS_LAST_RUNS: &str = "
-    SELECT COALESCE(array_agg(g.id), '{}'), COALESCE(array_agg((extract(epoch FROM s.last_run_at) * 1000000)::bigint), '{}')
+    SELECT COALESCE(array_agg(g.id), '{}'), COALESCE(array_agg(s.last_run_at), '{}')
     FROM unnest($1::uuid[]) AS g (id)
     CROSS JOIN LATERAL (SELECT last_run_at FROM carillon.job_stats WHERE job_id = g.id OFFSET 0) s";
 const JOBS_NEXT_RUNS: &str = "
-    SELECT COALESCE(array_agg(g.id), '{}'), COALESCE(array_agg((extract(epoch FROM t.fire_at) * 1000000)::bigint), '{}')
+    SELECT COALESCE(array_agg(g.id), '{}'), COALESCE(array_agg(t.fire_at), '{}')
     FROM unnest($1::uuid[]) AS g (id)
     CROSS JOIN LATERAL (SELECT fire_at FROM carillon.job_timers WHERE job_id = g.id OFFSET 0) t";
 
@@ -131,6 +131,19 @@ impl Wanted<'_> {
     const fn has_ways(&self) -> bool {
         self.filter.tag.is_some() || self.filter.handler_name.is_some()
     }
+
+    /// Whether an index says all that is asked for, so that to look at a row is no dearer than to count it.
+    const fn is_of_an_index(&self) -> bool {
+        let Filter { tag, name, name_prefix, handler_name, queue, .. } = &self.filter;
+        tag.is_none()
+            && name.is_none()
+            && name_prefix.is_none()
+            && handler_name.is_none()
+            && queue.is_none()
+            && self.filter.key.is_none()
+            && self.filter.priority.is_none()
+            && self.scope.is_none()
+    }
 }
 
 /// Lists jobs. What is looked at is `jobs` alone; the page that was found is read with the rest.
@@ -173,19 +186,28 @@ async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scann
 async fn gather(store: &Store, filter: Wanted<'_>) -> Result<Gathered> {
     let mut gathered = Gathered::among(JOBS_LOOKED_AT_MAX);
     let too_many = i32::try_from(JOBS_LOOKED_AT_MAX).unwrap_or(i32::MAX).saturating_add(1);
-    // Counted along an index, before any row is looked at.
-    let (way, passed) = way(store, filter, too_many, false).await?;
-    gathered.require_among(passed)?;
-    let looked = look(store, filter, Some(&way), None, too_many).await?;
+    let mut best = None;
+    if !filter.is_of_an_index() {
+        // Counted along an index, before any row is looked at.
+        let (way, passed) = way(store, filter, too_many, false).await?;
+        gathered.require_among(passed)?;
+        best = Some(way);
+    }
+    let looked = look(store, filter, best.as_deref(), None, too_many).await?;
     gathered.more(looked.matching.into_iter().map(|id| (None, id)), looked.rows)?;
     let keys = match filter.order.by {
         By::LastRun => JOBS_LAST_RUNS,
         By::NextRun | By::Created => JOBS_NEXT_RUNS,
     };
-    let (ids, keys): (Vec<Uuid>, Vec<Key>) = sqlx::query_as(keys).bind(gathered.ids()).fetch_one(&store.pool).await?;
-    let keys: HashMap<Uuid, Key> = ids.into_iter().zip(keys).collect();
+    let (ids, keys): (Vec<Uuid>, Vec<Option<DateTime<Utc>>>) =
+        sqlx::query_as(keys).bind(gathered.ids()).fetch_one(&store.pool).await?;
+    let keys: HashMap<Uuid, Key> = ids.into_iter().zip(keys.into_iter().map(micros)).collect();
     gathered.set_keys(|id| keys.get(&id).copied().flatten());
     Ok(gathered)
+}
+
+fn micros(at: Option<DateTime<Utc>>) -> Key {
+    at.map(|at| at.timestamp_micros())
 }
 
 /// The way that leads past the fewest rows, and past how many, counted to `most`. `ordered`: it must be in the order of ids.
