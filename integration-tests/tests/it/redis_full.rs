@@ -86,3 +86,48 @@ async fn what_is_due_while_redis_is_full_waits_and_goes_out_when_there_is_room()
     assert_eq!(history.executions.iter().filter(went_out).count(), waiting.len());
     world.assert_all_live();
 }
+
+/// A stream is missing (it was idle for long, and left) while Redis is full, so that nobody can make it: what stands in the others
+/// is worked off all the same, which is what makes room.
+#[tokio::test]
+async fn a_stream_that_cannot_be_made_keeps_no_other_from_being_read() {
+    let plan = Plan { executors: 1, ..Plan::default() }
+        .set("CARILLON_EXECUTOR_QUEUES", r#"["default", "idle"]"#)
+        .set("CARILLON_EXECUTOR_SLOTS", "16");
+    let mut world = World::start("redis_full_missing", plan).await;
+    let payload = json!({"ms": 300});
+    let burst = one_time_jobs(&world.pool, 200, in_ms(600), Duration::from_millis(1), "test:sleep", &payload).await;
+    world.expected.extend(burst);
+    world.wake();
+    let stream = world.stream("default", "MEDIUM");
+    let length = || Ok::<_, anyhow::Error>(world.redis.command(&["XLEN", &stream])?.number().unwrap_or_default());
+    let filled = wait_until("a backlog", SOON, || {
+        std::future::ready(length().and_then(|length| {
+            ensure!(length > 150, "{length} entries");
+            Ok(())
+        }))
+    });
+    filled.await.unwrap_or_else(|error| panic!("{error:#}"));
+    set_room(&world, TOO_LITTLE);
+    for priority in ["LOW", "MEDIUM", "HIGH", "CRITICAL"] {
+        world.redis.command(&["DEL", &world.stream("idle", priority)]).expect("redis answers");
+    }
+    let worked_off = wait_until("the backlog to be worked off", LOAD_MAX, || {
+        std::future::ready(length().and_then(|length| {
+            ensure!(length == 0, "{length} entries are left");
+            Ok(())
+        }))
+    });
+    worked_off.await.unwrap_or_else(|error| panic!("{error:#}"));
+    set_room(&world, "0");
+    let idle = world.stream("idle", "LOW");
+    let made = wait_until("the missing streams to be made", SOON, || {
+        std::future::ready(world.redis.command(&["EXISTS", &idle]).and_then(|exists| {
+            ensure!(exists.number() == Some(1), "not yet");
+            Ok(())
+        }))
+    });
+    made.await.unwrap_or_else(|error| panic!("{error:#}"));
+    let history = world.judge(LOAD_MAX).await;
+    assert_eq!(history.count(Status::Success), 200);
+}

@@ -179,7 +179,13 @@ impl Error {
         }
     }
 
-    /// Whether Postgres, not the request, is the cause: what was sent may or may not have been done.
+    /// Whether the contact with Postgres is broken, or none came about: what was sent may or may not have been done (R21). Whoever
+    /// waits for a connection that others of this process have was refused nothing.
+    pub const fn is_away(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Refused(_))
+    }
+
+    /// Whether Postgres, not the request, is the cause: another time it may be done.
     pub const fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::AllInUse(_) | Self::Refused(_))
     }

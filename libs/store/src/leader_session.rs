@@ -229,6 +229,11 @@ impl LeaderSession {
         std::mem::take(&mut self.numbers.clock_was_set)
     }
 
+    /// R1: the number that was drawn last.
+    pub const fn last_number(&self) -> i64 {
+        self.numbers.previous
+    }
+
     /// The database's clock.
     pub const fn clock(&self) -> DbClock {
         self.numbers.clock

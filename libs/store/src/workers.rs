@@ -197,6 +197,17 @@ impl Store {
         Ok(sqlx::query_scalar(statement).bind(consumers).fetch_all(&self.pool).await?)
     }
 
+    /// Those of `consumers` that no incarnation has which has not ended and was seen within `unheard`: of whoever was killed there is
+    /// only silence, and after a day not even a row.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn consumers_gone(&self, consumers: &[String], unheard: Duration) -> Result<Vec<String>> {
+        let statement = "SELECT c FROM unnest($1::text[]) AS c WHERE NOT EXISTS (SELECT FROM carillon.workers \
+                         WHERE consumer = c AND NOT ended AND seen_at > now() - $2::interval)";
+        Ok(sqlx::query_scalar(statement).bind(consumers).bind(unheard).fetch_all(&self.pool).await?)
+    }
+
     /// R15: those of `consumers` that have a live incarnation.
     ///
     /// # Errors

@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use carillon_core::line::Line;
 use fred::prelude::Value;
+use tracing::error;
 
 use crate::entry::EntryId;
-use crate::scripts::{ANNOUNCE, CERTIFY, MISSING, PUBLISH, STATE};
+use crate::scripts::{ANNOUNCE, CERTIFY, MISSING, PASS_OVER, PUBLISH, STATE};
 use crate::{Error, Redis, Result, reply};
 
 /// Entries of one batch. One script appends them, in about 5 µs each, and nothing else runs in Redis meanwhile.
@@ -38,6 +39,8 @@ pub struct Standing {
     pub last: i64,
     /// Entries up to this number are doubtful.
     pub doubt: i64,
+    /// The last certificate whose whole pass (R19) is over: below `doubt` it is still to be done.
+    pub passed: i64,
     /// Replication id of the server that answered.
     pub replid: String,
 }
@@ -111,6 +114,7 @@ impl Redis {
         let standing = Standing {
             last: reply::integer(&reply::next(&mut answer)?)?,
             doubt: reply::integer(&reply::next(&mut answer)?)?,
+            passed: reply::integer(&reply::next(&mut answer)?)?,
             replid: reply::text(&reply::next(&mut answer)?)?,
         };
         match verdict.as_str() {
@@ -138,12 +142,27 @@ impl Redis {
         let args = vec![number.to_string().into(), term.to_string().into(), replid.into(), challenge.into()];
         let mut answer = reply::array(self.connection.run(&CERTIFY, keys, args).await?)?.into_iter();
         match reply::text(&reply::next(&mut answer)?)?.as_str() {
-            "OK" => Ok(Certified::Done),
+            "OK" => {
+                for key in answer {
+                    let key = reply::text(&key)?;
+                    error!(key, "what stood at the name of a stream was none of ours, and was moved aside");
+                }
+                Ok(Certified::Done)
+            }
             "STALE" => Ok(Certified::Stale),
             "REFUSED" => Ok(Certified::Refused),
             "LOW" => Ok(Certified::Low(reply::integer(&reply::next(&mut answer)?)?)),
             other => Err(Error::Unexpected(format!("certify answered {other}"))),
         }
+    }
+
+    /// R19: notes that the whole pass after the certificate of `number` is over, so that the next leader need not make one.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: it makes one more.
+    pub async fn pass_is_over(&self, term: i64, number: i64) -> Result<()> {
+        let args = vec![term.to_string().into(), number.to_string().into()];
+        self.connection.run(&PASS_OVER, vec![self.keys.ctl()], args).await.map(drop)
     }
 
     /// R6. May be sent any number of times, by anyone, at any time.

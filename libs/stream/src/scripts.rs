@@ -54,16 +54,27 @@ impl Script {
 /// R3. KEYS: ctl. ARGV: term, fresh random value, 1 to be challenged although certified.
 pub(crate) static ANNOUNCE: Script = Script::new(
     r"
-local c = redis.call('HMGET', KEYS[1], 'server', 'last', 'doubt', 'term')
+local c = redis.call('HMGET', KEYS[1], 'server', 'last', 'doubt', 'term', 'passed')
 local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 if c[4] and tonumber(c[4]) > tonumber(ARGV[1]) then return {'STALE'} end
 redis.call('HSET', KEYS[1], 'term', ARGV[1])
 local certified = c[1] == id and ARGV[3] ~= '1'
 if not certified then redis.call('HSET', KEYS[1], 'challenge', ARGV[2]) end
-return {certified and 'CERTIFIED' or 'CHALLENGE', c[2] or '0', c[3] or '0', id}",
+return {certified and 'CERTIFIED' or 'CHALLENGE', c[2] or '0', c[3] or '0', c[5] or '0', id}",
 );
 
-/// R4. KEYS: ctl, set of streams, streams. ARGV: number, term, replid and challenge as answered by R3.
+/// R19: the whole pass that a certificate asks for is over. KEYS: ctl. ARGV: term, the certificate's number.
+pub(crate) static PASS_OVER: Script = Script::new(
+    r"
+local c = redis.call('HMGET', KEYS[1], 'term', 'doubt')
+if c[1] ~= ARGV[1] or c[2] ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'passed', ARGV[2])
+return 1",
+);
+
+/// R4. KEYS: ctl, set of streams, streams. ARGV: number, term, replid and challenge as answered by R3. What stands at the name of a
+/// stream and can be none of ours (of another kind, or with a last id that no number of ours reaches) is moved aside; answers OK
+/// with the names of those.
 pub(crate) static CERTIFY: Script = Script::new(
     r"
 local c = redis.call('HMGET', KEYS[1], 'last', 'term', 'challenge')
@@ -74,17 +85,27 @@ if ARGV[3] ~= id or ARGV[4] ~= c[3] then return {'REFUSED'} end
 for k = 3, #KEYS do redis.call('SADD', KEYS[2], KEYS[k]) end
 local streams = redis.call('SMEMBERS', KEYS[2])
 local top = tonumber(c[1] or '0')
-for _, key in ipairs(streams) do if redis.call('EXISTS', key) == 1 then
-  local i = redis.call('XINFO', 'STREAM', key)
-  for j = 1, #i, 2 do if i[j] == 'last-generated-id' then top = math.max(top, tonumber(string.match(i[j + 1], '%d+'))) end end
-end end
+local answer = {'OK'}
+for _, key in ipairs(streams) do
+  local kind, last = redis.call('TYPE', key)['ok'], 0
+  if kind == 'stream' then
+    local i = redis.call('XINFO', 'STREAM', key)
+    for j = 1, #i, 2 do if i[j] == 'last-generated-id' then last = tonumber(string.match(i[j + 1], '%d+')) end end
+  end
+  if kind ~= 'none' and (kind ~= 'stream' or last > 9007199254740991) then
+    redis.call('RENAME', key, key .. ':displaced')
+    answer[#answer + 1] = key
+  else
+    top = math.max(top, last)
+  end
+end
 if n <= top then return {'LOW', string.format('%d', top)} end
 for _, key in ipairs(streams) do redis.pcall('XGROUP', 'CREATE', key, 'executors', '0', 'MKSTREAM') end
 local t = redis.call('TIME')
 redis.call('HSET', KEYS[1], 'server', id, 'last', ARGV[1], 'doubt', ARGV[1], 'term', ARGV[2],
   'certified_at', string.format('%d', t[1] * 1000 + math.floor(t[2] / 1000)))
 redis.call('HDEL', KEYS[1], 'challenge')
-return {'OK'}",
+return answer",
 );
 
 /// R6. KEYS: ctl, set of streams, touched streams. ARGV: number, term, then per entry: index of its stream, seq, text.

@@ -2,7 +2,7 @@
 
 use carillon_core::line::Line;
 use carillon_stream::leader::{Announced, Certified};
-use tracing::info;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::leader::{End, Leader};
@@ -25,10 +25,10 @@ impl Leader {
     /// holds is doubtful, and a whole pass of reconcile is due.
     ///
     /// # Errors
-    /// [`End::Stale`] when another leader announced a later term; the session is lost; the process stops and Redis does not
-    /// answer.
+    /// [`End::Stale`] when another leader announced a later term; the session is lost; the process stops, or Redis is silent.
     pub(crate) async fn announce(&mut self, lines: &[Line], mut force: bool) -> Result<(), End> {
         let (redis, term) = (self.redis.clone(), self.term);
+        let mut complained = false;
         loop {
             let challenge = Uuid::new_v4().simple().to_string();
             match self.patiently(|| redis.announce(term, &challenge, force)).await? {
@@ -39,6 +39,10 @@ impl Leader {
                     let fits =
                         last == standing.doubt || self.insist(|session| Box::pin(session.batch_exists(last))).await?;
                     if fits && !force {
+                        if standing.passed < standing.doubt {
+                            // By a leader that is gone, or by ourselves, without an answer.
+                            self.passes.certified(standing.doubt);
+                        }
                         return Ok(());
                     }
                     // H15: Redis remembers a batch that this database has lost.
@@ -61,13 +65,19 @@ impl Leader {
                                 number,
                                 "redis is certified: entries up to this number are checked before they start"
                             );
-                            self.passes.certified();
+                            self.passes.certified(number);
                             return Ok(());
                         }
                         Ok(Certified::Stale) => return Err(End::Stale),
                         Ok(Certified::Low(top)) => self.session.count_on_from(top),
-                        // Another server, another challenge, or no answer: announce again.
-                        Ok(Certified::Refused) | Err(_) => {}
+                        // Another server or another challenge: announce again.
+                        Ok(Certified::Refused) => {}
+                        Err(error) => {
+                            if !std::mem::replace(&mut complained, true) {
+                                warn!("cannot certify redis, trying again: {:#}", anyhow::Error::from(error));
+                            }
+                            self.pause_for_redis().await?;
+                        }
                     }
                 }
             }

@@ -10,6 +10,7 @@
 
 use std::time::{Duration, Instant};
 
+use carillon_kit::Flag;
 use carillon_store::leader_session::{Candidate, LeaderSession};
 use carillon_store::{Store, StoreOptions};
 use carillon_stream::Redis;
@@ -37,6 +38,8 @@ const STOP_MAX: Duration = Duration::from_millis(1_500);
 /// Between connections that failed; doubled with each further one in a row,
 const CONNECT_AGAIN: Duration = Duration::from_millis(500);
 /// up to this. So are terms that end soon, but for the first of them.
+/// Not to stand by for so long is no hiccup any more.
+const FAILS_MAX: Duration = Duration::from_secs(10);
 const CONNECT_AGAIN_MAX: Duration = Duration::from_secs(2);
 /// A term that lasted so long was none that ends at once, again and again.
 const LASTING_TERM: Duration = Duration::from_secs(5);
@@ -50,11 +53,15 @@ pub struct Election {
     redis: Redis,
     unread: withdraw::Handle,
     leads: watch::Sender<bool>,
+    /// Up while it leads or stands by.
+    stands: Flag,
     shutdown: CancellationToken,
 }
 
 impl Election {
-    /// One for a process; what its terms meet that is to end unread goes to `unread`, whether it leads is said to `leads`.
+    /// One for a process; what its terms meet that is to end unread goes to `unread`, whether it leads is said to `leads`, whether
+    /// it could to `stands`.
+    #[expect(clippy::too_many_arguments, reason = "each is handed in once, by name")]
     pub const fn new(
         config: Config,
         options: StoreOptions,
@@ -62,9 +69,10 @@ impl Election {
         redis: Redis,
         unread: withdraw::Handle,
         leads: watch::Sender<bool>,
+        stands: Flag,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { config, options, store, redis, unread, leads, shutdown }
+        Self { config, options, store, redis, unread, leads, stands, shutdown }
     }
 
     /// Stands by and leads until the process stops.
@@ -77,7 +85,9 @@ impl Election {
             return Ok(());
         }
         let mut failures = 0;
+        let mut fails_since: Option<Instant> = None;
         while !self.shutdown.is_cancelled() {
+            let asked = Instant::now();
             let outcome = tokio::select! {
                 // A Postgres that does not answer must not hold up a stop: a lock that was just given ends with its session.
                 () = self.shutdown.cancelled() => return Ok(()),
@@ -85,6 +95,7 @@ impl Election {
             };
             match outcome {
                 Ok(session) => {
+                    fails_since = None;
                     let began = Instant::now();
                     self.lead(session).await?;
                     failures = if began.elapsed() < LASTING_TERM { failures + 1 } else { 0 };
@@ -94,7 +105,16 @@ impl Election {
                 }
                 Err(error @ carillon_store::Error::FailedPrecondition { .. }) => return Err(error.into()),
                 Err(error) => {
-                    warn!("cannot stand by, trying again: {:#}", anyhow::Error::from(error));
+                    let error = anyhow::Error::from(error);
+                    warn!("cannot stand by, trying again: {error:#}");
+                    if asked.elapsed() >= LASTING_TERM {
+                        // It did, until now.
+                        fails_since = None;
+                    }
+                    // Postgres may well answer it elsewhere, on connections that it has: whoever can't lead is of no use.
+                    if fails_since.get_or_insert_with(Instant::now).elapsed() >= FAILS_MAX {
+                        self.stands.down(format!("it cannot stand by: {error:#}"));
+                    }
                     failures += 1;
                     self.pause(pause_after(failures)).await;
                 }
@@ -106,6 +126,7 @@ impl Election {
     /// Asks for the lock until it is ours.
     async fn stand_by(&self) -> carillon_store::Result<LeaderSession> {
         let mut candidate = Candidate::connect(&self.options, self.config.dispatcher.shard).await?;
+        self.stands.up();
         info!(shard = self.config.dispatcher.shard, "standing by");
         let mut answered: Option<Instant> = None;
         let mut is_silent = false;

@@ -90,8 +90,9 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let withdrawal = withdraw::Withdrawal::new(&config, store.clone(), redis.clone(), shutdown.clone())?;
     let unread = withdrawal.handle();
     let (leads, led) = watch::channel(false);
+    let stands = process.readiness().flag("election");
     let election =
-        election::Election::new(config, options, store.clone(), redis.clone(), unread, leads, shutdown.clone());
+        election::Election::new(config, options, store.clone(), redis.clone(), unread, leads, stands, shutdown.clone());
     tasks.spawn("election", election.run());
     tasks.spawn("attention", attention::run(store.clone(), redis.clone(), shutdown.clone()));
     tasks.spawn("withdrawal", withdrawal.run());

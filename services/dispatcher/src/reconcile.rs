@@ -23,10 +23,10 @@ use tracing::warn;
 
 use crate::TICK;
 use crate::claim::ROWS_OF_ANY_SIZE;
-use crate::leader::{End, Leader};
+use crate::leader::{End, Leader, delta};
 
 /// A batch younger than this is left alone by the ordinary walk: what it published is most likely still on its way.
-const SETTLING_MS: i64 = 10_000;
+const SETTLING: Duration = Duration::from_secs(10);
 /// Between the beginnings of two walks over what is old.
 const ROUND: Duration = Duration::from_secs(5);
 /// After an ordinary page, times what it took: a fifth of the leader's time goes into the walk at most,
@@ -60,6 +60,12 @@ pub(crate) struct Passes {
     whole_began: Option<Instant>,
     /// A whole pass is under way, and has looked at all from here on.
     below: Option<i64>,
+    /// The certificate that asks for a whole pass, until one is over that began after it,
+    certificate: Option<i64>,
+    /// and the one that the pass under way answers.
+    answers: Option<i64>,
+    /// Numbers that were the last ones, and when: what is above the youngest of them that is old enough is young.
+    drawn: VecDeque<(Instant, i64)>,
     /// Up to here all were looked at once.
     young: i64,
     /// Up to here the walk over the old has come.
@@ -78,6 +84,9 @@ impl Default for Passes {
             whole_due: None,
             whole_began: None,
             below: None,
+            certificate: None,
+            answers: None,
+            drawn: VecDeque::new(),
             young: 0,
             old: 0,
             old_began: now,
@@ -88,10 +97,36 @@ impl Default for Passes {
 }
 
 impl Passes {
-    /// A certificate was written: all that Redis holds is doubtful, also what a pass under way has seen there.
-    pub(crate) fn certified(&mut self) {
-        self.below = None;
+    /// The certificate of `number` was written: all that Redis holds is doubtful, also what a pass under way has seen there.
+    pub(crate) fn certified(&mut self, number: i64) {
+        (self.below, self.answers) = (None, None);
         self.whole_due = Some(Instant::now());
+        self.certificate = Some(number);
+    }
+
+    /// Begins a whole pass below `newest`.
+    fn begin_whole(&mut self, newest: i64, now: Instant) {
+        (self.below, self.whole_due, self.whole_began) = (Some(newest), None, Some(now));
+        self.answers = self.certificate;
+    }
+
+    /// The certificate whose pass is over, if the whole pass is.
+    fn whole_is_over(&mut self) -> Option<i64> {
+        if self.below.is_some() { None } else { self.answers.take() }
+    }
+
+    /// Below this batches have had time to finish: numbers that were drawn so long ago, by this process' own clock. That of the
+    /// database may have been set back, and numbers, which never go back (R1), be far ahead of it. What an earlier leader drew is of
+    /// before this one's first.
+    fn settled_below(&mut self, last: i64, by_clock: i64, now: Instant) -> i64 {
+        if self.drawn.back().is_none_or(|(at, _)| now.duration_since(*at) >= TICK) {
+            self.drawn.push_back((now, last));
+        }
+        let is_old = |at: &Instant| now.duration_since(*at) >= SETTLING;
+        while self.drawn.get(1).is_some_and(|(at, _)| is_old(at)) {
+            self.drawn.pop_front();
+        }
+        self.drawn.front().filter(|(at, _)| is_old(at)).map_or(by_clock, |(_, number)| by_clock.max(number + 1))
     }
 
     /// An executor has met something missing. What a pass under way has looked at may have been lost since.
@@ -180,16 +215,27 @@ impl Leader {
         if self.passes.below.is_none() && self.passes.whole_due.is_some_and(|at| at <= began) {
             self.settle().await?;
             let newest = self.session.draw_number().await?;
-            (self.passes.below, self.passes.whole_due, self.passes.whole_began) = (Some(newest), None, Some(began));
+            self.passes.begin_whole(newest, began);
         }
         if let Some(below) = self.passes.below {
             let page = self.session.batches_settled_down(below).await?;
             // Before anything of it can fail: no page holds up the others.
             self.passes.below = page.last().map(|last| last.number);
             let outcome = self.reconcile(&page).await;
-            return self.refused(page.iter().map(|batch| batch.number), outcome);
+            self.refused(page.iter().map(|batch| batch.number), outcome)?;
+            return self.note_pass().await;
         }
         self.reconcile_ordinarily(began).await
+    }
+
+    /// What a pass has found missing is published by then. Without an answer the next leader makes one more.
+    async fn note_pass(&mut self) -> Result<(), End> {
+        if let Some(certificate) = self.passes.whole_is_over() {
+            let redis = self.redis.clone();
+            let noted = self.alive(redis.pass_is_over(self.term, certificate)).await?;
+            self.note_answer(&noted);
+        }
+        Ok(())
     }
 
     async fn reconcile_asked(&mut self, asked: &[i64]) -> Result<(), End> {
@@ -208,7 +254,8 @@ impl Leader {
     }
 
     async fn reconcile_ordinarily(&mut self, began: Instant) -> Result<(), End> {
-        let newest = self.session.clock().now().timestamp_millis() - SETTLING_MS;
+        let by_clock = (self.session.clock().now() - delta(SETTLING)).timestamp_millis();
+        let newest = self.passes.settled_below(self.session.last_number(), by_clock, began);
         let mut page = self.session.batches_settled(self.passes.young, newest).await?;
         if let Some(last) = page.last() {
             self.passes.young = last.number;
@@ -323,9 +370,36 @@ mod tests {
         }
         assert_eq!(passes.whole_due, Some(first + REPORTS_SHARED));
         assert_eq!(passes.below, Some(7), "the one that runs goes on");
-        passes.certified();
+        passes.certified(5);
         assert_eq!(passes.below, None, "after a certificate it begins anew");
         assert!(passes.whole_due.is_some_and(|at| at <= Instant::now()));
+    }
+
+    #[test]
+    fn a_pass_answers_the_certificate_that_was_there_when_it_began() {
+        let mut passes = Passes::default();
+        passes.certified(5);
+        passes.begin_whole(9, Instant::now());
+        assert_eq!(passes.whole_is_over(), None, "it is under way");
+        passes.certified(7);
+        assert_eq!(passes.whole_is_over(), None, "it begins anew");
+        passes.begin_whole(9, Instant::now());
+        passes.below = None;
+        assert_eq!([passes.whole_is_over(), passes.whole_is_over()], [Some(7), None]);
+    }
+
+    #[test]
+    fn what_is_young_goes_by_this_process_own_clock_where_the_databases_was_set_back() {
+        let (mut passes, begun) = (Passes::default(), Instant::now());
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        assert_eq!(passes.settled_below(1_000_000, 7, begun), 7, "only the clock is known");
+        for second in 1..=12 {
+            passes.settled_below(1_000_000 + second, 7, after(second.unsigned_abs()));
+        }
+        assert_eq!(passes.settled_below(1_000_013, 7, after(13)), 1_000_004);
+        assert_eq!(passes.settled_below(1_000_014, 2_000_000, after(14)), 2_000_000, "the clock leads");
+        assert!(passes.drawn.len() < 15);
+        assert_eq!(passes.settled_below(1_000_015, 7, after(600)), 1_000_015, "the newest that is old enough");
     }
 
     #[test]

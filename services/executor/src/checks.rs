@@ -43,7 +43,7 @@ pub(crate) fn check(shared: &Arc<Shared>, asked: Vec<Asked>, engine: UnboundedSe
         let checked = match check_now(&shared, contact.worker, contact.since.elapsed() >= shared.lease, &asked).await {
             Ok(checked) => checked,
             Err(error) => {
-                if error.is_unavailable() {
+                if error.is_away() {
                     shared.incarnation.broke(contact.worker);
                 }
                 warn!("cannot check what is doubtful, trying again: {:#}", anyhow::Error::from(error));
@@ -195,7 +195,7 @@ pub(crate) fn ask_cancels(shared: &Arc<Shared>, running: Vec<Held>, engine: Unbo
 
 /// Notes that Postgres did not say `what`, and waits a little before it is asked again.
 pub(crate) async fn unanswered(shared: &Shared, worker: Uuid, what: &str, error: Error) {
-    if error.is_unavailable() {
+    if error.is_away() {
         shared.incarnation.broke(worker);
     }
     warn!("cannot read {what}, trying again: {:#}", anyhow::Error::from(error));

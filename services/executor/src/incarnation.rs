@@ -7,10 +7,16 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use carillon_kit::Flag;
 use carillon_store::clock::DbClock;
 use chrono::{DateTime, Utc};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+/// To start nothing for so long is no hiccup any more.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+const SHOWN_EVERY: Duration = Duration::from_millis(500);
 
 /// The state of the contact.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +111,27 @@ impl Incarnation {
     pub(crate) fn may_start(&self, lease: Duration) -> bool {
         let contact = self.contact();
         contact.unbroken && contact.last_beat.elapsed() < lease / 2
+    }
+
+    /// Keeps the flag as [`Self::may_start`] says until the stop: whoever may start nothing for long can't do its own work, though
+    /// Postgres may answer it elsewhere.
+    pub(crate) async fn show(self, lease: Duration, flag: Flag, shutdown: CancellationToken) -> anyhow::Result<()> {
+        flag.up();
+        let mut since: Option<Instant> = None;
+        while !shutdown.is_cancelled() {
+            if self.may_start(lease) {
+                if since.take().is_some_and(|since| since.elapsed() >= IDLE_MAX) {
+                    flag.up();
+                }
+            } else if since.get_or_insert_with(Instant::now).elapsed() >= IDLE_MAX {
+                flag.down(format!("no beat was taken for {} s: nothing is started", IDLE_MAX.as_secs()));
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = tokio::time::sleep(SHOWN_EVERY) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Waits until the contact is unbroken, and says as whom.

@@ -200,6 +200,8 @@ impl Parts {
         tasks.spawn("lease", lease.run());
         tasks.spawn("renewal", renewal.run());
         tasks.spawn("progress", progress.show(process.readiness().flag("recorder"), process.shutdown()));
+        let contact = shared.incarnation.clone();
+        tasks.spawn("contact", contact.show(shared.lease, process.readiness().flag("incarnation"), process.shutdown()));
         // Boxed: the future of the whole path is large, and there is one.
         tasks.spawn(
             "path",

@@ -36,6 +36,11 @@ const READ_MAX: usize = 1_000;
 const FAILED_PAUSE: Duration = Duration::from_millis(100);
 /// Of one's own pending entries, listed at once.
 const LISTED_MAX: usize = 200;
+/// Reads that wait in vain leave no trace at a stream, and neither does XPENDING: by a listing of nothing it sees that it is served
+/// ([`carillon_stream::streams::UNSERVED_AFTER`]).
+const SHOWN_EVERY: Duration = Duration::from_secs(10 * 60);
+/// No entry is behind it.
+const LAST: EntryId = EntryId { number: i64::MAX, seq: i32::MAX };
 /// Unreadable entries remembered, so that each is reported once.
 const ASIDE_MAX: usize = 10_000;
 
@@ -48,6 +53,11 @@ pub(crate) struct ReadingLoop {
     shutdown: CancellationToken,
     aside: HashSet<String>,
     failing: bool,
+    /// A stream is missing and cannot be made.
+    is_one_missing: bool,
+    turn: usize,
+    /// When each stream was last shown that somebody serves it.
+    shown: Option<Instant>,
 }
 
 impl ReadingLoop {
@@ -59,7 +69,18 @@ impl ReadingLoop {
         let reader = Reader::new(&shared.redis, shared.consumer.clone(), &shared.lines, BLOCK)?;
         let priorities: Vec<_> = shared.lines.iter().map(|line| line.priority).collect();
         let plan = ReadPlan::new(&priorities);
-        Ok(Self { shared, reader, plan, engine, shutdown, aside: HashSet::new(), failing: false })
+        Ok(Self {
+            shared,
+            reader,
+            plan,
+            engine,
+            shutdown,
+            aside: HashSet::new(),
+            failing: false,
+            is_one_missing: false,
+            turn: 0,
+            shown: None,
+        })
     }
 
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
@@ -104,17 +125,23 @@ impl ReadingLoop {
             } else {
                 self.read(free.min(READ_MAX)).await
             };
-            if let Err(error) = outcome {
-                own_due = Instant::now();
-                self.failed(error).await;
-            } else {
-                self.failing = false;
+            match outcome {
+                Ok(()) => self.failing = false,
+                Err(Error::NoGroup(_)) => {
+                    self.make_missing().await;
+                    self.pause(FAILED_PAUSE).await;
+                }
+                Err(error) => {
+                    own_due = Instant::now();
+                    self.failed(error).await;
+                }
             }
         }
     }
 
     async fn read(&mut self, free: usize) -> Result<(), Error> {
-        let plan = self.plan.next(free);
+        // A read that waits, or watches, is one of all lines: where one is missing it is refused.
+        let plan = if self.is_one_missing { Plan::Drain(self.shared_out(free)) } else { self.plan.next(free) };
         let sent_at = boottime::now();
         let read = self.reader.read(&plan).await?;
         for (line, got) in read.counts.iter().enumerate() {
@@ -125,33 +152,61 @@ impl ReadingLoop {
             };
             self.plan.learn(line, asked, *got);
         }
+        let waits = self.is_one_missing && read.entries.is_empty();
         self.hand_in(read, Origin::New, sent_at);
+        if waits {
+            self.pause(FAILED_PAUSE).await;
+        }
         Ok(())
     }
 
+    /// A line whose stream is missing keeps no other from being listed.
     async fn list_own(&mut self) -> Result<(), Error> {
+        let mut missing = false;
+        let shows = self.shown.is_none_or(|at| at.elapsed() >= SHOWN_EVERY);
         for index in 0..self.shared.lines.len() {
-            let mut after: Option<EntryId> = None;
-            while !self.shutdown.is_cancelled() {
-                let shared = Arc::clone(&self.shared);
-                let (line, me) = (&shared.lines[index], shared.consumer.as_str());
-                let page = shared.redis.pending_of(line, me, after, LISTED_MAX).await?;
-                let Some(last) = page.last() else { break };
-                after = Some(last.id);
-                // Asked behind all that was read before: the engine has taken that in by then.
-                let Some(held) = self.held().await else { return Ok(()) };
-                let missing: Vec<&Pending> =
-                    page.iter().filter(|pending| !held.contains(&(index, pending.id))).collect();
-                let room = self.shared.slots.free().min(missing.len());
-                let (fitting, others) = missing.split_at(room);
-                let ids: Vec<EntryId> = fitting.iter().map(|pending| pending.id).collect();
-                let sent_at = boottime::now();
-                let Claimed { entries, set_aside } = shared.redis.claim(line, index, me, Duration::ZERO, &ids).await?;
-                self.hand_in(Read { entries, set_aside, ..Read::default() }, Origin::Pending, sent_at);
-                let patience = self.shared.lease / 8;
-                let waiting = others.iter().filter(|pending| pending.idle >= patience).map(|pending| pending.id);
-                self.find_room_elsewhere(index, &waiting.collect::<Vec<_>>()).await?;
+            let listed = async {
+                if shows {
+                    self.reader.own_pending(index, Some(LAST), 1).await?;
+                }
+                self.list_own_of(index).await
+            };
+            match listed.await {
+                Err(Error::NoGroup(_)) => missing = true,
+                listed => listed?,
             }
+        }
+        if shows {
+            self.shown = Some(Instant::now());
+        }
+        if missing {
+            self.make_missing().await;
+        } else {
+            self.is_one_missing = false;
+        }
+        Ok(())
+    }
+
+    async fn list_own_of(&mut self, index: usize) -> Result<(), Error> {
+        let mut after: Option<EntryId> = None;
+        while !self.shutdown.is_cancelled() {
+            let shared = Arc::clone(&self.shared);
+            let (line, me) = (&shared.lines[index], shared.consumer.as_str());
+            let page = shared.redis.pending_of(line, me, after, LISTED_MAX).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.id);
+            // Asked behind all that was read before: the engine has taken that in by then.
+            let Some(held) = self.held().await else { return Ok(()) };
+            let missing: Vec<&Pending> = page.iter().filter(|pending| !held.contains(&(index, pending.id))).collect();
+            let room = self.shared.slots.free().min(missing.len());
+            let (fitting, others) = missing.split_at(room);
+            let ids: Vec<EntryId> = fitting.iter().map(|pending| pending.id).collect();
+            let sent_at = boottime::now();
+            let Claimed { entries, set_aside } = shared.redis.claim(line, index, me, Duration::ZERO, &ids).await?;
+            self.hand_in(Read { entries, set_aside, ..Read::default() }, Origin::Pending, sent_at);
+            let patience = self.shared.lease / 8;
+            let waiting = others.iter().filter(|pending| pending.idle >= patience).map(|pending| pending.id);
+            self.find_room_elsewhere(index, &waiting.collect::<Vec<_>>()).await?;
         }
         Ok(())
     }
@@ -205,25 +260,36 @@ impl ReadingLoop {
         let _ = self.engine.send(Message::Read(arrival));
     }
 
-    async fn failed(&mut self, error: Error) {
-        match error {
-            // R22.
-            Error::NoGroup(_) => {
-                match self.reader.create_missing().await {
-                    Ok(0) => {}
-                    Ok(groups) => {
-                        warn!(groups, "consumer groups are missing: the leader is asked to certify redis anew")
-                    }
-                    Err(error) => warn!("streams are missing and cannot be created: {:#}", anyhow::Error::from(error)),
+    /// The same of each line; of what is left over one each, the next ones next time.
+    fn shared_out(&mut self, free: usize) -> Vec<usize> {
+        let lines = self.shared.lines.len();
+        self.turn = (self.turn + free) % lines;
+        (0..lines).map(|line| free / lines + usize::from((line + self.turn) % lines < free % lines)).collect()
+    }
+
+    /// R22. What cannot be made (Redis is full, say) is done without: the others are read, and what they give back makes room.
+    async fn make_missing(&mut self) {
+        match self.reader.create_missing().await {
+            Ok(groups) => {
+                self.is_one_missing = false;
+                if groups > 0 {
+                    warn!(groups, "consumer groups are missing: the leader is asked to certify redis anew");
                 }
                 // R19: at once, not at the pace of the leader's rounds.
                 let _ = self.shared.redis.tell_lost().await;
             }
-            error => {
-                if !std::mem::replace(&mut self.failing, true) {
-                    warn!("cannot read, trying again: {:#}", anyhow::Error::from(error));
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_one_missing, true) {
+                    let error = anyhow::Error::from(error);
+                    warn!("streams are missing and cannot be created, the others are read: {error:#}");
                 }
             }
+        }
+    }
+
+    async fn failed(&mut self, error: Error) {
+        if !std::mem::replace(&mut self.failing, true) {
+            warn!("cannot read, trying again: {:#}", anyhow::Error::from(error));
         }
         self.pause(FAILED_PAUSE).await;
     }

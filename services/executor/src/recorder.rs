@@ -263,7 +263,7 @@ impl Writer {
                 histogram!("carillon_executor_flush_seconds").record(began.elapsed().as_secs_f64());
                 histogram!("carillon_executor_flush_items").record(u32::try_from(finished.len()).unwrap_or(u32::MAX));
             }
-            Err(error) if error.is_unavailable() => {
+            Err(error) if error.is_away() => {
                 warn!(ended = group.finished.len(), "postgres is away, results are held: {error}");
                 self.incarnation.broke(contact.worker);
                 // Whatever makes it fail: this does not make a new incarnation each time at once.

@@ -28,6 +28,8 @@ const PAGE: usize = 200;
 const SOON: Duration = Duration::from_millis(200);
 /// How often consumers that are gone are forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// Whoever was killed says no good-bye. One that comes back after so long is made again with its next read.
+const GONE_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// The loop. It also hands the notices that it hears to the engine.
 pub(crate) struct Takeover {
@@ -94,7 +96,7 @@ impl Rounds<'_> {
                 Ok(true) => {}
                 Ok(false) => pause = SOON,
                 Err(error) => {
-                    if error.downcast_ref::<Error>().is_some_and(Error::is_unavailable) {
+                    if error.downcast_ref::<Error>().is_some_and(Error::is_away) {
                         // R21.
                         self.shared.incarnation.broke(worker);
                     }
@@ -119,24 +121,30 @@ impl Rounds<'_> {
         let may_judge = contact.since.elapsed() >= self.shared.lease;
         let mut complete = true;
         for (index, line) in self.shared.lines.iter().enumerate() {
-            let mut holders = self.shared.redis.holders(line).await?;
-            holders.retain(|holder| *holder != self.shared.consumer);
-            if holders.is_empty() {
-                continue;
-            }
-            let all = holders.len();
-            holders.retain(|holder| holder != RELEASED);
-            let mut free = self.shared.store.consumers_ended(&holders).await?;
-            if holders.len() < all {
-                // R18a: first, since it waits for nothing.
-                free.insert(0, RELEASED.to_owned());
-            }
-            for consumer in &free {
-                complete &= self.take_handed_back(index, line, consumer).await?;
-            }
-            if may_judge && free.len() < all {
-                complete &= self.take_idle(index, line, &holders).await?;
-            }
+            complete &= but_for_missing(self.round_of(index, line, may_judge).await)?.unwrap_or(true);
+        }
+        Ok(complete)
+    }
+
+    async fn round_of(&self, index: usize, line: &Line, may_judge: bool) -> anyhow::Result<bool> {
+        let mut holders = self.shared.redis.holders(line).await?;
+        holders.retain(|holder| *holder != self.shared.consumer);
+        if holders.is_empty() {
+            return Ok(true);
+        }
+        let all = holders.len();
+        holders.retain(|holder| holder != RELEASED);
+        let mut free = self.shared.store.consumers_ended(&holders).await?;
+        if holders.len() < all {
+            // R18a: first, since it waits for nothing.
+            free.insert(0, RELEASED.to_owned());
+        }
+        let mut complete = true;
+        for consumer in &free {
+            complete &= self.take_handed_back(index, line, consumer).await?;
+        }
+        if may_judge && free.len() < all {
+            complete &= self.take_idle(index, line, &holders).await?;
         }
         Ok(complete)
     }
@@ -197,15 +205,28 @@ impl Rounds<'_> {
         Ok(count)
     }
 
-    /// A consumer whose incarnations have all ended and that holds nothing is of no use to anybody.
+    /// A consumer that holds nothing, and whose incarnations have all ended or were not heard of for long, is of no use to anybody.
     async fn forget_gone(&self) -> anyhow::Result<()> {
         for line in &self.shared.lines {
-            let mut consumers = self.shared.redis.consumers(line).await?;
-            consumers.retain(|consumer| *consumer != self.shared.consumer);
-            for consumer in self.shared.store.consumers_ended(&consumers).await? {
-                self.shared.redis.forget_consumer(line, &consumer).await?;
-            }
+            but_for_missing(self.forget_gone_of(line).await)?;
         }
         Ok(())
+    }
+
+    async fn forget_gone_of(&self, line: &Line) -> anyhow::Result<()> {
+        let mut consumers = self.shared.redis.consumers(line).await?;
+        consumers.retain(|consumer| *consumer != self.shared.consumer && consumer != RELEASED);
+        for consumer in self.shared.store.consumers_gone(&consumers, GONE_AFTER).await? {
+            self.shared.redis.forget_consumer(line, &consumer).await?;
+        }
+        Ok(())
+    }
+}
+
+/// One stream that is missing keeps nothing of the others from being taken over: the reading loop sees to it (R22).
+fn but_for_missing<T>(outcome: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
+    match outcome {
+        Err(error) if matches!(error.downcast_ref(), Some(carillon_stream::Error::NoGroup(_))) => Ok(None),
+        outcome => outcome.map(Some),
     }
 }

@@ -1,5 +1,7 @@
 //! R14, R18, R21: incarnations of executors live by their beat, succeed each other, and end.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use carillon_core::execution::Status;
 use carillon_store::recorder::{Held, Started, Verdict};
@@ -207,6 +209,12 @@ async fn r15_a_consumer_lives_by_any_incarnation_and_has_ended_by_all() -> Resul
     let asked = ["live", "late", "ended", "half", "unknown"].map(String::from);
     assert_eq!(bench.store.consumers_live(&asked, LEASE).await?, ["live"]);
     assert_eq!(bench.store.consumers_ended(&asked).await?, ["ended"]);
+    // Of a killed one there is no end: it is gone once it was not heard of for long, and when its row has left.
+    assert_eq!(bench.store.consumers_gone(&asked, Duration::from_secs(7_200)).await?, ["ended", "unknown"]);
+    assert_eq!(
+        bench.store.consumers_gone(&asked, Duration::from_secs(1_800)).await?,
+        ["late", "ended", "half", "unknown"]
+    );
     Ok(())
 }
 

@@ -142,3 +142,25 @@ async fn r4_a_group_that_exists_is_left_where_it_stands() -> Result<()> {
     assert!(read.entries[0].id.number > read.look.doubt, "and is ordinary");
     Ok(())
 }
+
+/// R4: "then a whole pass of R19". A leader that dies in the middle of it, or never heard that its certificate was written, leaves it
+/// to the next one.
+#[tokio::test]
+async fn r19_whether_the_pass_of_a_certificate_is_over_outlives_its_leader() -> Result<()> {
+    let bench = Bench::certified().await?;
+    let standing = async |term| match bench.redis.announce(term, "next", false).await? {
+        Announced::Certified(standing) => anyhow::Ok(standing),
+        other => anyhow::bail!("{other:?}"),
+    };
+    let before = standing(TERM).await?;
+    assert_eq!((before.doubt, before.passed), (FIRST, 0), "nobody has made it");
+    bench.redis.pass_is_over(TERM, FIRST - 1).await?;
+    bench.redis.pass_is_over(TERM - 1, FIRST).await?;
+    assert_eq!(standing(TERM).await?.passed, 0, "of another certificate, of another leader");
+    bench.redis.pass_is_over(TERM, FIRST).await?;
+    assert_eq!(standing(TERM + 1).await?.passed, FIRST);
+    bench.certify(FIRST + 7, TERM + 1).await?;
+    let after = standing(TERM + 1).await?;
+    assert_eq!((after.doubt, after.passed), (FIRST + 7, FIRST), "each certificate asks for one");
+    Ok(())
+}

@@ -7,7 +7,7 @@ use carillon_core::read_plan::Plan;
 use carillon_stream::Error;
 use carillon_stream::claims::Claimed;
 use carillon_stream::keys::GROUP;
-use carillon_stream::leader::Published;
+use carillon_stream::leader::{Announced, Certified, Published};
 use carillon_stream::reader::Reader;
 use carillon_stream::streams::Retired;
 use uuid::Uuid;
@@ -83,6 +83,32 @@ async fn the_hash_and_the_sets_of_a_shard_are_made_again() -> Result<()> {
         };
         assert!(matches!(failed, Some(Error::WrongType(_))), "{failed:?}");
         assert_displaced(&bench, &cancelled, "the set's other commands")?;
+    }
+    Ok(())
+}
+
+/// A stream that nobody serves and no batch touches, with something else at its name, or with an id that no number of ours reaches:
+/// a leader that has not heard of its line certifies all the same, again and again.
+#[tokio::test]
+async fn r4_what_stands_at_the_name_of_a_stream_that_the_leader_does_not_know_refuses_no_certificate() -> Result<()> {
+    let bench = Bench::certified().await?;
+    for (number, spoiled) in [(FIRST + 10, "a text"), (FIRST + 20, "an id")] {
+        let stream = bench.stream(1);
+        if spoiled == "a text" {
+            spoil(&bench, &stream)?;
+        } else {
+            bench.server.command(&["XADD", &stream, "18446744073709551614-1", "e", "mine"])?;
+        }
+        let challenge = format!("challenge of {number}");
+        let Announced::Challenged(standing) = bench.redis.announce(TERM, &challenge, true).await? else {
+            anyhow::bail!("not challenged");
+        };
+        let certified = bench.redis.certify(number, TERM, &standing.replid, &challenge, &[]).await?;
+        assert_eq!(certified, Certified::Done, "{spoiled}");
+        assert_eq!(bench.publish(number + 1, 1).await?, Published::Done(vec![bench.length(0)? as u64]), "{spoiled}");
+        assert_eq!(bench.length(1)?, 0, "{spoiled}: it is made again");
+        let aside = format!("{stream}:displaced");
+        assert_eq!(bench.server.command(&["DEL", &aside])?.number(), Some(1), "{spoiled}: what stood there is kept");
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use carillon_core::schedule::TimetableSpec;
 use carillon_testkit::{Proxy, Redis};
 use chrono::{TimeDelta, Utc};
 
-use crate::bench::{CTL, Leader, in_ms};
+use crate::bench::{CTL, Leader, STREAM, in_ms};
 
 /// R19: at once after a certificate, also when there is nothing else to do.
 #[tokio::test]
@@ -19,6 +19,46 @@ async fn what_an_emptied_redis_has_lost_is_published_again_at_once() -> Result<(
     leader.redis.flush_all()?;
     let took = leader.back_after(3).await?;
     assert!(took < Duration::from_millis(500), "{took:?} after the certificate");
+    leader.end().await
+}
+
+/// The pass that a certificate asks for is noted once it is over, so that the next leader need not make it.
+#[tokio::test]
+async fn the_whole_pass_of_a_certificate_is_noted_once_it_is_over() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    let is_noted = || {
+        let fields = leader.redis.command(&["HMGET", CTL, "doubt", "passed"])?;
+        let [doubt, passed] = fields.list() else { anyhow::bail!("two fields") };
+        Ok(doubt.text().is_some() && doubt.text() == passed.text())
+    };
+    leader.until("the first", is_noted).await?;
+    leader.redis.flush_all()?;
+    leader.until_certified().await?;
+    leader.until("the second", is_noted).await?;
+    leader.end().await
+}
+
+/// R1: numbers never go back, the database's clock may (52): Redis remembers one of a day ahead. What is over is forgotten all the
+/// same, and an entry that a stranger deletes is found.
+#[tokio::test]
+async fn numbers_far_ahead_of_the_clock_keep_nothing_from_the_walk() -> Result<()> {
+    let (redis, day_ahead) = (Redis::start().await?, (Utc::now() + TimeDelta::days(1)).timestamp_millis());
+    redis.command(&["HSET", CTL, "last", &day_ahead.to_string()])?;
+    let url = redis.url();
+    let leader = Leader::start_with(redis, &url, 100, 1_000).await?;
+    assert!(leader.term()? > day_ahead);
+    leader.jobs(3, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("three entries", || Ok(leader.length()? == 3)).await?;
+    let entries = leader.redis.command(&["XRANGE", STREAM, "-", "+"])?;
+    let first = entries.list()[0].list()[0].text().map(str::to_owned);
+    leader.redis.command(&["XDEL", STREAM, &first.unwrap_or_default()])?;
+    leader.until("what was deleted", || Ok(leader.length()? == 3)).await?;
+    leader.work_off("default").await?;
+    leader.jobs(1, in_ms(0)).await?;
+    leader.wake()?;
+    // That of the last job.
+    leader.until_count("dispatch_batches", |count| count == 1).await?;
     leader.end().await
 }
 
