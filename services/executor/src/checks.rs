@@ -133,10 +133,18 @@ fn taken_as(taken: Taken, then: Then) -> Checked {
     Checked::Taken { take: taken.held.take, revision: taken.revision, then }
 }
 
-/// R8a: reads the rows of what was named, in a task of its own; the engine hears [`Message::Reread`] with `question`.
-pub(crate) fn reread(shared: &Arc<Shared>, question: u64, named: Vec<(Held, i64)>, engine: UnboundedSender<Message>) {
+/// R8a: reads the rows of what was named, in a task of its own; the engine hears [`Message::Reread`] with `question`. `token` lives as
+/// long as the task.
+pub(crate) fn reread(
+    shared: &Arc<Shared>,
+    question: u64,
+    named: Vec<(Held, i64)>,
+    engine: UnboundedSender<Message>,
+    token: Arc<()>,
+) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
+        let _token = token;
         for some in named.chunks(READ_MAX) {
             let answers = loop {
                 let me = shared.incarnation.unbroken().await.worker;

@@ -69,6 +69,8 @@ pub(crate) struct Engine {
     names: named::Names,
     /// R8a: the number of the last question after what was named.
     question: u64,
+    /// Whose clones the questions under way hold.
+    rereading: Arc<()>,
     /// R17: running handlers of which it is to be asked whether their cancel was requested.
     to_ask: HashSet<Key>,
     is_asking: bool,
@@ -107,6 +109,7 @@ impl Engine {
             is_fetching: false,
             names: named::Names::default(),
             question: 0,
+            rereading: Arc::new(()),
             to_ask: HashSet::new(),
             is_asking: false,
             next_ask_running: Instant::now(),

@@ -5,6 +5,7 @@
 //! The engine's part of it; the I/O is in `checks.rs`.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use carillon_core::execution::AttemptEnd;
@@ -20,6 +21,10 @@ use super::Engine;
 use crate::checks;
 use crate::in_hand::{Item, Key, State, Stop};
 use crate::message::Reread;
+
+/// Questions after what was named that are under way at once: what is named while Postgres is away, again and again, is asked about
+/// when it is back.
+const REREADING_MAX: usize = 8;
 
 /// What was named since the last look at it.
 #[derive(Debug, Default)]
@@ -96,6 +101,8 @@ impl Engine {
             return self.ask_running();
         }
         self.question += 1;
+        // Each holds what it asks about, and waits for Postgres.
+        let can_ask = Arc::strong_count(&self.rereading) <= REREADING_MAX;
         let mut asked = Vec::new();
         for item in self.items.values_mut() {
             if names.name(item) {
@@ -105,6 +112,7 @@ impl Engine {
                 }
             }
             match &mut item.state {
+                State::Named { asked: None } if !can_ask => self.names.come = true,
                 State::Named { asked: question @ None } => {
                     *question = Some(self.question);
                     asked.push((item.held(), item.entry.revision));
@@ -118,7 +126,8 @@ impl Engine {
             }
         }
         if !asked.is_empty() {
-            checks::reread(&self.shared, self.question, asked, self.own.clone());
+            let token = Arc::clone(&self.rereading);
+            checks::reread(&self.shared, self.question, asked, self.own.clone(), token);
         }
         self.ask_running();
     }
