@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::decide::{Decided, Next, decide};
 use crate::definitions::Definitions;
-use crate::foresight::{ANSWER_MAX, Answer, Foresight, Found, Question, Searched};
+use crate::foresight::{ANSWER_MAX, Answer, Foresight, Found, LANE_FULL_PAUSE, Question, Searched};
 use crate::leader::{End, Leader, delta};
 use crate::outgoing::Batch;
 
@@ -171,11 +171,17 @@ impl Leader {
         for Answer { question, found } in self.foresight.keep(searched) {
             let Some(slot) = question.slot else { continue };
             let job = question.job.definition.job;
-            if found == Found::Unreadable {
-                self.set_unreadable_aside(job, now);
-            } else {
-                self.left.remove(&job);
-                self.agenda.note_exactly(slot, now);
+            match found {
+                Found::Unreadable => self.set_unreadable_aside(job, now),
+                // There is no room for its question.
+                Found::Dear => {
+                    self.left.insert(job, now + LANE_FULL_PAUSE);
+                    self.agenda.note_exactly(slot, now + LANE_FULL_PAUSE);
+                }
+                Found::Due(_) => {
+                    self.left.remove(&job);
+                    self.agenda.note_exactly(slot, now);
+                }
             }
         }
     }

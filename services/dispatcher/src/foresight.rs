@@ -41,7 +41,7 @@ const SLOW_MAX: usize = 20_000;
 /// Answers on their way. The lanes wait when the leader does not fetch them.
 const ANSWERS_MAX: usize = 64;
 /// Until then a timer is left alone that could not be asked for, and one that was.
-const FULL_PAUSE: TimeDelta = TimeDelta::seconds(5);
+pub(crate) const LANE_FULL_PAUSE: TimeDelta = TimeDelta::seconds(5);
 pub(crate) const ANSWER_MAX: TimeDelta = TimeDelta::minutes(60);
 
 /// What is asked.
@@ -161,7 +161,7 @@ impl Foresight {
             };
             let lane = self.lane(pace);
             if lane.waiting.len() >= WAITING_MAX {
-                return now + FULL_PAUSE;
+                return now + LANE_FULL_PAUSE;
             }
             lane.waiting.push_back(question);
             self.asked.insert(job);
@@ -214,8 +214,11 @@ impl Foresight {
                         warn!(job.id = %job, "its timetable is dear to search, it is set aside: its fires may be late");
                         counter!("carillon_dispatcher_set_aside_total").increment(1);
                     }
-                    self.slow.waiting.push_back(question);
-                    continue;
+                    if self.slow.waiting.len() < WAITING_MAX {
+                        self.slow.waiting.push_back(question);
+                        continue;
+                    }
+                    // Asked again by the claim that meets it next.
                 }
                 Found::Due(due) => question.job.foresee(question.fire_at, due.clone(), question.until),
                 Found::Unreadable => {}
@@ -432,6 +435,26 @@ mod tests {
         assert!(known.get(job, 23).is_none() && known.get(job, 24).is_some(), "the newest are kept");
     }
 
+    /// What the quick lane sets aside finds the slow one full: it is let go of, and asked about again.
+    #[tokio::test]
+    async fn the_slow_lane_takes_no_more_than_a_full_lane_holds() {
+        let at = DateTime::from_timestamp_millis(1_795_800_000_000).unwrap();
+        let mut foresight = foresight();
+        let asked = question(rarely(at), at);
+        let dear = |count: usize| Searched {
+            pace: Pace::Quick,
+            answers: (0..count).map(|_| Answer { question: asked.clone(), found: Found::Dear }).collect(),
+            is_last: true,
+            took: Duration::ZERO,
+        };
+        foresight.slow.is_busy = true;
+        assert!(foresight.keep(dear(WAITING_MAX)).is_empty());
+        let full = foresight.keep(dear(3));
+        assert_eq!((full.len(), foresight.slow.waiting.len()), (3, WAITING_MAX));
+        assert!(full.iter().all(|answer| answer.found == Found::Dear));
+        assert!(!foresight.asked.contains(&asked.job.definition.job));
+    }
+
     /// However many dear ones wait, ordinary ones are asked about.
     #[tokio::test]
     async fn a_full_lane_is_full_for_its_own() {
@@ -445,7 +468,7 @@ mod tests {
             Question { job: Arc::new(Known::new(definition, None)), ..dear.clone() }
         };
         let full = (0..WAITING_MAX + QUICK_AT_ONCE + 1).map(|n| foresight.ask(of_job(n))).last();
-        assert_eq!(full, Some(at + FULL_PAUSE));
+        assert_eq!(full, Some(at + LANE_FULL_PAUSE));
         assert_eq!(foresight.ask(ordinary(1, at)), at + ANSWER_MAX);
     }
 
