@@ -121,10 +121,7 @@ pub async fn make_ahead(store: &Store) -> Result<Ahead> {
         }
         if may_try {
             // Nobody was in the way: the next one need not wait.
-            sqlx::query("DELETE FROM carillon.partition_tries WHERE what = $1")
-                .bind(table.name())
-                .execute(&store.pool)
-                .await?;
+            give_back(store, table.name()).await?;
         }
     }
     Ok(ahead)
@@ -199,6 +196,12 @@ fn day_of(table: Table, name: &str) -> Option<NaiveDate> {
     NaiveDate::parse_from_str(day, "%Y_%m_%d").ok()
 }
 
+/// Table and day of what was detached.
+pub(crate) fn read_gone(name: &str) -> Option<(Table, NaiveDate)> {
+    let name = name.strip_suffix("_gone")?;
+    Table::ALL.into_iter().find_map(|table| Some((table, day_of(table, name)?)))
+}
+
 /// By the database's clock.
 async fn today(store: &Store) -> Result<NaiveDate> {
     Ok(clock::now(store).await?.date_naive())
@@ -212,6 +215,13 @@ pub(crate) async fn may_try(store: &Store, what: &str) -> Result<bool> {
 pub(crate) async fn may_try_every(store: &Store, what: &str, every: Duration) -> Result<bool> {
     let may = sqlx::query_scalar("SELECT carillon.may_try($1, $2)").bind(what).bind(every);
     Ok(may.fetch_one(&store.pool).await?)
+}
+
+/// Forgets a try: it took no lock.
+pub(crate) async fn give_back(store: &Store, what: &str) -> Result<()> {
+    let forget = sqlx::query("DELETE FROM carillon.partition_tries WHERE what = $1");
+    forget.bind(what).execute(&store.pool).await?;
+    Ok(())
 }
 
 /// Runs one of the functions that take parent, child and bounds.
@@ -268,6 +278,8 @@ mod tests {
             for other in [format!("{}_default", table.name()), format!("{name}_gone"), "jobs".into(), String::new()] {
                 assert_eq!(day_of(table, &other), None, "{other}");
             }
+            assert_eq!(read_gone(&format!("{name}_gone")), Some((table, day)));
+            assert_eq!(read_gone(&name), None);
             assert!(bar(&name).len() <= 63, "cut off by Postgres: {name}");
         }
         let (from, to) = bounds(day);

@@ -14,13 +14,13 @@ use uuid::Uuid;
 
 use crate::history::Walk;
 use crate::partitions::{self, Step, Table};
-use crate::{Result, Store, days};
+use crate::{Error, Result, Store, days};
 
 /// How many executions of one day may be open when it is dropped, and how many bytes their documents and texts may have in
 /// Postgres: they move under a lock that others wait for, 40 MB a second (measured, 28 November).
 const OPEN_MAX: usize = 1_000;
 const OPEN_BYTES_MAX: i64 = 1024 * 1024;
-/// A day that has more is looked at again after this time only, since each look reads all of it.
+/// A day that has more, or that Postgres refuses to let go, is looked at again after this time only: each look reads all of it.
 const CROWDED_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 /// Rows in one step.
 const STEP: i64 = 1_000;
@@ -58,16 +58,20 @@ pub struct Dropped {
     pub waiting: Vec<String>,
     /// Of these, how many have been due for a day or longer: time to alert.
     pub overdue: u32,
+    /// Why some of them cannot leave, each with its name: Postgres refused it.
+    pub refused: Vec<String>,
 }
 
 /// Drops what is due, one day of each table at most: each takes a lock that others wait for, if only for a moment.
 ///
 /// # Errors
-/// If Postgres is unavailable. That somebody holds a table is none: see [`Dropped::waiting`].
+/// If Postgres is unavailable. That somebody holds a table, or has made it one that cannot leave, is none: it is said, and the
+/// others go on (see [`Dropped::waiting`]).
 pub async fn drop_days(store: &Store, retention: &Retention) -> Result<Dropped> {
     let now = crate::clock::now(store).await?;
     let mut dropped = Dropped::default();
-    drop_gone(store).await?;
+    // First of all: what comes below may take so long that the round is given up.
+    let stuck = drop_gone(store, &[], &mut dropped.refused).await?;
     // The attempts of a day go after its executions: those of the ones that are still open move along. Its failures too: as long
     // as an execution is there, it is found by them.
     for table in [Table::Executions, Table::Attempts, Table::Failures, Table::Logs] {
@@ -83,7 +87,7 @@ pub async fn drop_days(store: &Store, retention: &Retention) -> Result<Dropped> 
         let mut may_try = true;
         for day in due {
             if may_try && !executions.contains(&day) {
-                match drop_day(store, table, day).await? {
+                match drop_day(store, table, day, &mut dropped.refused).await? {
                     Step::Done | Step::Before => {
                         dropped.dropped.push(table.partition(day));
                         // One a round.
@@ -95,13 +99,24 @@ pub async fn drop_days(store: &Store, retention: &Retention) -> Result<Dropped> 
                     Step::Refused | Step::Large => {}
                 }
             }
-            dropped.waiting.push(table.partition(day));
-            let overdue = leaves_at(day, retention.of(table)) + Days::new(1) <= now;
-            dropped.overdue += u32::from(overdue);
+            dropped.wait(table.partition(day), day, retention.of(table), now);
         }
     }
-    drop_gone(store).await?;
+    let mut stuck = drop_gone(store, &stuck, &mut dropped.refused).await?;
+    stuck.sort_unstable();
+    for name in stuck {
+        // None of ours by its name, and found by it all the same: no day to be late by.
+        let Some((table, day)) = partitions::read_gone(&name) else { continue };
+        dropped.wait(name, day, retention.of(table), now);
+    }
     Ok(dropped)
+}
+
+impl Dropped {
+    fn wait(&mut self, name: String, day: NaiveDate, kept: Duration, now: DateTime<Utc>) {
+        self.waiting.push(name);
+        self.overdue += u32::from(leaves_at(day, kept) + Days::new(1) <= now);
+    }
 }
 
 /// When a day's rows have all been kept for long enough.
@@ -113,10 +128,44 @@ fn leaves_at(day: NaiveDate, kept: Duration) -> DateTime<Utc> {
         .unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
-async fn drop_day(store: &Store, table: Table, day: NaiveDate) -> Result<Step> {
+/// What holds back one day holds back no other: whatever Postgres has against it is added to `refused`, and the day put off.
+async fn drop_day(store: &Store, table: Table, day: NaiveDate, refused: &mut Vec<String>) -> Result<Step> {
     let partition = table.partition(day);
+    let crowded = crowded(&partition);
+    let put_off =
+        "SELECT EXISTS (SELECT FROM carillon.partition_tries WHERE what = $1 AND tried_at > now() - $2::interval)";
+    if sqlx::query_scalar(put_off).bind(&crowded).bind(CROWDED_EVERY).fetch_one(&store.pool).await? {
+        return Ok(Step::Refused);
+    }
+    let step = match try_drop_day(store, table, day, &partition).await {
+        Err(error) if !error.is_unavailable() => {
+            refused.push(why(&partition, &error));
+            Step::Refused
+        }
+        Ok(Step::Large) => {
+            // It was weighed before any lock was asked for: the next day need not wait.
+            partitions::give_back(store, table.name()).await?;
+            Step::Large
+        }
+        other => return other,
+    };
+    partitions::may_try_every(store, &crowded, CROWDED_EVERY).await?;
+    Ok(step)
+}
+
+fn why(partition: &str, error: &Error) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    format!("{partition}: {error}{cause}")
+}
+
+/// What a try for a day is noted under that is not to be made again soon.
+fn crowded(partition: &str) -> String {
+    format!("{partition} crowded")
+}
+
+async fn try_drop_day(store: &Store, table: Table, day: NaiveDate, partition: &str) -> Result<Step> {
     if table == Table::Executions {
-        let closed = close(store, &partition).await?;
+        let closed = close(store, partition).await?;
         if !matches!(closed, Step::Done | Step::Before) {
             return Ok(closed);
         }
@@ -143,12 +192,12 @@ async fn close(store: &Store, partition: &str) -> Result<Step> {
         if is_held(store, partition).await? {
             return Ok(Step::Busy);
         }
-        let crowded = format!("{partition} crowded");
+        let crowded = crowded(partition);
         if !partitions::may_try_every(store, &crowded, CROWDED_EVERY).await? {
             return Ok(Step::Refused);
         }
         let Some(open) = open_ids(store, partition).await? else { return Ok(Step::Refused) };
-        sqlx::query("DELETE FROM carillon.partition_tries WHERE what = $1").bind(&crowded).execute(&store.pool).await?;
+        partitions::give_back(store, &crowded).await?;
         if !partitions::may_try(store, partition).await? {
             return Ok(Step::Busy);
         }
@@ -192,7 +241,7 @@ async fn open_ids(store: &Store, partition: &str) -> Result<Option<Vec<Uuid>>> {
 /// Whether anybody uses a table right now: then it is not even asked for.
 async fn is_held(store: &Store, table: &str) -> Result<bool> {
     let held = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE granted AND pid <> pg_backend_pid()
-                AND relation = ('carillon.' || $1::text)::regclass
+                AND relation = to_regclass('carillon.' || $1::text)
                 AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))";
     Ok(sqlx::query_scalar(held).bind(table).fetch_one(&store.pool).await?)
 }
@@ -209,8 +258,9 @@ async fn reopen(store: &Store, kept: &[NaiveDate]) -> Result<()> {
     Ok(())
 }
 
-/// Drops what has been detached: now, or by a process that was lost in between, or while somebody was reading it.
-async fn drop_gone(store: &Store) -> Result<()> {
+/// Drops what has been detached, but for `stuck`: now, or by a process that was lost in between, or while somebody was reading
+/// it. Answers what is still there, `stuck` with it: somebody holds it, or something of theirs depends on it.
+async fn drop_gone(store: &Store, stuck: &[String], refused: &mut Vec<String>) -> Result<Vec<String>> {
     let gone: Vec<String> = sqlx::query_scalar(
         "SELECT relname::text FROM pg_catalog.pg_class
          WHERE relkind = 'r' AND NOT relispartition
@@ -219,12 +269,30 @@ async fn drop_gone(store: &Store) -> Result<()> {
     )
     .fetch_all(&store.pool)
     .await?;
+    let mut left = Vec::new();
     for name in gone {
-        if !is_held(store, &name).await? {
-            sqlx::query("SELECT carillon.drop_gone($1)").bind(&name).execute(&store.pool).await?;
+        if stuck.contains(&name) || !drop_one_gone(store, &name, refused).await? {
+            left.push(name);
         }
     }
-    Ok(())
+    Ok(left)
+}
+
+/// Whether it is gone.
+async fn drop_one_gone(store: &Store, name: &str, refused: &mut Vec<String>) -> Result<bool> {
+    if is_held(store, name).await? {
+        return Ok(false);
+    }
+    let dropping = sqlx::query_scalar("SELECT carillon.drop_gone($1)").bind(name);
+    let word: std::result::Result<String, _> = dropping.fetch_one(&store.pool).await;
+    match word.map_err(Error::from) {
+        Ok(word) => Ok(Step::read(&word)? == Step::Done),
+        Err(error) if error.is_unavailable() => Err(error),
+        Err(error) => {
+            refused.push(why(name, &error));
+            Ok(false)
+        }
+    }
 }
 
 /// One page of the default partition of executions, by id: each page costs the same, however much of it stays.

@@ -81,7 +81,7 @@ fn describe_upkeep() {
     describe_gauge!(
         "carillon_partitions_overdue",
         Unit::Count,
-        "Partitions that should have been made, or dropped (`work`), a day ago or earlier: alert"
+        "Partitions that should have been made, or dropped (`work`), a day ago or earlier; 1 if no look has ended for an hour: alert"
     );
     describe_counter!("carillon_partitions_made_total", Unit::Count, "Partitions made");
     describe_counter!("carillon_partitions_dropped_total", Unit::Count, "Partitions dropped because of their age");

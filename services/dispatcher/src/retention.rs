@@ -22,6 +22,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
 const STEP_MAX: Duration = Duration::from_secs(15 * 60);
 /// Between two alerts about the same.
 const ALERT_EVERY: Duration = Duration::from_secs(60 * 60);
+/// After so long without a look that came to its end.
+const BLIND_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// Longest statement of `store`, which must be one of its own: it reads whole days.
 pub(crate) const STATEMENT_MAX: Duration = Duration::from_secs(10 * 60);
@@ -35,16 +37,25 @@ pub(crate) async fn run(store: Store, kept: Retention, shutdown: CancellationTok
         let mut swept = None::<Instant>;
         loop {
             tick.tick().await;
-            if let Some(ahead) = step("make the partitions of the days to come", partitions::make_ahead(&store)).await {
-                counter!("carillon_partitions_made_total").increment(u64::from(ahead.made));
-                making.say(ahead.overdue, &ahead.missing);
-            }
-            if let Some(round) = step("drop the days that are over", retention::drop_days(&store, &kept)).await {
-                counter!("carillon_partitions_dropped_total").increment(round.dropped.len() as u64);
-                for partition in round.dropped {
-                    info!("{partition} has been kept for long enough and is gone");
+            match step("make the partitions of the days to come", partitions::make_ahead(&store)).await {
+                Some(ahead) => {
+                    counter!("carillon_partitions_made_total").increment(u64::from(ahead.made));
+                    making.say(ahead.overdue, &ahead.missing);
                 }
-                dropping.say(round.overdue, &round.waiting);
+                None => making.failed(Instant::now()),
+            }
+            match step("drop the days that are over", retention::drop_days(&store, &kept)).await {
+                Some(round) => {
+                    counter!("carillon_partitions_dropped_total").increment(round.dropped.len() as u64);
+                    for partition in &round.dropped {
+                        info!("{partition} has been kept for long enough and leaves");
+                    }
+                    for why in &round.refused {
+                        warn!("cannot drop {why}; the others go on, this one is tried again later");
+                    }
+                    dropping.say(round.overdue, &round.waiting);
+                }
+                None => dropping.failed(Instant::now()),
             }
             if swept.is_none_or(|swept| swept.elapsed() >= SWEEP_EVERY) {
                 swept = Some(Instant::now());
@@ -86,32 +97,54 @@ async fn step<T>(what: &str, work: impl Future<Output = carillon_store::Result<T
 }
 
 /// Says, in the metrics at once and in the log now and then, that something has been waiting for a day: once two looks running
-/// have seen it, since one alone may be that of a dispatcher beside which another is just making them.
+/// have seen it, since one alone may be that of a dispatcher beside which another is just making them. What no look has come to
+/// its end for is not known to be in order: after an hour it counts as one that waits.
 struct Alert {
     work: &'static str,
     /// By the last look.
-    seen: bool,
+    seen: u32,
+    /// Since when no look has come to its end.
+    blind: Option<Instant>,
     said: Option<Instant>,
 }
 
 impl Alert {
     const fn new(work: &'static str) -> Self {
-        Self { work, seen: false, said: None }
+        Self { work, seen: 0, blind: None, said: None }
     }
 
     fn say(&mut self, overdue: u32, partitions: &[String]) {
-        let overdue = if std::mem::replace(&mut self.seen, overdue > 0) { overdue } else { 0 };
+        self.blind = None;
+        let overdue = if std::mem::replace(&mut self.seen, overdue) > 0 { overdue } else { 0 };
+        let first = partitions.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+        let work = self.work;
+        self.raise(overdue, || {
+            format!(
+                "{overdue} partitions to {work} have been waiting for a day or longer: somebody holds the table (pg_stat_activity \
+                 says who), something of theirs depends on it, or too much stands against it; see docs/retention.md. First of \
+                 all that wait: {first}"
+            )
+        });
+    }
+
+    /// A look did not come to its end.
+    fn failed(&mut self, now: Instant) {
+        let since = *self.blind.get_or_insert(now);
+        if now.duration_since(since) >= BLIND_MAX {
+            let work = self.work;
+            self.raise(self.seen.max(1), || {
+                format!("no look for partitions to {work} has come to its end for an hour: the warnings above say why")
+            });
+        }
+    }
+
+    fn raise(&mut self, overdue: u32, text: impl FnOnce() -> String) {
         gauge!("carillon_partitions_overdue", "work" => self.work).set(overdue);
         if overdue == 0 {
             self.said = None;
         } else if self.said.is_none_or(|said| said.elapsed() >= ALERT_EVERY) {
             self.said = Some(Instant::now());
-            error!(
-                "{overdue} partitions to {} have been waiting for a day or longer: somebody holds the table (pg_stat_activity \
-                 says who), or too much stands against it; see docs/retention.md. First of all that wait: {}",
-                self.work,
-                partitions.iter().take(3).cloned().collect::<Vec<_>>().join(", ")
-            );
+            error!("{}", text());
         }
     }
 }
@@ -132,5 +165,20 @@ mod tests {
         assert!(alert.said.is_some());
         alert.say(0, &[]);
         assert!(alert.said.is_none(), "it is over: the next time is said at once again");
+    }
+
+    #[test]
+    fn an_hour_in_which_no_look_came_to_its_end_is_an_alert() {
+        let mut alert = Alert::new("drop");
+        let began = Instant::now();
+        alert.failed(began);
+        alert.failed(began + BLIND_MAX - EVERY);
+        assert!(alert.said.is_none(), "postgres was away for a while");
+        alert.failed(began + BLIND_MAX);
+        assert!(alert.said.is_some());
+        alert.say(0, &[]);
+        assert!(alert.said.is_none());
+        alert.failed(began + BLIND_MAX * 2);
+        assert!(alert.said.is_none(), "the hour begins anew");
     }
 }

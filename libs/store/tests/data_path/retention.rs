@@ -103,6 +103,13 @@ async fn rounds(store: &Store, pool: &PgPool, kept: &Retention) -> Result<(Vec<S
     }
 }
 
+/// As many as a day is put off for.
+async fn hours_pass(bench: &Bench) -> Result<()> {
+    let later = sqlx::query("UPDATE partition_tries SET tried_at = tried_at - interval '1 day'");
+    later.execute(&bench.pool).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn days_leave_by_their_age_and_what_was_counted_stays_counted() -> Result<()> {
     let bench = Bench::new().await?;
@@ -239,7 +246,7 @@ async fn a_day_with_too_much_open_waits_alone() -> Result<()> {
             .bind(ids::first_at(days.midnight(-99)))
             .execute(&bench.pool)
             .await?;
-        sqlx::query("UPDATE partition_tries SET tried_at = tried_at - interval '1 day'").execute(&bench.pool).await?;
+        hours_pass(&bench).await?;
         let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
         assert_eq!((dropped.len(), last.overdue), (3, 0), "{dropped:?}");
     }
@@ -264,29 +271,72 @@ async fn a_closed_day_is_weighed_again_before_it_leaves() -> Result<()> {
     let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
     assert_eq!((dropped.len(), last.waiting.len()), (1, 3), "its log lines leave: {dropped:?} {last:?}");
     sqlx::query("UPDATE job_executions SET error_stack = NULL").execute(&bench.pool).await?;
+    hours_pass(&bench).await?;
     let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
     assert_eq!((dropped.len(), last.waiting.len()), (3, 0), "{dropped:?} {last:?}");
     Ok(())
 }
 
-/// Attempts move with what is open of their day: too many bytes of them, and their day stays.
+/// Attempts move with what is open of their day: too many bytes of them, and their day stays; the next ones leave.
 #[tokio::test]
 async fn a_day_whose_attempts_are_too_large_to_move_waits_alone() -> Result<()> {
     let bench = Bench::new().await?;
     let days = today(&bench.pool).await?;
-    make_day(&bench, &days, -100).await?;
+    for day in [-100, -99, -98] {
+        make_day(&bench, &days, day).await?;
+    }
     let open = history(&bench.pool, bench.job().await?, days.midnight(-100), None).await?;
     let attempts = "INSERT INTO execution_attempts (execution_id, attempt, status, ended_at, error_stack)
                     SELECT $1, a, 'FAILED', now(), (SELECT string_agg(md5((a * n)::text), '') FROM generate_series(1, 3000) n)
                     FROM generate_series(2, 30) a";
     sqlx::query(attempts).bind(open).execute(&bench.pool).await?;
+    let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
+    assert_eq!(last.waiting, [days.partition("execution_attempts", -100)]);
+    for day in [-99, -98] {
+        assert!(dropped.contains(&days.partition("execution_attempts", day)), "{day}: {dropped:?}");
+    }
+    assert_eq!(rows(&bench.pool, open).await?, (1, 30, 0));
+    // Not weighed again each minute.
+    sqlx::query("DELETE FROM execution_attempts WHERE attempt > 2").execute(&bench.pool).await?;
     let (_, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
     assert_eq!(last.waiting, [days.partition("execution_attempts", -100)]);
-    assert_eq!(rows(&bench.pool, open).await?, (1, 30, 0));
-    sqlx::query("DELETE FROM execution_attempts WHERE attempt > 2").execute(&bench.pool).await?;
+    hours_pass(&bench).await?;
     let (_, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
     assert_eq!(last.waiting, Vec::<String>::new());
     assert_eq!(rows(&bench.pool, open).await?, (1, 2, 0));
+    Ok(())
+}
+
+/// Somebody has a view on one day's executions: they can be detached and not dropped. A view has the name that its log lines
+/// would get: they cannot be detached. Neither keeps a later day, and both are said.
+#[tokio::test]
+async fn a_day_that_cannot_leave_is_said_and_keeps_no_other() -> Result<()> {
+    let bench = Bench::new().await?;
+    let days = today(&bench.pool).await?;
+    for day in [-100, -99, -98] {
+        make_day(&bench, &days, day).await?;
+    }
+    let viewed = days.partition("job_executions", -100);
+    let logs = days.partition("job_execution_logs", -100);
+    for view in [
+        format!("CREATE VIEW report AS SELECT count(*) FROM carillon.{viewed}"),
+        format!("CREATE VIEW carillon.{logs}_gone AS SELECT 1"),
+    ] {
+        // Names of ours, made from dates.
+        sqlx::query(sqlx::AssertSqlSafe(view)).execute(&bench.pool).await?;
+    }
+    let (dropped, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
+    for table in TABLES {
+        for day in [-99, -98] {
+            assert!(dropped.contains(&days.partition(table, day)), "{table} {day}: {dropped:?}");
+        }
+    }
+    assert_eq!((last.waiting, last.overdue), (vec![logs.clone(), format!("{viewed}_gone")], 2));
+    let away = sqlx::AssertSqlSafe(format!("DROP VIEW report, carillon.{logs}_gone"));
+    sqlx::query(away).execute(&bench.pool).await?;
+    hours_pass(&bench).await?;
+    let (_, last) = rounds(&bench.store, &bench.pool, &kept()).await?;
+    assert_eq!((last.waiting, last.overdue), (vec![], 0));
     Ok(())
 }
 
