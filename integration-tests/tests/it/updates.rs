@@ -1,9 +1,11 @@
 //! A change of a job loses no fire and doubles none (R23a): what is claimed ahead goes by the new definition, or is withdrawn.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::ensure;
 use carillon_core::execution::Status;
+use carillon_store::revisions;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -95,6 +97,51 @@ async fn what_was_claimed_ahead_starts_from_the_line_that_is_its_own_by_then() {
         assert!(late >= TimeDelta::zero() && late < TimeDelta::seconds(2), "without a window's wait: {late}");
     })
     .await;
+}
+
+/// Changes a job and what is claimed of it as an update does, but for its notice.
+async fn changed_unnoticed(world: &World, job: Uuid, execution: Uuid, set: &'static str) {
+    let change = async {
+        let mut transaction = world.pool.begin().await?;
+        let statement = sqlx::AssertSqlSafe(format!("UPDATE jobs SET {set} WHERE id = $1"));
+        sqlx::query(statement).bind(job).execute(&mut *transaction).await?;
+        let revision = revisions::add_on(&mut *transaction, job, "").await?;
+        let revised = sqlx::query("UPDATE job_executions SET revision = $2 WHERE id = $1 AND status = 'QUEUED'");
+        let revised = revised.bind(execution).bind(revision).execute(&mut *transaction).await?;
+        ensure!(revised.rows_affected() == 1, "it has started");
+        anyhow::Ok(transaction.commit().await?)
+    };
+    change.await.unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+/// R23a: of what is too large for its entry the payload is fetched after the change, and the notice comes late, or never. It does
+/// not run by the old definition with the payload of the new one.
+#[tokio::test]
+async fn a_payload_of_a_newer_revision_brings_the_rest_of_it() {
+    let shut = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("updates-payloads-held");
+    std::fs::write(&shut, "").expect("a file");
+    let order = format!("payloads:read=hold:{}", shut.display());
+    let plan = claimed_long_ahead().set(carillon_failpoint::VARIABLE, order);
+    let mut world = World::start("update_large", plan).await;
+    let api = world.api();
+    let at = in_ms(1_000);
+    let payload = json!({"message": "the old one", "pad": "x".repeat(8 * 1024)});
+    let body = json!({"name": "l", "execute_at": rfc3339(at), "handler_name": "test:fail", "payload": payload});
+    let job = id_of(&api.create("once", &body).await);
+    world.expected.push((job, at));
+    let execution = soon("the claim ahead of the instant", || async {
+        let executions = api.executions(job).await;
+        ensure!(!executions.is_empty(), "no execution");
+        anyhow::Ok(id_of(&executions[0]))
+    })
+    .await;
+    let set = "handler_name = 'test:echo', payload = jsonb_build_object('n', 2, 'pad', repeat('y', 8192))";
+    changed_unnoticed(&world, job, execution, set).await;
+    std::fs::remove_file(&shut).expect("it is there");
+    let ended = api.execution_in(execution, &["SUCCESS", "FAILED", "SKIPPED"]).await;
+    assert_eq!((&ended["status"], &ended["revision"]), (&json!("SUCCESS"), &json!(2)), "{ended}");
+    assert_eq!(ended["result"]["n"], json!(2));
+    world.judge(SOON).await;
 }
 
 /// Edits of one batch's jobs meet each other's locks: each is looked at again as soon as its holder has given it back.

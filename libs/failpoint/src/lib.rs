@@ -18,7 +18,7 @@ pub const VARIABLE: &str = "CARILLON_TEST_FAILPOINTS";
 
 /// Each point there is: those that an execution passes, in that order, then that of a new incarnation and those of changes of a
 /// job. What a test names must be among them.
-pub const POINTS: [&str; 17] = [
+pub const POINTS: [&str; 18] = [
     "claim:begin",
     "claim:commit",
     "claim:committed",
@@ -28,6 +28,7 @@ pub const POINTS: [&str; 17] = [
     "settle:written",
     "take:seen",
     "take:taken",
+    "payloads:read",
     "record:write",
     "record:commit",
     "record:committed",

@@ -119,6 +119,15 @@ pub struct Adopted {
     pub retry_delay_ms: i64,
 }
 
+/// A payload that did not travel in its entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// The row's revision, by which all else of what is to run goes (R23a). `None`: its definition is gone.
+    pub revision: Option<i64>,
+    /// JSON text. `None`: the definition has none that can be read.
+    pub text: Option<String>,
+}
+
 impl Store {
     /// What Postgres shows of `executions`; one that it does not know is left out. A worker is live if seen within `lease`.
     ///
@@ -269,18 +278,22 @@ impl Store {
     }
 
     /// Reads the payloads of executions whose entries do not carry them: their own, or that of the revision which they name
-    /// (R23a). JSON text. One whose payload is nowhere is left out.
+    /// (R23a). One whose payload is nowhere is left out.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
-    pub async fn executions_payloads(&self, executions: &[Uuid]) -> Result<HashMap<Uuid, String>> {
-        let statement = "SELECT e.id, COALESCE(e.payload, r.definition -> 'payload')::text AS payload \
+    pub async fn executions_payloads(&self, executions: &[Uuid]) -> Result<HashMap<Uuid, Payload>> {
+        carillon_failpoint::reach("payloads:read").await;
+        let statement = "SELECT e.id, r.revision, COALESCE(e.payload, r.definition -> 'payload')::text AS payload \
              FROM UNNEST($1::uuid[]) AS i(id) JOIN carillon.job_executions e ON e.id = i.id AND {days of e.id} \
-             LEFT JOIN carillon.job_revisions r ON e.payload IS NULL AND r.job_id = e.job_id AND r.revision = e.revision \
+             LEFT JOIN carillon.job_revisions r ON r.job_id = e.job_id AND r.revision = e.revision \
              WHERE e.payload IS NOT NULL OR r.job_id IS NOT NULL";
         let rows =
             sqlx::query(days::of(statement, executions.iter().copied())).bind(executions).fetch_all(&self.pool).await?;
-        rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("payload")?))).collect()
+        let read = |row: &PgRow| {
+            Ok((row.try_get("id")?, Payload { revision: row.try_get("revision")?, text: row.try_get("payload")? }))
+        };
+        rows.iter().map(read).collect()
     }
 
     /// What an execution has as metadata so far.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use carillon_core::take::{self, Then};
 use carillon_store::recorder::{Held, Started, Verdict};
-use carillon_store::takes::Adopted;
+use carillon_store::takes::{Adopted, Payload};
 use carillon_stream::entry::EntryId;
 use carillon_stream::notices::Notice;
 use carillon_stream::reader::{Look, Received};
@@ -29,7 +29,7 @@ pub(crate) enum Message {
     /// R13: what became of a check.
     Checked(Vec<(Key, Checked)>),
     /// Payloads that did not travel in their entries.
-    Payloads(Vec<Key>, HashMap<Uuid, String>),
+    Payloads(Vec<Key>, HashMap<Uuid, Payload>),
     /// R8a: what became of what was named, by the number of the question.
     Reread(u64, Vec<(Held, Reread)>),
     /// Of these running handlers a cancel was requested.

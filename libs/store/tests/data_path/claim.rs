@@ -154,8 +154,8 @@ async fn r5_the_batch_names_in_order_all_that_is_published_and_nothing_else() ->
     assert_eq!((row.status.as_str(), row.claim, row.entry, row.seq), ("QUEUED", Some(number), Some(number), 3));
     assert_eq!((row.attempt, row.take, row.lost, row.worker_id), (1, 0, 0, None));
     let payload = bench.store.executions_payloads(&[triggered, by_timer.id]).await?;
-    assert_eq!(payload[&triggered], "{\"of\": \"trigger\"}");
-    assert_eq!(payload[&by_timer.id], "{\"of\": \"job\"}");
+    assert_eq!(payload[&triggered].text.as_deref(), Some("{\"of\": \"trigger\"}"));
+    assert_eq!(payload[&by_timer.id].text.as_deref(), Some("{\"of\": \"job\"}"));
     let row = bench.row(skipped.id).await?;
     assert_eq!((row.status.as_str(), row.claim, row.reason.as_deref()), ("SKIPPED", None, Some("overlap")));
     assert!(row.completed_at.is_some());

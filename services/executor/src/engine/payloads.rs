@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use carillon_core::execution::AttemptEnd;
+use carillon_store::takes::Payload;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -36,7 +37,7 @@ impl Engine {
         }
     }
 
-    pub(super) fn payloads(&mut self, asked: &[Key], mut payloads: HashMap<Uuid, String>) {
+    pub(super) fn payloads(&mut self, asked: &[Key], mut payloads: HashMap<Uuid, Payload>) {
         self.is_fetching = false;
         for key in asked {
             let Some(item) = self.items.get_mut(key) else { continue };
@@ -44,7 +45,15 @@ impl Engine {
             if item.entry.payload.is_some() || matches!(item.state, State::GivenUp | State::Ended { .. }) {
                 continue;
             }
-            item.set_payload(payloads.remove(&key.execution).and_then(|text| RawValue::from_string(text).ok()));
+            let payload = payloads.remove(&key.execution);
+            // R23a: changed since its entry was written, and the notice is late. All that it is to run with is read, not the
+            // payload alone; of what is doubtful the take says so.
+            if payload.as_ref().is_some_and(|payload| payload.revision.is_some_and(|it| it != item.entry.revision)) {
+                self.name(*key);
+                continue;
+            }
+            let text = payload.and_then(|payload| payload.text);
+            item.set_payload(text.and_then(|text| RawValue::from_string(text).ok()));
             match item.state {
                 // Nobody else may have it, and what it was to run with is gone.
                 State::Held if item.entry.payload.is_none() && item.take > 0 => {
