@@ -114,15 +114,14 @@ async fn changed_unnoticed(world: &World, job: Uuid, execution: Uuid, set: &'sta
     change.await.unwrap_or_else(|error| panic!("{error:#}"));
 }
 
-/// R23a: of what is too large for its entry the payload is fetched after the change, and the notice comes late, or never. It does
-/// not run by the old definition with the payload of the new one.
-#[tokio::test]
-async fn a_payload_of_a_newer_revision_brings_the_rest_of_it() {
-    let shut = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("updates-payloads-held");
+/// A job of `test:fail` whose payload is too large for its entry, claimed ahead, and the file that holds back its payload; the
+/// job has a second revision by then, of `test:echo`, and nobody was told.
+async fn large_one_changed(name: &str) -> (World, Uuid, Uuid, PathBuf) {
+    let shut = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-payloads-held"));
     std::fs::write(&shut, "").expect("a file");
     let order = format!("payloads:read=hold:{}", shut.display());
     let plan = claimed_long_ahead().set(carillon_failpoint::VARIABLE, order);
-    let mut world = World::start("update_large", plan).await;
+    let mut world = World::start(name, plan).await;
     let api = world.api();
     let at = in_ms(1_000);
     let payload = json!({"message": "the old one", "pad": "x".repeat(8 * 1024)});
@@ -137,11 +136,57 @@ async fn a_payload_of_a_newer_revision_brings_the_rest_of_it() {
     .await;
     let set = "handler_name = 'test:echo', payload = jsonb_build_object('n', 2, 'pad', repeat('y', 8192))";
     changed_unnoticed(&world, job, execution, set).await;
+    (world, job, execution, shut)
+}
+
+/// R23a: of what is too large for its entry the payload is fetched after the change, and the notice comes late, or never. It does
+/// not run by the old definition with the payload of the new one.
+#[tokio::test]
+async fn a_payload_of_a_newer_revision_brings_the_rest_of_it() {
+    let (world, _, execution, shut) = large_one_changed("update_large").await;
     std::fs::remove_file(&shut).expect("it is there");
-    let ended = api.execution_in(execution, &["SUCCESS", "FAILED", "SKIPPED"]).await;
+    let ended = world.api().execution_in(execution, &["SUCCESS", "FAILED", "RETRYING", "SKIPPED"]).await;
     assert_eq!((&ended["status"], &ended["revision"]), (&json!("SUCCESS"), &json!(2)), "{ended}");
     assert_eq!(ended["result"]["n"], json!(2));
     world.judge(SOON).await;
+}
+
+/// The new definition is one that this version cannot read: the old one does not run in its place. It is given back, and runs by
+/// the new one as soon as somebody can read it.
+async fn changed_to_what_cannot_be_read(name: &str, is_doubtful: bool) {
+    let (world, job, execution, shut) = large_one_changed(name).await;
+    let broken = "UPDATE job_revisions SET definition = definition || '{\"timeout_ms\": \"long\"}' WHERE job_id = $1 AND revision = 2";
+    sqlx::query(broken).bind(job).execute(&world.pool).await.expect("it is there");
+    if is_doubtful {
+        // The leader certifies anew: what is held is checked before it starts.
+        world.redis.command(&["DEL", &format!("{{{name}:0}}:ctl")]).expect("redis answers");
+        world.until("status = 'QUEUED' AND take = 1", |given_back| given_back == 1).await;
+    }
+    std::fs::remove_file(&shut).expect("it is there");
+    world.until("status = 'QUEUED' AND take = 1", |given_back| given_back == 1).await;
+    let stream = world.stream("default", "medium");
+    soon("its entry to be deleted", || async {
+        let left = world.redis.command(&["XLEN", &stream])?.number();
+        ensure!(left == Some(0), "{left:?} entries");
+        anyhow::Ok(())
+    })
+    .await;
+    let mended = "UPDATE job_revisions SET definition = definition || '{\"timeout_ms\": 60000}' WHERE job_id = $1 AND revision = 2";
+    sqlx::query(mended).bind(job).execute(&world.pool).await.expect("it is there");
+    world.judge(LOAD_MAX).await;
+    let ended = world.api().execution(execution).await;
+    assert_eq!((&ended["status"], &ended["revision"]), (&json!("SUCCESS"), &json!(2)), "{ended}");
+    assert_eq!(ended["attempts"], json!([]), "nothing ran before: {ended}");
+}
+
+#[tokio::test]
+async fn what_was_changed_to_what_cannot_be_read_does_not_run_as_it_was() {
+    changed_to_what_cannot_be_read("update_unreadable", false).await;
+}
+
+#[tokio::test]
+async fn what_is_doubtful_and_was_changed_to_what_cannot_be_read_is_not_taken() {
+    changed_to_what_cannot_be_read("update_unreadable_taken", true).await;
 }
 
 /// Edits of one batch's jobs meet each other's locks: each is looked at again as soon as its holder has given it back.

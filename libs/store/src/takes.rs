@@ -250,12 +250,12 @@ impl Store {
         Ok(held.iter().filter(|held| requested.contains(&held.execution)).copied().collect())
     }
 
-    /// R8a, R23a: what `executions` are to run with by their rows' revisions. One whose definition is gone, or cannot be read by
-    /// this version, is left out.
+    /// R8a, R23a: what `executions` are to run with by their rows' revisions; `None` for a definition that this version cannot
+    /// read, which is logged. One whose definition is gone is left out.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`].
-    pub async fn executions_adopt(&self, executions: &[Uuid]) -> Result<HashMap<Uuid, Adopted>> {
+    pub async fn executions_adopt(&self, executions: &[Uuid]) -> Result<HashMap<Uuid, Option<Adopted>>> {
         if executions.is_empty() {
             return Ok(HashMap::new());
         }
@@ -265,14 +265,16 @@ impl Store {
             .await?;
         let mut adopted = HashMap::with_capacity(rows.len());
         for row in &rows {
-            match read_adopted(row) {
-                Ok(what) => drop(adopted.insert(row.try_get("id")?, what)),
+            let what = match read_adopted(row) {
+                Ok(what) => Some(what),
                 Err(Error::Unreadable { what, why }) => {
-                    let job: Uuid = row.try_get("job_id")?;
-                    tracing::error!(job.id = %job, "{what} cannot be read: {why}");
+                    let (job, revision): (Uuid, i64) = (row.try_get("job_id")?, row.try_get("revision")?);
+                    tracing::error!(job.id = %job, revision, "{what} cannot be read, it does not start here: {why}");
+                    None
                 }
                 Err(other) => return Err(other),
-            }
+            };
+            adopted.insert(row.try_get("id")?, what);
         }
         Ok(adopted)
     }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use carillon_core::execution::Status;
 use carillon_core::take::{self, Decider, Seen, Then, Verdict};
 use carillon_failpoint as failpoint;
 use carillon_store::Error;
@@ -31,6 +32,8 @@ pub(crate) struct Asked {
     pub key: Key,
     /// Number of the entry's batch.
     pub number: i64,
+    /// The entry's.
+    pub revision: i64,
     /// R13: W is over.
     pub waited: bool,
 }
@@ -65,13 +68,14 @@ async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) 
     let mut wanted: Vec<(Uuid, Seen, bool)> = Vec::new();
     let mut thens: Vec<(Key, Then)> = Vec::new();
     let mut moving: Vec<(Key, Held)> = Vec::new();
-    let verdicts: Vec<(&Key, Verdict)> = asked
+    let mut verdicts: Vec<(&Key, Verdict)> = asked
         .iter()
-        .map(|Asked { key, number, waited }| {
+        .map(|Asked { key, number, waited, .. }| {
             let decider = Decider { me, waited: *waited, may_judge, lost_max: shared.lost_max };
             (key, take::decide(seen.get(&key.execution), key.claim, *number, decider))
         })
         .collect();
+    leave_unreadable(shared, asked, &seen, &mut verdicts).await?;
     let lost = verdicts.iter().filter_map(|(_, verdict)| match verdict {
         Verdict::Take { then: Then::Start, lost, .. } => Some(*lost),
         _ => None,
@@ -108,6 +112,30 @@ async fn check_now(shared: &Shared, me: Uuid, may_judge: bool, asked: &[Asked]) 
         checked.push((key, won.get(&key.execution).map_or(Checked::Wait, |taken| taken_as(*taken, then))));
     }
     Ok(checked)
+}
+
+/// R13a: whoever may take what has changed to a definition that this version cannot read does not take it. Once it is RUNNING
+/// it is not released (R18a).
+async fn leave_unreadable(
+    shared: &Shared,
+    asked: &[Asked],
+    seen: &HashMap<Uuid, Seen>,
+    verdicts: &mut [(&Key, Verdict)],
+) -> Result<(), Error> {
+    let starts = |verdict| matches!(verdict, Verdict::Take { then: Then::Start, .. });
+    let row = |key: &Key| seen.get(&key.execution);
+    let changed = asked.iter().zip(verdicts.iter()).filter(|(asked, (key, verdict))| {
+        starts(*verdict) && row(key).is_some_and(|row| row.revision != asked.revision)
+    });
+    let changed: Vec<Uuid> = changed.map(|(asked, _)| asked.key.execution).collect();
+    let adopted = shared.store.executions_adopt(&changed).await?;
+    for (key, verdict) in verdicts {
+        if starts(*verdict) && matches!(adopted.get(&key.execution), Some(None)) {
+            let is_queued = row(key).is_some_and(|row| row.status == Status::Queued);
+            *verdict = if is_queued { Verdict::Move } else { Verdict::Leave };
+        }
+    }
+    Ok(())
 }
 
 /// R18a, by whom R13 lets take.
@@ -174,10 +202,14 @@ async fn reread_now(shared: &Shared, me: Uuid, named: &[(Held, i64)]) -> Result<
     }
     let mut adopted = shared.store.executions_adopt(&changed).await?;
     for (held, answer) in &mut answers {
-        // One whose definition is gone runs with what its entry says, and is recorded so.
-        if let Some(what) = adopted.remove(&held.execution) {
-            *answer = Reread::Adopt(what);
-        }
+        *answer = match adopted.remove(&held.execution) {
+            Some(Some(what)) => Reread::Adopt(what),
+            // Superseded by what this version cannot read: the leader publishes it anew for who can, if it can read it.
+            Some(None) if held.take == 0 => Reread::Row(take::Reread::Move),
+            Some(None) => Reread::Row(take::Reread::LetGo),
+            // One whose definition is gone runs with what its entry says, and is recorded so.
+            None => continue,
+        };
     }
     Ok(answers)
 }

@@ -77,7 +77,8 @@ impl Engine {
                 // Counted only while one's own contact is unbroken.
                 let waited = now.saturating_duration_since((*since).max(contact.since)) >= self.shared.window;
                 *checking = true;
-                asked.push(Asked { key: *key, number: item.id.number, waited });
+                let (number, revision) = (item.id.number, item.entry.revision);
+                asked.push(Asked { key: *key, number, revision, waited });
             }
         }
         if !asked.is_empty() {
