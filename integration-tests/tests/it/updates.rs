@@ -155,8 +155,9 @@ async fn a_payload_of_a_newer_revision_brings_the_rest_of_it() {
 /// the new one as soon as somebody can read it.
 async fn changed_to_what_cannot_be_read(name: &str, is_doubtful: bool) {
     let (world, job, execution, shut) = large_one_changed(name).await;
-    let broken = "UPDATE job_revisions SET definition = definition || '{\"timeout_ms\": \"long\"}' WHERE job_id = $1 AND revision = 2";
-    sqlx::query(broken).bind(job).execute(&world.pool).await.expect("it is there");
+    let write = "UPDATE job_revisions SET definition = definition || $2::jsonb WHERE job_id = $1 AND revision = 2";
+    let broken = sqlx::query(write).bind(job).bind(json!({"timeout_ms": "long"}));
+    broken.execute(&world.pool).await.expect("it is there");
     if is_doubtful {
         // The leader certifies anew: what is held is checked before it starts.
         world.redis.command(&["DEL", &format!("{{{name}:0}}:ctl")]).expect("redis answers");
@@ -171,8 +172,8 @@ async fn changed_to_what_cannot_be_read(name: &str, is_doubtful: bool) {
         anyhow::Ok(())
     })
     .await;
-    let mended = "UPDATE job_revisions SET definition = definition || '{\"timeout_ms\": 60000}' WHERE job_id = $1 AND revision = 2";
-    sqlx::query(mended).bind(job).execute(&world.pool).await.expect("it is there");
+    let mended = sqlx::query(write).bind(job).bind(json!({"timeout_ms": 60_000}));
+    mended.execute(&world.pool).await.expect("it is there");
     world.judge(LOAD_MAX).await;
     let ended = world.api().execution(execution).await;
     assert_eq!((&ended["status"], &ended["revision"]), (&json!("SUCCESS"), &json!(2)), "{ended}");
