@@ -142,7 +142,9 @@ async fn settle(world: &World, requested: &Requested) -> Result<()> {
     .await?;
     wait_until("nothing to be left behind", SETTLED_MAX, || async {
         tokio::time::sleep(LOOK_EACH).await;
-        let open = load(world).await?.still_open();
+        let history = load(world).await?;
+        let mut open = history.still_open();
+        open.extend(history.not_forgotten());
         ensure!(open.is_empty(), "{}", open.join("; "));
         anyhow::Ok(())
     })

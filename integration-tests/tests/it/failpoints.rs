@@ -90,6 +90,10 @@ async fn killed_at(point: &str) {
     world.cluster.start_again(&name).unwrap_or_else(|error| panic!("{error:#}"));
     world.finish(triggering).await;
     world.judge(LOAD_MAX).await;
+    if role == Role::Dispatcher {
+        // What the lost term left lying is forgotten by the next one.
+        world.until_forgotten().await;
+    }
 }
 
 #[tokio::test]

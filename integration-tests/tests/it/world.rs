@@ -443,6 +443,17 @@ impl World {
         Ok(history)
     }
 
+    /// Waits until the leader has forgotten all batches of which nothing is open; it does so after ten seconds at the earliest.
+    pub(crate) async fn until_forgotten(&self) {
+        let waited = wait_until("all batches to be forgotten", LOAD_MAX, || async {
+            let history = History::load(&self.pool, self.cluster.journal(), self.redis.port()).await?;
+            let kept = history.not_forgotten();
+            ensure!(kept.is_none(), "{}", kept.unwrap_or_default());
+            anyhow::Ok(())
+        });
+        waited.await.unwrap_or_else(|error| panic!("{error:#}"));
+    }
+
     /// What is open, for a message.
     async fn open(&self) -> String {
         let statement = "SELECT string_agg(n || ' ' || status, ', ') FROM

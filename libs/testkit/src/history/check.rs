@@ -49,6 +49,13 @@ impl History {
         open
     }
 
+    /// Batches of which nothing is open any more and that the leader has not forgotten. It takes its time for that, ten seconds and
+    /// more, so this is no part of [`Self::violations`]: who asks for it waits.
+    pub fn not_forgotten(&self) -> Option<String> {
+        let first = self.kept.first()?;
+        Some(format!("{} settled batches are not forgotten, such as {first}", self.kept.len()))
+    }
+
     fn left_behind(&self) -> Vec<String> {
         let mut left = Vec::new();
         for stream in &self.streams {

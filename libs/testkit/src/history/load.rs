@@ -73,6 +73,9 @@ impl History {
         self.unsettled = sqlx::query_scalar("SELECT number FROM dispatch_batches WHERE settled_at IS NULL")
             .fetch_all(&mut *snapshot)
             .await?;
+        let kept = "SELECT number FROM dispatch_batches b WHERE settled_at IS NOT NULL
+                    AND number < (SELECT max(number) FROM dispatch_batches WHERE shard = b.shard) ORDER BY number";
+        self.kept = sqlx::query_scalar(kept).fetch_all(&mut *snapshot).await?;
         self.retries_waiting =
             sqlx::query_scalar("SELECT execution_id FROM execution_retries").fetch_all(&mut *snapshot).await?;
         self.attention_waiting =

@@ -33,6 +33,8 @@ pub struct History {
     pub streams: Vec<Stream>,
     /// Batches that were not settled.
     pub unsettled: Vec<i64>,
+    /// Batches that were settled and are still there, but for the newest, which stays (R3).
+    pub kept: Vec<i64>,
     /// Rows of `execution_retries`.
     pub retries_waiting: Vec<Uuid>,
     /// Rows of `job_triggers`: ids of executions that were asked for and not claimed.

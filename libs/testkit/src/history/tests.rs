@@ -269,3 +269,13 @@ fn nothing_may_be_left_behind() {
         assert_eq!(history.still_open().len(), 1);
     }
 }
+
+/// Who asks for it waits: the leader takes its time.
+#[test]
+fn a_settled_batch_is_to_be_forgotten_and_breaks_no_promise_before() {
+    let mut history = right();
+    assert_eq!(history.not_forgotten(), None);
+    history.kept.extend([3, 4]);
+    assert_eq!(history.not_forgotten().as_deref(), Some("2 settled batches are not forgotten, such as 3"));
+    assert_eq!((history.violations(), history.still_open()), (vec![], vec![]));
+}
