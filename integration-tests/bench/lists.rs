@@ -52,7 +52,8 @@ WITH job AS (
     SELECT bench_id($1, $2, n), CASE WHEN n % 200000 = 7 THEN 'the needle ' ELSE 'nightly report ' END || n,
            CASE WHEN n % 100000 = 9 THEN 'EVENT' WHEN n % 3 = 0 THEN 'CRON' WHEN n % 3 = 1 THEN 'ONE_TIME' ELSE 'RECURRING' END,
            CASE WHEN n % 5000 = 3 THEN 'PAUSED' WHEN n % 3 = 1 THEN 'COMPLETED' ELSE 'ACTIVE' END,
-           $5, CASE WHEN n % 200 = 5 THEN 'group:rare' ELSE 'group:verb' || n % 50 END, 'default', n % 4, ARRAY['all', 'tag' || n % 1000], 'platform' || n % 100,
+           $5, CASE WHEN n % 200 = 5 THEN 'group:rare' ELSE 'group:verb' || n % 50 END, 'default', n % 4,
+           ARRAY['all', 'tag' || n % 1000], 'platform' || n % 100,
            $1::timestamptz + n * $2 * interval '1 microsecond', CASE WHEN n % 5000 = 3 THEN now() END,
            CASE WHEN n % 5000 <> 3 AND n % 3 = 1 THEN now() END
     FROM generate_series($4::bigint, $4::bigint + $3::bigint - 1) AS n

@@ -14,8 +14,9 @@ use crate::Result;
 use crate::bounded::Pool;
 use crate::page::{self, Slice};
 
-/// Rows looked at by the first statement of a page, or up to four times as many where many are to be skipped; each further one looks at twice as many, if by the pace of the last one that
-/// ends in time, and if by what matched among the last ones so many are needed to fill the page,
+/// Rows looked at by the first statement of a page, or up to four times as many where many are to be skipped; each further one looks
+/// at twice as many, if by the pace of the last one that ends in time, and if by what matched among the last ones so many are
+/// needed to fill the page,
 const LOOKED_AT_FIRST: i32 = 500;
 /// up to this,
 pub(crate) const LOOKED_AT_MAX: i32 = 8_000;

@@ -17,7 +17,8 @@ const MANY: i32 = 20_050;
 /// Of 1,000 each, one is of the few.
 const COPIES: &str = "
     WITH copy AS (
-        INSERT INTO jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id', overlay(j.id::text PLACING lpad(to_hex(n), 8, '0') FROM 1 FOR 8),
+        INSERT INTO jobs SELECT (jsonb_populate_record(j, jsonb_build_object(
+            'id', overlay(j.id::text PLACING lpad(to_hex(n), 8, '0') FROM 1 FOR 8),
             'tags', CASE n % 1000 WHEN 0 THEN '[\"all\", \"few\"]'::jsonb ELSE '[\"all\"]' END,
             'handler_name', CASE n % 1000 WHEN 0 THEN 'few:one' ELSE 'many:one' END,
             'name', CASE n % 1000 WHEN 0 THEN 'few ' ELSE 'many ' END || n,
@@ -25,7 +26,8 @@ const COPIES: &str = "
         FROM jobs j, generate_series(1, $2) n WHERE j.id = $1
         RETURNING id, queue, priority
     )
-    INSERT INTO job_timers (job_id, shard, fire_at, queue, priority) SELECT id, 0, now() + random() * interval '1 day', queue, priority FROM copy";
+    INSERT INTO job_timers (job_id, shard, fire_at, queue, priority)
+    SELECT id, 0, now() + random() * interval '1 day', queue, priority FROM copy";
 
 async fn many(bench: &Bench) -> Result<()> {
     let first = bench.job().await?;
