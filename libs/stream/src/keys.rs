@@ -6,7 +6,7 @@ use carillon_core::line::Line;
 /// The consumer group of every stream.
 pub const GROUP: &str = "executors";
 
-/// Ends the name to which what stands at a key of ours and is of another kind is moved.
+/// Ends the name to which what stands at a key of ours and is of another kind is moved; the script of R4 says it too.
 const DISPLACED: &str = ":displaced";
 const CTL: &str = ":ctl";
 const STREAMS: &str = ":streams";
@@ -26,7 +26,7 @@ impl Keys {
         Self { tag: format!("{{{namespace}:{shard}}}") }
     }
 
-    /// R0: hash {server, last, doubt, certified_at, term, challenge}.
+    /// R0: hash {server, last, doubt, passed, certified_at, term, challenge}.
     pub fn ctl(&self) -> String {
         format!("{}{CTL}", self.tag)
     }
