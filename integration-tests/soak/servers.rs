@@ -19,6 +19,8 @@ use crate::world::{NAMESPACE, World};
 const UP_MAX: Duration = Duration::from_secs(60);
 /// First half of the key of the leader's advisory lock (R2).
 const LOCK_SPACE: i64 = 0x0CA_2111;
+/// Some hundred times a second.
+const CANCELLED_APART: Duration = Duration::from_millis(10);
 /// From the one lock of a stranger to the other: a flush comes in between.
 const CROSSED_AFTER: Duration = Duration::from_millis(100);
 /// More than the server has.
@@ -133,7 +135,7 @@ async fn within_postgres(step: &Step<'_>, fault: Fault) -> Result<bool> {
         }
         Kind::StatementsCancelled => {
             step.says(&format!("for {:.1?}", fault.lasts));
-            world.postgres.database().cancel_statements("carillon-%", fault.lasts).await?;
+            world.postgres.database().cancel_statements("carillon-%", fault.lasts, CANCELLED_APART).await?;
         }
         Kind::Locked(Lock::Crosswise) => lock_crosswise(step, fault.lasts).await?,
         Kind::Locked(lock) => {

@@ -12,6 +12,8 @@ const LOAD: Load = Load { one_time: 700, recurring: 8, triggers: 200, over: Dura
 /// Fail once, so that retries are claimed too.
 const RETRIED: usize = 150;
 const ROUND: Duration = Duration::from_secs(2);
+/// One hundred times a second and more.
+const APART: Duration = Duration::from_millis(10);
 const ROUNDS_MAX: usize = 30;
 /// Of the leader's statements. What a claim met is one of a few; most meet it idle.
 const REFUSED: f64 = 12.0;
@@ -32,7 +34,7 @@ async fn statements_that_are_cancelled_at_any_moment_end_no_term_and_no_incarnat
         let fires = one_time_jobs(&world.pool, 150, in_ms(300), ROUND, "test:echo", &json!({})).await;
         world.expected.extend(fires);
         world.wake();
-        let cancelling = |who| world.database.cancel_statements(who, ROUND);
+        let cancelling = |who| world.database.cancel_statements(who, ROUND, APART);
         tokio::try_join!(cancelling("carillon-dispatcher"), cancelling("carillon-executor")).expect("postgres answers");
         refused = metric(&mut world, &leader, "carillon_dispatcher_refused_total");
         if refused >= REFUSED {

@@ -50,6 +50,18 @@ impl fmt::Display for FieldViolation {
     }
 }
 
+/// An error with all that caused it, on one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(because) = cause {
+        text.push_str(": ");
+        text.push_str(&because.to_string());
+        cause = because.source();
+    }
+    text
+}
+
 /// The first `max` characters of someone else's text, safe to print: without control characters, and with a sign that
 /// something was left out.
 pub fn excerpt(text: &str, max: usize) -> String {
@@ -69,6 +81,25 @@ pub fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_is_told_with_its_causes() {
+        #[derive(Debug)]
+        struct Because(&'static str, Option<Box<Because>>);
+        impl fmt::Display for Because {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.0)
+            }
+        }
+        impl std::error::Error for Because {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                self.1.as_deref().map(|because| because as _)
+            }
+        }
+        let late = Because("late", Some(Box::new(Because("no bus", Some(Box::new(Because("snow", None)))))));
+        assert_eq!(with_causes(&late), "late: no bus: snow");
+        assert_eq!(with_causes(&Because("late", None)), "late");
+    }
 
     #[test]
     fn what_is_quoted_is_short_and_steers_no_terminal() {

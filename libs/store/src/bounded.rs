@@ -96,16 +96,14 @@ impl Pool {
                     if of_all.is_suspect(meta.age) {
                         return Ok(false);
                     }
-                    let lives = !ask_first || within(limit.min(SIGN_OF_LIFE_MAX), connection.ping()).await.is_ok();
+                    let lives = !ask_first || lives(limit.min(SIGN_OF_LIFE_MAX), connection).await;
                     if !lives {
                         of_all.all_are_suspect();
                     }
                     Ok(lives)
                 })
             })
-            .after_release(move |connection, _| {
-                Box::pin(async move { Ok(within(limit, connection.ping()).await.is_ok()) })
-            })
+            .after_release(move |connection, _| Box::pin(async move { Ok(lives(limit, connection).await) }))
             .connect_lazy_with(connect);
         Self { pool, limit, known, schema }
     }
@@ -264,10 +262,11 @@ impl Connection {
     }
 
     async fn roll_back(&mut self) -> sqlx::Result<()> {
-        self.rollback_due = false;
         let (connection, limit) = self.lend_as_it_is()?;
         let outcome = timeout(limit, connection.execute("ROLLBACK")).await;
-        self.settle(outcome).map(|_| ())
+        self.settle(outcome)?;
+        self.rollback_due = false;
+        Ok(())
     }
 }
 
@@ -283,8 +282,11 @@ impl Drop for Connection {
             // Either is answered behind what was left unanswered. The server warns of a ROLLBACK without a transaction.
             let answer =
                 async { if rollback_due { pooled.execute("ROLLBACK").await.map(drop) } else { pooled.ping().await } };
-            if within(limit, answer).await.is_err() {
-                Inner::Pooled(pooled, known).abandon();
+            match within(limit, answer).await {
+                Ok(()) => {}
+                // It lives, and is in the middle of something still: no other is suspect for that.
+                Err(error) if is_reported(&error) => drop(pooled.detach()),
+                Err(_) => Inner::Pooled(pooled, known).abandon(),
             }
         });
     }
@@ -306,6 +308,11 @@ fn is_broken(error: &sqlx::Error) -> bool {
 
 fn silent() -> sqlx::Error {
     sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "postgres does not answer"))
+}
+
+/// Whether it gives a sign of life; an error that the server reports is one.
+async fn lives(limit: Duration, connection: &mut PgConnection) -> bool {
+    within(limit, connection.ping()).await.as_ref().err().is_none_or(is_reported)
 }
 
 /// `what`, if it comes within `limit`.
@@ -433,10 +440,10 @@ impl<'c> Transaction<'c> {
         Self { connection, open: true }
     }
 
-    /// Commits. On an error of the line it is not known whether it was.
+    /// Commits. On an error of the line it is not known whether it was; refused by the server it was not, and is open still.
     pub(crate) async fn commit(mut self) -> sqlx::Result<()> {
-        self.open = false;
         (&mut *self.connection).execute("COMMIT").await?;
+        self.open = false;
         Ok(())
     }
 }
@@ -478,5 +485,41 @@ impl Deref for Transaction<'_> {
 impl DerefMut for Transaction<'_> {
     fn deref_mut(&mut self) -> &mut Connection {
         &mut self.connection
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+    use crate::{Store, StoreOptions};
+
+    /// So many that the server has begun with some, and with others not.
+    const REFUSED: usize = 20;
+
+    /// A COMMIT that the server refuses before it begins with it leaves the transaction open.
+    #[tokio::test]
+    async fn whoever_follows_a_commit_that_was_cancelled_begins_anew() -> anyhow::Result<()> {
+        let database = carillon_testkit::Database::new().await?;
+        // One connection, for all; asked for a sign of life before it is used again, and not.
+        for nested_loops_only in [true, false] {
+            let options = StoreOptions::new(database.url(), "cancelled");
+            let store = Store::connect_lazily(&StoreOptions { connections_max: 1, nested_loops_only, ..options })?;
+            let mut refused = 0;
+            while refused < REFUSED {
+                let mut over = pin!(database.cancel_statements("cancelled", Duration::from_secs(1), Duration::ZERO));
+                while futures_util::poll!(over.as_mut()).is_pending() {
+                    match store.pool.begin().await {
+                        Ok(begun) => refused += usize::from(begun.commit().await.is_err()),
+                        Err(error) => {
+                            let code = error.as_database_error().and_then(|said| said.code());
+                            assert_eq!(code.as_deref(), Some("57014"), "behind {refused} that were refused: {error}");
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }

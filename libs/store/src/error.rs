@@ -220,6 +220,8 @@ impl From<sqlx::Error> for Error {
                 Self::Conflict(error.into())
             }
             "22" => Self::Data(error.into()),
+            // What stood before it in its transaction was refused, and whoever ran it did not look.
+            "25" if code == "25P02" => Self::Conflict(error.into()),
             // 25006: a read-only transaction, as on a standby that was not promoted yet; 25P03: idle too long in one.
             "25" => Self::Unavailable(error.into()),
             // Whatever it was, it ended the session, or let none begin: a full disk is told of in many ways.

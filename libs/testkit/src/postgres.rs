@@ -158,20 +158,20 @@ impl Database {
         Ok(ended)
     }
 
-    /// Cancels for `lasts`, at random and some 100 times a second, what those sessions do at that moment, if anything.
+    /// Cancels for `lasts` what those sessions do at that moment, if anything; at random, up to `apart` from each other.
     ///
     /// # Errors
     /// If the server does not answer.
-    pub async fn cancel_statements(&self, application_name_like: &str, lasts: Duration) -> Result<()> {
+    pub async fn cancel_statements(&self, application_name_like: &str, lasts: Duration, apart: Duration) -> Result<()> {
         let mut admin = PgConnection::connect(&self.admin_url).await?;
-        let seconds = lasts.as_secs_f64();
+        let (seconds, apart) = (lasts.as_secs_f64(), apart.as_secs_f64());
         let cancelling = format!(
             "DO $$ BEGIN
                WHILE clock_timestamp() < statement_timestamp() + {seconds} * interval '1 second' LOOP
                  PERFORM pg_stat_clear_snapshot();
                  PERFORM pg_cancel_backend(pid) FROM pg_stat_activity
                    WHERE datname = '{}' AND application_name LIKE '{application_name_like}' AND pid <> pg_backend_pid();
-                 PERFORM pg_sleep(random() * 0.01);
+                 PERFORM pg_sleep(random() * {apart});
                END LOOP;
              END $$",
             self.name

@@ -11,6 +11,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use carillon_core::error::with_causes;
 use carillon_kit::sleep_until;
 use carillon_store::jobs::Deleting;
 use carillon_store::{Store, attention};
@@ -235,7 +236,7 @@ async fn step(store: &Store, redis: &Redis, job: Uuid, deleting: &mut Deleting, 
     if !asked.is_empty()
         && let Err(error) = redis.tell_cancelled(&asked).await
     {
-        warn!(job.id = %job, "cannot tell executors what was cancelled: {:#}", anyhow::Error::from(error));
+        warn!(job.id = %job, "cannot tell executors what was cancelled: {}", with_causes(&error));
     }
     Ok(true)
 }

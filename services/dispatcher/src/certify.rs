@@ -1,5 +1,6 @@
 //! R3 and R4: telling Redis who leads, and whether it may be trusted.
 
+use carillon_core::error::with_causes;
 use carillon_core::line::Line;
 use carillon_stream::leader::{Announced, Certified};
 use tracing::{info, warn};
@@ -74,7 +75,7 @@ impl Leader {
                         Ok(Certified::Refused) => {}
                         Err(error) => {
                             if !std::mem::replace(&mut complained, true) {
-                                warn!("cannot certify redis, trying again: {:#}", anyhow::Error::from(error));
+                                warn!("cannot certify redis, trying again: {}", with_causes(&error));
                             }
                             self.pause_for_redis().await?;
                         }

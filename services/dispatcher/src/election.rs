@@ -10,6 +10,7 @@
 
 use std::time::{Duration, Instant};
 
+use carillon_core::error::with_causes;
 use carillon_kit::Flag;
 use carillon_store::leader_session::{Candidate, LeaderSession};
 use carillon_store::{Store, StoreOptions};
@@ -105,15 +106,15 @@ impl Election {
                 }
                 Err(error @ carillon_store::Error::FailedPrecondition { .. }) => return Err(error.into()),
                 Err(error) => {
-                    let error = anyhow::Error::from(error);
-                    warn!("cannot stand by, trying again: {error:#}");
+                    let error = with_causes(&error);
+                    warn!("cannot stand by, trying again: {error}");
                     if asked.elapsed() >= LASTING_TERM {
                         // It did, until now.
                         fails_since = None;
                     }
                     // Postgres may well answer it elsewhere, on connections that it has: whoever can't lead is of no use.
                     if fails_since.get_or_insert_with(Instant::now).elapsed() >= FAILS_MAX {
-                        self.stands.down(format!("it cannot stand by: {error:#}"));
+                        self.stands.down(format!("it cannot stand by: {error}"));
                     }
                     failures += 1;
                     self.pause(pause_after(failures)).await;
@@ -163,7 +164,7 @@ impl Election {
     async fn ask_redis(&self) -> Result<(), String> {
         match tokio::time::timeout(ANSWER_MAX, self.redis.state(&[])).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(format!("{:#}", anyhow::Error::from(error))),
+            Ok(Err(error)) => Err(with_causes(&error)),
             Err(_) => Err(format!("nothing was heard for {} ms", ANSWER_MAX.as_millis())),
         }
     }
@@ -205,7 +206,7 @@ impl Election {
                 warn!("redis does not answer: the lock was given back, standing by until it does");
             }
             Err(leader::End::SessionLost(error) | leader::End::Refused(error)) => {
-                warn!("the leader's session is lost, standing by: {:#}", anyhow::Error::from(error));
+                warn!("the leader's session is lost, standing by: {}", with_causes(&error));
             }
         }
         Ok(())

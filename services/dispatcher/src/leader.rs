@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use carillon_core::agenda::{Agenda, Lead, Slot, Source};
+use carillon_core::error::with_causes;
 use carillon_failpoint as failpoint;
 use carillon_store::Store;
 use carillon_store::leader_session::LeaderSession;
@@ -226,7 +227,7 @@ impl Leader {
     /// R2: the server refused a statement, so nothing of it was done, and the session goes on. What was taken out of the
     /// agenda for it is read again.
     pub(crate) fn stumble(&mut self, error: &carillon_store::Error) {
-        warn!("postgres has refused a statement, trying again: {error:#}");
+        warn!("postgres has refused a statement, trying again: {}", with_causes(error));
         counter!("carillon_dispatcher_refused_total").increment(1);
         let again = Instant::now() + STUMBLE_PAUSE;
         self.next_refill = again;
@@ -290,7 +291,7 @@ impl Leader {
                 }
             }
             Err(error) => {
-                warn!("redis does not answer: {:#}", anyhow::Error::from(error));
+                warn!("redis does not answer: {}", with_causes(&error));
                 self.refuse_silence()?;
             }
         }
@@ -395,7 +396,7 @@ impl Leader {
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut complained, true) {
-                        warn!("cannot publish, trying until redis takes it: {:#}", anyhow::Error::from(error));
+                        warn!("cannot publish, trying until redis takes it: {}", with_causes(&error));
                     }
                     counter!("carillon_dispatcher_publish_failures_total").increment(1);
                     self.pause_for_redis().await?;

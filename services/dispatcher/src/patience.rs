@@ -7,6 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use carillon_core::error::with_causes;
 use carillon_store::leader_session::LeaderSession;
 use metrics::counter;
 use tracing::warn;
@@ -73,7 +74,7 @@ impl Leader {
     pub(crate) async fn speak(&mut self) -> Result<(), End> {
         match self.session.say_something().await {
             Err(error) if error.is_reported() => {
-                warn!("postgres has refused to tell its time: {:#}", anyhow::Error::from(error));
+                warn!("postgres has refused to tell its time: {}", with_causes(&error));
                 counter!("carillon_dispatcher_refused_total").increment(1);
             }
             outcome => drop(outcome?),
@@ -137,7 +138,7 @@ impl Leader {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     if !std::mem::replace(&mut complained, true) {
-                        warn!("waiting for redis: {:#}", anyhow::Error::from(error));
+                        warn!("waiting for redis: {}", with_causes(&error));
                     }
                     self.pause_for_redis().await?;
                 }

@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use carillon_core::error::with_causes;
 use carillon_store::retention::{self, Retention};
 use carillon_store::{Store, partitions, revisions};
 use metrics::{counter, gauge};
@@ -86,7 +87,7 @@ async fn step<T>(what: &str, work: impl Future<Output = carillon_store::Result<T
     match timeout(STEP_MAX, work).await {
         Ok(Ok(done)) => Some(done),
         Ok(Err(error)) => {
-            warn!("cannot {what}, trying again later: {:#}", anyhow::Error::from(error));
+            warn!("cannot {what}, trying again later: {}", with_causes(&error));
             None
         }
         Err(_) => {

@@ -18,6 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use carillon_core::error::with_causes;
 use carillon_core::line::Line;
 use carillon_store::Store;
 use carillon_store::recorder::Held;
@@ -201,7 +202,7 @@ impl Withdrawal {
                 }
                 // One job's trouble keeps no other from its end: the leader's walk meets what is left of it (R17b).
                 Err(error) => {
-                    warn!(job.id = %job, "cannot look for what was withdrawn: {:#}", anyhow::Error::from(error))
+                    warn!(job.id = %job, "cannot look for what was withdrawn: {}", with_causes(&error))
                 }
             }
         }
@@ -315,7 +316,7 @@ impl Withdrawal {
     }
 
     fn let_be(&mut self, line: &Line, error: &Error) {
-        warn!(%line, "redis does not work on this stream, what was cancelled of it waits: {error}");
+        warn!(%line, "redis does not work on this stream, what was cancelled of it waits: {}", with_causes(error));
         counter!("carillon_dispatcher_streams_refused_total").increment(1);
         self.refused.insert(line.clone(), Instant::now() + REFUSED_PAUSE);
     }

@@ -9,6 +9,7 @@
 
 use std::time::{Duration, Instant};
 
+use carillon_core::error::with_causes;
 use carillon_core::misfire;
 use carillon_core::schedule::{Timetable, zone_rules};
 use carillon_store::zones::{Reckoned, ZonedPage};
@@ -112,8 +113,7 @@ async fn page(store: &Store, rules: i64, after: Uuid) -> anyhow::Result<Option<(
             Ok(None) => return Ok(None),
             Err(error) if error.is_unavailable() => return Err(error.into()),
             Err(error) if tries == TRIES => {
-                let error = anyhow::Error::from(error);
-                warn!("jobs are left out that cannot be reckoned anew, behind {after}: {error:#}");
+                warn!("jobs are left out that cannot be reckoned anew, behind {after}: {}", with_causes(&error));
                 return Ok(zones::page_end(store, after).await?.map(|end| (end, moved)));
             }
             Err(_) => {}

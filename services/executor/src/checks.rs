@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use carillon_core::error::with_causes;
 use carillon_core::execution::Status;
 use carillon_core::take::{self, Decider, Seen, Then, Verdict};
 use carillon_failpoint as failpoint;
@@ -49,7 +50,7 @@ pub(crate) fn check(shared: &Arc<Shared>, asked: Vec<Asked>, engine: UnboundedSe
                 if error.is_away() {
                     shared.incarnation.broke(contact.worker);
                 }
-                warn!("cannot check what is doubtful, trying again: {:#}", anyhow::Error::from(error));
+                warn!("cannot check what is doubtful, trying again: {}", with_causes(&error));
                 asked.iter().map(|asked| (asked.key, Checked::Wait)).collect()
             }
         };
@@ -238,7 +239,7 @@ pub(crate) async fn unanswered(shared: &Shared, worker: Uuid, what: &str, error:
     if error.is_away() {
         shared.incarnation.broke(worker);
     }
-    warn!("cannot read {what}, trying again: {:#}", anyhow::Error::from(error));
+    warn!("cannot read {what}, trying again: {}", with_causes(&error));
     tokio::time::sleep(shared.window / 8).await;
 }
 
@@ -275,7 +276,7 @@ pub(crate) fn acknowledge(shared: &Arc<Shared>, line: usize, id: EntryId) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         if let Err(error) = shared.redis.acknowledge(&shared.lines[line], &[id]).await {
-            debug!("not acknowledged, found over again later: {:#}", anyhow::Error::from(error));
+            debug!("not acknowledged, found over again later: {}", with_causes(&error));
         }
     });
 }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use carillon_core::error::with_causes;
 use carillon_store::recorder::Held;
 use carillon_store::takes::Release;
 use carillon_stream::EntryId;
@@ -88,7 +89,7 @@ pub(crate) fn hand_over(
         }
         match tokio::time::timeout(MOVE_MAX, move_to(&shared, &going, &to)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!("what is handed over stays here for now: {:#}", anyhow::Error::from(error)),
+            Ok(Err(error)) => warn!("what is handed over stays here for now: {}", with_causes(&error)),
             Err(_) => warn!("what is handed over stays here for now: redis does not answer"),
         }
         let _ = engine.send(Message::HandedOver(leaving.into_iter().map(|leaving| leaving.key).collect()));
@@ -105,7 +106,7 @@ pub(crate) fn give_back(shared: &Arc<Shared>, leaving: Leaving, engine: Unbounde
         for Leaving { line, id, .. } in going {
             match shared.redis.acknowledge(&shared.lines[line], &[id]).await {
                 Ok(()) => gone.push(id.number),
-                Err(error) => debug!("stays in its old line for now: {:#}", anyhow::Error::from(error)),
+                Err(error) => debug!("stays in its old line for now: {}", with_causes(&error)),
             }
         }
         let _ = engine.send(Message::HandedOver(vec![leaving.key]));
@@ -135,7 +136,7 @@ async fn release(shared: &Arc<Shared>, leaving: &[Leaving], until: Option<Instan
     }
     for (line, ids) in over {
         if let Err(error) = shared.redis.acknowledge(&shared.lines[line], &ids).await {
-            debug!("not acknowledged, found over again later: {:#}", anyhow::Error::from(error));
+            debug!("not acknowledged, found over again later: {}", with_causes(&error));
         }
     }
     going
@@ -188,7 +189,7 @@ pub(crate) fn offer_nothing(shared: &Arc<Shared>) {
         let worker = shared.incarnation.contact().worker;
         match tokio::time::timeout(MOVE_MAX, shared.store.worker_offers_nothing(worker)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!("still said to offer its handlers: {:#}", anyhow::Error::from(error)),
+            Ok(Err(error)) => debug!("still said to offer its handlers: {}", with_causes(&error)),
             Err(_) => debug!("still said to offer its handlers: postgres does not answer"),
         }
     });

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use carillon_core::error::with_causes;
 use carillon_failpoint as failpoint;
 use carillon_store::recorder::Started;
 use carillon_store::workers::{Locked, Succession, Worker};
@@ -98,11 +99,11 @@ impl Lease {
             }
             // Nobody was away. Should it stay so, nothing is started any more (R9), and others take over after the lease.
             Ok(Err(error @ (Error::Busy(_) | Error::Conflict(_)))) => {
-                warn!("a beat waits for somebody else: {:#}", anyhow::Error::from(error));
+                warn!("a beat waits for somebody else: {}", with_causes(&error));
                 return BUSY_PAUSE.min(quarter);
             }
             Ok(Err(error)) => {
-                warn!("a beat failed: {:#}", anyhow::Error::from(error));
+                warn!("a beat failed: {}", with_causes(&error));
                 self.shared.incarnation.broke(worker);
             }
             Err(_) => {
@@ -143,9 +144,9 @@ impl Lease {
                 Ok(Err(error @ Error::Busy(_))) => {
                     // For one row's sake all the others would be lost too.
                     locked = Locked::Left;
-                    warn!("what somebody has locked stays with the last incarnation: {:#}", anyhow::Error::from(error));
+                    warn!("what somebody has locked stays with the last incarnation: {}", with_causes(&error));
                 }
-                Ok(Err(error)) => debug!("no new incarnation yet: {:#}", anyhow::Error::from(error)),
+                Ok(Err(error)) => debug!("no new incarnation yet: {}", with_causes(&error)),
                 Err(_) => debug!("no new incarnation yet: no answer"),
             }
             tokio::time::sleep(pause).await;
@@ -170,7 +171,7 @@ impl Lease {
         match tokio::time::timeout(ADOPT_MAX, self.store.worker_adopt(&worker, left)).await {
             Ok(Ok(succession)) => *left = self.reassert(std::mem::take(left), succession),
             // Tried again; whether the contact broke, the beat tells.
-            Ok(Err(error)) => debug!("what was left is not adopted yet: {:#}", anyhow::Error::from(error)),
+            Ok(Err(error)) => debug!("what was left is not adopted yet: {}", with_causes(&error)),
             Err(_) => debug!("what was left is not adopted yet: no answer"),
         }
     }
@@ -181,7 +182,7 @@ impl Lease {
         match tokio::time::timeout(GOODBYE_POSTGRES_MAX, self.store.worker_end(worker)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                warn!("what is handed back is free after the lease only: {:#}", anyhow::Error::from(error));
+                warn!("what is handed back is free after the lease only: {}", with_causes(&error));
                 return;
             }
             Err(_) => {
@@ -192,7 +193,7 @@ impl Lease {
         match tokio::time::timeout(GOODBYE_REDIS_MAX, self.shared.redis.tell_ended()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                debug!("the others find what is handed back by themselves: {:#}", anyhow::Error::from(error));
+                debug!("the others find what is handed back by themselves: {}", with_causes(&error));
             }
             Err(_) => debug!("the others find what is handed back by themselves: redis does not answer"),
         }

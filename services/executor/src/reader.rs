@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use carillon_core::error::with_causes;
 use carillon_core::execution::Status;
 use carillon_core::read_plan::{Plan, ReadPlan};
 use carillon_stream::claims::{Claimed, Pending, RELEASED};
@@ -280,8 +281,7 @@ impl ReadingLoop {
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.is_one_missing, true) {
-                    let error = anyhow::Error::from(error);
-                    warn!("streams are missing and cannot be created, the others are read: {error:#}");
+                    warn!("streams are missing and cannot be created, the others are read: {}", with_causes(&error));
                 }
             }
         }
@@ -289,7 +289,7 @@ impl ReadingLoop {
 
     async fn failed(&mut self, error: Error) {
         if !std::mem::replace(&mut self.failing, true) {
-            warn!("cannot read, trying again: {:#}", anyhow::Error::from(error));
+            warn!("cannot read, trying again: {}", with_causes(&error));
         }
         self.pause(FAILED_PAUSE).await;
     }

@@ -19,6 +19,7 @@ mod refused;
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
+use carillon_core::error::with_causes;
 use carillon_core::execution::Status;
 use carillon_core::line::Line;
 use carillon_failpoint as failpoint;
@@ -196,7 +197,7 @@ impl Writer {
                 };
                 let at = At { items: group.len(), plain: group.is_plain(), rehearsed, unlocked, tries };
                 let (next, pause) = after(Why::from(&error), at);
-                let error = format!("{:#}", anyhow::Error::from(error));
+                let error = with_causes(&error);
                 debug!(items = at.items, tries, ?next, "a group is not written: {error}");
                 tokio::time::sleep(pause).await;
                 tries += 1;
@@ -264,7 +265,7 @@ impl Writer {
                 histogram!("carillon_executor_flush_items").record(u32::try_from(finished.len()).unwrap_or(u32::MAX));
             }
             Err(error) if error.is_away() => {
-                warn!(ended = group.finished.len(), "postgres is away, results are held: {error}");
+                warn!(ended = group.finished.len(), "postgres is away, results are held: {}", with_causes(error));
                 self.incarnation.broke(contact.worker);
                 // Whatever makes it fail: this does not make a new incarnation each time at once.
                 tokio::time::sleep(self.away_pause).await;
@@ -350,7 +351,7 @@ impl Writer {
             failpoint::reach("acknowledge:send").await;
             for (line, ids) in by_line {
                 if let Err(error) = redis.acknowledge(&lines[line], &ids).await {
-                    debug!("not acknowledged, found over later: {:#}", anyhow::Error::from(error));
+                    debug!("not acknowledged, found over later: {}", with_causes(&error));
                 }
             }
             failpoint::reach("acknowledge:answered").await;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use carillon_core::error::with_causes;
 use carillon_stream::EntryId;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -42,7 +43,7 @@ impl Renewal {
             pause = match self.renew().await {
                 Ok(()) => quarter,
                 Err(error) => {
-                    debug!("entries are not renewed: {:#}", anyhow::Error::from(error));
+                    debug!("entries are not renewed: {}", with_causes(&error));
                     AWAY_PAUSE.min(quarter)
                 }
             };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use carillon_core::error::with_causes;
 use carillon_core::job::JobType;
 use carillon_core::trace::TraceContext;
 use carillon_core::{ids, limits};
@@ -159,7 +160,7 @@ impl Jobs {
             Ok(())
         };
         if let Ok(Err(error)) = tokio::time::timeout_at(until.into(), ending).await {
-            info!(job.id = %id, "a dispatcher ends what is still open of a deleted job: {}", anyhow::Error::from(error));
+            info!(job.id = %id, "a dispatcher ends what is still open of a deleted job: {}", with_causes(&error));
         }
     }
 
