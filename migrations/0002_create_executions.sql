@@ -292,7 +292,7 @@ CREATE FUNCTION carillon.upkeep(child text) RETURNS bool LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('lock_timeout', '5s', true), pg_advisory_xact_lock(hashtext('carillon.partitions'));
     PERFORM set_config('enable_seqscan', 'off', true);
-    RETURN EXISTS (SELECT FROM pg_catalog.pg_class WHERE relname = child
+    RETURN EXISTS (SELECT FROM pg_catalog.pg_class WHERE relname = child AND relispartition
                    AND relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = 'carillon.jobs'::regclass));
 END
 $$;

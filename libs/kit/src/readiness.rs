@@ -5,8 +5,12 @@
 //! hangs. A loop of its own asks each neighbour ([`crate::Process::keep_ready`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+const FOLLOWED_EVERY: Duration = Duration::from_millis(500);
 
 /// The readiness of a process, cheap to clone.
 #[derive(Clone, Debug)]
@@ -67,6 +71,31 @@ impl Flag {
         self.set(Some(why.into()));
     }
 
+    /// Keeps it up while `works` says so, which is asked twice a second, and down for the reason `why` else; until the stop.
+    pub async fn follow(self, mut works: impl FnMut() -> bool + Send, why: String, stop: CancellationToken) {
+        let mut worked = true;
+        self.up();
+        while !stop.is_cancelled() {
+            let works = works();
+            match (worked, works) {
+                (true, false) => {
+                    warn!("not ready any more: {why}");
+                    self.down(why.clone());
+                }
+                (false, true) => {
+                    info!("ready again: it was that {why}");
+                    self.up();
+                }
+                _ => {}
+            }
+            worked = works;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(FOLLOWED_EVERY) => {}
+            }
+        }
+    }
+
     fn set(&self, down: Option<String>) {
         if let Some(flag) = lock(&self.flags).get_mut(self.index) {
             flag.down = down;
@@ -82,6 +111,22 @@ fn lock(flags: &Mutex<Vec<State>>) -> MutexGuard<'_, Vec<State>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flag_follows_what_it_is_to_show_until_the_stop() {
+        let (stop, works) = (CancellationToken::new(), Arc::new(Mutex::new(true)));
+        let readiness = Readiness::new(stop.clone());
+        let seen = Arc::clone(&works);
+        let asked = move || *seen.lock().unwrap();
+        let following = tokio::spawn(readiness.flag("work").follow(asked, "nothing is done".into(), stop.clone()));
+        for (is_well, missing) in [(true, &[][..]), (false, &["work: nothing is done"]), (true, &[])] {
+            *works.lock().unwrap() = is_well;
+            tokio::time::sleep(2 * FOLLOWED_EVERY).await;
+            assert_eq!(readiness.missing(), missing);
+        }
+        stop.cancel();
+        following.await.unwrap();
+    }
 
     #[test]
     fn ready_means_that_all_flags_are_up_and_nobody_stopped() {

@@ -115,6 +115,10 @@ impl fmt::Display for Cause {
 impl std::error::Error for Cause {}
 
 impl Cause {
+    fn is_of(&self, constraint: &str) -> bool {
+        self.0.as_database_error().and_then(|said| said.constraint()) == Some(constraint)
+    }
+
     fn is_reported(&self) -> bool {
         is_reported(&self.0)
     }
@@ -179,10 +183,16 @@ impl Error {
         }
     }
 
-    /// Whether the contact with Postgres is broken, or none came about: what was sent may or may not have been done (R21). Whoever
-    /// waits for a connection that others of this process have was refused nothing.
-    pub const fn is_away(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Refused(_))
+    /// Whether the contact with Postgres is broken, or none came about: what was sent may or may not have been done (R21). Of what the
+    /// server reports of a statement, though it be that its disk is full, the session knows that it was not. Whoever waits for a
+    /// connection that others of this process have was refused nothing.
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Refused(_)) && !self.is_reported()
+    }
+
+    /// Whether a day is closed to new executions, since it is about to leave ([`crate::retention`]): that lasts for a while.
+    pub fn is_of_closed_day(&self) -> bool {
+        matches!(self, Self::Conflict(cause) if cause.is_of("carillon_closed"))
     }
 
     /// Whether Postgres, not the request, is the cause: another time it may be done.

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use carillon_core::error::with_causes;
 use carillon_core::ids;
 use chrono::{Days, NaiveDate, NaiveTime};
 use uuid::Uuid;
@@ -17,6 +18,8 @@ use crate::{Result, Store, clock};
 const DAYS_AHEAD: u64 = 7;
 /// A day that is as near as this is barred from the default partition no more: its own partition may not come in time.
 const BARRED_AHEAD: u64 = 2;
+/// Of what is refused in one round, so much is told.
+const TOLD_MAX: usize = 20;
 /// Between two tries for a lock that others queue behind, over all processes.
 pub(crate) const TRY_EVERY: Duration = Duration::from_secs(60);
 
@@ -88,12 +91,15 @@ pub struct Ahead {
     pub missing: Vec<String>,
     /// Of these, how many have been missing for a day or longer: time to alert.
     pub overdue: u32,
+    /// Why some of them cannot be made, each with its name: Postgres refused it.
+    pub refused: Vec<String>,
 }
 
 /// Makes the missing partitions from yesterday to a week ahead. Any number of processes may do this at once.
 ///
 /// # Errors
-/// If Postgres is unavailable. That somebody holds a table is none: see [`Ahead::missing`].
+/// If Postgres is unavailable. That somebody holds a table, or that one day cannot be made, is none: it is said, and the others go
+/// on (see [`Ahead::missing`]).
 pub async fn make_ahead(store: &Store) -> Result<Ahead> {
     let today = today(store).await?;
     let mut ahead = Ahead::default();
@@ -102,10 +108,12 @@ pub async fn make_ahead(store: &Store) -> Result<Ahead> {
         if missing.is_empty() {
             continue;
         }
-        lift_bars(store, table, today).await?;
+        let lifted = lift_bars(store, table, today).await;
+        unless_refused(lifted, &format!("{}_default", table.name()), &mut ahead.refused)?;
         let mut may_try = may_try(store, table.name()).await?;
         for day in missing {
-            let step = if may_try { make(store, table, day, today).await? } else { Step::Busy };
+            let made = if may_try { make(store, table, day, today).await } else { Ok(Step::Busy) };
+            let step = unless_refused(made, &table.partition(day), &mut ahead.refused)?.unwrap_or(Step::Refused);
             match step {
                 Step::Done => ahead.made += 1,
                 Step::Before => {}
@@ -125,6 +133,19 @@ pub async fn make_ahead(store: &Store) -> Result<Ahead> {
         }
     }
     Ok(ahead)
+}
+
+/// What Postgres has against one partition, or job, holds up no other: `None`, and why is added to `refused`, as far as that is read.
+pub(crate) fn unless_refused<T>(outcome: Result<T>, name: &str, refused: &mut Vec<String>) -> Result<Option<T>> {
+    match outcome {
+        Err(error) if !error.is_unavailable() => {
+            if refused.len() < TOLD_MAX {
+                refused.push(format!("{name}: {}", with_causes(&error)));
+            }
+            Ok(None)
+        }
+        outcome => outcome.map(Some),
+    }
 }
 
 async fn make(store: &Store, table: Table, day: NaiveDate, today: NaiveDate) -> Result<Step> {

@@ -137,25 +137,18 @@ async fn drop_day(store: &Store, table: Table, day: NaiveDate, refused: &mut Vec
     if sqlx::query_scalar(put_off).bind(&crowded).bind(CROWDED_EVERY).fetch_one(&store.pool).await? {
         return Ok(Step::Refused);
     }
-    let step = match try_drop_day(store, table, day, &partition).await {
-        Err(error) if !error.is_unavailable() => {
-            refused.push(why(&partition, &error));
-            Step::Refused
-        }
-        Ok(Step::Large) => {
+    let tried = try_drop_day(store, table, day, &partition).await;
+    let step = match partitions::unless_refused(tried, &partition, refused)? {
+        None => Step::Refused,
+        Some(Step::Large) => {
             // It was weighed before any lock was asked for: the next day need not wait.
             partitions::give_back(store, table.name()).await?;
             Step::Large
         }
-        other => return other,
+        Some(other) => return Ok(other),
     };
     partitions::may_try_every(store, &crowded, CROWDED_EVERY).await?;
     Ok(step)
-}
-
-fn why(partition: &str, error: &Error) -> String {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    format!("{partition}: {error}{cause}")
 }
 
 /// What a try for a day is noted under that is not to be made again soon.
@@ -284,15 +277,9 @@ async fn drop_one_gone(store: &Store, name: &str, refused: &mut Vec<String>) -> 
         return Ok(false);
     }
     let dropping = sqlx::query_scalar("SELECT carillon.drop_gone($1)").bind(name);
-    let word: std::result::Result<String, _> = dropping.fetch_one(&store.pool).await;
-    match word.map_err(Error::from) {
-        Ok(word) => Ok(Step::read(&word)? == Step::Done),
-        Err(error) if error.is_unavailable() => Err(error),
-        Err(error) => {
-            refused.push(why(name, &error));
-            Ok(false)
-        }
-    }
+    let word: Result<String> = dropping.fetch_one(&store.pool).await.map_err(Error::from);
+    let step = partitions::unless_refused(word, name, refused)?.map(|word| Step::read(&word)).transpose()?;
+    Ok(step == Some(Step::Done))
 }
 
 /// One page of the default partition of executions, by id: each page costs the same, however much of it stays.
@@ -340,35 +327,66 @@ DELETE FROM carillon.execution_failures_default f
 WHERE f.execution_id = ANY ($1)
   AND NOT EXISTS (SELECT FROM carillon.job_executions e WHERE e.id = f.execution_id AND {days of e.id})";
 
-/// Deletes what is old from the default partitions, a thousand rows a step. Answers how many.
+/// What a round of deleting came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Rows, or jobs, that left.
+    pub gone: u64,
+    /// Why some cannot leave, each with its name: Postgres refused it.
+    pub refused: Vec<String>,
+}
+
+/// Deletes what is old from the default partitions, a thousand rows a step.
 ///
 /// # Errors
-/// If Postgres is unavailable; what has been deleted stays so.
-pub async fn sweep_default(store: &Store, retention: &Retention) -> Result<u64> {
-    let mut gone = 0;
-    for (statement, kept) in [(EXECUTIONS_SWEEP_DEFAULT, retention.executions), (LOGS_SWEEP_DEFAULT, retention.logs)] {
-        let mut after = Some(Uuid::nil());
-        while let Some(from) = after {
-            let row = sqlx::query(statement).bind(from).bind(kept).bind(STEP).fetch_one(&store.pool).await?;
-            after = row.try_get("last")?;
-            gone += u64::try_from(row.try_get::<i64, _>("gone")?).unwrap_or(0);
+/// If Postgres is unavailable; what has been deleted stays so. What it has against one of them is none: see [`Swept::refused`].
+pub async fn sweep_default(store: &Store, retention: &Retention) -> Result<Swept> {
+    let mut swept = Swept::default();
+    // The attempts and failures of an execution find it gone.
+    for table in [Table::Executions, Table::Logs, Table::Attempts, Table::Failures] {
+        let outcome = sweep_default_of(store, table, retention.of(table), &mut swept.gone).await;
+        partitions::unless_refused(outcome, &format!("{}_default", table.name()), &mut swept.refused)?;
+    }
+    Ok(swept)
+}
+
+async fn sweep_default_of(store: &Store, table: Table, kept: Duration, gone: &mut u64) -> Result<()> {
+    match table {
+        Table::Executions => sweep_pages(store, EXECUTIONS_SWEEP_DEFAULT, kept, gone).await,
+        Table::Logs => sweep_pages(store, LOGS_SWEEP_DEFAULT, kept, gone).await,
+        Table::Attempts => sweep_behind(store, ATTEMPTS_OLD_DEFAULT, ATTEMPTS_SWEEP_DEFAULT, kept, gone).await,
+        Table::Failures => sweep_behind(store, FAILURES_OLD_DEFAULT, FAILURES_SWEEP_DEFAULT, kept, gone).await,
+    }
+}
+
+async fn sweep_pages(store: &Store, statement: &'static str, kept: Duration, gone: &mut u64) -> Result<()> {
+    let mut after = Some(Uuid::nil());
+    while let Some(from) = after {
+        let row = sqlx::query(statement).bind(from).bind(kept).bind(STEP).fetch_one(&store.pool).await?;
+        after = row.try_get("last")?;
+        *gone += u64::try_from(row.try_get::<i64, _>("gone")?).unwrap_or(0);
+    }
+    Ok(())
+}
+
+/// What leaves with its execution, and not before.
+async fn sweep_behind(
+    store: &Store,
+    pages: &'static str,
+    statement: &'static str,
+    kept: Duration,
+    gone: &mut u64,
+) -> Result<()> {
+    let mut after = Uuid::nil();
+    loop {
+        let page: Vec<Uuid> =
+            sqlx::query_scalar(pages).bind(after).bind(kept).bind(STEP).fetch_all(&store.pool).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = *last;
+        for day in days::by_day(page) {
+            *gone += delete(&store.pool, statement, &day).await?;
         }
     }
-    for (pages, statement) in
-        [(ATTEMPTS_OLD_DEFAULT, ATTEMPTS_SWEEP_DEFAULT), (FAILURES_OLD_DEFAULT, FAILURES_SWEEP_DEFAULT)]
-    {
-        let mut after = Uuid::nil();
-        loop {
-            let page = sqlx::query_scalar(pages).bind(after).bind(retention.executions).bind(STEP);
-            let page: Vec<Uuid> = page.fetch_all(&store.pool).await?;
-            let Some(last) = page.last() else { break };
-            after = *last;
-            for day in days::by_day(page) {
-                gone += delete(&store.pool, statement, &day).await?;
-            }
-        }
-    }
-    Ok(gone)
 }
 
 const EXECUTIONS_DELETE: &str =
@@ -399,12 +417,13 @@ WHERE j.id = $1 AND t.job_id = j.id AND s.job_id = j.id AND j.status IN ('COMPLE
   AND NOT EXISTS (SELECT FROM carillon.job_triggers g WHERE g.job_id = j.id)";
 
 /// Deletes jobs that were completed or deleted `kept` ago, first their executions with logs, attempts and failures, a thousand
-/// a step, then the job with all else that is its own. Answers how many jobs.
+/// a step, then the job with all else that is its own.
 ///
 /// # Errors
-/// If Postgres is unavailable; a job that has begun to leave goes on with the next call.
-pub async fn forget_jobs(store: &Store, kept: Duration) -> Result<u64> {
-    let mut forgotten = 0;
+/// If Postgres is unavailable; a job that has begun to leave goes on with the next call. What it has against one of them (a foreign
+/// key of somebody else's, say) is none: see [`Swept::refused`].
+pub async fn forget_jobs(store: &Store, kept: Duration) -> Result<Swept> {
+    let mut swept = Swept::default();
     let mut after = Uuid::nil();
     loop {
         let jobs: Vec<Uuid> = sqlx::query_scalar(JOBS_OVER)
@@ -414,17 +433,24 @@ pub async fn forget_jobs(store: &Store, kept: Duration) -> Result<u64> {
             .bind(JOBS)
             .fetch_all(&store.pool)
             .await?;
-        let Some(last) = jobs.last() else { return Ok(forgotten) };
+        let Some(last) = jobs.last() else { return Ok(swept) };
         after = *last;
         for job in jobs {
-            // What is left, because somebody else does the same or it is open, is for the next call.
-            if !forget_executions(store, job).await? {
-                continue;
-            }
-            let gone = sqlx::query(JOBS_DELETE).bind(job).bind(kept).execute(&store.pool).await?;
-            forgotten += gone.rows_affected();
+            let forgotten = forget_job(store, job, kept).await;
+            let name = format!("job {job}");
+            swept.gone += partitions::unless_refused(forgotten, &name, &mut swept.refused)?.unwrap_or(0);
         }
     }
+}
+
+/// Answers how many have left.
+async fn forget_job(store: &Store, job: Uuid, kept: Duration) -> Result<u64> {
+    // What is left, because somebody else does the same or it is open, is for the next call.
+    if !forget_executions(store, job).await? {
+        return Ok(0);
+    }
+    let gone = sqlx::query(JOBS_DELETE).bind(job).bind(kept).execute(&store.pool).await?;
+    Ok(gone.rows_affected())
 }
 
 /// Answers whether none is left.

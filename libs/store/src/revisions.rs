@@ -14,8 +14,9 @@ use uuid::Uuid;
 
 use crate::history::Walk;
 use crate::page::{self, Page, Slice};
+use crate::retention::Swept;
 use crate::scope::may_read;
-use crate::{Error, Result, Scope, Store, definitions, jobs};
+use crate::{Error, Result, Scope, Store, definitions, jobs, partitions};
 
 /// Superseded revisions of one job that are kept for as long as executions are; of more the oldest leave before, except
 /// what an open execution names. An index of the schema knows this number.
@@ -154,16 +155,18 @@ SELECT t.claimed_count - s.finished_count,
 FROM carillon.job_timers t JOIN carillon.job_stats s ON s.job_id = t.job_id WHERE t.job_id = $1";
 
 /// Forgets the revisions that were superseded `older_than` ago, and of each job those beyond [`KEPT_MAX`], but for what an
-/// open execution names. Answers how many.
+/// open execution names.
 ///
 /// # Errors
-/// If Postgres is unavailable.
-pub async fn forget(store: &Store, older_than: Duration) -> Result<u64> {
-    Ok(forget_old(store, older_than).await? + forget_beyond(store, KEPT_MAX).await?)
+/// If Postgres is unavailable. What it has against those of one job is none: see [`Swept::refused`].
+pub async fn forget(store: &Store, older_than: Duration) -> Result<Swept> {
+    let mut swept = Swept::default();
+    forget_old(store, older_than, &mut swept).await?;
+    forget_beyond(store, KEPT_MAX, &mut swept).await?;
+    Ok(swept)
 }
 
-async fn forget_old(store: &Store, older_than: Duration) -> Result<u64> {
-    let mut forgotten = 0;
+async fn forget_old(store: &Store, older_than: Duration, swept: &mut Swept) -> Result<()> {
     let mut behind = (DateTime::<Utc>::UNIX_EPOCH, Uuid::nil(), 0_i64);
     loop {
         let page: Vec<(DateTime<Utc>, Uuid, i64)> = sqlx::query_as(REVISIONS_OLD)
@@ -174,25 +177,24 @@ async fn forget_old(store: &Store, older_than: Duration) -> Result<u64> {
             .bind(AT_ONCE)
             .fetch_all(&store.pool)
             .await?;
-        let Some(last) = page.last() else { return Ok(forgotten) };
+        let Some(last) = page.last() else { return Ok(()) };
         behind = *last;
         let mut by_job = BTreeMap::<Uuid, Vec<i64>>::new();
         for (_, job, revision) in page {
             by_job.entry(job).or_default().push(revision);
         }
         for (job, revisions) in by_job {
-            forgotten += forget_of_job(store, job, &revisions).await?;
+            forget_of_job(store, job, &revisions, swept).await?;
         }
     }
 }
 
-async fn forget_beyond(store: &Store, kept_max: i64) -> Result<u64> {
-    let mut forgotten = 0;
+async fn forget_beyond(store: &Store, kept_max: i64, swept: &mut Swept) -> Result<()> {
     let mut behind = Uuid::nil();
     loop {
         let jobs: Vec<Uuid> =
             sqlx::query_scalar(JOBS_OF_MANY_REVISIONS).bind(behind).bind(AT_ONCE).fetch_all(&store.pool).await?;
-        let Some(last) = jobs.last() else { return Ok(forgotten) };
+        let Some(last) = jobs.last() else { return Ok(()) };
         behind = *last;
         for job in jobs {
             let mut after = 0;
@@ -206,7 +208,7 @@ async fn forget_beyond(store: &Store, kept_max: i64) -> Result<u64> {
                     .await?;
                 let Some(last) = beyond.last().copied() else { break };
                 // Those that open executions name stay, however many: what is behind them has its turn.
-                forgotten += forget_of_job(store, job, &beyond).await?;
+                forget_of_job(store, job, &beyond, swept).await?;
                 after = last;
             }
         }
@@ -215,7 +217,14 @@ async fn forget_beyond(store: &Store, kept_max: i64) -> Result<u64> {
 
 /// What an open execution names stays. Whatever names a superseded revision was born before that was superseded, so none that
 /// this does not see can come.
-async fn forget_of_job(store: &Store, job: Uuid, revisions: &[i64]) -> Result<u64> {
+async fn forget_of_job(store: &Store, job: Uuid, revisions: &[i64], swept: &mut Swept) -> Result<()> {
+    let forgotten = forget_unnamed(store, job, revisions).await;
+    let name = format!("revisions of the job {job}");
+    swept.gone += partitions::unless_refused(forgotten, &name, &mut swept.refused)?.unwrap_or(0);
+    Ok(())
+}
+
+async fn forget_unnamed(store: &Store, job: Uuid, revisions: &[i64]) -> Result<u64> {
     if revisions.is_empty() {
         return Ok(0);
     }

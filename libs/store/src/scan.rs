@@ -23,7 +23,7 @@ pub(crate) const LOOKED_AT_MAX: i32 = 8_000;
 /// or this, where to look at one is dear.
 pub(crate) const LOOKED_AT_DEAR_MAX: i32 = 1_000;
 /// Fewer are not worth a statement: a page that has no time for more has none.
-const LOOKED_AT_LEAST: i32 = 100;
+const LOOKED_AT_LEAST: i32 = 200;
 /// A total is counted up to this.
 pub const COUNTED_MAX: u32 = 10_000;
 
@@ -233,8 +233,8 @@ impl Scan {
         let asked = u32::try_from(self.rows).unwrap_or(u32::MAX);
         let is_full = u32::try_from(looked_at).is_ok_and(|looked_at| looked_at >= asked);
         let pace = now.saturating_duration_since(self.looks_since).checked_div(asked).filter(|_| is_full);
-        // A fifth is for what is slower than the last, and for the way back.
-        let in_time = pace.and_then(|each| i32::try_from((left.as_nanos() * 4 / 5).checked_div(each.as_nanos())?).ok());
+        // Though it be half as fast as the last: those rows may lie on pages that nobody has read for long.
+        let in_time = pace.and_then(|each| i32::try_from((left.as_nanos() / 2).checked_div(each.as_nanos())?).ok());
         let rows = rows.min(in_time.unwrap_or(i32::MAX));
         (!left.is_zero() && rows >= LOOKED_AT_LEAST.min(self.rows_max)).then_some(rows)
     }
@@ -307,9 +307,9 @@ mod tests {
 
     #[test]
     fn the_last_look_of_a_page_ends_in_time() {
-        assert_eq!(looks(40, 10, 8_000), [500, 1_000, 2_000, 400]);
-        assert_eq!(looks(40, 1, 8_000), [500, 1_000, 2_000, 4_000, 8_000, 8_000, 8_000, 6_800, 1_360, 272]);
-        assert_eq!(looks(40, 10, 1_000), [500, 1_000, 1_000, 1_000, 400]);
+        assert_eq!(looks(40, 10, 8_000), [500, 1_000, 1_250, 625, 312]);
+        assert_eq!(looks(40, 1, 8_000), [500, 1_000, 2_000, 4_000, 8_000, 8_000, 8_000, 4_250, 2_125, 1_062, 531, 266]);
+        assert_eq!(looks(40, 10, 1_000), [500, 1_000, 1_000, 750, 375]);
         assert_eq!(looks(40, 79, 8_000), [500], "too little is left to be worth one more");
         assert_eq!(looks(0, 1, 8_000), [500], "one is always made");
         assert_eq!(looks(40, 1_000, 8_000), [500]);

@@ -74,7 +74,8 @@ impl Leader {
             // Somebody else in the way (a lock on a row of its, or on a whole table) is no fault of its own, and soon gone; so is a
             // server that has no room, which refuses every claim alike.
             let is_in_the_way = matches!(error, carillon_store::Error::Busy(_) | carillon_store::Error::Conflict(_));
-            let pause = if is_in_the_way || error.is_unavailable() { BUSY_PAUSE } else { REFUSED_PAUSE };
+            let is_soon_gone = is_in_the_way && !error.is_of_closed_day();
+            let pause = if is_soon_gone || error.is_unavailable() { BUSY_PAUSE } else { REFUSED_PAUSE };
             warn!(id = %refused, "a claim of this alone is refused, it is set aside for {} s", pause.num_seconds());
             counter!("carillon_dispatcher_set_aside_total").increment(1);
             self.left.insert(refused, self.session.clock().now() + pause);

@@ -24,7 +24,6 @@ use carillon_store::Store;
 use carillon_store::leader_session::LeaderSession;
 use carillon_store::upcoming::UpcomingMax;
 use carillon_stream::Redis;
-use carillon_stream::leader::Published;
 use carillon_stream::notices::{Notice, Notices};
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::counter;
@@ -98,7 +97,7 @@ pub struct Leader {
     pub(crate) unsettled: Vec<i64>,
     /// and marked by a claim, unless somebody had locked them: the next tick tells.
     pub(crate) marked: Vec<i64>,
-    next_tick: Instant,
+    pub(crate) next_tick: Instant,
     next_refill: Instant,
     /// What is near is read then.
     pub(crate) glance: Glance,
@@ -331,79 +330,6 @@ impl Leader {
         // A line with more instants than were read is read again before those run out.
         let until_incomplete = (self.horizon - now - self.lead_max()).to_std().unwrap_or_default();
         self.next_refill = self.last_refill + until_incomplete.max(Duration::from_millis(100)).min(poll);
-        Ok(())
-    }
-
-    /// Sends a batch, and claims the next while it is on its way, until nothing is due.
-    async fn publish_and_claim_on(&mut self, first: Batch) -> Result<(), End> {
-        let mut on_its_way = Some(first);
-        while let Some(batch) = on_its_way.take() {
-            let (redis, term, sent) = (self.redis.clone(), self.term, batch.clone());
-            // A task of its own: if the term ends meanwhile it may as well arrive, R6 lets it.
-            let sending = tokio::spawn(async move {
-                failpoint::reach("publish:send").await;
-                redis.publish(sent.number, term, &sent.lines, &sent.entries).await
-            });
-            let overdue = Instant::now() >= self.next_tick || self.passes.is_urgent() || self.shutdown.is_cancelled();
-            let next = if overdue { None } else { self.claim_due().await? };
-            let outcome = self.alive_while_sending(sending).await?;
-            failpoint::reach("publish:answered").await;
-            if let Ok(outcome) = &outcome {
-                self.note_answer(outcome);
-            }
-            let done = matches!(&outcome, Ok(Ok(Published::Done(_))));
-            if let Ok(Ok(Published::Done(lengths))) = outcome {
-                self.streams.hear(&batch.lines, &lengths);
-                self.unsettled.push(batch.number);
-            }
-            if !done {
-                self.publish_surely(batch.clone()).await?;
-            }
-            self.streams.arrived(&batch);
-            on_its_way = next;
-        }
-        Ok(())
-    }
-
-    /// R6: sends a batch until Redis has said that it is in, or never will be.
-    pub(crate) async fn publish_surely(&mut self, batch: Batch) -> Result<(), End> {
-        let mut complained = false;
-        loop {
-            let redis = self.redis.clone();
-            let sending = redis.publish(batch.number, self.term, &batch.lines, &batch.entries);
-            let outcome = self.alive_while_sending(sending).await?;
-            self.note_answer(&outcome);
-            match outcome {
-                Ok(Published::Done(lengths)) => {
-                    self.streams.hear(&batch.lines, &lengths);
-                    break;
-                }
-                // In, or lost and never to be appended again: R19 looks it up at once.
-                Ok(Published::Passed) => {
-                    self.passes.ask_for(batch.number);
-                    break;
-                }
-                // Made by one that bounded its batches otherwise: R19 publishes it again in parts.
-                Err(error @ carillon_stream::Error::TooMuch { .. }) => {
-                    warn!(batch = batch.number, "too large to be sent whole: {error}");
-                    self.passes.ask_for(batch.number);
-                    break;
-                }
-                Ok(Published::Stale) => return Err(End::Stale),
-                Ok(outcome @ (Published::Uncertified | Published::Unannounced | Published::Behind)) => {
-                    let force = outcome == Published::Behind;
-                    self.announce(&batch.lines, force).await?;
-                }
-                Err(error) => {
-                    if !std::mem::replace(&mut complained, true) {
-                        warn!("cannot publish, trying until redis takes it: {}", with_causes(&error));
-                    }
-                    counter!("carillon_dispatcher_publish_failures_total").increment(1);
-                    self.pause_for_redis().await?;
-                }
-            }
-        }
-        self.unsettled.push(batch.number);
         Ok(())
     }
 

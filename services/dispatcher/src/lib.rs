@@ -26,6 +26,7 @@ mod metrics;
 mod misplaced;
 pub mod outgoing;
 mod patience;
+mod publish;
 mod rate;
 pub mod reconcile;
 pub mod retention;

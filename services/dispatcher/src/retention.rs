@@ -41,6 +41,7 @@ pub(crate) async fn run(store: Store, kept: Retention, shutdown: CancellationTok
             match step("make the partitions of the days to come", partitions::make_ahead(&store)).await {
                 Some(ahead) => {
                     counter!("carillon_partitions_made_total").increment(u64::from(ahead.made));
+                    refused("make", &ahead.refused);
                     making.say(ahead.overdue, &ahead.missing);
                 }
                 None => making.failed(Instant::now()),
@@ -51,9 +52,7 @@ pub(crate) async fn run(store: Store, kept: Retention, shutdown: CancellationTok
                     for partition in &round.dropped {
                         info!("{partition} has been kept for long enough and leaves");
                     }
-                    for why in &round.refused {
-                        warn!("cannot drop {why}; the others go on, this one is tried again later");
-                    }
+                    refused("drop", &round.refused);
                     dropping.say(round.overdue, &round.waiting);
                 }
                 None => dropping.failed(Instant::now()),
@@ -72,14 +71,23 @@ pub(crate) async fn run(store: Store, kept: Retention, shutdown: CancellationTok
 
 async fn sweep(store: &Store, kept: &Retention) {
     if let Some(rows) = step("delete old rows", retention::sweep_default(store, kept)).await {
-        counter!("carillon_retention_rows_total").increment(rows);
+        counter!("carillon_retention_rows_total").increment(rows.gone);
+        refused("delete old rows of", &rows.refused);
     }
     if let Some(revisions) = step("delete superseded definitions", revisions::forget(store, kept.executions)).await {
-        counter!("carillon_retention_revisions_total").increment(revisions);
+        counter!("carillon_retention_revisions_total").increment(revisions.gone);
+        refused("forget", &revisions.refused);
     }
     let Some(jobs_kept) = kept.jobs else { return };
     if let Some(jobs) = step("delete jobs that are over", retention::forget_jobs(store, jobs_kept)).await {
-        counter!("carillon_retention_jobs_total").increment(jobs);
+        counter!("carillon_retention_jobs_total").increment(jobs.gone);
+        refused("delete", &jobs.refused);
+    }
+}
+
+fn refused(work: &str, those: &[String]) {
+    for why in those {
+        warn!("cannot {work} {why}; the others go on, this one is tried again later");
     }
 }
 

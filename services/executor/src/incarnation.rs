@@ -16,7 +16,6 @@ use uuid::Uuid;
 
 /// To start nothing for so long is no hiccup any more.
 const IDLE_MAX: Duration = Duration::from_secs(10);
-const SHOWN_EVERY: Duration = Duration::from_millis(500);
 
 /// The state of the contact.
 #[derive(Clone, Copy, Debug)]
@@ -115,22 +114,17 @@ impl Incarnation {
 
     /// Keeps the flag as [`Self::may_start`] says until the stop: whoever may start nothing for long can't do its own work, though
     /// Postgres may answer it elsewhere.
-    pub(crate) async fn show(self, lease: Duration, flag: Flag, shutdown: CancellationToken) -> anyhow::Result<()> {
-        flag.up();
-        let mut since: Option<Instant> = None;
-        while !shutdown.is_cancelled() {
+    pub(crate) async fn show(self, lease: Duration, flag: Flag, stop: CancellationToken) -> anyhow::Result<()> {
+        let mut idle_since: Option<Instant> = None;
+        let works = || {
             if self.may_start(lease) {
-                if since.take().is_some_and(|since| since.elapsed() >= IDLE_MAX) {
-                    flag.up();
-                }
-            } else if since.get_or_insert_with(Instant::now).elapsed() >= IDLE_MAX {
-                flag.down(format!("no beat was taken for {} s: nothing is started", IDLE_MAX.as_secs()));
+                idle_since = None;
+                return true;
             }
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = tokio::time::sleep(SHOWN_EVERY) => {}
-            }
-        }
+            idle_since.get_or_insert_with(Instant::now).elapsed() < IDLE_MAX
+        };
+        let why = format!("no beat was taken for {} s: nothing is started", IDLE_MAX.as_secs());
+        flag.follow(works, why, stop).await;
         Ok(())
     }
 

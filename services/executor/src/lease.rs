@@ -98,8 +98,8 @@ impl Lease {
                 self.shared.incarnation.broke(worker);
             }
             // Nobody was away. Should it stay so, nothing is started any more (R9), and others take over after the lease.
-            Ok(Err(error @ (Error::Busy(_) | Error::Conflict(_)))) => {
-                warn!("a beat waits for somebody else: {}", with_causes(&error));
+            Ok(Err(error)) if !error.is_away() => {
+                warn!("a beat was refused, trying again: {}", with_causes(&error));
                 return BUSY_PAUSE.min(quarter);
             }
             Ok(Err(error)) => {

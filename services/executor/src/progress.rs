@@ -6,11 +6,9 @@ use std::time::{Duration, Instant};
 
 use carillon_kit::Flag;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 /// Recording nothing for so long is no slowness any more.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Since when something waits of which nothing was recorded; shared, cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -36,28 +34,9 @@ impl Progress {
     }
 
     /// Keeps the flag as it says until the stop.
-    pub(crate) async fn show(self, flag: Flag, shutdown: CancellationToken) -> anyhow::Result<()> {
-        flag.up();
-        let mut was_stuck = false;
-        while !shutdown.is_cancelled() {
-            let is_stuck = self.is_stuck(Instant::now());
-            match (was_stuck, is_stuck) {
-                (false, true) => {
-                    warn!("nothing is recorded any more although something waits for it: not ready until it is");
-                    flag.down(format!("nothing was recorded for {} s", STUCK_AFTER.as_secs()));
-                }
-                (true, false) => {
-                    info!("results are recorded again");
-                    flag.up();
-                }
-                _ => {}
-            }
-            was_stuck = is_stuck;
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-            }
-        }
+    pub(crate) async fn show(self, flag: Flag, stop: CancellationToken) -> anyhow::Result<()> {
+        let why = format!("nothing was recorded for {} s", STUCK_AFTER.as_secs());
+        flag.follow(|| !self.is_stuck(Instant::now()), why, stop).await;
         Ok(())
     }
 }

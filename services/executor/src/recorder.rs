@@ -264,10 +264,13 @@ impl Writer {
                 histogram!("carillon_executor_flush_seconds").record(began.elapsed().as_secs_f64());
                 histogram!("carillon_executor_flush_items").record(u32::try_from(finished.len()).unwrap_or(u32::MAX));
             }
-            Err(error) if error.is_away() => {
+            Err(error) if error.is_unavailable() => {
                 warn!(ended = group.finished.len(), "postgres is away, results are held: {}", with_causes(error));
-                self.incarnation.broke(contact.worker);
-                // Whatever makes it fail: this does not make a new incarnation each time at once.
+                // A refusal (no room on its disk) is an answer: R21 is for what may have been done.
+                if error.is_away() {
+                    self.incarnation.broke(contact.worker);
+                }
+                // Whatever makes it fail: this neither asks again nor makes a new incarnation each time at once.
                 tokio::time::sleep(self.away_pause).await;
                 self.away_pause = (self.away_pause * 2).min(AWAY_PAUSE_MAX);
             }

@@ -278,7 +278,7 @@ async fn what_is_asked_of_a_job_locks_the_partitions_of_its_days_alone() -> Resu
     .await?;
     let age = Duration::from_secs(24 * 60 * 60);
     let forgotten = coming.but_for_its_days("forget revisions", revisions::forget(&gateway, age)).await?;
-    assert_eq!(forgotten, 1);
+    assert_eq!(forgotten.gone, 1);
     assert!(coming.but_for_its_days("delete", jobs::delete(&gateway, &Scope::ALL, job)).await?);
     let mut deleting = jobs::Deleting::of(&gateway, job);
     let mut asked = Vec::new();

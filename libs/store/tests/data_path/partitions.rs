@@ -132,6 +132,37 @@ async fn ids_are_routed_by_their_instant_to_the_millisecond() -> Result<()> {
     Ok(())
 }
 
+/// One day's row cannot move, and another day's name is taken: both are said, each round, and keep no other day.
+#[tokio::test]
+async fn a_day_that_cannot_be_made_is_said_and_keeps_no_other() -> Result<()> {
+    let bench = Bench::new().await?;
+    let days = today(&bench.pool).await?;
+    // The template has the days until the one after tomorrow.
+    insert(&bench.pool, days.midnight(4)).await?;
+    let taken = days.partition("job_execution_logs", 5);
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+        "CREATE FUNCTION stay() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'it stays'; END $$;
+         CREATE TRIGGER stays BEFORE DELETE ON job_executions_default FOR EACH ROW EXECUTE FUNCTION stay();
+         CREATE TABLE carillon.{taken} (note text)"
+    )))
+    .execute(&bench.pool)
+    .await?;
+    let stuck = days.partition("job_executions", 4);
+    for round in 0..2 {
+        let ahead = partitions::make_ahead(&bench.store).await?;
+        assert_eq!((ahead.missing, ahead.overdue), (vec![stuck.clone(), taken.clone()], 2));
+        assert!(ahead.refused[0].starts_with(&stuck) && ahead.refused[0].contains("it stays"), "{:?}", ahead.refused);
+        assert!(
+            ahead.refused[1].starts_with(&taken) && ahead.refused[1].contains("already exists"),
+            "{:?}",
+            ahead.refused
+        );
+        assert_eq!(ahead.made > 0, round == 0);
+        a_minute_passes(&bench.pool).await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn rows_of_the_default_partition_move_into_the_one_that_is_made_for_them() -> Result<()> {
     let database = Database::new().await?;

@@ -7,7 +7,7 @@ use carillon_core::execution::Status;
 use carillon_core::ids;
 use carillon_store::claim::Decisions;
 use carillon_store::recorder::{Held, Verdict};
-use carillon_store::retention::{self, Dropped, Retention};
+use carillon_store::retention::{self, Dropped, Retention, Swept};
 use carillon_store::{Error, Store};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
@@ -425,7 +425,7 @@ async fn rows_of_the_default_partition_leave_by_their_end_in_steps() -> Result<(
     .bind(long_ago)
     .execute(&bench.pool)
     .await?;
-    let gone = retention::sweep_default(&bench.store, &kept()).await?;
+    let gone = retention::sweep_default(&bench.store, &kept()).await?.gone;
     // Executions, lines, the attempt of the one whose attempt is old, and the failures of those that left.
     assert_eq!(gone, (2_500 + 2) + (2_500 + 3) + 1 + 2);
     assert_eq!(failures(&bench.pool, stays).await?, 1);
@@ -434,7 +434,7 @@ async fn rows_of_the_default_partition_leave_by_their_end_in_steps() -> Result<(
     for id in [leaves, future] {
         assert_eq!((rows(&bench.pool, id).await?.0, failures(&bench.pool, id).await?), (0, 0));
     }
-    assert_eq!(retention::sweep_default(&bench.store, &kept()).await?, 0);
+    assert_eq!(retention::sweep_default(&bench.store, &kept()).await?, Swept::default());
     Ok(())
 }
 
@@ -470,7 +470,17 @@ async fn jobs_that_are_over_for_long_leave_with_all_that_is_theirs() -> Result<(
     over(recent, "status = 'COMPLETED', completed_at", 29).await?;
     over(running, "status = 'CANCELLED', cancelled_at", 31).await?;
 
-    assert_eq!(retention::forget_jobs(&bench.store, DAY * 30).await?, 2);
+    // Somebody else's table names one that would leave: it stays, is said, and keeps no other.
+    sqlx::raw_sql("CREATE TABLE favourites (job uuid REFERENCES jobs)").execute(&bench.pool).await?;
+    sqlx::query("INSERT INTO favourites SELECT id FROM jobs WHERE id = $1").bind(deleted).execute(&bench.pool).await?;
+    let swept = retention::forget_jobs(&bench.store, DAY * 30).await?;
+    assert_eq!(swept.gone, 1);
+    assert!(
+        matches!(&swept.refused[..], [why] if why.contains(&deleted.to_string()) && why.contains("favourites")),
+        "{swept:?}"
+    );
+    sqlx::raw_sql("DROP TABLE favourites").execute(&bench.pool).await?;
+    assert_eq!(retention::forget_jobs(&bench.store, DAY * 30).await?, Swept { gone: 1, refused: vec![] });
     for (job, id) in ids {
         let stays = i64::from(job != deleted && job != completed);
         assert_eq!(rows(&bench.pool, id).await?, (stays, stays, stays));
@@ -481,6 +491,6 @@ async fn jobs_that_are_over_for_long_leave_with_all_that_is_theirs() -> Result<(
         assert_eq!(bench.count(table).await?, 3, "{table}");
     }
     assert_eq!(bench.stats(active).await?.finished_count, 3);
-    assert_eq!(retention::forget_jobs(&bench.store, DAY * 30).await?, 0);
+    assert_eq!(retention::forget_jobs(&bench.store, DAY * 30).await?.gone, 0);
     Ok(())
 }

@@ -221,14 +221,14 @@ async fn a_superseded_revision_leaves_after_its_time_unless_an_open_execution_na
         superseded(&bench, job, 2, TimeDelta::days(9)).await?;
         superseded(&bench, job, 3, TimeDelta::hours(1)).await?;
     }
-    assert_eq!(revisions::forget(&bench.store, 2 * DAY).await?, 3);
+    assert_eq!(revisions::forget(&bench.store, 2 * DAY).await?.gone, 3);
     assert_eq!(kept(&bench, idle).await?, [3, 4]);
     assert_eq!(kept(&bench, job).await?, [1, 3, 4], "an open execution names the first");
 
     bench.store.executions_record(Uuid::nil(), &[], &[finished(held, Status::Success)], &[]).await?;
-    assert_eq!(revisions::forget(&bench.store, 2 * DAY).await?, 1);
+    assert_eq!(revisions::forget(&bench.store, 2 * DAY).await?.gone, 1);
     assert_eq!(kept(&bench, job).await?, [3, 4]);
-    assert_eq!(revisions::forget(&bench.store, 2 * DAY).await?, 0);
+    assert_eq!(revisions::forget(&bench.store, 2 * DAY).await?.gone, 0);
     Ok(())
 }
 
@@ -248,10 +248,10 @@ async fn beyond_a_thousand_the_oldest_leave_before_their_time() -> Result<()> {
     .execute(&bench.pool)
     .await?;
     bench.change(held.execution, "revision = 5").await?;
-    assert_eq!(revisions::forget(&bench.store, 365 * DAY).await?, 8, "1 to 9, but for 5");
+    assert_eq!(revisions::forget(&bench.store, 365 * DAY).await?.gone, 8, "1 to 9, but for 5");
     let kept = kept(&bench, job).await?;
     assert_eq!((kept.len(), &kept[..3]), (1_002, &[5, 10, 11][..]), "1,000, the one named, and the current one");
-    assert_eq!(revisions::forget(&bench.store, 365 * DAY).await?, 0);
+    assert_eq!(revisions::forget(&bench.store, 365 * DAY).await?.gone, 0);
     Ok(())
 }
 
@@ -277,6 +277,6 @@ async fn beyond_a_thousand_those_leave_too_that_lie_behind_a_thousand_which_are_
     sqlx::query(open).bind(job).bind(first).bind(now).execute(&bench.pool).await?;
     let batch = "INSERT INTO dispatch_batches (shard, number, term, ids, claimed_at) VALUES (0, 1, 1, '{}', now())";
     sqlx::query(batch).execute(&bench.pool).await?;
-    assert_eq!(revisions::forget(&bench.store, 365 * DAY).await?, 9, "1,001 to 1,009");
+    assert_eq!(revisions::forget(&bench.store, 365 * DAY).await?.gone, 9, "1,001 to 1,009");
     Ok(())
 }

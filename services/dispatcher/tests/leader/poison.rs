@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use carillon_core::schedule::{Exclusion, TimetableSpec};
 use carillon_testkit::wait_until;
 use chrono::{Datelike as _, Timelike as _, Utc};
@@ -79,6 +79,42 @@ async fn what_is_set_aside_for_its_timetable_is_seen_and_fires() -> Result<()> {
             Ok(recorder.handle().render().contains("carillon_dispatcher_searches_waiting 0"))
         })
         .await?;
+    leader.end().await
+}
+
+/// A job is dated into a day that is closed, since it is about to leave, and that cannot leave: somebody reads it. Claims are not
+/// halved each second for its sake.
+#[tokio::test]
+async fn what_is_dated_into_a_closed_day_is_asked_for_once_a_minute() -> Result<()> {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let leader = Leader::start(100, 20_000).await?;
+    let day = Utc::now().date_naive() - chrono::Days::new(200);
+    let at = day.and_hms_opt(12, 0, 0).context("noon")?.and_utc();
+    let partition = format!("job_executions_{}", day.format("%Y_%m_%d"));
+    let bounds = [day, day + chrono::Days::new(1)]
+        .map(|day| carillon_core::ids::first_at(day.and_time(chrono::NaiveTime::MIN).and_utc()));
+    sqlx::query("SELECT carillon.make_partition('job_executions', $1, $2, $3)")
+        .bind(&partition)
+        .bind(bounds[0])
+        .bind(bounds[1])
+        .execute(&leader.pool)
+        .await?;
+    sqlx::query("SELECT carillon.close_partition($1, '{}')").bind(&partition).execute(&leader.pool).await?;
+    let mut reads = leader.pool.begin().await?;
+    sqlx::query(sqlx::AssertSqlSafe(format!("SELECT FROM carillon.{partition}"))).execute(&mut *reads).await?;
+    leader.jobs(1, at).await?;
+    leader.wake()?;
+    let set_aside = || Ok(recorder.handle().render().contains("carillon_dispatcher_set_aside_total 1\n"));
+    let refused = leader.until("it to be set aside", set_aside).await?;
+    let mut queues = 0;
+    while refused.elapsed() < Duration::from_secs(4) {
+        queues += 1;
+        let took = leader.beside(&format!("beside-{queues}")).await?;
+        assert!(took < BESIDE_MAX, "{took:?} beside it");
+    }
+    assert!(set_aside()?, "{}", recorder.handle().render());
+    drop(reads);
     leader.end().await
 }
 
