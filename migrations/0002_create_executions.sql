@@ -297,6 +297,26 @@ BEGIN
 END
 $$;
 
+-- Those of the tables that somebody has locked against writing; the others are locked for it, as whatever writes to them does,
+-- until the transaction ends. Nothing is waited for.
+CREATE FUNCTION carillon.locked_elsewhere(tables text[]) RETURNS text[] LANGUAGE plpgsql AS $$
+DECLARE
+    name text;
+    locked text[] := '{}';
+BEGIN
+    FOREACH name IN ARRAY tables LOOP
+        BEGIN
+            IF to_regclass('carillon.' || name) IS NOT NULL THEN
+                EXECUTE format('LOCK TABLE ONLY carillon.%I IN ROW EXCLUSIVE MODE NOWAIT', name);
+            END IF;
+        EXCEPTION WHEN lock_not_available THEN
+            locked := locked || name;
+        END;
+    END LOOP;
+    RETURN locked;
+END
+$$;
+
 -- How much of a row lies beside it, or could: rows move under a lock that others wait for, 1 MiB of them at most (measured, 28
 -- November: 40 MB a second).
 CREATE FUNCTION carillon.bytes(parent text) RETURNS text LANGUAGE sql IMMUTABLE AS $$

@@ -18,7 +18,8 @@ const ONE_FETCH: f64 = 16.0 * 2.0 * 210_000.0;
 async fn the_largest_payloads_are_worked_off_within_the_bound() {
     const FIRES: usize = 120;
     let plan = Plan { dispatchers: 1, executors: 1, ..Plan::default() };
-    let mut world = World::start("payload_bytes", plan.set("CARILLON_EXECUTOR_IN_HAND_BYTES_MAX", "1048576")).await;
+    let plan = plan.set("CARILLON_EXECUTOR_IN_HAND_BYTES_MAX", "1048576").set("CARILLON_EXECUTOR_SLOTS", "256");
+    let mut world = World::start("payload_bytes", plan).await;
     let payload = json!({"ms": 20, "ballast": "x".repeat(200_000)});
     let (first, over) = (in_ms(1_500), Duration::from_millis(1));
     let jobs = one_time_jobs(&world.pool, FIRES, first, over, "test:sleep", &payload).await;

@@ -111,6 +111,9 @@ pub struct Claim<'a> {
     pub triggers: Vec<DueTrigger>,
     /// Retries due.
     pub retries: Vec<DueRetry>,
+    /// Jobs of timers, executions of triggers that are due and left where they are, since somebody has locked the day of their
+    /// executions as a whole.
+    pub set_aside: Vec<(Source, Line, Uuid)>,
     /// A retry was put off, since somebody else has locked its execution: that is to be committed.
     passed_over: bool,
 }
@@ -289,11 +292,14 @@ impl LeaderSession {
             timers: Vec::new(),
             triggers: Vec::new(),
             retries: Vec::new(),
+            set_aside: Vec::new(),
             passed_over: false,
         };
         claim.take_timers(rooms, due, excluded).await?;
         claim.take_triggers(rooms, due, excluded).await?;
-        claim.take_retries(rooms, due, excluded).await?;
+        claim.find_retries(rooms, due, excluded).await?;
+        claim.leave_locked_days().await?;
+        claim.take_retries().await?;
         Ok(claim)
     }
 }

@@ -8,11 +8,17 @@
 //! otherwise they tempt it, while a partition is young and unknown to its statistics, to read all ids between the bounds
 //! once for each row of the batch, instead of looking up each id.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::future::Future;
 
+use chrono::{Days, NaiveDate};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
+
+use crate::bounded::Connection;
+use crate::partitions::Table;
+use crate::{Error, Result};
 
 const DAY_MS: u128 = 24 * 60 * 60 * 1_000;
 /// Stretches of days named one by one, each in some 130 bytes: more than there are days in two years that lie apart. Beyond them all
@@ -66,8 +72,69 @@ fn condition(text: &mut String, column: &str, stretches: &[(u128, u128)]) {
 }
 
 /// The day since 1970 in whose partition an id lies.
-fn day(id: Uuid) -> u128 {
+pub(crate) fn day(id: Uuid) -> u128 {
     (id.as_u128() >> 80) / DAY_MS
+}
+
+/// What was asked about executions of several days.
+#[derive(Debug)]
+pub struct ByDay<T, A> {
+    /// Each with those that it is about.
+    pub answers: Vec<(Vec<T>, A)>,
+    /// About these the server refused to answer: somebody has locked the partition of their day, say.
+    pub refused: Vec<T>,
+    /// What it said.
+    pub why: Option<Error>,
+}
+
+/// Asks about all of them together; where the server refuses that, about those of each day by itself, so that what keeps one day keeps
+/// no other. `day` tells the id of the execution that one is about.
+///
+/// # Errors
+/// If the contact is broken ([`Error::is_away`]).
+pub async fn by_days<T, A, F>(items: Vec<T>, id: impl Fn(&T) -> Uuid, ask: impl Fn(Vec<T>) -> F) -> Result<ByDay<T, A>>
+where
+    T: Clone,
+    F: Future<Output = Result<A>>,
+{
+    let mut asked = ByDay { answers: Vec::new(), refused: Vec::new(), why: None };
+    let mut todo = vec![items];
+    while let Some(mut some) = todo.pop() {
+        match ask(some.clone()).await {
+            Ok(answer) => asked.answers.push((some, answer)),
+            Err(error) if error.is_away() => return Err(error),
+            Err(error) => {
+                some.sort_by_key(|item| day(id(item)));
+                let days: Vec<Vec<T>> =
+                    some.chunk_by(|one, other| day(id(one)) == day(id(other))).map(<[T]>::to_vec).collect();
+                if days.len() > 1 {
+                    todo.extend(days);
+                } else {
+                    asked.refused.extend(some);
+                    asked.why = Some(error);
+                }
+            }
+        }
+    }
+    Ok(asked)
+}
+
+/// Those among `days` that somebody has locked as a whole; the executions of the others may be written by this transaction without
+/// waiting for anybody's lock on a table.
+pub(crate) async fn locked_on(connection: &mut Connection, days: &BTreeSet<u128>) -> Result<BTreeSet<u128>> {
+    if days.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let partition = |day: &u128| {
+        let since = u64::try_from(*day).ok().and_then(|days| NaiveDate::default().checked_add_days(Days::new(days)));
+        since.map(|date| (Table::Executions.partition(date), *day))
+    };
+    let names: BTreeMap<String, u128> = days.iter().filter_map(partition).collect();
+    let locked: Vec<String> = sqlx::query_scalar("SELECT carillon.locked_elsewhere($1)")
+        .bind(names.keys().cloned().collect::<Vec<_>>())
+        .fetch_one(connection)
+        .await?;
+    Ok(locked.iter().filter_map(|name| names.get(name).copied()).collect())
 }
 
 /// Ids by the day in whose partition they lie, each day's in order.

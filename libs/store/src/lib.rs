@@ -17,7 +17,7 @@ pub mod cancels;
 pub mod claim;
 pub mod clock;
 mod columns;
-mod days;
+pub mod days;
 pub mod definitions;
 mod document;
 pub mod ends;

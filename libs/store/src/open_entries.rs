@@ -112,14 +112,16 @@ pub(crate) fn read_open_entry(row: &PgRow) -> Result<OpenEntry> {
     })
 }
 
-/// What [`read_open_entry`] reads, of `job_executions e`.
+/// What [`read_open_entry`] reads, of `job_executions e`. A payload that is kept packed may be the largest there is, and to unpack
+/// thousands takes longer than a statement may: it is fetched by whoever starts it.
 macro_rules! open_entry_columns {
     () => {
         "e.id, e.job_id, e.revision, e.queue, e.priority, e.claim, e.entry, e.seq, e.attempt, e.max_retries, e.scheduled_at,
        e.next_retry_at, e.trace_id, e.parent_span_id, e.trace_flags, e.status = 'QUEUED' AND e.cancel_requested AS is_unwanted,
        e.status = 'QUEUED' AND e.misplaced AND NOT e.cancel_requested AS is_misplaced, e.take,
        e.payload IS NOT NULL AS own_payload,
-       CASE WHEN pg_column_size(e.payload) <= 4096 AND octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload"
+       CASE WHEN pg_column_compression(e.payload) IS NULL AND pg_column_size(e.payload) <= 4096
+                 AND octet_length(e.payload::text) <= 4096 THEN e.payload::text END AS payload"
     };
 }
 pub(crate) use open_entry_columns;

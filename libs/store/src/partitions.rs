@@ -62,6 +62,8 @@ pub(crate) enum Step {
     Before,
     /// Somebody holds what it needs: later.
     Busy,
+    /// Somebody uses the day right now: nothing was asked for.
+    InUse,
     /// Rows stand against it.
     Refused,
     /// The default partition is too large to be read under a lock.
@@ -117,7 +119,7 @@ pub async fn make_ahead(store: &Store) -> Result<Ahead> {
             match step {
                 Step::Done => ahead.made += 1,
                 Step::Before => {}
-                Step::Busy | Step::Refused | Step::Large => {
+                Step::Busy | Step::InUse | Step::Refused | Step::Large => {
                     // Whoever holds the table holds it for all its days.
                     may_try &= step != Step::Busy;
                     ahead.missing.push(table.partition(day));

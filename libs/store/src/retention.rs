@@ -96,7 +96,7 @@ pub async fn drop_days(store: &Store, retention: &Retention) -> Result<Dropped> 
                     }
                     Step::Busy => may_try = false,
                     // What holds back one day is no reason to keep the next.
-                    Step::Refused | Step::Large => {}
+                    Step::InUse | Step::Refused | Step::Large => {}
                 }
             }
             dropped.wait(table.partition(day), day, retention.of(table), now);
@@ -183,7 +183,7 @@ async fn close(store: &Store, partition: &str) -> Result<Step> {
     }
     if proven.is_none() {
         if is_held(store, partition).await? {
-            return Ok(Step::Busy);
+            return Ok(Step::InUse);
         }
         let crowded = crowded(partition);
         if !partitions::may_try_every(store, &crowded, CROWDED_EVERY).await? {

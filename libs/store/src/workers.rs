@@ -4,6 +4,7 @@
 //! The beat serves correctness: it is the second witness, beside Redis' idle clock, without which nothing that says RUNNING
 //! is taken from anybody.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -246,6 +247,41 @@ async fn reassert_on_conn(
     started: &[Started],
     locked: Locked,
 ) -> Result<Succession> {
+    // A lock on a whole day keeps the others from nothing: what was started of it is left without being looked at.
+    let locked_days = match locked {
+        Locked::WaitedFor => BTreeSet::new(),
+        Locked::Left => {
+            let all = started.iter().map(|started| days::day(started.held.execution)).collect();
+            days::locked_on(connection, &all).await?
+        }
+    };
+    let (unseen, seen): (Vec<&Started>, Vec<&Started>) =
+        started.iter().partition(|started| locked_days.contains(&days::day(started.held.execution)));
+    let mut succession = match seen[..] {
+        [] => Succession::default(),
+        _ => reassert_seen_on_conn(connection, old, new, &seen, locked).await?,
+    };
+    succession.left.extend(unseen.iter().map(|started| started.held.execution));
+    if succession.left.is_empty() {
+        sqlx::query(
+            "UPDATE carillon.workers SET ended = true WHERE (id = $1 OR consumer = $2) AND id <> $3 AND NOT ended",
+        )
+        .bind(old)
+        .bind(&new.consumer)
+        .bind(new.id)
+        .execute(connection)
+        .await?;
+    }
+    Ok(succession)
+}
+
+async fn reassert_seen_on_conn(
+    connection: &mut Connection,
+    old: Uuid,
+    new: &Worker,
+    started: &[&Started],
+    locked: Locked,
+) -> Result<Succession> {
     let reassert = match locked {
         Locked::WaitedFor => EXECUTIONS_REASSERT,
         Locked::Left => EXECUTIONS_REASSERT_FREE,
@@ -273,19 +309,9 @@ async fn reassert_on_conn(
                 .bind(&claims)
                 .bind(&takes)
                 .bind(&new.consumer)
-                .fetch_all(&mut *connection)
+                .fetch_all(connection)
                 .await?
         }
     };
-    if left.is_empty() {
-        sqlx::query(
-            "UPDATE carillon.workers SET ended = true WHERE (id = $1 OR consumer = $2) AND id <> $3 AND NOT ended",
-        )
-        .bind(old)
-        .bind(&new.consumer)
-        .bind(new.id)
-        .execute(connection)
-        .await?;
-    }
     Ok(Succession { kept, left })
 }

@@ -31,8 +31,8 @@ const FULL_PAUSE: TimeDelta = TimeDelta::milliseconds(50);
 const UNREADABLE_PAUSE: TimeDelta = TimeDelta::minutes(1);
 /// Each line gets at least so much of a batch, however much stands in the lines before it, as far as a batch goes round.
 const LINE_SHARE_MIN: i64 = 50;
-/// Definitions read at once, and how long one claim may read more of them.
-const LEARN_AT_ONCE: usize = 200;
+/// Definitions read by one statement, however large, and how long one claim may read more of them.
+pub(crate) const LEARN_AT_ONCE: usize = 200;
 const LEARN_MAX: Duration = Duration::from_millis(100);
 /// Bytes of the entries of one batch, about: within what one publish takes.
 const BATCH_BYTES_MAX: usize = PUBLISH_BYTES_MAX / 8 * 7;
@@ -50,6 +50,8 @@ const _: () = assert!(RETRIES_MAX as usize <= ROWS_OF_ANY_SIZE, "retries fit");
 const LOOKING_MAX: Duration = Duration::from_millis(20);
 /// What was refused by itself is tried again after this.
 const REFUSED_PAUSE: TimeDelta = TimeDelta::minutes(1);
+/// What belongs to a day that somebody has locked as a whole, after this: such a lock lasts.
+const LOCKED_PAUSE: TimeDelta = TimeDelta::seconds(5);
 /// What could not be claimed for somebody else's lock, or for the server's own trouble, after this.
 const BUSY_PAUSE: TimeDelta = TimeDelta::seconds(1);
 
@@ -105,6 +107,11 @@ impl Leader {
         let limited = limited(&rooms, &claim);
         let is_short = limited.is_empty() && (self.taking.len() as u64) < expected;
         self.glance.claimed(began, is_short);
+        for (source, line, id) in std::mem::take(&mut claim.set_aside) {
+            counter!("carillon_dispatcher_set_aside_total").increment(1);
+            self.left.insert(id, now + LOCKED_PAUSE);
+            self.agenda.note_exactly((source, line), now + LOCKED_PAUSE);
+        }
         if claim.is_empty() {
             return Ok(None);
         }

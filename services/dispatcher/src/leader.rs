@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use crate::claim::LEARN_AT_ONCE;
 use crate::definitions::Definitions;
 use crate::foresight::Foresight;
 use crate::glance::Glance;
@@ -378,8 +379,8 @@ impl Leader {
     /// Makes sure that these jobs are known in these revisions, as far as this version can read them.
     pub(crate) async fn learn_jobs(&mut self, jobs: impl Iterator<Item = (Uuid, i64)>) -> Result<(), End> {
         let unknown = self.definitions.unknown(jobs);
-        if !unknown.is_empty() {
-            let learned = self.session.definitions(&unknown).await?;
+        for some in unknown.chunks(LEARN_AT_ONCE) {
+            let learned = self.session.definitions(some).await?;
             self.definitions.learn(learned);
         }
         Ok(())

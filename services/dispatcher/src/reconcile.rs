@@ -35,6 +35,8 @@ const PAUSE: u32 = 4;
 const PAUSE_BUSY: u32 = 40;
 /// Between the beginnings of two whole passes that executors asked for.
 const REPORTS_SHARED: Duration = Duration::from_secs(1);
+/// From the beginning of a whole pass of which the server has refused a page to that of the next, which answers for it.
+const WHOLE_AGAIN: Duration = Duration::from_secs(10 * 60);
 /// After this a batch is looked at again of which somebody had locked a row.
 pub(crate) const LOCKED_PAUSE: Duration = Duration::from_secs(5);
 /// Batches asked for, at most: beyond it the walk over the old finds them.
@@ -108,6 +110,12 @@ impl Passes {
     fn begin_whole(&mut self, newest: i64, now: Instant) {
         (self.below, self.whole_due, self.whole_began) = (Some(newest), None, Some(now));
         self.answers = self.certificate;
+    }
+
+    /// A page of the whole pass was refused: what it answers for is not all looked at when it is over, and another one answers.
+    fn leaves_out(&mut self, now: Instant) {
+        self.answers = None;
+        self.whole_due.get_or_insert(now + WHOLE_AGAIN);
     }
 
     /// The certificate whose pass is over, if the whole pass is.
@@ -222,6 +230,9 @@ impl Leader {
             // Before anything of it can fail: no page holds up the others.
             self.passes.below = page.last().map(|last| last.number);
             let outcome = self.reconcile(&page).await;
+            if matches!(outcome, Err(End::Refused(_))) {
+                self.passes.leaves_out(began);
+            }
             self.refused(page.iter().map(|batch| batch.number), outcome)?;
             return self.note_pass().await;
         }
@@ -268,6 +279,7 @@ impl Leader {
         }
         let is_over = page.is_empty();
         let outcome = self.reconcile(&page).await;
+        let outcome = self.refused(page.iter().map(|batch| batch.number), outcome);
         let pause = if self.is_busy { PAUSE_BUSY } else { PAUSE };
         self.passes.next = Instant::now() + if is_over { TICK } else { (began.elapsed() * pause).min(TICK) };
         outcome
@@ -386,6 +398,20 @@ mod tests {
         passes.begin_whole(9, Instant::now());
         passes.below = None;
         assert_eq!([passes.whole_is_over(), passes.whole_is_over()], [Some(7), None]);
+    }
+
+    #[test]
+    fn a_pass_of_which_a_page_was_refused_answers_nothing_and_the_next_one_does() {
+        let (mut passes, begun) = (Passes::default(), Instant::now());
+        passes.certified(5);
+        passes.begin_whole(9, begun);
+        passes.leaves_out(begun);
+        passes.below = None;
+        assert_eq!(passes.whole_is_over(), None);
+        assert_eq!(passes.whole_due, Some(begun + WHOLE_AGAIN));
+        passes.begin_whole(9, begun + WHOLE_AGAIN);
+        passes.below = None;
+        assert_eq!(passes.whole_is_over(), Some(5));
     }
 
     #[test]

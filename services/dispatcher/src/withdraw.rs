@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use carillon_core::error::with_causes;
+use carillon_core::ids;
 use carillon_core::line::Line;
 use carillon_store::Store;
 use carillon_store::recorder::Held;
@@ -220,9 +221,17 @@ impl Withdrawal {
         if asked.is_empty() {
             return Ok(());
         }
-        let ended = self.end(&asked).await?;
-        for execution in &asked {
-            self.named.remove(execution);
+        let mut ended = false;
+        for day in asked.chunk_by(|one, other| ids::day(*one) == ids::day(*other)) {
+            match self.end(day).await {
+                Ok(any) => ended |= any,
+                // Somebody has locked that day as a whole, say: no other waits for it. The set, or the leader's walk, names them anew.
+                Err(error) if is_refused(&error) => warn!("what was cancelled of a day waits: {error:#}"),
+                Err(error) => return Err(error),
+            }
+            for execution in day {
+                self.named.remove(execution);
+            }
         }
         // As long as there is something to end, there may be more of it in the set.
         if ended {
@@ -393,6 +402,11 @@ impl Withdrawal {
         self.redis.forget_cancelled(&ids).await?;
         Ok(true)
     }
+}
+
+/// Postgres answers, and has refused what was asked of it.
+fn is_refused(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<carillon_store::Error>().is_some_and(|error| !error.is_unavailable())
 }
 
 /// Redis answers, and has refused what was asked of this one stream.

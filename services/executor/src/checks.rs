@@ -4,6 +4,7 @@
 //! Postgres away: what is doubtful is asked about again later, and what was named becomes doubtful with the contact (R21).
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use carillon_core::execution::Status;
 use carillon_core::take::{self, Decider, Seen, Then, Verdict};
 use carillon_failpoint as failpoint;
 use carillon_store::Error;
+use carillon_store::days::{ByDay, by_days};
 use carillon_store::recorder::Held;
 use carillon_store::takes::{Release, Taken};
 use carillon_stream::EntryId;
@@ -24,6 +26,8 @@ use crate::in_hand::Key;
 use crate::message::{Checked, Message, Reread};
 use crate::shared::Shared;
 
+/// Payloads that Postgres refused to read, since somebody has locked their day, are asked for again after this.
+const LOCKED_PAUSE: Duration = Duration::from_secs(5);
 /// Rows read at once.
 const READ_MAX: usize = 1_000;
 
@@ -44,14 +48,28 @@ pub(crate) fn check(shared: &Arc<Shared>, asked: Vec<Asked>, engine: UnboundedSe
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         let contact = shared.incarnation.contact();
-        let checked = match check_now(&shared, contact.worker, contact.since.elapsed() >= shared.lease, &asked).await {
-            Ok(checked) => checked,
-            Err(error) => {
-                if error.is_away() {
-                    shared.incarnation.broke(contact.worker);
+        let may_judge = contact.since.elapsed() >= shared.lease;
+        let wait = |asked: &Asked| (asked.key, Checked::Wait);
+        let all = asked.clone();
+        let outcome = by_days(
+            asked,
+            |asked| asked.key.execution,
+            |some| {
+                let shared = Arc::clone(&shared);
+                async move { check_now(&shared, contact.worker, may_judge, &some).await }
+            },
+        );
+        let checked: Vec<(Key, Checked)> = match outcome.await {
+            Ok(ByDay { answers, refused, why }) => {
+                if let Some(error) = why {
+                    warn!("cannot check what is doubtful of a day, trying again: {}", with_causes(&error));
                 }
+                answers.into_iter().flat_map(|(_, checked)| checked).chain(refused.iter().map(wait)).collect()
+            }
+            Err(error) => {
+                shared.incarnation.broke(contact.worker);
                 warn!("cannot check what is doubtful, trying again: {}", with_causes(&error));
-                asked.iter().map(|asked| (asked.key, Checked::Wait)).collect()
+                all.iter().map(wait).collect()
             }
         };
         let _ = engine.send(Message::Checked(checked));
@@ -175,13 +193,14 @@ pub(crate) fn reread(
     tokio::spawn(async move {
         let _token = token;
         for some in named.chunks(READ_MAX) {
-            let answers = loop {
-                let me = shared.incarnation.unbroken().await.worker;
-                match reread_now(&shared, me, some).await {
-                    Ok(answers) => break answers,
-                    Err(error) => unanswered(&shared, me, "what was named", error).await,
-                }
+            let reread = |me: Uuid, some: Vec<(Held, i64)>| {
+                let shared = Arc::clone(&shared);
+                async move { reread_now(&shared, me, &some).await }
             };
+            let ByDay { answers, refused, .. } =
+                ask_surely(&shared, "what was named", some, |(held, _)| held.execution, reread).await;
+            let refused = refused.into_iter().map(|(held, _)| (held, Reread::Refused));
+            let answers = answers.into_iter().flat_map(|(_, answers)| answers).chain(refused).collect();
             let _ = engine.send(Message::Reread(question, answers));
         }
     });
@@ -222,16 +241,39 @@ pub(crate) fn ask_cancels(shared: &Arc<Shared>, running: Vec<Held>, engine: Unbo
     tokio::spawn(async move {
         let mut requested = Vec::new();
         for some in running.chunks(READ_MAX) {
-            requested.extend(loop {
-                let me = shared.incarnation.unbroken().await.worker;
-                match shared.store.executions_cancels(some).await {
-                    Ok(requested) => break requested,
-                    Err(error) => unanswered(&shared, me, "whether a cancel was requested", error).await,
-                }
-            });
+            let cancels = |_, some: Vec<Held>| {
+                let shared = Arc::clone(&shared);
+                async move { shared.store.executions_cancels(&some).await }
+            };
+            // What is refused is asked for with the next beat again.
+            let ByDay { answers, .. } =
+                ask_surely(&shared, "whether a cancel was requested", some, |held| held.execution, cancels).await;
+            requested.extend(answers.into_iter().flat_map(|(_, requested)| requested));
         }
         let _ = engine.send(Message::CancelsRequested(requested));
     });
+}
+
+/// Asks until there is an answer; what Postgres refuses of one day ([`by_days`]) is answered as refused.
+async fn ask_surely<T: Clone, A, F: Future<Output = Result<A, Error>>>(
+    shared: &Shared,
+    what: &str,
+    about: &[T],
+    id: impl Fn(&T) -> Uuid,
+    ask: impl Fn(Uuid, Vec<T>) -> F,
+) -> ByDay<T, A> {
+    loop {
+        let me = shared.incarnation.unbroken().await.worker;
+        match by_days(about.to_vec(), &id, |some| ask(me, some)).await {
+            Ok(answered) => {
+                if let Some(error) = &answered.why {
+                    warn!("cannot read {what} of a day: {}", with_causes(error));
+                }
+                return answered;
+            }
+            Err(error) => unanswered(shared, me, what, error).await,
+        }
+    }
 }
 
 /// Notes that Postgres did not say `what`, and waits a little before it is asked again.
@@ -247,15 +289,25 @@ pub(crate) async fn unanswered(shared: &Shared, worker: Uuid, what: &str, error:
 pub(crate) fn fetch_payloads(shared: &Arc<Shared>, asked: Vec<Key>, engine: UnboundedSender<Message>) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        let executions: Vec<Uuid> = asked.iter().map(|key| key.execution).collect();
-        let payloads = loop {
-            let me = shared.incarnation.unbroken().await.worker;
-            match shared.store.executions_payloads(&executions).await {
-                Ok(payloads) => break payloads,
-                Err(error) => unanswered(&shared, me, "payloads", error).await,
+        let payloads = |_, some: Vec<Key>| {
+            let shared = Arc::clone(&shared);
+            async move {
+                let executions: Vec<Uuid> = some.iter().map(|key| key.execution).collect();
+                shared.store.executions_payloads(&executions).await
             }
         };
-        let _ = engine.send(Message::Payloads(asked, payloads));
+        let ByDay { answers, refused, .. } =
+            ask_surely(&shared, "payloads", &asked, |key| key.execution, payloads).await;
+        let (mut read, mut payloads) = (Vec::new(), HashMap::new());
+        for (keys, some) in answers {
+            read.extend(keys);
+            payloads.extend(some);
+        }
+        let _ = engine.send(Message::Payloads(read, payloads));
+        if !refused.is_empty() {
+            tokio::time::sleep(LOCKED_PAUSE).await;
+            let _ = engine.send(Message::Lacking(refused));
+        }
     });
 }
 

@@ -45,6 +45,9 @@ pub struct ExecutorConfig {
     pub shard: i16,
 }
 
+/// Four times what an entry weighs without its payload (`in_hand::weight_of`).
+const IN_HAND_BYTES_OF_A_SLOT: u32 = 4_096;
+
 impl ExecutorConfig {
     /// How much may be in hand.
     pub(crate) fn bounds(&self) -> Bounds {
@@ -83,6 +86,12 @@ impl Settings for Config {
         );
         checks.that(own.unrecorded_bytes_max >= 1 << 20, "executor.unrecorded_bytes_max", "must be at least 1048576");
         checks.that(own.in_hand_bytes_max >= 1 << 20, "executor.in_hand_bytes_max", "must be at least 1048576");
+        // Half of it is for payloads that are fetched, of which none would be if all slots held entries without theirs.
+        checks.that(
+            own.in_hand_bytes_max / IN_HAND_BYTES_OF_A_SLOT >= own.slots,
+            "executor.in_hand_bytes_max",
+            format!("must be at least {IN_HAND_BYTES_OF_A_SLOT} for each of executor.slots"),
+        );
         checks.that(own.lost_max >= 1, "executor.lost_max", "must be at least 1");
         checks.that(
             u16::try_from(own.shard).is_ok_and(|shard| shard < SHARDS),

@@ -198,6 +198,7 @@ impl Engine {
             Message::Recorded { started, finished } => self.recorded(&started, &finished),
             Message::Checked(checked) => self.checked(checked),
             Message::Payloads(asked, payloads) => self.payloads(&asked, payloads),
+            Message::Lacking(keys) => self.lacking.extend(keys),
             Message::Reread(question, answers) => self.reread(question, answers),
             Message::CancelsRequested(running) => self.cancels_requested(&running),
             Message::NotOffered(key, offer) => self.not_offered(key, offer),

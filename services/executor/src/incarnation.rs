@@ -76,10 +76,17 @@ impl Incarnation {
         &self.clock
     }
 
-    /// R14: Postgres has taken a beat that was sent at `sent`.
-    pub(crate) fn beat(&self, sent: Instant, clock: DbClock) {
+    /// R14: Postgres has taken a beat that was sent at `sent`. After a time without one, though no connection broke, this process may
+    /// have been judged dead, and so may others whose beats were refused as well: the contact begins anew, and nobody is judged before
+    /// it has lasted (R15).
+    pub(crate) fn beat(&self, sent: Instant, clock: DbClock, lease: Duration) {
         self.clock.hear(clock);
-        self.contact.send_modify(|contact| contact.last_beat = sent);
+        self.contact.send_modify(|contact| {
+            if sent.saturating_duration_since(contact.last_beat) >= lease / 2 {
+                contact.since = Instant::now();
+            }
+            contact.last_beat = sent;
+        });
     }
 
     /// A connection to Postgres broke, or its outcome is not known.
@@ -152,5 +159,26 @@ impl Incarnation {
     /// Hears of each change.
     pub(crate) fn changes(&self) -> watch::Receiver<Contact> {
         self.contact.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// R15: though no connection broke, others may have been refused their beats as long as this one was.
+    #[test]
+    fn after_a_time_without_a_beat_the_contact_begins_anew() {
+        let lease = Duration::from_secs(20);
+        let clock = || DbClock::from_round_trip(Instant::now(), Instant::now(), Utc::now());
+        let incarnation = Incarnation::begin(Uuid::nil(), clock());
+        let began = incarnation.contact().since;
+        incarnation.beat(began + lease / 4, clock(), lease);
+        incarnation.beat(began + lease / 2, clock(), lease);
+        assert_eq!(incarnation.contact().since, began);
+        incarnation.beat(began + lease * 2, clock(), lease);
+        let contact = incarnation.contact();
+        assert!(contact.since > began && contact.unbroken);
+        assert_eq!(contact.worker, Uuid::nil(), "it is the same incarnation still");
     }
 }

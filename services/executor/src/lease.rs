@@ -90,7 +90,7 @@ impl Lease {
         let sent = Instant::now();
         match tokio::time::timeout(quarter, self.store.worker_beat(worker)).await {
             Ok(Ok(Some(clock))) => {
-                self.shared.incarnation.beat(sent, clock);
+                self.shared.incarnation.beat(sent, clock, self.shared.lease);
                 histogram!("carillon_executor_beat_seconds").record(sent.elapsed().as_secs_f64());
             }
             Ok(Ok(None)) => {

@@ -30,6 +30,8 @@ pub(crate) enum Message {
     Checked(Vec<(Key, Checked)>),
     /// Payloads that did not travel in their entries.
     Payloads(Vec<Key>, HashMap<Uuid, Payload>),
+    /// Payloads that Postgres refused to read some time ago.
+    Lacking(Vec<Key>),
     /// R8a: what became of what was named, by the number of the question.
     Reread(u64, Vec<(Held, Reread)>),
     /// Of these running handlers a cancel was requested.
@@ -89,6 +91,8 @@ pub(crate) enum Reread {
     Row(take::Reread),
     /// It stays, and is to run with this.
     Adopt(Adopted),
+    /// Postgres refused to say: the entry is doubtful (R13).
+    Refused,
 }
 
 /// Who offers a handler that this executor does not.

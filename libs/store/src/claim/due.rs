@@ -1,6 +1,7 @@
 //! R5, R16: what a claim takes, from each of its sources, line by line. Whoever has locked some of it keeps that, and nobody waits.
 
 use carillon_core::agenda::Source;
+use carillon_core::ids;
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
 use chrono::{DateTime, Utc};
@@ -68,6 +69,9 @@ WITH free AS MATERIALIZED (
 )
 SELECT id FROM locked";
 
+const RETRIES_LATER: &str = "
+UPDATE carillon.execution_retries SET due_at = clock_timestamp() + interval '5 seconds' WHERE execution_id = ANY ($1)";
+
 impl Claim<'_> {
     /// What is due in the rooms of one source, by the statement that takes it; no room, no statement.
     async fn due_rows(
@@ -128,7 +132,7 @@ impl Claim<'_> {
         Ok(())
     }
 
-    pub(super) async fn take_retries(&mut self, rooms: &[Room], due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
+    pub(super) async fn find_retries(&mut self, rooms: &[Room], due: DateTime<Utc>, excluded: &[Uuid]) -> Result<()> {
         for row in self.due_rows(RETRIES_CLAIM_DUE, Source::Retry, rooms, due, excluded).await? {
             self.retries.push(DueRetry {
                 execution: row.try_get("execution_id")?,
@@ -136,6 +140,37 @@ impl Claim<'_> {
                 claim: row.try_get("claim")?,
             });
         }
+        Ok(())
+    }
+
+    /// Somebody may have locked a day that is over (who makes an index, or packs it) for as long as that takes. What belongs there is
+    /// left: a statement that waits for that table would be refused in the end, and all of the claim with it. The days of now are
+    /// not asked about: whoever locks those keeps everybody waiting.
+    pub(super) async fn leave_locked_days(&mut self) -> Result<()> {
+        let today = days::day(ids::first_at(self.now));
+        let day_of = |at: DateTime<Utc>| days::day(ids::first_at(at));
+        let of_timers = self.timers.iter().map(|timer| day_of(timer.fire_at));
+        let of_triggers = self.triggers.iter().map(|trigger| days::day(trigger.execution));
+        let of_retries = self.retries.iter().map(|retry| days::day(retry.execution));
+        let over = of_timers.chain(of_triggers).chain(of_retries).filter(|day| *day < today).collect();
+        let locked = days::locked_on(&mut self.transaction, &over).await?;
+        if locked.is_empty() {
+            return Ok(());
+        }
+        for timer in self.timers.extract_if(.., |timer| locked.contains(&day_of(timer.fire_at))) {
+            self.set_aside.push((Source::Timer, timer.line, timer.job));
+        }
+        for trigger in self.triggers.extract_if(.., |trigger| locked.contains(&days::day(trigger.execution))) {
+            self.set_aside.push((Source::Trigger, trigger.line, trigger.execution));
+        }
+        let retries = self.retries.extract_if(.., |retry| locked.contains(&days::day(retry.execution)));
+        let later: Vec<Uuid> = retries.map(|retry| retry.execution).collect();
+        self.passed_over |= !later.is_empty();
+        sqlx::query(RETRIES_LATER).bind(later).execute(&mut *self.transaction).await?;
+        Ok(())
+    }
+
+    pub(super) async fn take_retries(&mut self) -> Result<()> {
         if self.retries.is_empty() {
             return Ok(());
         }
@@ -145,7 +180,7 @@ impl Claim<'_> {
             .fetch_all(&mut *self.transaction)
             .await?;
         self.retries.retain(|retry| !locked.contains(&retry.execution));
-        self.passed_over = !locked.is_empty();
+        self.passed_over |= !locked.is_empty();
         Ok(())
     }
 }

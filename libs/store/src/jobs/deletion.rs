@@ -5,12 +5,15 @@
 //! ask what is queued or runs to stop (R17); each may be done again. What the leader still claims between two steps (a
 //! trigger) is open then, and found by a later one.
 
+use std::collections::{HashSet, VecDeque};
+
 use carillon_core::job::JobStatus;
 use sqlx::Row;
 use uuid::Uuid;
 
 use super::changes::{lock, may_repeat, open_count_on, repeat, stop_timer};
 use crate::bounded::Connection;
+use crate::days::{ByDay, by_days};
 use crate::ends::end_waiting_on;
 use crate::history::Walk;
 use crate::recorder::read_status;
@@ -62,6 +65,8 @@ pub struct Deleting {
     /// Once the triggers have gone.
     search: Option<Search>,
     found: Vec<Uuid>,
+    /// What somebody else had locked, one by one or by its day: after all the rest.
+    locked: VecDeque<Uuid>,
 }
 
 /// Looks for what is open, newest first, and no further than there is any.
@@ -76,7 +81,7 @@ impl Deleting {
     /// Of `job`, which was deleted.
     pub fn of(store: &Store, job: Uuid) -> Self {
         let store = store.clone();
-        Self { store, job, triggers_left: true, search: None, found: Vec::new() }
+        Self { store, job, triggers_left: true, search: None, found: Vec::new(), locked: VecDeque::new() }
     }
 
     /// Does the next step, which looks at few rows and locks fewer, however much there is. Answers which executions are asked
@@ -100,12 +105,47 @@ impl Deleting {
             return Ok(Some(Vec::new()));
         }
         if self.found.is_empty() {
-            return Ok(self.find_open().await?.then(Vec::new));
+            let may_be_more = self.find_open().await?;
+            return if may_be_more || self.locked.is_empty() {
+                Ok(may_be_more.then(Vec::new))
+            } else {
+                self.cancel_locked().await.map(Some)
+            };
         }
-        let some = &self.found[self.found.len().saturating_sub(EXECUTIONS_AT_ONCE)..];
-        let asked = cancel_on(&self.store, some, REASON_DELETED).await?;
-        self.found.truncate(self.found.len() - some.len());
-        Ok(Some(asked))
+        let some = self.found.split_off(self.found.len().saturating_sub(EXECUTIONS_AT_ONCE));
+        let free = by_days(
+            some.clone(),
+            |id| *id,
+            |some| {
+                let store = self.store.clone();
+                async move { cancel_on(&store, &some, EXECUTIONS_LOCK_FREE).await }
+            },
+        );
+        match free.await {
+            Ok(ByDay { answers, refused, .. }) => {
+                let mut asked = Vec::new();
+                self.locked.extend(refused);
+                for (_, cancelled) in answers {
+                    asked.extend(cancelled.asked);
+                    self.locked.extend(cancelled.locked);
+                }
+                Ok(Some(asked))
+            }
+            Err(error) => {
+                self.found.extend(some);
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for some of what was locked; what it waits for in vain is the last of them from now on.
+    async fn cancel_locked(&mut self) -> Result<Vec<Uuid>> {
+        let some: Vec<Uuid> = self.locked.drain(..self.locked.len().min(EXECUTIONS_AT_ONCE)).collect();
+        let cancelled = cancel_on(&self.store, &some, EXECUTIONS_LOCK).await;
+        if cancelled.is_err() {
+            self.locked.extend(some);
+        }
+        Ok(cancelled?.asked)
     }
 
     /// Whether there may be more.
@@ -146,8 +186,16 @@ impl Deleting {
 }
 
 /// In the order of ids, so that two who do this at once cannot deadlock.
-const EXECUTIONS_LOCK: &str = "
-SELECT id, status FROM carillon.job_executions WHERE id = ANY ($1) AND {days of id} ORDER BY id FOR NO KEY UPDATE";
+macro_rules! executions_lock {
+    ($locked:literal) => {
+        concat!(
+            "SELECT id, status FROM carillon.job_executions WHERE id = ANY ($1) AND {days of id} ORDER BY id FOR NO KEY UPDATE",
+            $locked
+        )
+    };
+}
+const EXECUTIONS_LOCK: &str = executions_lock!("");
+const EXECUTIONS_LOCK_FREE: &str = executions_lock!(" SKIP LOCKED");
 
 /// R17. What was withdrawn (R23) is cancelled by it; what was cancelled before keeps its reason.
 const EXECUTIONS_ASK_TO_STOP: &str = "
@@ -161,14 +209,25 @@ pub(crate) async fn ask_to_stop_on(connection: &mut Connection, executions: &[Uu
     Ok(())
 }
 
-/// R17 on `executions`, one transaction. What to do with each is decided once it is locked: one that the recorder made
-/// RETRYING meanwhile is ended, not merely asked to stop. Answers with those that are asked to, now or before.
-async fn cancel_on(store: &Store, executions: &[Uuid], reason: &str) -> Result<Vec<Uuid>> {
+/// What came of a step.
+struct Cancelled {
+    /// Asked to stop, now or before.
+    asked: Vec<Uuid>,
+    /// Locked by somebody else, or gone.
+    locked: Vec<Uuid>,
+}
+
+/// R17 on `executions`, one transaction; `lock` waits for what is locked, or leaves it. What to do with each is decided once it is
+/// locked: one that the recorder made RETRYING meanwhile is ended, not merely asked to stop.
+async fn cancel_on(store: &Store, executions: &[Uuid], lock: &'static str) -> Result<Cancelled> {
+    let reason = REASON_DELETED;
     let mut transaction = store.pool.begin().await?;
-    let locked = sqlx::query(days::of(EXECUTIONS_LOCK, executions.iter().copied())).bind(executions);
-    let rows = locked.fetch_all(&mut *transaction).await?;
+    let rows = sqlx::query(days::of(lock, executions.iter().copied())).bind(executions);
+    let rows = rows.fetch_all(&mut *transaction).await?;
+    let mut locked: HashSet<Uuid> = executions.iter().copied().collect();
     let (mut retrying, mut asked) = (Vec::new(), Vec::new());
     for row in rows {
+        locked.remove(&row.try_get("id")?);
         match read_status(row.try_get("status")?)? {
             carillon_core::execution::Status::Retrying => retrying.push(row.try_get("id")?),
             open if !open.is_final() => asked.push(row.try_get("id")?),
@@ -182,5 +241,5 @@ async fn cancel_on(store: &Store, executions: &[Uuid], reason: &str) -> Result<V
         end_waiting_on(&mut transaction, &retrying, reason).await?;
     }
     transaction.commit().await?;
-    Ok(asked)
+    Ok(Cancelled { asked, locked: locked.into_iter().collect() })
 }

@@ -112,7 +112,17 @@ async fn what_is_asked_of_a_job_looks_at_a_page_of_its_history_at_a_time() -> Re
     .execute(&bench.pool)
     .await?;
     let age = Duration::from_secs(24 * 60 * 60);
-    assert_eq!(unhurriedly("forget", async || revisions::forget(&store, age).await).await?.gone, 1);
+    let (mut gone, until) = (0, Instant::now() + LIMIT);
+    loop {
+        let swept = revisions::forget(&store, age).await?;
+        gone += swept.gone;
+        if swept.refused.is_empty() {
+            break;
+        }
+        // It was busy meanwhile: said, and left to the next time.
+        anyhow::ensure!(Instant::now() < until, "{swept:?}");
+    }
+    assert_eq!(gone, 1);
     let kept: Vec<i64> = sqlx::query_scalar("SELECT revision FROM job_revisions WHERE job_id = $1 ORDER BY revision")
         .bind(job)
         .fetch_all(&bench.pool)

@@ -12,6 +12,7 @@ mod dump;
 mod finish;
 mod history;
 mod leadership;
+mod locked_days;
 mod locks;
 mod neighbours;
 mod open_entries;

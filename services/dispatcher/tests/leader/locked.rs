@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use carillon_core::ids;
+use chrono::{Days, Utc};
 
 use crate::bench::{Leader, in_ms};
 
@@ -42,6 +44,43 @@ async fn what_was_locked_for_a_moment_is_claimed_a_moment_later() -> Result<()> 
     let there = leader.until("both", || Ok(leader.length()? == 2)).await?;
     let took = there.saturating_duration_since(released);
     assert!(took < Duration::from_secs(2), "{took:?} after it was let go of");
+    leader.end().await
+}
+
+/// Somebody packs the table of yesterday's executions, and a retry of yesterday is due. The claim waited for that table and was refused
+/// as a whole: a row each half a second was all that was claimed.
+#[tokio::test]
+async fn a_locked_day_that_is_over_holds_up_no_claim_of_today() -> Result<()> {
+    const JOBS: usize = 20;
+    let leader = Leader::start(100, 1_000).await?;
+    let yesterday = Utc::now().date_naive() - Days::new(1);
+    let noon = yesterday.and_hms_opt(12, 0, 0).context("noon")?.and_utc();
+    let job = leader.jobs(1, in_ms(86_400_000)).await?;
+    let retrying = ids::execution_for_fire(job, noon);
+    sqlx::query(
+        "WITH execution AS (
+             INSERT INTO job_executions (shard, id, job_id, queue, priority, claim, entry, status, scheduled_at, next_retry_at)
+             VALUES (0, $1, $2, 'default', 1, 1, 1, 'RETRYING', $3, now())
+         )
+         INSERT INTO execution_retries (execution_id, job_id, shard, queue, priority, claim, due_at)
+         VALUES ($1, $2, 0, 'default', 1, 1, now())",
+    )
+    .bind(retrying)
+    .bind(job)
+    .bind(noon)
+    .execute(&leader.pool)
+    .await?;
+    let mut foreign = leader.pool.begin().await?;
+    let lock = format!("LOCK TABLE ONLY job_executions_{} IN ACCESS EXCLUSIVE MODE", yesterday.format("%Y_%m_%d"));
+    sqlx::query(sqlx::AssertSqlSafe(lock)).execute(&mut *foreign).await?;
+    let created = Instant::now();
+    leader.jobs(JOBS, in_ms(0)).await?;
+    leader.wake()?;
+    let there = leader.until("all of today", || Ok(usize::try_from(leader.length()?)? == JOBS)).await?;
+    let took = there.saturating_duration_since(created);
+    assert!(took < Duration::from_secs(2), "{took:?} beside a lock on yesterday");
+    foreign.rollback().await?;
+    leader.until("that of yesterday", || Ok(usize::try_from(leader.length()?)? == JOBS + 1)).await?;
     leader.end().await
 }
 

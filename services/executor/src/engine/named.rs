@@ -178,6 +178,7 @@ impl Engine {
                 Reread::Row(take::Reread::Skip) => self.finish_unstarted_as_is(key),
                 Reread::Row(take::Reread::Move) => self.give_back(key),
                 Reread::Row(take::Reread::Stay) => self.hold(key),
+                Reread::Refused => item.doubt(Instant::now()),
                 Reread::Adopt(definition) => {
                     item.adopt(definition);
                     if self.shared.registry.get(&item.entry.handler).is_none() {
