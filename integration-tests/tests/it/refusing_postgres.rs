@@ -67,8 +67,8 @@ enum Sessions {
     Stand,
 }
 
-async fn read_only(name: &str, sessions: Sessions) {
-    let mut world = World::start(name, plan()).await;
+async fn read_only(name: &str, plan: Plan, sessions: Sessions, refuses: Duration) {
+    let mut world = World::start(name, plan).await;
     let job = far_away(&mut world).await;
     let api = world.api();
     let triggering = begin(&mut world).await;
@@ -78,7 +78,7 @@ async fn read_only(name: &str, sessions: Sessions) {
         assert!(ended > 0, "nobody was connected");
     }
     let began = Instant::now();
-    while began.elapsed() < REFUSES {
+    while began.elapsed() < refuses {
         for (method, path, body) in writes(job) {
             assert_refused(&api, method, &path, body.as_ref()).await;
         }
@@ -92,12 +92,21 @@ async fn read_only(name: &str, sessions: Sessions) {
 
 #[tokio::test]
 async fn a_read_only_database_refuses_calls_that_write_and_all_goes_on_when_it_is_writable_again() {
-    read_only("read_only", Sessions::Ended).await;
+    read_only("read_only", plan(), Sessions::Ended, REFUSES).await;
 }
 
 #[tokio::test]
 async fn a_database_that_turns_read_only_beneath_its_sessions_is_recovered_from_too() {
-    read_only("read_only_beneath", Sessions::Stand).await;
+    read_only("read_only_beneath", plan(), Sessions::Stand, REFUSES).await;
+}
+
+/// No beat was taken of anybody for longer than the lease, and nothing was renewed in Redis: whoever is heard first judges nobody by
+/// that, and nothing runs twice.
+#[tokio::test]
+async fn a_database_that_is_read_only_for_longer_than_the_lease_costs_no_executor_its_life() {
+    let lease = Duration::from_secs(4);
+    let plan = Plan { executors: 4, ..plan() }.protocol(Duration::from_secs(1), lease);
+    read_only("read_only_long", plan, Sessions::Stand, lease * 3).await;
 }
 
 #[tokio::test]

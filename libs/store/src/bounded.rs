@@ -506,8 +506,9 @@ mod tests {
         for nested_loops_only in [true, false] {
             let options = StoreOptions::new(database.url(), "cancelled");
             let store = Store::connect_lazily(&StoreOptions { connections_max: 1, nested_loops_only, ..options })?;
-            let mut refused = 0;
+            let (mut refused, began) = (0, Instant::now());
             while refused < REFUSED {
+                anyhow::ensure!(began.elapsed() < Duration::from_secs(120), "only {refused} were met");
                 let mut over = pin!(database.cancel_statements("cancelled", Duration::from_secs(1), Duration::ZERO));
                 while futures_util::poll!(over.as_mut()).is_pending() {
                     match store.pool.begin().await {

@@ -55,15 +55,10 @@ impl Gathered {
         if rows > self.rows_left { Err(Error::TooWide { most: self.most }) } else { Ok(()) }
     }
 
-    pub(crate) fn ids(&self) -> Vec<Uuid> {
-        self.entries.iter().map(|(_, id)| *id).collect()
-    }
-
-    /// The keys, where they were not known yet.
-    pub(crate) fn set_keys(&mut self, key_of: impl Fn(Uuid) -> Key) {
-        for (key, id) in &mut self.entries {
-            *key = key_of(*id);
-        }
+    /// # Errors
+    /// [`Error::TooWide`] if so many would be too much to sort.
+    pub(crate) const fn require_few(&self, matching: usize) -> Result<()> {
+        if matching > self.most { Err(Error::TooWide { most: self.most }) } else { Ok(()) }
     }
 
     /// Where what follows this one begins.

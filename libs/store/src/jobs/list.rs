@@ -5,7 +5,6 @@
 //! fewest rows the list is looked for; whatever else is asked for is looked for among the rows. The way is not left to the planner:
 //! `carillon.page_of_jobs` in `migrations/0001` walks along an index.
 
-use std::collections::HashMap;
 use std::ops::Deref;
 use std::time::Duration;
 
@@ -33,16 +32,27 @@ const JOBS_LOOK: &str = "
     SELECT COALESCE(array_agg(id) FILTER (WHERE matches), '{}'), count(*), (array_agg(id))[$3]
     FROM carillon.page_of_jobs($1, $2, $3, $4, $5, $6)";
 
-/// `OFFSET 0`: a probe of the primary key for each, whatever the planner thinks of joins, and however many there are: to plan for
-/// ten thousand ids of an array takes longer than to look them up. Of a job that has gone meanwhile there is none.
-const JOBS_LAST_RUNS: &str = "
-    SELECT COALESCE(array_agg(g.id), '{}'), COALESCE(array_agg(s.last_run_at), '{}')
-    FROM unnest($1::uuid[]) AS g (id)
-    CROSS JOIN LATERAL (SELECT last_run_at FROM carillon.job_stats WHERE job_id = g.id OFFSET 0) s";
-const JOBS_NEXT_RUNS: &str = "
-    SELECT COALESCE(array_agg(g.id), '{}'), COALESCE(array_agg(t.fire_at), '{}')
-    FROM unnest($1::uuid[]) AS g (id)
-    CROSS JOIN LATERAL (SELECT fire_at FROM carillon.job_timers WHERE job_id = g.id OFFSET 0) t";
+/// All that match, up to `$7`, with what they are ordered by, and how many rows were looked at and match. `OFFSET 0`: a probe of the
+/// primary key for each, whatever the planner thinks of joins. Of a job that has gone meanwhile there is none.
+macro_rules! jobs_gather {
+    ($key:literal) => {
+        concat!(
+            "
+    WITH looked AS MATERIALIZED (SELECT id, matches FROM carillon.page_of_jobs($1, $2, $3, $4, $5, $6)),
+         counted AS MATERIALIZED (SELECT count(*) AS rows, count(*) FILTER (WHERE matches) AS matching FROM looked),
+         keyed AS (
+             SELECT l.id, k.key FROM looked l CROSS JOIN LATERAL (",
+            $key,
+            " OFFSET 0) k
+             WHERE l.matches AND (SELECT matching FROM counted) <= $7)
+    SELECT (SELECT rows FROM counted), (SELECT matching FROM counted), COALESCE(array_agg(id), '{}'), COALESCE(array_agg(key), '{}')
+    FROM keyed"
+        )
+    };
+}
+const JOBS_GATHER_LAST_RUNS: &str =
+    jobs_gather!("SELECT last_run_at AS key FROM carillon.job_stats WHERE job_id = l.id");
+const JOBS_GATHER_NEXT_RUNS: &str = jobs_gather!("SELECT fire_at AS key FROM carillon.job_timers WHERE job_id = l.id");
 
 /// Which jobs to list, those that match all of it, and in which order. By these names `carillon.page_of_jobs` reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -193,16 +203,24 @@ async fn gather(store: &Store, filter: Wanted<'_>) -> Result<Gathered> {
         gathered.require_among(passed)?;
         best = Some(way);
     }
-    let looked = look(store, filter, best.as_deref(), None, too_many).await?;
-    gathered.more(looked.matching.into_iter().map(|id| (None, id)), looked.rows)?;
-    let keys = match filter.order.by {
-        By::LastRun => JOBS_LAST_RUNS,
-        By::NextRun | By::Created => JOBS_NEXT_RUNS,
+    let statement = match filter.order.by {
+        By::LastRun => JOBS_GATHER_LAST_RUNS,
+        By::NextRun | By::Created => JOBS_GATHER_NEXT_RUNS,
     };
-    let (ids, keys): (Vec<Uuid>, Vec<Option<DateTime<Utc>>>) =
-        sqlx::query_as(keys).bind(gathered.ids()).fetch_one(&store.pool).await?;
-    let keys: HashMap<Uuid, Key> = ids.into_iter().zip(keys.into_iter().map(micros)).collect();
-    gathered.set_keys(|id| keys.get(&id).copied().flatten());
+    let (from, below) = filter.instants();
+    let (looked_at, matching, ids, keys): (i64, i64, Vec<Uuid>, Vec<Option<DateTime<Utc>>>) = sqlx::query_as(statement)
+        .bind(from)
+        .bind(below)
+        .bind(too_many)
+        .bind(filter.order.direction == Direction::Ascending)
+        .bind(Json(filter))
+        .bind(best)
+        .bind(i64::from(COUNTED_MAX))
+        .fetch_one(&store.pool)
+        .await?;
+    let as_size = |number: i64| usize::try_from(number).unwrap_or_default();
+    gathered.require_few(as_size(matching))?;
+    gathered.more(keys.into_iter().map(micros).zip(ids), as_size(looked_at))?;
     Ok(gathered)
 }
 

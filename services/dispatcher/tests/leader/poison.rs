@@ -105,15 +105,20 @@ async fn what_is_dated_into_a_closed_day_is_asked_for_once_a_minute() -> Result<
     sqlx::query(sqlx::AssertSqlSafe(format!("SELECT FROM carillon.{partition}"))).execute(&mut *reads).await?;
     leader.jobs(1, at).await?;
     leader.wake()?;
-    let set_aside = || Ok(recorder.handle().render().contains("carillon_dispatcher_set_aside_total 1\n"));
-    let refused = leader.until("it to be set aside", set_aside).await?;
+    let set_aside = || {
+        let text = recorder.handle().render();
+        let count = text.lines().find_map(|line| line.strip_prefix("carillon_dispatcher_set_aside_total "));
+        count.and_then(|count| count.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let refused = leader.until("it to be set aside", || Ok(set_aside() > 0)).await?;
     let mut queues = 0;
     while refused.elapsed() < Duration::from_secs(4) {
         queues += 1;
         let took = leader.beside(&format!("beside-{queues}")).await?;
         assert!(took < BESIDE_MAX, "{took:?} beside it");
     }
-    assert!(set_aside()?, "{}", recorder.handle().render());
+    // Once, or once more where the machine was slow; it was each second.
+    assert!(set_aside() <= 2, "{} times", set_aside());
     drop(reads);
     leader.end().await
 }
