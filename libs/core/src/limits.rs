@@ -12,6 +12,11 @@ pub const RESULT_BYTES_MAX: usize = 256 * 1024;
 pub const JOBS_AT_ONCE_MAX: usize = 1_000;
 /// Bytes of such a request.
 pub const JOBS_AT_ONCE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Elements of any list of a request, but for those inside of a value: as many as the longest may have.
+pub const LIST_MAX: usize = 1_000;
+/// Values of one request, elements of its lists and what is in its documents: each may take two bytes where it comes in, and near to a
+/// thousand once it is read. The default bound of a payload holds 131,000 digits.
+pub const VALUES_MAX: usize = 250_000;
 /// Levels of objects and lists in a payload, in metadata, in a result. Decoders of protobuf allow 100 levels of messages
 /// and spend three on each level of a `google.protobuf.Struct`; a page of a listing needs a few for itself.
 pub const VALUE_DEPTH_MAX: usize = 30;

@@ -17,6 +17,7 @@ use tonic::{Code, Status};
 use tower::Service;
 
 use crate::admission::{Admission, NoBody, Share, Whole};
+use crate::counts::Counts;
 use crate::deadline::Deadline;
 use crate::error_response::{identified, plain, with_reason};
 use crate::observe;
@@ -35,6 +36,7 @@ pub(crate) struct Calls {
     admission: Arc<Admission>,
     /// The paths of the API's own: only these are counted by name.
     known: Arc<HashSet<String>>,
+    counts: Arc<Counts>,
 }
 
 impl Calls {
@@ -42,7 +44,8 @@ impl Calls {
         let api = carillon_proto::descriptors();
         let known = api.services().flat_map(|service| service.methods().collect::<Vec<_>>());
         let known = known.map(|method| format!("/{}/{}", method.parent_service().full_name(), method.name()));
-        Self { services: services.prepare(), admission, known: Arc::new(known.collect()) }
+        let counts = Arc::new(Counts::of(&api));
+        Self { services: services.prepare(), admission, known: Arc::new(known.collect()), counts }
     }
 
     async fn answer(&mut self, request: Request<Body>) -> Response<Body> {
@@ -89,6 +92,7 @@ impl Calls {
         let came_as_text = parts.extensions.get::<CameAsText>().is_some();
         let whole = whole.map_err(|why| refused(why, bytes_max, came_as_text))?;
         let whole = self.unpacked(&mut parts.headers, whole, bytes_max, &share)?;
+        self.counts.check(parts.uri.path(), &whole.bytes)?;
         let body = Body::new(Full::new(whole.bytes.clone()));
         Ok((Request::from_parts(parts, body), Some(whole)))
     }

@@ -16,6 +16,7 @@ mod admission;
 mod backend;
 mod calls;
 pub mod config;
+mod counts;
 mod deadline;
 mod error_response;
 mod grpc;

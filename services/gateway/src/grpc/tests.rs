@@ -374,7 +374,7 @@ async fn schedules_and_exclusions_are_bounded() {
     let (_, answer) = post(&backend, "/jobs/cron", body(many(100, "@hourly".into()), many(1_001, day))).await;
     assert_eq!(
         fields(&answer),
-        ["exclusions: at most 1000 are allowed, 1001 were given", "schedules: at most 100 are allowed, 101 were given"]
+        ["exclusions: must be at most 1000, are 1001", "schedules: at most 100 are allowed, 101 were given"]
     );
     let odd = many(1_000, serde_json::json!({"date": "x"}));
     let (_, answer) = post(&backend, "/jobs/cron", body(many(99, "x".into()), odd)).await;

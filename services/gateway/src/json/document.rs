@@ -6,15 +6,17 @@
 //! - A key given twice is refused: of two values one would be lost in silence.
 //! - What lies deeper than any field allows is read past, not into: so a value that is too deep can be refused by the
 //!   name of its field, and no text makes this reader call itself more than [`LEVELS_MAX`] times.
+//! - So many values and no more: two bytes may be one, and take hundreds once they are read.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use carillon_core::error::quoted;
-use carillon_core::limits::VALUE_DEPTH_MAX;
+use carillon_core::limits::{VALUE_DEPTH_MAX, VALUES_MAX};
 use serde::de::IgnoredAny;
 
 use super::number::Number;
+use crate::counts::too_many;
 
 /// Levels of objects and lists that are read: those of a value, and those of the request around it.
 const LEVELS_MAX: usize = VALUE_DEPTH_MAX + 8;
@@ -63,18 +65,41 @@ impl Json {
     }
 }
 
-/// Reads `bytes`; an error says what is wrong and where.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Json, String> {
-    if bytes.starts_with(BYTE_ORDER_MARK) {
-        return Err("it begins with a byte order mark (EF BB BF): leave it out".to_owned());
+/// Why bytes are not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unread {
+    /// They are no JSON: what is wrong, and where.
+    NotJson(String),
+    /// There are more than [`VALUES_MAX`] values.
+    TooMany,
+}
+
+impl Unread {
+    /// The rule that they break.
+    pub(crate) fn rule(self) -> String {
+        match self {
+            Self::NotJson(why) => format!("is not JSON: {why}"),
+            Self::TooMany => too_many(),
+        }
     }
-    let text = std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8 from byte {} on", error.valid_up_to()))?;
-    let mut reader = Reader { text, at: 0 };
+}
+
+/// Reads `bytes`.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Json, Unread> {
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        return Err(Unread::NotJson("it begins with a byte order mark (EF BB BF): leave it out".to_owned()));
+    }
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| Unread::NotJson(format!("not UTF-8 from byte {} on", error.valid_up_to())))?;
+    let mut reader = Reader { text, at: 0, values: 0 };
     reader.document().map_err(|Wrong { what, at }| {
+        if reader.values > VALUES_MAX {
+            return Unread::TooMany;
+        }
         let before = text.get(..at).unwrap_or(text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
-        format!("{what} at line {line} column {}", before.len() - line_start + 1)
+        Unread::NotJson(format!("{what} at line {line} column {}", before.len() - line_start + 1))
     })
 }
 
@@ -87,6 +112,8 @@ struct Wrong {
 struct Reader<'a> {
     text: &'a str,
     at: usize,
+    /// How many it has met.
+    values: usize,
 }
 
 impl Reader<'_> {
@@ -99,6 +126,10 @@ impl Reader<'_> {
     /// A value; an object or a list would be on this level.
     fn value(&mut self, level: usize) -> Result<Json, Wrong> {
         self.skip_space();
+        self.values += 1;
+        if self.values > VALUES_MAX {
+            return Err(self.wrong("too many values"));
+        }
         match self.peek() {
             Some(b'{' | b'[') if level > LEVELS_MAX => self.too_deep(),
             Some(b'{') => self.object(level),
@@ -269,7 +300,8 @@ mod tests {
     use super::*;
 
     fn refused(text: &str) -> String {
-        parse(text.as_bytes()).unwrap_err()
+        let Err(Unread::NotJson(why)) = parse(text.as_bytes()) else { panic!("{text} is read") };
+        why
     }
 
     #[test]
@@ -286,7 +318,7 @@ mod tests {
             "unexpected end of hex escape at line 1 column 2",
             "half a surrogate pair"
         );
-        assert_eq!(parse(b"\"\xff\"").unwrap_err(), "not UTF-8 from byte 1 on");
+        assert_eq!(parse(b"\"\xff\""), Err(Unread::NotJson("not UTF-8 from byte 1 on".to_owned())));
     }
 
     #[test]
@@ -303,8 +335,16 @@ mod tests {
     }
 
     #[test]
+    fn so_many_values_are_read_and_no_more() {
+        let list = |count: usize| format!("[{}0]", "0,".repeat(count - 1));
+        assert!(parse(list(VALUES_MAX - 1).as_bytes()).is_ok());
+        assert_eq!(parse(list(VALUES_MAX).as_bytes()), Err(Unread::TooMany), "the list is one too");
+        assert_eq!(parse(format!("[{}", "{\"\":0},".repeat(VALUES_MAX)).as_bytes()), Err(Unread::TooMany));
+    }
+
+    #[test]
     fn a_byte_order_mark_is_called_by_its_name() {
-        assert!(parse(b"\xef\xbb\xbf{}").unwrap_err().contains("byte order mark"));
+        assert!(refused("\u{feff}{}").contains("byte order mark"));
         assert_eq!(
             parse("\"\u{feff}\"".as_bytes()),
             Ok(Json::Text("\u{feff}".to_owned())),
@@ -335,7 +375,7 @@ mod tests {
             match (parse(text.as_bytes()), &theirs) {
                 (Ok(own), Ok(theirs)) => prop_assert!(is_same(&own, theirs), "{:?} {:?}", own, theirs),
                 (Err(_), Err(_)) => {}
-                (Err(why), Ok(_)) => prop_assert!(why.contains("given twice"), "{}: {}", text, why),
+                (Err(why), Ok(_)) => prop_assert!(why.clone().rule().contains("given twice"), "{}: {:?}", text, why),
                 (Ok(_), Err(why)) => prop_assert!(why.to_string().contains("out of range"), "{}: {}", text, why),
             }
         }

@@ -200,7 +200,7 @@ impl Transcoder {
         }
         match document::parse(&whole.bytes) {
             Ok(read) => Ok((Some(read), whole)),
-            Err(why) => Err(body_refused(Reason::InvalidFields, format!("is not JSON: {why}"))),
+            Err(why) => Err(body_refused(Reason::InvalidFields, why.rule())),
         }
     }
 

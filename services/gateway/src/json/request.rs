@@ -7,13 +7,14 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use carillon_core::error::{FieldViolation, quoted};
-use carillon_core::limits::{JOBS_AT_ONCE_MAX, VALUE_DEPTH_MAX};
+use carillon_core::limits::{JOBS_AT_ONCE_MAX, LIST_MAX, VALUE_DEPTH_MAX};
 use carillon_proto::field_named;
 use carillon_proto::json::{NULL_VALUE, is_wrapper};
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
 
 use super::document::Json;
 use super::scalar;
+use crate::counts::too_long;
 
 /// More mistakes than anybody mends in one go are counted and not listed,
 const VIOLATIONS_MAX: usize = 50;
@@ -140,6 +141,10 @@ fn field_value(field: &FieldDescriptor, json: &Json, path: &str, mistakes: &mut 
         mistakes.add(path, format!("must be a list, is {}", json.shown()));
         return None;
     };
+    if elements.len() > LIST_MAX {
+        mistakes.add(path, too_long(elements.len()));
+        return None;
+    }
     let mut list = Vec::with_capacity(elements.len());
     for (index, element) in elements.iter().enumerate() {
         // What cannot be read keeps its place, so that mistakes that are found later name the right one.

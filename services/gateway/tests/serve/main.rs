@@ -7,6 +7,7 @@ mod fuzz;
 mod gateway;
 mod headers;
 mod input;
+mod large;
 mod places;
 mod routes;
 mod transport;
