@@ -90,11 +90,15 @@ impl JobService for Jobs {
     }
 
     async fn update_job(&self, request: Request<v1::UpdateJobRequest>) -> Reply<v1::Job> {
-        observe::call("UpdateJob", Box::pin(self.update(request))).await
+        let checks = Checks::of(&request);
+        observe::call("UpdateJob", Box::pin(self.update(request, checks))).await
     }
 
     async fn set_job_schedule(&self, request: Request<v1::SetJobScheduleRequest>) -> Reply<v1::Job> {
-        observe::call("SetJobSchedule", Box::pin(self.update(request.map(of_schedule)))).await
+        let mut checks = Checks::of(&request);
+        // As a field that is to be changed it would be one to be taken away.
+        checks.that(!request.get_ref().schedule.is_empty(), "schedule", "must be given");
+        observe::call("SetJobSchedule", Box::pin(self.update(request.map(of_schedule), checks))).await
     }
 
     async fn list_job_revisions(
@@ -225,8 +229,8 @@ impl Jobs {
         Ok(NewJob { id, definition, timetable, fire_at, created_at: now, queues_max: self.0.queues_max })
     }
 
-    async fn update(&self, request: Request<v1::UpdateJobRequest>) -> Result<v1::Job, Status> {
-        let mut checks = Checks::of(&request);
+    /// `checks` has begun with [`Checks::of`].
+    async fn update(&self, request: Request<v1::UpdateJobRequest>, mut checks: Checks) -> Result<v1::Job, Status> {
         let scope = caller::scope(&request, &mut checks);
         let request = request.into_inner();
         let given = request.job.clone().unwrap_or_default();

@@ -101,7 +101,7 @@ impl Names {
     }
 }
 
-/// What the table speaks of: a job, one with a key, a deleted one, an execution.
+/// What the table speaks of: jobs of each type, one with a key, one that says twice when it fires, a deleted one, an execution.
 async fn names(gateway: &Gateway) -> Result<Names> {
     let id = |created: (StatusCode, Value)| -> Result<String> {
         ensure!(created.0.is_success(), "{created:?}");
@@ -117,12 +117,19 @@ async fn names(gateway: &Gateway) -> Result<Names> {
     gateway.http.delete(gateway.url(&format!("/jobs/{deleted}"))).send().await?.error_for_status()?;
     let once = json!({"name": "o", "execute_at": "2200-01-01T00:00:00Z", "handler_name": "a:b"});
     let once = id(gateway.post("/jobs/once", &once).await?)?;
+    let both = id(gateway.post("/jobs/cron", &with("schedules", json!(["0 9 * * MON"]))).await?)?;
+    let event = id(gateway.post("/jobs", &json!({"name": "e", "type": "EVENT", "handler_name": "a:b"})).await?)?;
+    let beat = json!({"name": "b", "interval": "90s", "handler_name": "a:b"});
+    let beat = id(gateway.post("/jobs/recurring", &beat).await?)?;
     let execution = id(gateway.post(&format!("/jobs/{job}/trigger?"), &json!({"request_id": "used"})).await?)?;
     let unknown = "01a3185c-5000-8a28-b6b7-19d8e4ba20a5".to_owned();
     Ok(Names(vec![
         ("$job", job),
         ("$deleted", deleted),
         ("$once", once),
+        ("$both", both),
+        ("$event", event),
+        ("$beat", beat),
         ("$execution", execution),
         ("$unknown", unknown),
     ]))
