@@ -233,7 +233,7 @@ impl Route {
         }
         query::read(&mut message, query, |name| self.takes_from_query(name), &mut mistakes);
         if let (Some((mask, named)), Some(json)) = (self.mask(), body)
-            && !message.has_field(&mask)
+            && names_nothing(&message, &mask)
             && let Kind::Message(of) = mask.kind()
         {
             message.set_field(&mask, Value::Message(scalar::mask(&of, request::fields_given(&named, json))));
@@ -323,6 +323,14 @@ impl Route {
         let inner = self.body_field().and_then(|body| path.strip_prefix(body)?.strip_prefix('.'));
         inner.unwrap_or(path)
     }
+}
+
+/// Whether a mask is not given, or says no more than if it were not: `?update_mask=` would change what is not empty, and pass over the
+/// rest in silence.
+fn names_nothing(message: &DynamicMessage, mask: &FieldDescriptor) -> bool {
+    let mask = message.get_field(mask);
+    let paths = mask.as_message().and_then(|mask| mask.get_field_by_name("paths"));
+    paths.is_none_or(|paths| paths.as_list().is_none_or(<[Value]>::is_empty))
 }
 
 /// The annotation of a method and its additional bindings.

@@ -68,6 +68,10 @@ async fn a_patch_changes_the_keys_of_its_body_unless_it_names_others() {
         ["timeout_ms", "tags", "name"]
     );
     assert!(changed("", "").await.is_empty());
+    for none in ["?update_mask=", "?updateMask=,"] {
+        let named = changed(none, r#"{"maxRetries": 0, "payload": null, "name": ""}"#).await;
+        assert_eq!(named, ["max_retries", "name", "payload"], "a mask that names nothing is none");
+    }
     let (status, refused) = bench.call("PATCH", "/jobs/7", r#"{"id": "8"}"#).await;
     assert_eq!(
         (status, &refused["message"]),
