@@ -22,7 +22,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const BEGUN_FOR_EACH: usize = 10;
 /// Bytes of all bodies in hand,
 const BYTES_MAX: usize = 64 * 1024 * 1024;
-/// and of those of one connection: the largest request, and what it was packed to.
+/// and of those of one connection: the largest request, and some beside it.
 const SHARE_BYTES: usize = 12 * 1024 * 1024;
 
 /// The bounds of one gateway.
@@ -87,8 +87,10 @@ impl Admission {
         }
     }
 
-    /// What a body of this connection was unpacked to; its own room is free then.
-    pub(crate) fn unpacked(&self, bytes: Vec<u8>, share: &Share) -> Result<Whole, NoBody> {
+    /// What a body of this connection was unpacked to. Its own room is given back first: both together may be more than any share, of
+    /// what hardly packs, and then it would be refused however often it came.
+    pub(crate) fn unpacked(&self, packed: Whole, bytes: Vec<u8>, share: &Share) -> Result<Whole, NoBody> {
+        drop(packed);
         let room = self.room(bytes.len(), share)?;
         Ok(Whole { bytes: bytes.into(), _room: Some(room) })
     }

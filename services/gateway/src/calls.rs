@@ -107,7 +107,9 @@ impl Calls {
     ) -> Result<Whole, Status> {
         match unpack::message(headers, &whole.bytes, bytes_max) {
             Ok(None) => Ok(whole),
-            Ok(Some(bytes)) => self.admission.unpacked(bytes, share).map_err(|why| refused(why, bytes_max, false)),
+            Ok(Some(bytes)) => {
+                self.admission.unpacked(whole, bytes, share).map_err(|why| refused(why, bytes_max, false))
+            }
             Err(Unreadable::TooLarge) => Err(refused(NoBody::TooLarge, bytes_max, false)),
             Err(Unreadable::Broken) => Err(plain(Reason::Undecodable, "the message cannot be unpacked by gzip")),
         }

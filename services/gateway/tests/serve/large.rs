@@ -1,9 +1,12 @@
 //! Requests that are large, or become so where they are read.
 
 use anyhow::Result;
+use carillon_proto::v1;
+use carillon_proto::v1::job_service_client::JobServiceClient;
 use carillon_testkit::{Database, Redis};
 use reqwest::StatusCode;
 use serde_json::Value;
+use tonic::codec::CompressionEncoding::Gzip;
 
 use crate::gateway::Gateway;
 use crate::routes::Refusal;
@@ -68,6 +71,37 @@ async fn what_lies_in_a_request_is_counted_before_it_is_read() -> Result<()> {
     if let Some(most) = memory_kib() {
         assert!(most < MEMORY_KIB_MAX, "{most} KiB");
     }
+    gateway.stop().await
+}
+
+/// Packed and unpacked together they are more than one connection may have in hand.
+#[tokio::test]
+async fn what_is_packed_gives_its_room_to_what_it_was_packed_of() -> Result<()> {
+    let (database, redis) = (Database::new().await?, Redis::start().await?);
+    let gateway = Gateway::start(database.url(), &redis.url()).await?;
+    let mut state = 7_u64;
+    // As base64 of anything: six bits a letter.
+    let mut letter = || {
+        const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(LETTERS[usize::try_from(state >> 58).unwrap_or_default()])
+    };
+    let mut job = || {
+        let text: String = (0..190_000).map(|_| letter()).collect();
+        let value = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(text)) };
+        v1::Job {
+            name: "n".into(),
+            schedule: "@daily".into(),
+            handler_name: "a:b".into(),
+            payload: Some(prost_types::Struct { fields: [("file".to_owned(), value)].into() }),
+            ..v1::Job::default()
+        }
+    };
+    let request =
+        v1::BatchCreateJobsRequest { jobs: (0..42).map(|_| job()).collect(), ..v1::BatchCreateJobsRequest::default() };
+    let mut client = JobServiceClient::new(gateway.channel().await?).send_compressed(Gzip);
+    let results = client.batch_create_jobs(request).await?.into_inner().results;
+    assert_eq!(results.len(), 42);
     gateway.stop().await
 }
 
