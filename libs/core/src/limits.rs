@@ -17,6 +17,8 @@ pub const LIST_MAX: usize = 1_000;
 /// Values of one request, elements of its lists and what is in its documents: each may take two bytes where it comes in, and near to a
 /// thousand once it is read. The default bound of a payload holds 131,000 digits.
 pub const VALUES_MAX: usize = 250_000;
+/// Fields that a mask may name.
+pub const MASK_PATHS_MAX: usize = 200;
 /// Levels of objects and lists in a payload, in metadata, in a result. Decoders of protobuf allow 100 levels of messages
 /// and spend three on each level of a `google.protobuf.Struct`; a page of a listing needs a few for itself.
 pub const VALUE_DEPTH_MAX: usize = 30;

@@ -1,6 +1,7 @@
 //! A change of a job, between the wire and the store: which fields it names, what the job is to be by it, and whether that is
 //! another job at all. What may be changed stands in the proto (`google.api.field_behavior`) and nowhere else.
 
+use carillon_core::limits::MASK_PATHS_MAX;
 use carillon_proto::{Behavior, behaves, v1};
 use carillon_store::jobs::{Definition, Job};
 use prost::Message;
@@ -9,6 +10,7 @@ use prost_types::FieldMask;
 
 use super::checks::Checks;
 use super::job;
+use crate::json::too_many_paths;
 
 /// `current` with the fields of `given` that `mask` names; without a mask, those that are given.
 pub(super) fn merge(current: &v1::Job, given: &v1::Job, mask: Option<&FieldMask>, checks: &mut Checks) -> v1::Job {
@@ -49,6 +51,9 @@ pub(super) fn merge(current: &v1::Job, given: &v1::Job, mask: Option<&FieldMask>
 }
 
 fn check_paths(of_job: &MessageDescriptor, paths: &[String], checks: &mut Checks) {
+    if paths.len() > MASK_PATHS_MAX {
+        return checks.refuse("update_mask", too_many_paths(paths.len()));
+    }
     for path in paths.iter().filter(|path| *path != "*") {
         let top = path.split('.').next().unwrap_or_default();
         let quoted = carillon_core::error::quoted(path);

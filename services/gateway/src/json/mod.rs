@@ -47,6 +47,7 @@ use crate::sizes;
 use crate::transport::IsCompressed;
 pub(crate) use request::Mistake;
 use routes::{Found, Route, Routes};
+pub(crate) use scalar::too_many_paths;
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 

@@ -5,6 +5,7 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use carillon_core::error::quoted;
+use carillon_core::limits::MASK_PATHS_MAX;
 use carillon_proto::json::NULL_VALUE;
 use carillon_proto::words;
 use chrono::{DateTime, Utc};
@@ -158,12 +159,16 @@ pub(crate) fn time_from_text(descriptor: &MessageDescriptor, text: &str) -> Resu
 
 /// Fields separated by commas, in either spelling: `max_retries,timeoutMs`.
 pub(crate) fn mask_from_text(descriptor: &MessageDescriptor, text: &str) -> Result<DynamicMessage, String> {
-    const PATHS_MAX: usize = 200;
     let paths: Vec<String> = text.split(',').filter(|path| !path.is_empty()).map(|path| snake(path.trim())).collect();
-    if paths.len() > PATHS_MAX {
-        return Err(format!("must name at most {PATHS_MAX} fields, names {}", paths.len()));
+    if paths.len() > MASK_PATHS_MAX {
+        return Err(too_many_paths(paths.len()));
     }
     Ok(mask(descriptor, paths))
+}
+
+/// What is said of a mask of so many fields.
+pub(crate) fn too_many_paths(paths: usize) -> String {
+    format!("must name at most {MASK_PATHS_MAX} fields, names {paths}")
 }
 
 /// A list of these fields.
