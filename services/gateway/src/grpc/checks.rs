@@ -80,6 +80,12 @@ impl Checks {
         parts
     }
 
+    /// What the JSON side found, as bytes: what it could not read is in no message, and is a part of the request all the same.
+    pub(crate) fn known_bytes(&self) -> impl Iterator<Item = u8> {
+        let known = self.violations.iter().take(self.known).zip(&self.unlisted);
+        known.flat_map(|(violation, unlisted)| format!("{violation}\0{unlisted}\0").into_bytes())
+    }
+
     /// All that is wrong.
     pub(crate) fn into_wrong(self) -> Wrong {
         Wrong { unlisted: self.unlisted.iter().sum(), violations: self.violations }

@@ -73,7 +73,7 @@ impl Jobs {
         // As for one: it is the same request.
         let validate_only = std::mem::take(&mut request.validate_only);
         let is_keyed = !request_id.is_empty() && checks.is_clean();
-        let key = if is_keyed { key_of(&scope, &request, &request_id) } else { None };
+        let key = if is_keyed { key_of(&scope, &request, &of_each, &request_id) } else { None };
         let begun = self.0.ask(idempotency::begin(self.0.store(), &scope, key.as_ref())).await;
         if let Ok(Beginning { known: Some(_), answer, .. }) = &begun {
             return repeated(answer.as_deref().unwrap_or_default());
@@ -121,8 +121,16 @@ impl Jobs {
     }
 }
 
-fn key_of(scope: &Scope, request: &v1::BatchCreateJobsRequest, request_id: &str) -> Option<Key> {
-    key(("jobs".to_owned(), platform(scope, request)), "BatchCreateJobs", request_id, &request.encode_to_vec())
+fn key_of(scope: &Scope, request: &v1::BatchCreateJobsRequest, of_each: &[Checks], request_id: &str) -> Option<Key> {
+    let mut bytes = request.encode_to_vec();
+    for (place, checks) in of_each.iter().enumerate() {
+        let known: Vec<u8> = checks.known_bytes().collect();
+        if !known.is_empty() {
+            bytes.extend(format!("\0{}\0", path(place)).into_bytes());
+            bytes.extend(known);
+        }
+    }
+    key(("jobs".to_owned(), platform(scope, request)), "BatchCreateJobs", request_id, &bytes)
 }
 
 /// Of one job the idempotency keys are those of its platform; of many, those of the first one's, or else of the caller's.

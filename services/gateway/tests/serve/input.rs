@@ -69,6 +69,24 @@ async fn a_tag_that_is_given_twice_is_kept_once() -> Result<()> {
     gateway.stop().await
 }
 
+/// What could not be read is in no message; it was taken for the same request, and answered with the other one's refusals.
+#[tokio::test]
+async fn an_idempotency_key_tells_apart_what_cannot_be_read() -> Result<()> {
+    let (database, redis) = (Database::new().await?, Redis::start().await?);
+    let gateway = Gateway::start(database.url(), &redis.url()).await?;
+    let many = |odd: Value| json!({"jobs": [cleanup(), odd], "allow_partial_success": true, "request_id": "r"});
+    let (first, other) = (json!({"name": 7, "schedule": "@daily", "handler_name": "a:b"}), json!({"schedule": 5}));
+    let (status, answer) = gateway.post("/jobs/batch-create", &many(first.clone())).await?;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(gateway.post("/jobs/batch-create", &many(first)).await?, (status, answer));
+    for other in [other, json!(7), json!({"name": 8, "schedule": "@daily", "handler_name": "a:b"})] {
+        let (status, refused) = gateway.post("/jobs/batch-create", &many(other)).await?;
+        let reason = Refusal::of_json(&refused).reason;
+        assert_eq!((status, reason.as_str()), (StatusCode::CONFLICT, "REQUEST_ID_REUSED"), "{refused}");
+    }
+    gateway.stop().await
+}
+
 /// However a request fails over JSON, its answer has an id, to be looked for in the log: the client's, or a new one.
 #[tokio::test]
 async fn every_failure_over_json_has_an_id() -> Result<()> {
