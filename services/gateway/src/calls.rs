@@ -10,7 +10,8 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use http::{HeaderMap, Request, Response};
-use http_body_util::Full;
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full};
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -28,6 +29,8 @@ use crate::unpack::{self, Unreadable};
 
 /// Calls whose client goes on speaking while it is answered.
 const CONVERSATION: &str = "/grpc.reflection.";
+/// Services that know none of our reasons: health and reflection.
+const TONICS_OWN: &str = "/grpc.";
 
 /// All gRPC services.
 #[derive(Clone, Debug)]
@@ -69,6 +72,7 @@ impl Calls {
                 Some(refused) => self.refuse(&path, refused, began),
                 None => identified(&status).into_http(),
             },
+            _ if path.starts_with(TONICS_OWN) => response.map(|body| with_reasons(body, path)),
             _ => response,
         }
     }
@@ -129,6 +133,22 @@ impl Service<Request<Body>> for Calls {
         let mut calls = self.clone();
         Box::pin(async move { Ok(calls.answer(request).await) })
     }
+}
+
+/// The answer of a conversation, which may end with a failure after all that was said before.
+fn with_reasons(body: Body, path: String) -> Body {
+    let trailers = move |mut trailers: HeaderMap| {
+        let failed = Status::from_header_map(&trailers).filter(|status| status.code() != Code::Ok);
+        if let Some(refused) = failed.and_then(|status| with_reason(&status, &path)) {
+            // Every value of it is a header's: what it was made of came by headers, or is ours.
+            let _ = refused.add_header(&mut trailers);
+        }
+        trailers
+    };
+    Body::new(body.map_frame(move |frame| match frame.into_trailers() {
+        Ok(last) => Frame::trailers(trailers(last)),
+        Err(frame) => frame,
+    }))
 }
 
 fn refused(why: NoBody, bytes_max: usize, came_as_text: bool) -> Status {

@@ -132,7 +132,14 @@ pub(crate) fn with_reason(status: &Status, call: &str) -> Option<Status> {
         Code::Unimplemented => plain(Reason::CallUnknown, status.message()),
         Code::OutOfRange | Code::ResourceExhausted => plain(Reason::RequestTooLarge, status.message()),
         Code::Internal => of_depth(status).unwrap_or_else(|| plain(Reason::Undecodable, status.message())),
-        _ => return None,
+        // Of health and reflection.
+        Code::NotFound => plain(Reason::NotFound, status.message()),
+        Code::InvalidArgument => plain(Reason::Undecodable, status.message()),
+        Code::Cancelled => plain(Reason::RequestBroken, status.message()),
+        _ => {
+            error!("an answer has no reason: {status}");
+            internal()
+        }
     })
 }
 
@@ -343,6 +350,10 @@ mod tests {
             (Status::out_of_range("too large"), "REQUEST_TOO_LARGE"),
             (Status::internal("failed to decode Protobuf message"), "UNDECODABLE"),
             (Status::internal("failed: CreateJobRequest.job: recursion limit reached"), "INVALID_FIELDS"),
+            (Status::not_found("service not registered"), "NOT_FOUND"),
+            (Status::invalid_argument("invalid MessageRequest"), "UNDECODABLE"),
+            (Status::cancelled("stream was closed"), "REQUEST_BROKEN"),
+            (Status::unknown("no one knows"), "INTERNAL"),
         ] {
             assert_eq!(of(status).unwrap().get_details_error_info().unwrap().reason, reason);
         }

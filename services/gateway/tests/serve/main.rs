@@ -31,6 +31,7 @@ use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_types::StatusExt as _;
 
 use crate::gateway::{Gateway, LIMIT};
 
@@ -187,8 +188,10 @@ async fn health_reflection_and_grpc_web_are_on() -> Result<()> {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
-    let mut answers =
-        ServerReflectionClient::new(channel).server_reflection_info(tokio_stream::once(question)).await?.into_inner();
+    let mut answers = ServerReflectionClient::new(channel.clone())
+        .server_reflection_info(tokio_stream::once(question))
+        .await?
+        .into_inner();
     let answer = answers.message().await?.and_then(|answer| answer.message_response);
     let Some(MessageResponse::ListServicesResponse(list)) = answer else { anyhow::bail!("{answer:?}") };
     let names: Vec<String> = list.service.into_iter().map(|service| service.name).collect();
@@ -200,6 +203,20 @@ async fn health_reflection_and_grpc_web_are_on() -> Result<()> {
     ] {
         assert!(names.contains(&name.to_owned()), "{name} of {names:?}");
     }
+
+    let request = HealthCheckRequest { service: "carillon.v1.NoService".into() };
+    let refused = HealthClient::new(channel.clone()).check(request).await.err().context("known")?;
+    let reason = refused.get_details_error_info().map(|info| info.reason);
+    assert_eq!((refused.code(), reason.as_deref()), (Code::NotFound, Some("NOT_FOUND")), "{refused}");
+    let question = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::FileContainingSymbol("carillon.v1.NoService".into())),
+    };
+    let mut answers =
+        ServerReflectionClient::new(channel).server_reflection_info(tokio_stream::once(question)).await?.into_inner();
+    let refused = answers.message().await.err().context("known")?;
+    let reason = refused.get_details_error_info().map(|info| info.reason);
+    assert_eq!((refused.code(), reason.as_deref()), (Code::NotFound, Some("NOT_FOUND")), "{refused}");
 
     let response = gateway
         .http
