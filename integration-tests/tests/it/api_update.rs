@@ -234,7 +234,7 @@ async fn a_schedule_of_its_own_call_and_what_only_validates() {
     let id = id_of(&job);
     let path = format!("/jobs/{id}?validate_only=true");
     let shown = api.ask(Method::PATCH, &path, Some(&json!({"schedule": "30 4 * * *"}))).await.body;
-    assert_eq!((&shown["schedule"], &shown["revision"]), (&json!("30 4 * * *"), &json!(1)), "{shown}");
+    assert_eq!((&shown["schedule"], &shown["revision"]), (&json!("30 4 * * *"), &json!(2)), "{shown}");
     assert_ne!(shown["next_run"], job["next_run"]);
     assert_eq!(api.job(id).await, job, "nothing is written");
     let path = format!("/jobs/{id}/schedule");
@@ -249,6 +249,48 @@ async fn a_schedule_of_its_own_call_and_what_only_validates() {
     let path = format!("/jobs/{}/schedule", id_of(&interval));
     let refused = api.ask(Method::PUT, &path, Some(&json!({"schedule": "@daily"}))).await;
     assert_eq!(refused.wrong_fields(), ["schedule"]);
+}
+
+/// It looked at the fields alone: what only the job's state decides was told otherwise than it came.
+#[tokio::test]
+async fn what_only_validates_answers_as_the_change_does() {
+    let world = World::start("update_validated", gateway().set("CARILLON_GATEWAY_QUEUES_MAX", "1")).await;
+    let api = world.api();
+    let spent =
+        "WITH timer AS (UPDATE job_timers SET claimed_count = 5, fire_at = NULL, exhausted = true WHERE job_id = $1)
+                 UPDATE jobs SET status = 'COMPLETED', completed_at = now() WHERE id = $1";
+    let once = json!({"name": "n", "execute_at": rfc3339(Utc::now() + TimeDelta::days(1)), "handler_name": "a:b"});
+    let later = rfc3339(Utc::now() + TimeDelta::days(2));
+    let over = "UPDATE job_timers SET claimed_count = 5, fire_at = NULL, exhausted = true WHERE job_id = $1";
+    for (kind, body, state, change, status) in [
+        ("cron", cron(), "", json!({"schedule": "30 4 * * *"}), 200),
+        ("cron", cron(), "pause", json!({"schedule": "30 4 * * *", "name": "m"}), 200),
+        ("cron", cron(), over, json!({"max_executions": 9}), 200),
+        ("once", once.clone(), spent, json!({"execute_at": later}), 200),
+        ("cron", cron(), "delete", json!({"name": "m"}), 400),
+        ("cron", cron(), "", json!({"queue": "one-too-many"}), 429),
+        ("cron", cron(), "", json!({"etag": "\"7\"", "name": "m"}), 409),
+    ] {
+        let id = id_of(&api.create(kind, &body).await);
+        let path = format!("/jobs/{id}");
+        match state {
+            "" => {}
+            "pause" => assert_eq!(api.post(&format!("{path}/pause"), &json!({})).await.status, 200),
+            "delete" => assert_eq!(api.ask(Method::DELETE, &path, None).await.status, 204),
+            sql => drop(sqlx::query(sql).bind(id).execute(&world.pool).await.expect("it is so")),
+        }
+        let before = api.job(id).await;
+        let mut validated = api.ask(Method::PATCH, &format!("{path}?validate_only=true"), Some(&change)).await;
+        assert_eq!(api.job(id).await, before, "{change}: nothing is written");
+        let mut changed = api.ask(Method::PATCH, &path, Some(&change)).await;
+        assert_eq!(changed.status, status, "{change}: {}", changed.body);
+        for answer in [&mut validated.body, &mut changed.body] {
+            answer["updated_at"] = Value::Null;
+            // Of a refusal, the id of its request.
+            answer["details"].as_array_mut().map(|details| details.retain(|detail| detail["request_id"].is_null()));
+        }
+        assert_eq!((validated.status, validated.body), (changed.status, changed.body), "{change} {state}");
+    }
 }
 
 /// What is not changed of when it fires goes on from where it is.

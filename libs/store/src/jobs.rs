@@ -22,7 +22,7 @@ pub use deletion::{Deleting, REASON_DELETED, delete};
 pub use list::{By, Filter, Order, count, list};
 pub use many::{Many, check_many, create_many};
 pub use rows::{Definition, Job, NewJob};
-pub use update::{REASON_CHANGED, Update, Updated, update};
+pub use update::{REASON_CHANGED, Update, Updated, check_update, update};
 
 use crate::document::ToWrite;
 use crate::idempotency::{self, Key};

@@ -93,7 +93,23 @@ WHERE id = $1";
 /// queue would be one too many; or if Postgres is unavailable.
 pub async fn update(store: &Store, scope: &Scope, id: Uuid, update: &Update) -> Result<Option<Updated>> {
     scope.require_own(update.definition.platform_id.as_deref(), "job", id)?;
-    repeat(|| Box::pin(update_once(store, scope, id, update))).await
+    repeat(|| Box::pin(update_once(store, scope, id, update, Ending::Commit))).await
+}
+
+/// What [`update`] would answer: the same statements, undone. Whatever decides in there decides here too.
+///
+/// # Errors
+/// Those of [`update`].
+pub async fn check_update(store: &Store, scope: &Scope, id: Uuid, update: &Update) -> Result<Option<Updated>> {
+    scope.require_own(update.definition.platform_id.as_deref(), "job", id)?;
+    repeat(|| Box::pin(update_once(store, scope, id, update, Ending::Rollback))).await
+}
+
+/// What becomes of a change that can be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Commit,
+    Rollback,
 }
 
 /// How the job stood, locked.
@@ -114,20 +130,37 @@ struct Placed {
     falls_away: Vec<Uuid>,
 }
 
-async fn update_once(store: &Store, scope: &Scope, id: Uuid, update: &Update) -> Result<Option<Updated>> {
+async fn update_once(
+    store: &Store,
+    scope: &Scope,
+    id: Uuid,
+    update: &Update,
+    ending: Ending,
+) -> Result<Option<Updated>> {
     let mut transaction = store.pool.begin().await?;
-    queues::hold_on_conn(&mut transaction, &update.definition.queue, update.queues_max).await?;
-    let Some(stood) = lock(&mut transaction, scope, id, update.revision).await? else { return Ok(None) };
+    let Some(updated) = update_in(&mut transaction, scope, id, update).await? else { return Ok(None) };
+    if ending == Ending::Rollback {
+        // By being dropped.
+        return Ok(Some(updated));
+    }
+    carillon_failpoint::reach("update:commit").await;
+    transaction.commit().await?;
+    Ok(Some(updated))
+}
+
+async fn update_in(transaction: &mut Connection, scope: &Scope, id: Uuid, update: &Update) -> Result<Option<Updated>> {
+    queues::hold_on_conn(transaction, &update.definition.queue, update.queues_max).await?;
+    let Some(stood) = lock(transaction, scope, id, update.revision).await? else { return Ok(None) };
     if stood.status == JobStatus::Cancelled {
         return Err(refused("changed", stood.status));
     }
     let is_paused = stood.status == JobStatus::Paused;
     let moves = update.timetable.is_some() || stood.max_executions != update.definition.max_executions;
-    let ahead = ahead_on(&mut transaction, id, stood.now).await?;
+    let ahead = ahead_on(transaction, id, stood.now).await?;
     let Placed { fire_at, stays, falls_away } = place(&stood, id, update, moves, ahead).await?;
-    write_definition(&mut transaction, id, update).await?;
+    write_definition(transaction, id, update).await?;
     if moves {
-        move_timer(&mut transaction, id, stood.status, fire_at).await?;
+        move_timer(transaction, id, stood.status, fire_at).await?;
     }
     let revision = revisions::add_on(&mut *transaction, id, &update.updated_by).await?;
     let revised: Vec<(Uuid, Option<i64>)> = sqlx::query_as(days::of(EXECUTIONS_REVISE, stays.iter().copied()))
@@ -152,11 +185,9 @@ async fn update_once(store: &Store, scope: &Scope, id: Uuid, update: &Update) ->
     let ahead = revised.into_iter().map(|(execution, _)| execution).chain(fallen).collect();
     if moves {
         // Its timetable may end by this, and its last execution may have ended before.
-        attention::note_ended_on(&mut transaction, id).await?;
+        attention::note_ended_on(transaction, id).await?;
     }
     let job = get_on(&mut *transaction, scope, id).await?;
-    carillon_failpoint::reach("update:commit").await;
-    transaction.commit().await?;
     Ok(Some(Updated { job, ahead, misplaced }))
 }
 

@@ -296,10 +296,6 @@ impl Jobs {
             }
             None => None,
         };
-        if request.validate_only {
-            let next_run = timetable.map_or(current.next_run, |(_, first)| first);
-            return Ok(Some(Job { definition, next_run, ..current }));
-        }
         let update = Update {
             definition,
             revision: current.revision,
@@ -307,6 +303,10 @@ impl Jobs {
             updated_by: request.updated_by.clone(),
             queues_max: self.0.queues_max,
         };
+        if request.validate_only {
+            let checked = self.0.ask(jobs::check_update(self.0.store(), scope, id, &update)).await?;
+            return Ok(checked.map(|updated| updated.job));
+        }
         let Some(Updated { job, ahead, misplaced }) =
             self.0.ask(jobs::update(self.0.store(), scope, id, &update)).await?
         else {
