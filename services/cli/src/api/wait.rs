@@ -24,6 +24,8 @@ const GET: &str = "GetExecution";
 /// Between two looks: at first, and at most.
 const LOOK_FIRST: Duration = Duration::from_millis(50);
 const LOOK_MAX: Duration = Duration::from_secs(1);
+/// No look is begun that must be over within so little.
+const LOOK_LEAST: Duration = Duration::from_millis(10);
 /// After so long a person at a terminal is told what is waited for.
 const SAY_AFTER: Duration = Duration::from_millis(500);
 /// How long a gateway may be away in one go.
@@ -54,8 +56,8 @@ pub(crate) async fn until_final(
             return (execution, outcome);
         }
         let waited = begun.elapsed();
-        let left = limit.map_or(pause, |limit| limit.saturating_sub(waited));
-        if left.is_zero() {
+        let left = limit.map(|limit| limit.saturating_sub(waited));
+        if left.is_some_and(|left| left < LOOK_LEAST) {
             return (execution, Err(Failure::NotFinal { id, status, waited: limit.unwrap_or(waited) }));
         }
         if !is_said && waited >= SAY_AFTER {
@@ -65,9 +67,18 @@ pub(crate) async fn until_final(
             anstream::eprintln!("{DIM}{}{RESET}", visible(&text));
             is_said = true;
         }
-        tokio::time::sleep(pause.min(left)).await;
+        // The last looks come closer: each has what is left then, and no more.
+        tokio::time::sleep(left.map_or(pause, |left| pause.min(left / 2))).await;
         pause = (pause * 3 / 2).min(LOOK_MAX);
-        match look(client, &execution, &id).await {
+        let looking = look(client, &execution, &id);
+        let seen = match limit {
+            None => looking.await,
+            Some(limit) => match tokio::time::timeout(limit.saturating_sub(begun.elapsed()), looking).await {
+                Ok(seen) => seen,
+                Err(_) => continue,
+            },
+        };
+        match seen {
             Ok(seen) => {
                 execution = seen;
                 away_since = None;
@@ -105,6 +116,23 @@ fn is_final(status: &str) -> bool {
 mod tests {
     use super::*;
     use carillon_proto::descriptors;
+
+    /// It was waited for as long as any other call may take.
+    #[tokio::test]
+    async fn a_gateway_that_does_not_answer_is_waited_for_no_longer_than_was_said() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = silent.local_addr().unwrap().to_string();
+        let for_a_call = Duration::from_secs(60);
+        let client = Client::new(&address, None, for_a_call, None).unwrap_or_else(|_| panic!("{address}"));
+        let of = descriptors().get_message_by_name(EXECUTION).unwrap();
+        let mut execution = DynamicMessage::new(of);
+        execution.set_field_by_name("id", prost_reflect::Value::String("i".into()));
+        let begun = Instant::now();
+        let (seen, outcome) = until_final(&client, execution.clone(), Some(Duration::from_millis(300))).await;
+        assert!(matches!(outcome, Err(Failure::NotFinal { waited, .. }) if waited == Duration::from_millis(300)));
+        assert_eq!(seen, execution);
+        assert!(begun.elapsed() < for_a_call / 2, "{:?}", begun.elapsed());
+    }
 
     #[test]
     fn what_is_waited_for_is_in_the_protos() {
