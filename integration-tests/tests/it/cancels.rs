@@ -172,19 +172,24 @@ async fn an_execution_keeps_its_definition_through_all_its_attempts() {
     world.judge(SOON).await;
 }
 
+/// An execution of a job that was claimed ahead of its instant by a leader that is not there.
+async fn claimed_ahead(world: &World, job: Uuid) -> Uuid {
+    let at = chrono::Utc::now() + chrono::TimeDelta::minutes(10);
+    let coming = carillon_core::ids::execution_for_fire(job, at);
+    let row = "WITH counted AS (UPDATE job_timers SET claimed_count = claimed_count + 1 WHERE job_id = $2)
+               INSERT INTO job_executions (id, job_id, shard, claim, entry, status, scheduled_at)
+               VALUES ($1, $2, 0, 1, 1, 'QUEUED', $3)";
+    sqlx::query(row).bind(coming).bind(job).bind(at).execute(&world.pool).await.expect("it is there");
+    coming
+}
+
 /// H113: a notice may be missed, the set is asked with every read.
 #[tokio::test]
 async fn h113_what_a_pause_withdrew_stands_in_the_set_before_the_answer() {
     let world = World::start("h113", Plan { dispatchers: 0, executors: 0, ..Plan::default() }).await;
     let api = world.api();
     let paused = job(&api, "test:echo", json!({}), json!({})).await;
-    // Claimed ahead of its instant by a leader that is not there.
-    let at = chrono::Utc::now() + chrono::TimeDelta::seconds(60);
-    let coming = carillon_core::ids::execution_for_fire(paused, at);
-    let row = "WITH counted AS (UPDATE job_timers SET claimed_count = claimed_count + 1 WHERE job_id = $2)
-               INSERT INTO job_executions (id, job_id, shard, claim, entry, status, scheduled_at)
-               VALUES ($1, $2, 0, 1, 1, 'QUEUED', $3)";
-    sqlx::query(row).bind(coming).bind(paused).bind(at).execute(&world.pool).await.expect("it is there");
+    let coming = claimed_ahead(&world, paused).await;
     let set = format!("{{{}:0}}:cancelled", world.namespace);
     // Pausing it again tells it again.
     for _ in 0..2 {
@@ -194,4 +199,27 @@ async fn h113_what_a_pause_withdrew_stands_in_the_set_before_the_answer() {
         world.redis.command(&["DEL", &set]).expect("redis answers");
     }
     assert_eq!(api.execution(coming).await["cancel_requested"], true);
+}
+
+/// Of a change too: what it leaves to run with another definition, and what it takes away. What is only validated is told nobody.
+#[tokio::test]
+async fn h113_what_an_update_revised_or_withdrew_stands_in_the_set_before_the_answer() {
+    let world = World::start("h113_update", Plan { dispatchers: 0, executors: 0, ..Plan::default() }).await;
+    let api = world.api();
+    let changed = job(&api, "test:echo", json!({}), json!({})).await;
+    let coming = claimed_ahead(&world, changed).await;
+    let set = format!("{{{}:0}}:cancelled", world.namespace);
+    for (change, query, is_told, is_withdrawn) in [
+        (json!({"tags": ["new"]}), "", 1, false),
+        (json!({"schedule": "0 0 2 1 *"}), "?validate_only=true", 0, false),
+        (json!({"schedule": "0 0 2 1 *"}), "", 1, true),
+        (json!({"payload": {"n": 2}}), "", 1, true),
+    ] {
+        let answer = api.ask(Method::PATCH, &format!("/jobs/{changed}{query}"), Some(&change)).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let asked = world.redis.command(&["SISMEMBER", &set, &coming.to_string()]).expect("redis answers");
+        assert_eq!(asked.number(), Some(is_told), "{change}{query}");
+        assert_eq!(api.execution(coming).await["cancel_requested"], is_withdrawn, "{change}{query}");
+        world.redis.command(&["DEL", &set]).expect("redis answers");
+    }
 }
