@@ -144,7 +144,7 @@ async fn the_type_follows_from_what_is_given_and_must_agree_with_it() {
         ),
         (
             "/jobs/cron",
-            json!({"schedule": "@daily", "execute_at": "2027-12-01T10:00:00Z"}),
+            json!({"schedule": "@daily", "execute_at": "2099-12-01T10:00:00Z"}),
             "execute_at",
             "must not be given for a job of the type CRON",
         ),

@@ -56,10 +56,10 @@ async fn requests_of_the_first_system_work_unchanged() {
         assert_eq!(job[field], default, "{field}: {job}");
     }
 
-    let text = r#"{"name":"Generate Report","execute_at":"2027-12-01T10:00:00Z","handler_name":"reports:generate","created_by":"user-123"}"#;
+    let text = r#"{"name":"Generate Report","execute_at":"2099-12-01T10:00:00Z","handler_name":"reports:generate","created_by":"user-123"}"#;
     let answer = api.post_text("/jobs/once", text).await;
     assert_eq!(answer.status, 201, "{}", answer.body);
-    assert_eq!([&answer.body["type"], &answer.body["next_run"]], [&json!("ONE_TIME"), &json!("2027-12-01T10:00:00Z")]);
+    assert_eq!([&answer.body["type"], &answer.body["next_run"]], [&json!("ONE_TIME"), &json!("2099-12-01T10:00:00Z")]);
     assert_eq!(api.job(id_of(&answer.body)).await, answer.body, "get answers with what create did");
 }
 
@@ -250,7 +250,7 @@ async fn each_rule_is_held() {
         ("cron", json!({"handler_type": "AGENT"}), "handler_type"),
         ("cron", json!({"request_id": "k".repeat(201)}), "request_id"),
         ("once", json!({"execute_at": past}), "execute_at"),
-        ("once", json!({"execute_at": "2027-13-01T10:00:00Z"}), "execute_at"),
+        ("once", json!({"execute_at": "2099-13-01T10:00:00Z"}), "execute_at"),
         ("once", json!({"execute_at": null}), "execute_at"),
         ("recurring", json!({"interval": "5 apples"}), "interval"),
         ("recurring", json!({"interval": "50ms"}), "interval"),
@@ -259,7 +259,7 @@ async fn each_rule_is_held() {
     for (kind, wrong, field) in cases {
         let mut body = match kind {
             "cron" => cron("right"),
-            "once" => json!({"name": "right", "execute_at": "2027-12-01T10:00:00Z", "handler_name": "test:echo"}),
+            "once" => json!({"name": "right", "execute_at": "2099-12-01T10:00:00Z", "handler_name": "test:echo"}),
             _ => json!({"name": "right", "interval": "1h", "handler_name": "test:echo"}),
         };
         for (name, value) in wrong.as_object().expect("an object") {

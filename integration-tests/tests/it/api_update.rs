@@ -89,7 +89,9 @@ async fn the_keys_of_the_body_are_replaced_and_null_is_the_default() {
     assert_eq!((&answer.body["revision"], &answer.body["etag"]), (&json!(2), &json!("\"2\"")));
     assert!(instant(&answer.body["updated_at"]) > instant(&first["updated_at"]));
     let hour = |job: &Value| job["next_run"].as_str().expect("an instant")[11..16].to_owned();
-    assert_eq!((hour(&first).as_str(), hour(&answer.body).as_str()), ("01:00", "02:00"), "by the new zone");
+    // In summer and in winter.
+    assert!(["00:00", "01:00"].contains(&hour(&first).as_str()), "{first}");
+    assert_eq!(hour(&answer.body), "02:00", "by the new zone");
     assert_eq!(api.job(id).await, answer.body);
     assert_eq!(api.update(id, &json!({})).await, answer.body, "nothing is named");
 
