@@ -114,6 +114,40 @@ async fn the_keys_of_the_body_are_replaced_and_null_is_the_default() {
     assert_eq!(api.get(&format!("/jobs/{}/revisions", Uuid::nil())).await.status, 404);
 }
 
+/// What `timetable` holds beside the columns is told by the API's names, and nothing that follows from them.
+#[tokio::test]
+async fn a_revision_names_whatever_of_its_timetable_was_changed() {
+    let world = World::start("update_timetable", gateway()).await;
+    let api = world.api();
+    let id = id_of(&api.create("cron", &cron()).await);
+    let day = json!([{"date": "2026-12-24"}]);
+    let changes = [
+        json!({"schedules": ["0 9 * * MON"]}),
+        json!({"exclusions": day}),
+        json!({"exclusions": [{"date": "2026-12-25"}]}),
+        json!({"dst_gap": "skip"}),
+        json!({"dst_overlap": "both"}),
+        json!({"dst_gap": "run_after", "exclusions": day, "schedules": null}),
+        json!({"dst_gap": null}),
+        json!({"dst_overlap": null, "exclusions": null}),
+        json!({"schedule": "30 2 * * *"}),
+        json!({"start_date": "2026-01-01T00:00:00Z"}),
+        json!({"end_date": "2199-01-01T00:00:00Z"}),
+        json!({"timezone": "Asia/Tokyo"}),
+    ];
+    for change in &changes {
+        api.update(id, change).await;
+    }
+    let listed = api.get(&format!("/jobs/{id}/revisions")).await.body;
+    let listed = listed["revisions"].as_array().expect("a list");
+    assert_eq!(listed.len(), changes.len() + 1, "each was one");
+    for (change, revision) in changes.iter().zip(listed.iter().rev().skip(1)) {
+        let mut fields: Vec<&String> = change.as_object().expect("an object").keys().collect();
+        fields.sort();
+        assert_eq!(revision["changed"], json!(fields), "{change}");
+    }
+}
+
 #[tokio::test]
 async fn what_cannot_be_changed_so_is_refused_by_name_and_nothing_is_changed() {
     let world = World::start("update_refused", gateway()).await;
