@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+/// What a connection to Postgres may take, on a machine that is busy with other tests.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Gateway {
     pub(crate) address: SocketAddr,
@@ -31,6 +33,15 @@ impl Gateway {
 
     /// One that has so many connections.
     pub(crate) async fn start_with(postgres: &str, redis: &str, connections_max: usize) -> Result<Self> {
+        Self::start_as(postgres, redis, connections_max, ACQUIRE_TIMEOUT).await
+    }
+
+    /// One that waits so long for a connection to Postgres, of a test that is about what comes of it.
+    pub(crate) async fn start_waiting(postgres: &str, redis: &str, acquire_timeout: Duration) -> Result<Self> {
+        Self::start_as(postgres, redis, 100, acquire_timeout).await
+    }
+
+    async fn start_as(postgres: &str, redis: &str, connections_max: usize, acquire_timeout: Duration) -> Result<Self> {
         // As every binary does first thing: reqwest and sqlx find one TLS provider.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -51,7 +62,7 @@ impl Gateway {
                 url: SecretUrl::new(postgres),
                 schema: "carillon".to_owned(),
                 connections_max: 4,
-                acquire_timeout: Duration::from_millis(500),
+                acquire_timeout,
             },
             redis: RedisConfig { url: SecretUrl::new(redis), namespace: "test".to_owned() },
         };

@@ -236,7 +236,7 @@ async fn health_reflection_and_grpc_web_are_on() -> Result<()> {
 async fn without_postgres_the_answer_is_503_and_later_all_is_well() -> Result<()> {
     let (postgres, redis) = (Postgres::start(&[]).await?, Redis::start().await?);
     postgres.stop(StopMode::Fast);
-    let gateway = Gateway::start(postgres.database().url(), &redis.url()).await?;
+    let gateway = Gateway::start_waiting(postgres.database().url(), &redis.url(), Duration::from_millis(500)).await?;
     for path in ["/jobs", "/jobs/01a3185c-5000-8a28-b6b7-19d8e4ba20a5"] {
         let response = gateway.http.get(gateway.url(path)).send().await?;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
