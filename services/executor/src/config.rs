@@ -37,7 +37,7 @@ pub struct ExecutorConfig {
     pub unrecorded_max: u32,
     /// Bytes of results, errors and log lines that wait to be written, at most.
     pub unrecorded_bytes_max: u32,
-    /// Bytes of what is held or running (payloads), at most.
+    /// Bytes of what is held or running (payloads), at most; 4096 for each slot at least.
     pub in_hand_bytes_max: u32,
     /// R13: an execution that killed this many executors fails.
     pub lost_max: i16,
