@@ -310,7 +310,9 @@ async fn storm_jobs(world: &mut World, end: DateTime<Utc>) -> [Uuid; 3] {
 fn storm_change(edits: u32, is_switched: bool) -> Value {
     let of_two = |each: u32| edits as usize / each as usize % 2;
     let mut change = match edits % 5 {
-        _ if is_switched && edits % 2 == 0 => json!({"schedule": (["* * * * * *", "*/2 * * * * *"][of_two(2)])}),
+        _ if is_switched && edits.is_multiple_of(2) => {
+            json!({"schedule": (["* * * * * *", "*/2 * * * * *"][of_two(2)])})
+        }
         0 => json!({"queue": (["other", "default"][of_two(5)])}),
         1 => json!({"priority": (["low", "high"][of_two(5)])}),
         // Reckoned anew, and the same instants.
