@@ -15,8 +15,8 @@ pub const JOBS_AT_ONCE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Elements of any list of a request, but for those inside of a value: as many as the longest may have.
 pub const LIST_MAX: usize = 1_000;
 /// Values of one request, elements of its lists and what is in its documents: each may take two bytes where it comes in, and near to a
-/// thousand once it is read. The default bound of a payload holds 131,000 digits.
-pub const VALUES_MAX: usize = 250_000;
+/// thousand once it is read. A payload and metadata of digits alone, both as large as they may be by default, have 262,144.
+pub const VALUES_MAX: usize = 300_000;
 /// Fields that a mask may name.
 pub const MASK_PATHS_MAX: usize = 200;
 /// Levels of objects and lists in a payload, in metadata, in a result. Decoders of protobuf allow 100 levels of messages

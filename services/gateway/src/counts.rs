@@ -236,16 +236,16 @@ mod tests {
 
     #[test]
     fn all_elements_together_are_bounded_those_of_values_too() {
-        let all = Some("body: has more than 250000 values: send less at once".to_owned());
+        let all = Some("body: has more than 300000 values: send less at once".to_owned());
         let list = |values| payload(Value { kind: Some(Is::ListValue(ListValue { values })) });
-        assert_eq!(create(list(vec![Value::default(); 249_000])), None);
-        assert_eq!(create(list(vec![Value::default(); 250_000])), all);
+        assert_eq!(create(list(vec![Value::default(); 299_000])), None);
+        assert_eq!(create(list(vec![Value::default(); 300_000])), all);
         let object =
             Value { kind: Some(Is::StructValue(Struct { fields: [(String::new(), Value::default())].into() })) };
-        assert_eq!(create(list(vec![object; 130_000])), all, "an object and what it holds");
+        assert_eq!(create(list(vec![object; 160_000])), all, "an object and what it holds");
         // The same field again and again is one message to the decoder.
         let job = v1::CreateJobRequest::from(v1::Job { tags: vec![String::new(); 1_000], ..v1::Job::default() });
-        assert_eq!(told("CreateJob", &[&job.encode_to_vec().repeat(251)]), all);
+        assert_eq!(told("CreateJob", &[&job.encode_to_vec().repeat(301)]), all);
     }
 
     /// The decoder refuses them.

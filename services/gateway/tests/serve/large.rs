@@ -49,10 +49,10 @@ async fn what_lies_in_a_request_is_counted_before_it_is_read() -> Result<()> {
     let list = |element: &str, count: usize| format!("[{}{element}]", format!("{element},").repeat(count - 1));
     for (body, rule) in [
         (format!("{{\"jobs\":{}}}", list("{}", 2_000)), "jobs: must be at most 1000, are 2000"),
-        (format!("{{\"jobs\":{}}}", list("{}", 2_796_000)), "body: has more than 250000 values: send less at once"),
+        (format!("{{\"jobs\":{}}}", list("{}", 2_796_000)), "body: has more than 300000 values: send less at once"),
         (
             format!("{{\"jobs\":[{{\"payload\":{{\"a\":{}}}}}]}}", list("1", 4_000_000)),
-            "body: has more than 250000 values: send less at once",
+            "body: has more than 300000 values: send less at once",
         ),
     ] {
         for is_packed in [true, false] {
