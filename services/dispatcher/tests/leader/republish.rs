@@ -122,7 +122,7 @@ async fn what_was_passed_over_is_published_again_at_once() -> Result<()> {
     leader.wake()?;
     leader.until("an entry", || Ok(leader.length()? == 1)).await?;
     // As if somebody had appended a later batch.
-    let ahead = (Utc::now() + TimeDelta::seconds(20)).timestamp_millis();
+    let ahead = (Utc::now() + TimeDelta::seconds(4)).timestamp_millis();
     sqlx::query("INSERT INTO dispatch_batches (shard, number, term, ids, settled_at) VALUES (0, $1, 1, '{}', now())")
         .bind(ahead)
         .execute(&leader.pool)
@@ -130,6 +130,7 @@ async fn what_was_passed_over_is_published_again_at_once() -> Result<()> {
     leader.redis.command(&["HSET", CTL, "last", &ahead.to_string(), "doubt", &ahead.to_string()])?;
     // Lost as well, and nobody says so: a pass over all would find it at once, the ordinary walk finds it some ten seconds later.
     leader.redis.command(&["XTRIM", STREAM, "MAXLEN", "0"])?;
+
     leader.jobs(2, in_ms(0)).await?;
     leader.wake()?;
     leader.until("both", || Ok(leader.length()? >= 2)).await?;
