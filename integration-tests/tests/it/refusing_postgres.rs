@@ -105,7 +105,7 @@ async fn a_database_that_turns_read_only_beneath_its_sessions_is_recovered_from_
 #[tokio::test]
 async fn a_database_that_is_read_only_for_longer_than_the_lease_costs_no_executor_its_life() {
     let lease = Duration::from_secs(4);
-    let plan = Plan { executors: 4, ..plan() }.protocol(Duration::from_secs(1), lease);
+    let plan = Plan { executors: 4, ..plan() }.protocol(lease / 10, lease);
     read_only("read_only_long", plan, Sessions::Stand, lease * 3).await;
 }
 
