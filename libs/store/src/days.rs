@@ -88,7 +88,7 @@ pub struct ByDay<T, A> {
 }
 
 /// Asks about all of them together; where the server refuses that, about those of each day by itself, so that what keeps one day keeps
-/// no other. `day` tells the id of the execution that one is about.
+/// no other. `id` tells which execution one is about.
 ///
 /// # Errors
 /// If the contact is broken ([`Error::is_away`]).

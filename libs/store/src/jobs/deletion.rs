@@ -112,38 +112,32 @@ impl Deleting {
                 self.cancel_locked().await.map(Some)
             };
         }
-        let some = self.found.split_off(self.found.len().saturating_sub(EXECUTIONS_AT_ONCE));
-        let free = by_days(
-            some.clone(),
-            |id| *id,
-            |some| {
-                let store = self.store.clone();
-                async move { cancel_on(&store, &some, EXECUTIONS_LOCK_FREE).await }
-            },
-        );
-        match free.await {
-            Ok(ByDay { answers, refused, .. }) => {
-                let mut asked = Vec::new();
-                self.locked.extend(refused);
-                for (_, cancelled) in answers {
-                    asked.extend(cancelled.asked);
-                    self.locked.extend(cancelled.locked);
-                }
-                Ok(Some(asked))
-            }
-            Err(error) => {
-                self.found.extend(some);
-                Err(error)
-            }
+        // Taken out once it is done: whoever calls this may give up meanwhile.
+        let rest = self.found.len().saturating_sub(EXECUTIONS_AT_ONCE);
+        let some = self.found[rest..].to_vec();
+        let free = |some: Vec<Uuid>| {
+            let store = self.store.clone();
+            async move { cancel_on(&store, &some, EXECUTIONS_LOCK_FREE).await }
+        };
+        let ByDay { answers, refused, .. } = by_days(some, |id| *id, free).await?;
+        self.found.truncate(rest);
+        self.locked.extend(refused);
+        let mut asked = Vec::new();
+        for (_, cancelled) in answers {
+            asked.extend(cancelled.asked);
+            self.locked.extend(cancelled.locked);
         }
+        Ok(Some(asked))
     }
 
     /// Waits for some of what was locked; what it waits for in vain is the last of them from now on.
     async fn cancel_locked(&mut self) -> Result<Vec<Uuid>> {
-        let some: Vec<Uuid> = self.locked.drain(..self.locked.len().min(EXECUTIONS_AT_ONCE)).collect();
+        let many = self.locked.len().min(EXECUTIONS_AT_ONCE);
+        let some: Vec<Uuid> = self.locked.range(..many).copied().collect();
         let cancelled = cancel_on(&self.store, &some, EXECUTIONS_LOCK).await;
-        if cancelled.is_err() {
-            self.locked.extend(some);
+        match &cancelled {
+            Ok(_) => drop(self.locked.drain(..many)),
+            Err(_) => self.locked.rotate_left(many),
         }
         Ok(cancelled?.asked)
     }
