@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::future::Future;
 
+use carillon_core::ids::day;
 use chrono::{Days, NaiveDate};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
@@ -28,7 +29,7 @@ const STRETCHES_MAX: usize = 400;
 /// `template` for these ids: what stands there as `{days of e.id}` becomes a condition on `e.id` that holds for all of them.
 /// Without ids it holds for nothing.
 pub(crate) fn of(template: &str, ids: impl IntoIterator<Item = Uuid>) -> AssertSqlSafe<String> {
-    let days: BTreeSet<u128> = ids.into_iter().map(day).collect();
+    let days: BTreeSet<u128> = ids.into_iter().map(|id| u128::from(day(id))).collect();
     let mut stretches: Vec<(u128, u128)> = Vec::new();
     for day in days {
         match stretches.last_mut() {
@@ -69,11 +70,6 @@ fn condition(text: &mut String, column: &str, stretches: &[(u128, u128)]) {
         );
     }
     text.push(')');
-}
-
-/// The day since 1970 in whose partition an id lies.
-pub(crate) fn day(id: Uuid) -> u128 {
-    (id.as_u128() >> 80) / DAY_MS
 }
 
 /// What was asked about executions of several days.
@@ -121,15 +117,15 @@ where
 
 /// Those among `days` that somebody has locked as a whole; the executions of the others may be written by this transaction without
 /// waiting for anybody's lock on a table.
-pub(crate) async fn locked_on(connection: &mut Connection, days: &BTreeSet<u128>) -> Result<BTreeSet<u128>> {
+pub(crate) async fn locked_on(connection: &mut Connection, days: &BTreeSet<u64>) -> Result<BTreeSet<u64>> {
     if days.is_empty() {
         return Ok(BTreeSet::new());
     }
-    let partition = |day: &u128| {
-        let since = u64::try_from(*day).ok().and_then(|days| NaiveDate::default().checked_add_days(Days::new(days)));
-        since.map(|date| (Table::Executions.partition(date), *day))
+    let partition = |day: &u64| {
+        let date = NaiveDate::default().checked_add_days(Days::new(*day))?;
+        Some((Table::Executions.partition(date), *day))
     };
-    let names: BTreeMap<String, u128> = days.iter().filter_map(partition).collect();
+    let names: BTreeMap<String, u64> = days.iter().filter_map(partition).collect();
     let locked: Vec<String> = sqlx::query_scalar("SELECT carillon.locked_elsewhere($1)")
         .bind(names.keys().cloned().collect::<Vec<_>>())
         .fetch_one(connection)

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use carillon_core::ids;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -251,12 +252,12 @@ async fn reassert_on_conn(
     let locked_days = match locked {
         Locked::WaitedFor => BTreeSet::new(),
         Locked::Left => {
-            let all = started.iter().map(|started| days::day(started.held.execution)).collect();
+            let all = started.iter().map(|started| ids::day(started.held.execution)).collect();
             days::locked_on(connection, &all).await?
         }
     };
     let (unseen, seen): (Vec<&Started>, Vec<&Started>) =
-        started.iter().partition(|started| locked_days.contains(&days::day(started.held.execution)));
+        started.iter().partition(|started| locked_days.contains(&ids::day(started.held.execution)));
     let mut succession = match seen[..] {
         [] => Succession::default(),
         _ => reassert_seen_on_conn(connection, old, new, &seen, locked).await?,

@@ -147,11 +147,11 @@ impl Claim<'_> {
     /// left: a statement that waits for that table would be refused in the end, and all of the claim with it. The days of now are
     /// not asked about: whoever locks those keeps everybody waiting.
     pub(super) async fn leave_locked_days(&mut self) -> Result<()> {
-        let today = days::day(ids::first_at(self.now));
-        let day_of = |at: DateTime<Utc>| days::day(ids::first_at(at));
+        let today = ids::day(ids::first_at(self.now));
+        let day_of = |at: DateTime<Utc>| ids::day(ids::first_at(at));
         let of_timers = self.timers.iter().map(|timer| day_of(timer.fire_at));
-        let of_triggers = self.triggers.iter().map(|trigger| days::day(trigger.execution));
-        let of_retries = self.retries.iter().map(|retry| days::day(retry.execution));
+        let of_triggers = self.triggers.iter().map(|trigger| ids::day(trigger.execution));
+        let of_retries = self.retries.iter().map(|retry| ids::day(retry.execution));
         let over = of_timers.chain(of_triggers).chain(of_retries).filter(|day| *day < today).collect();
         let locked = days::locked_on(&mut self.transaction, &over).await?;
         if locked.is_empty() {
@@ -160,10 +160,10 @@ impl Claim<'_> {
         for timer in self.timers.extract_if(.., |timer| locked.contains(&day_of(timer.fire_at))) {
             self.set_aside.push((Source::Timer, timer.line, timer.job));
         }
-        for trigger in self.triggers.extract_if(.., |trigger| locked.contains(&days::day(trigger.execution))) {
+        for trigger in self.triggers.extract_if(.., |trigger| locked.contains(&ids::day(trigger.execution))) {
             self.set_aside.push((Source::Trigger, trigger.line, trigger.execution));
         }
-        let retries = self.retries.extract_if(.., |retry| locked.contains(&days::day(retry.execution)));
+        let retries = self.retries.extract_if(.., |retry| locked.contains(&ids::day(retry.execution)));
         let later: Vec<Uuid> = retries.map(|retry| retry.execution).collect();
         self.passed_over |= !later.is_empty();
         sqlx::query(RETRIES_LATER).bind(later).execute(&mut *self.transaction).await?;
