@@ -150,27 +150,36 @@ BEGIN
 END
 $$;
 
--- The way to what `wanted` means by which the fewest rows are passed, and how many these are; of ways by which there are `most` or
--- more the first one. What is of no use in the order of ids is no way if it is `ordered`.
+-- The way to what `wanted` means by which the fewest rows are passed, or no more than twice as many, and how many these are; of ways by
+-- which there are `most` or more the first one. What is of no use in the order of ids is no way if it is `ordered`. `middle`: the id of one of them that has
+-- about as many on either side, unless it is `ordered`.
 CREATE FUNCTION carillon.way_to_jobs(from_id uuid, below_id uuid, most int, ordered boolean, wanted jsonb)
-RETURNS TABLE (way text, passed int)
+RETURNS TABLE (way text, passed int, middle uuid)
 LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
     candidate text;
+    walks text;
+    best text;
+    room int;
     counted int;
 BEGIN
     FOREACH candidate IN ARRAY ARRAY['key', 'platform_id', 'tag', 'handler_name', 'name_prefix', 'type', 'statuses'] LOOP
         CONTINUE WHEN wanted ->> candidate IS NULL OR candidate = 'name_prefix' AND ordered;
-        -- No further than to the best one so far.
-        EXECUTE format('SELECT count(*) FROM (SELECT FROM (%s) q LIMIT %s) q', array_to_string(carillon.walks_over_jobs(
-            candidate, from_id, below_id, COALESCE(passed, most), false, wanted, true), ' UNION ALL '), COALESCE(passed, most))
-            INTO counted;
-        IF way IS NULL OR counted < passed THEN
+        -- No further than to half of the best one so far: for less than that it is not worth looking on.
+        room := CASE WHEN passed < most THEN greatest(passed / 2, 1) ELSE most END;
+        walks := array_to_string(carillon.walks_over_jobs(
+            candidate, from_id, below_id, room, false, wanted, true), ' UNION ALL ');
+        EXECUTE format('SELECT count(*) FROM (SELECT FROM (%s) q LIMIT %s) q', walks, room) INTO counted;
+        IF way IS NULL OR counted < room THEN
             way := candidate;
+            best := walks;
             passed := counted;
         END IF;
     END LOOP;
+    IF NOT ordered THEN
+        EXECUTE format('SELECT id FROM (%s) q OFFSET %s LIMIT 1', best, passed / 2) INTO middle;
+    END IF;
     RETURN NEXT;
 END
 $$;
@@ -179,7 +188,7 @@ $$;
 -- whether it matches `wanted` (carillon_store::jobs::Filter), which has the `statuses` that a job may have. `way`: what
 -- carillon.way_to_jobs said, or NULL for what is mostly the best.
 CREATE FUNCTION carillon.page_of_jobs(from_id uuid, below_id uuid, most int, ascending boolean, wanted jsonb, way text)
-RETURNS TABLE (id uuid, matches boolean)
+RETURNS TABLE (id uuid, status text, matches boolean)
 LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
@@ -192,7 +201,7 @@ DECLARE
 BEGIN
     FOREACH walk IN ARRAY carillon.walks_over_jobs(goes_by, from_id, below_id, most, ascending, wanted, false) LOOP
         pages := pages || format(
-            '(SELECT p.id, COALESCE(
+            '(SELECT p.id, p.status, COALESCE(
                  $1 ? p.status AND ($2::text IS NULL OR p.type = $2) AND ($3::text IS NULL OR p.key = $3)
                  AND ($11::jsonb IS NULL OR p.platform_id IS NULL OR $11 ? p.platform_id)
                  AND ($4::text IS NULL OR p.platform_id = $4) AND ($5::text IS NULL OR p.tags @> ARRAY[$5])
@@ -201,8 +210,10 @@ BEGIN
                  AND ($9::text IS NULL OR p.queue = $9) AND ($10::smallint IS NULL OR p.priority = $10), false) AS matches
              FROM %s p)', walk);
     END LOOP;
-    RETURN QUERY EXECUTE format('SELECT q.id, q.matches FROM (%s) q ORDER BY q.id %s LIMIT %s',
-                                array_to_string(pages, ' UNION ALL '), CASE WHEN ascending THEN 'ASC' ELSE 'DESC' END, most)
+    -- A walk by itself is in its order, and ends where it is to end.
+    RETURN QUERY EXECUTE CASE WHEN cardinality(pages) = 1 THEN pages[1] ELSE
+        format('SELECT q.id, q.status, q.matches FROM (%s) q ORDER BY q.id %s LIMIT %s', array_to_string(pages, ' UNION ALL '),
+               CASE WHEN ascending THEN 'ASC' ELSE 'DESC' END, most) END
     USING wanted -> 'statuses', wanted ->> 'type', wanted ->> 'key', wanted ->> 'platform_id', wanted ->> 'tag',
           wanted ->> 'name', wanted ->> 'name_prefix', wanted ->> 'handler_name', wanted ->> 'queue',
           (wanted ->> 'priority')::smallint, wanted -> 'scope';

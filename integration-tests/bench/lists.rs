@@ -173,6 +173,8 @@ async fn fill(pool: &PgPool, lists: Lists, now: DateTime<Utc>) -> Result<Filled>
     let tables =
         "jobs, job_tags, job_revisions, job_timers, job_stats, job_executions, execution_failures, dispatch_batches";
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("VACUUM (ANALYZE) {tables}"))).execute(pool).await?;
+    // Else whoever reads a page must first write another one, which the filling left.
+    sqlx::raw_sql("CHECKPOINT").execute(pool).await?;
     let id = "SELECT bench_id($1, $2, $3)";
     let first = sqlx::query_scalar(id).bind(created).bind(jobs_step).bind(0_i64).fetch_one(pool).await?;
     let second = sqlx::query_scalar(id).bind(created).bind(jobs_step).bind(1_i64).fetch_one(pool).await?;

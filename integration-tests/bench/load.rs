@@ -113,12 +113,14 @@ async fn schedules(pool: &PgPool, redis: &Redis, per_s: u32, seconds: u32) -> Re
     Ok((ids, first))
 }
 
-/// Writes `jobs`, of which the first is due at `first`, and tells the leader.
+/// Writes `jobs`, of which the first is due at `first`, and tells the leader. What that left for the kernel to write is written
+/// here: else it comes half a minute later, in the middle of what is measured, and holds up every COMMIT for some 50 ms.
 ///
 /// # Errors
 /// If PostgreSQL or Redis refuses, or `first` is over by then.
 pub async fn write(pool: &PgPool, redis: &Redis, jobs: &[Job], first: DateTime<Utc>) -> Result<()> {
     jobs::insert(pool, 0, jobs, |_| {}).await?;
+    tokio::task::spawn_blocking(nix::unistd::sync).await?;
     redis.wake().await?;
     ensure!(jobs::now(pool).await? < first, "writing the jobs took too long");
     Ok(())

@@ -6,10 +6,12 @@ use carillon_core::job::Priority;
 use carillon_core::limits::PAYLOAD_BYTES_IN_ENTRY;
 use carillon_core::line::Line;
 use carillon_core::schedule::TimetableSpec;
+use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
-use sqlx::Row;
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
 use sqlx::types::Json;
+use sqlx::{Postgres, Row};
 use uuid::Uuid;
 
 use crate::bounded::Connection;
@@ -47,16 +49,38 @@ const TIMETABLE_BYTES_KEPT: i32 = 4 * 1024;
 
 /// Each revision is unpacked once, whatever is read of it. All as it stands there: a cast that one of them does not bear would
 /// fail for all.
-const DEFINITIONS_BY_REVISION: &str = "
+macro_rules! definitions_of {
+    ($wanted:literal) => {
+        concat!(
+            "
 SELECT r.job_id, r.revision, d.queue, d.priority, d.platform_id, d.handler_name, d.max_retries, d.retry_delay_ms, d.timeout_ms,
-       CASE WHEN pg_column_size(d.timetable) <= $4 THEN d.timetable END AS timetable,
+       CASE WHEN pg_column_size(d.timetable) <= $2 THEN d.timetable END AS timetable,
        d.concurrency, d.allow_overlap, d.max_executions,
-       CASE WHEN octet_length(d.payload::text) <= $3 THEN d.payload::text END AS payload
-FROM UNNEST($1::uuid[], $2::bigint[]) AS w(job_id, revision)
+       CASE WHEN octet_length(d.payload::text) <= $1 THEN d.payload::text END AS payload
+FROM ",
+            $wanted,
+            " AS w(job_id, revision)
 JOIN carillon.job_revisions r ON r.job_id = w.job_id AND r.revision = w.revision
 CROSS JOIN LATERAL jsonb_to_record(CASE jsonb_typeof(r.definition) WHEN 'object' THEN r.definition ELSE '{}' END) AS d(
     queue jsonb, priority jsonb, platform_id jsonb, handler_name jsonb, timetable jsonb, max_retries jsonb,
-    retry_delay_ms jsonb, timeout_ms jsonb, concurrency jsonb, allow_overlap jsonb, max_executions jsonb, payload jsonb)";
+    retry_delay_ms jsonb, timeout_ms jsonb, concurrency jsonb, allow_overlap jsonb, max_executions jsonb, payload jsonb)"
+        )
+    };
+}
+
+const DEFINITIONS_BY_REVISION: &str = definitions_of!("UNNEST($3::uuid[], $4::bigint[])");
+
+/// Of the jobs that fire for the first time behind `$6`, until `$7`, in some lines; `$8` of each line, and of all of them, at most.
+const DEFINITIONS_OF_FIRST_FIRES: &str = definitions_of!(
+    "(SELECT t.job_id, t.revision
+      FROM UNNEST($4::text[], $5::smallint[]) AS l(queue, priority)
+      CROSS JOIN LATERAL (
+          SELECT t.job_id, t.revision FROM carillon.job_timers t
+          WHERE t.shard = $3 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at > $6 AND t.fire_at <= $7
+            AND t.claimed_count = 0
+          ORDER BY t.fire_at LIMIT $8) t
+      LIMIT $8)"
+);
 
 /// Reads the definitions that `wanted` names by job and revision. One that does not exist, or that this version cannot read,
 /// is left out.
@@ -64,15 +88,47 @@ pub(crate) async fn definitions_by_revision_on_conn(
     connection: &mut Connection,
     wanted: &[(Uuid, i64)],
 ) -> Result<Vec<Definition>> {
-    let rows = sqlx::query(DEFINITIONS_BY_REVISION)
+    let rows = bounded_query(DEFINITIONS_BY_REVISION)
         .bind(wanted.iter().map(|(job, _)| *job).collect::<Vec<_>>())
         .bind(wanted.iter().map(|(_, revision)| *revision).collect::<Vec<_>>())
-        .bind(i32::try_from(PAYLOAD_BYTES_IN_ENTRY).unwrap_or(i32::MAX))
-        .bind(TIMETABLE_BYTES_KEPT)
         .fetch_all(connection)
         .await?;
+    read_all(&rows)
+}
+
+/// Reads the definitions of jobs that have never fired and whose timers stand behind one instant, until another, in these lines: at
+/// most so many. One that this version cannot read is left out.
+///
+/// # Errors
+/// If Postgres is unavailable.
+pub async fn of_first_fires(
+    store: &Store,
+    shard: i16,
+    lines: &[Line],
+    behind: DateTime<Utc>,
+    until: DateTime<Utc>,
+    most: u16,
+) -> Result<Vec<Definition>> {
+    let rows = bounded_query(DEFINITIONS_OF_FIRST_FIRES)
+        .bind(shard)
+        .bind(lines.iter().map(|line| line.queue.clone()).collect::<Vec<_>>())
+        .bind(lines.iter().map(|line| line.priority.rank()).collect::<Vec<_>>())
+        .bind(behind)
+        .bind(until)
+        .bind(i64::from(most))
+        .fetch_all(&store.pool)
+        .await?;
+    read_all(&rows)
+}
+
+/// A query of definitions, with the bounds of what of each is read.
+fn bounded_query(statement: &'static str) -> Query<'static, Postgres, PgArguments> {
+    sqlx::query(statement).bind(i32::try_from(PAYLOAD_BYTES_IN_ENTRY).unwrap_or(i32::MAX)).bind(TIMETABLE_BYTES_KEPT)
+}
+
+fn read_all(rows: &[PgRow]) -> Result<Vec<Definition>> {
     let mut definitions = Vec::with_capacity(rows.len());
-    for row in &rows {
+    for row in rows {
         match read(row) {
             Ok(definition) => definitions.push(definition),
             // One job that this version cannot read must not keep all others from firing.

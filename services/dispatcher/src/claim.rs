@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::decide::{Decided, Next, decide};
 use crate::definitions::Definitions;
 use crate::foresight::{ANSWER_MAX, Answer, Foresight, Found, LANE_FULL_PAUSE, Question, Searched};
-use crate::leader::{End, Leader, delta};
+use crate::leader::{End, GATHER, Leader, delta};
 use crate::outgoing::Batch;
 
 /// Between two looks at a line whose stream is full.
@@ -98,6 +98,7 @@ impl Leader {
             return Ok(None);
         }
         self.finish_looking(due).await;
+        self.read_ahead.keep(&mut self.definitions).await;
         self.left.retain(|_, at| *at > now);
         let excluded: Vec<Uuid> = self.left.keys().copied().collect();
         let began = Instant::now();
@@ -126,6 +127,7 @@ impl Leader {
         let foreseen = foreseen.due;
         let decided = decide(&claim.timers, &claim.triggers, &claim.retries, &self.definitions, &foreseen, claim.now);
         let number = claim.number;
+        self.read_ahead.begin(&claim.timers, due, GATHER * 2);
         let committed = claim.commit(self.term, &decided.decisions, &self.unsettled).await?;
         failpoint::reach("claim:committed").await;
         self.foresight.look_ahead(decided.next.iter().filter_map(|next| next.question(threshold)));

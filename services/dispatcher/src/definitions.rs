@@ -114,6 +114,13 @@ impl Definitions {
         unknown
     }
 
+    /// Keeps what was read before anybody asked for it, as far as it is unknown.
+    pub fn learn_new(&mut self, mut definitions: Vec<Definition>) {
+        let unknown = self.unknown(definitions.iter().map(|definition| (definition.job, definition.revision)));
+        definitions.retain(|definition| unknown.binary_search(&(definition.job, definition.revision)).is_ok());
+        self.learn(definitions);
+    }
+
     /// Keeps what was read. A timetable that this version cannot read is left out: its job is left alone, loudly.
     pub fn learn(&mut self, definitions: Vec<Definition>) {
         for definition in definitions {
@@ -163,5 +170,48 @@ impl Definitions {
             alike.filter_map(|other| other.due(fire_at, now, misfire_threshold)).next()
         };
         job.due(fire_at, now, misfire_threshold).or_else(of_others)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_core::gate::Gate;
+    use carillon_core::job::Priority;
+    use carillon_core::line::Line;
+
+    use super::*;
+
+    fn definition(job: u128, revision: i64) -> Definition {
+        Definition {
+            job: Uuid::from_u128(job),
+            revision,
+            line: Line::new("default", Priority::Medium),
+            platform_id: None,
+            handler: "test:echo".into(),
+            payload: None,
+            timetable: Some(TimetableSpec::never()),
+            max_retries: 0,
+            retry_delay_ms: 0,
+            timeout_ms: 1,
+            gate: Gate::new(false, 1, None),
+        }
+    }
+
+    #[test]
+    fn what_is_read_ahead_is_kept_once_and_of_a_job_the_newest_revisions() {
+        let mut definitions = Definitions::default();
+        definitions.learn_new(vec![definition(1, 1), definition(2, 1)]);
+        let bytes = definitions.bytes;
+        definitions.learn_new(vec![definition(2, 1), definition(1, 1)]);
+        assert_eq!((definitions.bytes, definitions.known[&Uuid::from_u128(1)].len()), (bytes, 1));
+        for revision in 2..100 {
+            definitions.learn_new(vec![definition(1, revision)]);
+        }
+        assert!(definitions.known[&Uuid::from_u128(1)].len() <= REVISIONS_MAX + 1);
+        assert!(definitions.get(Uuid::from_u128(1), 99).is_some() && definitions.get(Uuid::from_u128(1), 1).is_none());
+        assert!(
+            definitions.unknown([(Uuid::from_u128(2), 1)].into_iter()).is_empty(),
+            "nothing to be read by the claim"
+        );
     }
 }

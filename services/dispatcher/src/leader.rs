@@ -37,6 +37,7 @@ use crate::foresight::Foresight;
 use crate::glance::Glance;
 use crate::outgoing::Batch;
 use crate::rate::Rate;
+use crate::read_ahead::ReadAhead;
 use crate::reconcile::{LOCKED_PAUSE, Passes};
 use crate::streams::Streams;
 use crate::{Config, TICK, withdraw};
@@ -52,7 +53,7 @@ const REFILL_PAUSE: Duration = Duration::from_millis(200);
 /// Between two readings lies at least so many times what the last one took.
 const READING_PAUSE: u32 = 2;
 /// R23: spread fires within this share a batch.
-const GATHER: TimeDelta = TimeDelta::milliseconds(50);
+pub(crate) const GATHER: TimeDelta = TimeDelta::milliseconds(50);
 /// After a statement that the server refused.
 pub(crate) const STUMBLE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -94,6 +95,7 @@ pub struct Leader {
     pub(crate) left: HashMap<Uuid, DateTime<Utc>>,
     pub(crate) streams: Streams,
     pub(crate) foresight: Foresight,
+    pub(crate) read_ahead: ReadAhead,
     /// In Redis, not yet marked so,
     pub(crate) unsettled: Vec<i64>,
     /// and marked by a claim, unless somebody had locked them: the next tick tells.
@@ -137,6 +139,7 @@ impl Leader {
         shutdown: CancellationToken,
     ) -> Self {
         let now = Instant::now();
+        let read_ahead = ReadAhead::new(store.clone(), session.shard());
         Self {
             horizon: session.clock().now(),
             claim_max: config.dispatcher.batch_max,
@@ -148,6 +151,7 @@ impl Leader {
             definitions: Definitions::default(),
             passes: Passes::default(),
             foresight: Foresight::new(store),
+            read_ahead,
             notices,
             unread,
             shutdown,

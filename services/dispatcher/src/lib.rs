@@ -3,7 +3,8 @@
 //! - [`election`] stands by until the shard's lock is free, then leads until its session is lost.
 //! - [`leader`] is a term: certify Redis ([`certify`]), send what the last leader left, then claim ([`claim`]), publish and settle;
 //!   `rate` is how fast it claims, `glance` when it reads again what is near.
-//! - `foresight` searches timetables, beside the claims: no claim does.
+//! - `foresight` searches timetables, beside the claims: no claim does; `read_ahead` reads what jobs mean that fire soon, for the
+//!   first time.
 //! - [`decide`] says what a claim leads to (pure), [`outgoing`] writes the entries, `streams` knows
 //!   what room there is for them.
 //! - [`reconcile`] publishes again what Redis has lost; [`withdraw`] ends what was cancelled and nobody reads; `attention`
@@ -28,6 +29,7 @@ pub mod outgoing;
 mod patience;
 mod publish;
 mod rate;
+mod read_ahead;
 pub mod reconcile;
 pub mod retention;
 mod streams;

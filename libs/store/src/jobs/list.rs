@@ -25,6 +25,8 @@ use crate::{Result, Scope, Store};
 
 /// Where there are several ways to a page, each is counted up to so many rows: one that leads past more is as good as any other.
 const COUNTED_OF_A_WAY: i32 = 2_000;
+/// So many are looked at in two halves.
+const HALVED_MIN: usize = 1_000;
 
 /// One row that says what was seen, since a row for each is dearer than to look at it. The function's rows are in its order. Behind
 /// a full page there may be more.
@@ -33,17 +35,17 @@ const JOBS_LOOK: &str = "
     FROM carillon.page_of_jobs($1, $2, $3, $4, $5, $6)";
 
 /// All that match, up to `$7`, with what they are ordered by, and how many rows were looked at and match. `OFFSET 0`: a probe of the
-/// primary key for each, whatever the planner thinks of joins. Of a job that has gone meanwhile there is none.
+/// primary key for each, whatever the planner thinks of joins.
 macro_rules! jobs_gather {
     ($key:literal) => {
         concat!(
             "
-    WITH looked AS MATERIALIZED (SELECT id, matches FROM carillon.page_of_jobs($1, $2, $3, $4, $5, $6)),
+    WITH looked AS MATERIALIZED (SELECT id, status, matches FROM carillon.page_of_jobs($1, $2, $3, $4, $5, $6)),
          counted AS MATERIALIZED (SELECT count(*) AS rows, count(*) FILTER (WHERE matches) AS matching FROM looked),
          keyed AS (
-             SELECT l.id, k.key FROM looked l CROSS JOIN LATERAL (",
+             SELECT l.id, k.key FROM looked l LEFT JOIN LATERAL (",
             $key,
-            " OFFSET 0) k
+            " OFFSET 0) k ON true
              WHERE l.matches AND (SELECT matching FROM counted) <= $7)
     SELECT (SELECT rows FROM counted), (SELECT matching FROM counted), COALESCE(array_agg(id), '{}'), COALESCE(array_agg(key), '{}')
     FROM keyed"
@@ -52,7 +54,9 @@ macro_rules! jobs_gather {
 }
 const JOBS_GATHER_LAST_RUNS: &str =
     jobs_gather!("SELECT last_run_at AS key FROM carillon.job_stats WHERE job_id = l.id");
-const JOBS_GATHER_NEXT_RUNS: &str = jobs_gather!("SELECT fire_at AS key FROM carillon.job_timers WHERE job_id = l.id");
+/// Of a job that is not active nothing is to come.
+const JOBS_GATHER_NEXT_RUNS: &str =
+    jobs_gather!("SELECT fire_at AS key FROM carillon.job_timers WHERE job_id = l.id AND l.status = 'ACTIVE'");
 
 /// Which jobs to list, those that match all of it, and in which order. By these names `carillon.page_of_jobs` reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -141,19 +145,6 @@ impl Wanted<'_> {
     const fn has_ways(&self) -> bool {
         self.filter.tag.is_some() || self.filter.handler_name.is_some()
     }
-
-    /// Whether an index says all that is asked for, so that to look at a row is no dearer than to count it.
-    const fn is_of_an_index(&self) -> bool {
-        let Filter { tag, name, name_prefix, handler_name, queue, .. } = &self.filter;
-        tag.is_none()
-            && name.is_none()
-            && name_prefix.is_none()
-            && handler_name.is_none()
-            && queue.is_none()
-            && self.filter.key.is_none()
-            && self.filter.priority.is_none()
-            && self.scope.is_none()
-    }
 }
 
 /// Lists jobs. What is looked at is `jobs` alone; the page that was found is read with the rest.
@@ -182,7 +173,7 @@ pub async fn count(store: &Store, scope: &Scope, filter: Filter<'_>, budget: Dur
 }
 
 async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scanned<Uuid>> {
-    let way = if filter.has_ways() { Some(way(store, filter, COUNTED_OF_A_WAY, true).await?.0) } else { None };
+    let way = if filter.has_ways() { Some(way(store, filter, COUNTED_OF_A_WAY, true).await?.way) } else { None };
     let mut scan = Scan::new(window, LOOKED_AT_MAX);
     loop {
         let (behind, rows) = scan.next();
@@ -192,47 +183,76 @@ async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scann
     }
 }
 
-/// All that match, with what they are ordered by.
+/// All that match, with what they are ordered by: two halves of it at once, since each of ten thousand has a row of its own to be read.
 async fn gather(store: &Store, filter: Wanted<'_>) -> Result<Gathered> {
     let mut gathered = Gathered::among(JOBS_LOOKED_AT_MAX);
     let too_many = i32::try_from(JOBS_LOOKED_AT_MAX).unwrap_or(i32::MAX).saturating_add(1);
-    let mut best = None;
-    if !filter.is_of_an_index() {
-        // Counted along an index, before any row is looked at.
-        let (way, passed) = way(store, filter, too_many, false).await?;
-        gathered.require_among(passed)?;
-        best = Some(way);
-    }
+    // Counted along an index, before any row is looked at.
+    let Way { way, passed, middle } = way(store, filter, too_many, false).await?;
+    gathered.require_among(passed)?;
+    let (from, below) = filter.instants();
+    let middle = middle.filter(|_| passed >= HALVED_MIN).unwrap_or(below);
+    let rest = async {
+        if middle < below { gather_between(store, filter, &way, middle, below).await } else { Ok(Part::default()) }
+    };
+    let (part, rest) = tokio::try_join!(gather_between(store, filter, &way, from, middle), rest)?;
+    gathered.require_few(part.matching + rest.matching)?;
+    gathered.more(part.entries, part.looked_at)?;
+    gathered.more(rest.entries, rest.looked_at)?;
+    Ok(gathered)
+}
+
+/// Some of what is to be sorted.
+#[derive(Default)]
+struct Part {
+    entries: Vec<(Key, Uuid)>,
+    looked_at: usize,
+    /// Where these are too many to be sorted there are no entries.
+    matching: usize,
+}
+
+async fn gather_between(store: &Store, filter: Wanted<'_>, way: &str, from: Uuid, below: Uuid) -> Result<Part> {
     let statement = match filter.order.by {
         By::LastRun => JOBS_GATHER_LAST_RUNS,
         By::NextRun | By::Created => JOBS_GATHER_NEXT_RUNS,
     };
-    let (from, below) = filter.instants();
     let (looked_at, matching, ids, keys): (i64, i64, Vec<Uuid>, Vec<Option<DateTime<Utc>>>) = sqlx::query_as(statement)
         .bind(from)
         .bind(below)
-        .bind(too_many)
+        .bind(i32::try_from(JOBS_LOOKED_AT_MAX).unwrap_or(i32::MAX).saturating_add(1))
         .bind(filter.order.direction == Direction::Ascending)
         .bind(Json(filter))
-        .bind(best)
+        .bind(way)
         .bind(i64::from(COUNTED_MAX))
         .fetch_one(&store.pool)
         .await?;
     let as_size = |number: i64| usize::try_from(number).unwrap_or_default();
-    gathered.require_few(as_size(matching))?;
-    gathered.more(keys.into_iter().map(micros).zip(ids), as_size(looked_at))?;
-    Ok(gathered)
+    Ok(Part {
+        entries: keys.into_iter().map(micros).zip(ids).collect(),
+        looked_at: as_size(looked_at),
+        matching: as_size(matching),
+    })
 }
 
 fn micros(at: Option<DateTime<Utc>>) -> Key {
     at.map(|at| at.timestamp_micros())
 }
 
-/// The way that leads past the fewest rows, and past how many, counted to `most`. `ordered`: it must be in the order of ids.
-async fn way(store: &Store, filter: Wanted<'_>, most: i32, ordered: bool) -> Result<(String, usize)> {
+/// How to go along an index.
+struct Way {
+    /// By which field.
+    way: String,
+    /// Past how many rows, as far as they were counted.
+    passed: usize,
+    /// One of them, about half of them on either side; not of an ordered way.
+    middle: Option<Uuid>,
+}
+
+/// The way that leads past the fewest rows, counted to `most`. `ordered`: it must be in the order of ids.
+async fn way(store: &Store, filter: Wanted<'_>, most: i32, ordered: bool) -> Result<Way> {
     let (from, below) = filter.instants();
-    let (way, passed): (String, i32) =
-        sqlx::query_as("SELECT way, passed FROM carillon.way_to_jobs($1, $2, $3, $4, $5)")
+    let (way, passed, middle): (String, i32, Option<Uuid>) =
+        sqlx::query_as("SELECT way, passed, middle FROM carillon.way_to_jobs($1, $2, $3, $4, $5)")
             .bind(from)
             .bind(below)
             .bind(most)
@@ -240,7 +260,7 @@ async fn way(store: &Store, filter: Wanted<'_>, most: i32, ordered: bool) -> Res
             .bind(Json(filter))
             .fetch_one(&store.pool)
             .await?;
-    Ok((way, usize::try_from(passed).unwrap_or_default()))
+    Ok(Way { way, passed: usize::try_from(passed).unwrap_or_default(), middle })
 }
 
 async fn read(store: &Store, found: Scanned<Uuid>, place: impl Fn(&Job) -> Place) -> Result<Scanned<Job>> {

@@ -6,6 +6,7 @@ use anyhow::Result;
 use carillon_core::job::JobStatus;
 use carillon_store::scan::{Direction, Place, Window};
 use carillon_store::{Error, Scope, jobs};
+use chrono::{DateTime, TimeDelta};
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -40,7 +41,11 @@ fn by_next_run(filter: jobs::Filter<'_>) -> jobs::Filter<'_> {
 }
 
 async fn listed(bench: &Bench, filter: jobs::Filter<'_>) -> Result<Vec<jobs::Job>, Error> {
-    let window = Window { limit: 50, from: Place::first(0), budget: Duration::from_secs(60) };
+    page(bench, filter, 50).await
+}
+
+async fn page(bench: &Bench, filter: jobs::Filter<'_>, limit: u32) -> Result<Vec<jobs::Job>, Error> {
+    let window = Window { limit, from: Place::first(0), budget: Duration::from_secs(60) };
     Ok(jobs::list(&bench.store, &Scope::ALL, filter, window).await?.items)
 }
 
@@ -76,6 +81,29 @@ async fn jobs_are_ordered_by_their_next_run_where_a_narrow_filter_leaves_few_of_
         let refused = listed(&bench, by_next_run(filter)).await;
         assert!(matches!(refused, Err(Error::TooWide { most: 10_000 })), "{filter:?}");
         assert!(!listed(&bench, filter).await?.is_empty(), "{filter:?}");
+    }
+    Ok(())
+}
+
+/// Two halves are looked for at once: along an index in the order of ids, and along one that is not.
+#[tokio::test]
+async fn an_order_of_some_thousand_jobs_has_each_once() -> Result<()> {
+    let bench = Bench::new().await?;
+    many(&bench).await?;
+    // The first half of an id is its number, in units of 65.536 s.
+    let before = DateTime::UNIX_EPOCH + TimeDelta::milliseconds(2_000 * 65_536);
+    for (filter, count) in [
+        (jobs::Filter { name_prefix: Some("many 19"), ..jobs::Filter::default() }, 1_110),
+        (
+            jobs::Filter { handler_name: Some("many:one"), created_before: Some(before), ..jobs::Filter::default() },
+            1_998,
+        ),
+    ] {
+        let mut ordered = page(&bench, by_next_run(filter), 5_000).await?;
+        assert!(ordered.is_sorted_by_key(|job| job.next_run), "{filter:?}");
+        ordered.sort_by_key(|job| std::cmp::Reverse(job.id));
+        assert_eq!(ordered.len(), count, "{filter:?}");
+        assert!(ordered == page(&bench, filter, 5_000).await?, "{filter:?}");
     }
     Ok(())
 }

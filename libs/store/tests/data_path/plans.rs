@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use carillon_core::agenda::Source;
 use carillon_core::execution::Status;
 use carillon_store::claim::Decisions;
+use carillon_store::definitions;
 use carillon_store::upcoming::UpcomingMax;
 use carillon_store::workers::Locked;
 use chrono::TimeDelta;
@@ -44,6 +45,9 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
 
     let mut leader = bench.leader().await?;
     leader.timers_upcoming(now + TimeDelta::hours(1), UpcomingMax { of_line: 100, of_all: 20_000 }).await?;
+    let ahead =
+        definitions::of_first_fires(&bench.store, 0, &[medium()], now - TimeDelta::seconds(1), now, 1_000).await?;
+    assert_eq!(ahead.len(), BATCH);
     let rooms = [Source::Timer, Source::Trigger, Source::Retry].map(|source| room(source, &medium(), 1_000));
     let claim = leader.claim(&rooms, now, &[]).await?;
     assert_eq!((claim.timers.len(), claim.triggers.len()), (BATCH, 3));
@@ -190,12 +194,15 @@ async fn upcoming_reads_as_many_timers_as_it_has_lines_and_answers() -> Result<(
     sqlx::query("SELECT pg_stat_force_next_flush()").execute(&bench.pool).await?;
     let before = scans(&bench).await?;
     let mut leader = bench.leader().await?;
-    let upcoming =
-        leader.timers_upcoming(now + TimeDelta::hours(1), UpcomingMax { of_line: 1_000, of_all: 20_000 }).await?;
+    let until = now + TimeDelta::hours(1);
+    let upcoming = leader.timers_upcoming(until, UpcomingMax { of_line: 1_000, of_all: 20_000 }).await?;
     assert_eq!(upcoming.instants.len(), 3);
+    assert_eq!(definitions::of_first_fires(&bench.store, 0, &[medium()], now, until, 1_000).await?.len(), 2);
     leader.resign().await;
+    bench.store.close().await;
     sessions_end(&bench).await?;
     let after = scans(&bench).await?;
+    assert_eq!(after["job_revisions"].seq_scan, before["job_revisions"].seq_scan);
     for table in ["job_timers", "job_triggers", "execution_retries"] {
         let read = after[table].idx_tup_fetch - before[table].idx_tup_fetch;
         assert!(read <= 20, "{read} rows of {table} were read");

@@ -5,6 +5,7 @@ use carillon_core::agenda::Source;
 use carillon_core::execution::Status;
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
+use carillon_store::definitions;
 use carillon_store::recorder::Finished;
 use carillon_store::upcoming::UpcomingMax;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -128,5 +129,35 @@ async fn the_lines_share_what_is_read_at_once() -> Result<()> {
     let upcoming = leader.timers_upcoming(now + TimeDelta::hours(1), all(40)).await?;
     assert_eq!((upcoming.instants.len(), upcoming.complete_until), (40, Some(now + TimeDelta::milliseconds(1_001))));
     assert!(upcoming.instants.iter().all(|(_, at)| *at <= now + TimeDelta::milliseconds(1_040)), "the earliest");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_fires_soon_for_the_first_time_is_read_ahead() -> Result<()> {
+    let bench = Bench::new().await?;
+    let now = bench.now().await?;
+    let other = Line::new("other", Priority::High);
+    let after = |ms: i64| now + TimeDelta::milliseconds(ms);
+    let mut soon = vec![
+        bench.job_at(&medium(), Some(after(1))).await?,
+        bench.job_at(&medium(), Some(after(100))).await?,
+        bench.job_at(&other, Some(after(50))).await?,
+    ];
+    let (due, later) = (bench.job_at(&medium(), Some(now)).await?, bench.job_at(&medium(), Some(after(101))).await?);
+    let fired = bench.job_at(&medium(), Some(after(50))).await?;
+    sqlx::query("UPDATE job_timers SET claimed_count = 1 WHERE job_id = $1").bind(fired).execute(&bench.pool).await?;
+    let unasked = bench.job_at(&Line::new("unasked", Priority::High), Some(after(50))).await?;
+    let lines = [medium(), other];
+    let read = async |most| -> Result<Vec<Uuid>> {
+        let read = definitions::of_first_fires(&bench.store, 0, &lines, now, after(100), most).await?;
+        assert!(read.iter().all(|definition| definition.revision == 1 && lines.contains(&definition.line)));
+        Ok(read.into_iter().map(|definition| definition.job).collect())
+    };
+    let mut found = read(10).await?;
+    found.sort_unstable();
+    soon.sort_unstable();
+    assert_eq!(found, soon, "neither of {due}, {later}, {fired}, {unasked}");
+    assert_eq!(read(2).await?.len(), 2);
+    assert!(definitions::of_first_fires(&bench.store, 1, &lines, now, after(100), 10).await?.is_empty());
     Ok(())
 }
