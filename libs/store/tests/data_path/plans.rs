@@ -45,9 +45,6 @@ async fn hot_statements_never_scan_a_table() -> Result<()> {
 
     let mut leader = bench.leader().await?;
     leader.timers_upcoming(now + TimeDelta::hours(1), UpcomingMax { of_line: 100, of_all: 20_000 }).await?;
-    let ahead =
-        definitions::of_first_fires(&bench.store, 0, &[medium()], now - TimeDelta::seconds(1), now, 1_000).await?;
-    assert_eq!(ahead.len(), BATCH);
     let rooms = [Source::Timer, Source::Trigger, Source::Retry].map(|source| room(source, &medium(), 1_000));
     let claim = leader.claim(&rooms, now, &[]).await?;
     assert_eq!((claim.timers.len(), claim.triggers.len()), (BATCH, 3));
