@@ -27,6 +27,10 @@ CREATE TABLE carillon.jobs (
     priority       smallint NOT NULL DEFAULT 1 CHECK (priority BETWEEN 0 AND 3),
     max_retries    int NOT NULL DEFAULT 3 CHECK (max_retries >= 0),
     retry_delay_ms int NOT NULL DEFAULT 60000 CHECK (retry_delay_ms >= 0),
+    -- How that grows with each further retry, up to which cap, and by how much chance changes it.
+    retry_backoff  text NOT NULL DEFAULT 'EXPONENTIAL' CHECK (retry_backoff IN ('FIXED', 'LINEAR', 'EXPONENTIAL')),
+    retry_delay_cap_ms   int NOT NULL DEFAULT 3600000 CHECK (retry_delay_cap_ms >= 0),
+    retry_jitter_percent int NOT NULL DEFAULT 10 CHECK (retry_jitter_percent BETWEEN 0 AND 100),
     timeout_ms     int NOT NULL DEFAULT 300000 CHECK (timeout_ms > 0),
     -- Open executions allowed at once; 0 = no bound (only with allow_overlap).
     concurrency    int NOT NULL DEFAULT 1 CHECK (concurrency >= 0),
@@ -51,7 +55,7 @@ CREATE TABLE carillon.jobs (
 CREATE INDEX jobs_by_status ON carillon.jobs (status, id);
 CREATE INDEX jobs_by_type ON carillon.jobs (type, status, id);
 -- With what else is asked of nearly every list: who asks for no more than that looks at no row of the table.
-CREATE INDEX jobs_by_platform ON carillon.jobs (platform_id, id) INCLUDE (status, type) WHERE platform_id IS NOT NULL;
+CREATE INDEX jobs_by_platform ON carillon.jobs (platform_id, id) INCLUDE (status, type);
 CREATE INDEX jobs_by_handler ON carillon.jobs (handler_name, id) INCLUDE (status, type);
 CREATE INDEX jobs_by_name ON carillon.jobs (name COLLATE "C", id);
 -- A key is free again once its job is deleted.
@@ -100,7 +104,7 @@ CREATE TRIGGER untag_old_jobs AFTER DELETE ON carillon.jobs REFERENCING OLD TABL
 -- `most` rows: texts of subqueries, of whole rows or, with `ids_only`, of their ids. `way` is the field of `wanted` by which to go.
 -- It is not left to the planner, which may know nothing of what was created today, or take what is rare for common: written over
 -- all columns of an index, and with every other way forbidden, it is a walk along it. Of several statuses each is a walk of its
--- own. All ways but that of `name_prefix` are in the order of ids.
+-- own, as of several platforms. All ways but that of `name_prefix` are in the order of ids.
 CREATE FUNCTION carillon.walks_over_jobs(
     way text, from_id uuid, below_id uuid, most int, ascending boolean, wanted jsonb, ids_only boolean
 ) RETURNS text[]
@@ -128,9 +132,22 @@ BEGIN
                 AND j.id >= %3$L::uuid AND j.id < %4$L::uuid
               ORDER BY j.name COLLATE "C" LIMIT %5$s)',
             columns, word, from_id, below_id, most)];
+    ELSIF way = 'scope' THEN
+        -- Those of each platform that the caller may see, and the global ones.
+        FOR word IN SELECT format('%L::text', p) FROM jsonb_array_elements_text(wanted -> 'scope') p LOOP
+            walks := walks || format(
+                '(SELECT %1$s FROM carillon.jobs j
+                  WHERE (j.platform_id, j.id) >= (%2$s, %3$L::uuid) AND (j.platform_id, j.id) < (%2$s, %4$L::uuid)
+                  ORDER BY j.platform_id %5$s, j.id %5$s LIMIT %6$s)',
+                columns, word, from_id, below_id, direction, most);
+        END LOOP;
+        RETURN walks || format(
+            '(SELECT %1$s FROM carillon.jobs j WHERE j.platform_id IS NULL AND j.id >= %2$L::uuid AND j.id < %3$L::uuid
+              ORDER BY j.id %4$s LIMIT %5$s)',
+            columns, from_id, below_id, direction, most);
     ELSIF way IN ('key', 'platform_id', 'handler_name') THEN
-        IF way <> 'handler_name' THEN
-            partial := format('j.%I IS NOT NULL AND ', way);
+        IF way = 'key' THEN
+            partial := 'j.key IS NOT NULL AND ';
         END IF;
         RETURN ARRAY[format(
             '(SELECT %1$s FROM carillon.jobs j
@@ -159,26 +176,30 @@ LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
     candidate text;
-    walks text;
+    walks text[];
+    walks_of_best int;
     best text;
     room int;
     counted int;
 BEGIN
-    FOREACH candidate IN ARRAY ARRAY['key', 'platform_id', 'tag', 'handler_name', 'name_prefix', 'type', 'statuses'] LOOP
+    FOREACH candidate IN ARRAY ARRAY['key', 'platform_id', 'scope', 'tag', 'handler_name', 'name_prefix', 'type', 'statuses'] LOOP
         CONTINUE WHEN wanted ->> candidate IS NULL OR candidate = 'name_prefix' AND ordered;
         -- No further than to half of the best one so far: for less than that it is not worth looking on.
         room := CASE WHEN passed < most THEN greatest(passed / 2, 1) ELSE most END;
-        walks := array_to_string(carillon.walks_over_jobs(
-            candidate, from_id, below_id, room, false, wanted, true), ' UNION ALL ');
-        EXECUTE format('SELECT count(*) FROM (SELECT FROM (%s) q LIMIT %s) q', walks, room) INTO counted;
+        walks := carillon.walks_over_jobs(candidate, from_id, below_id, room, false, wanted, true);
+        EXECUTE format('SELECT count(*) FROM (SELECT FROM (%s) q LIMIT %s) q', array_to_string(walks, ' UNION ALL '), room)
+            INTO counted;
         IF way IS NULL OR counted < room THEN
             way := candidate;
-            best := walks;
+            best := array_to_string(walks, ' UNION ALL ');
+            walks_of_best := cardinality(walks);
             passed := counted;
         END IF;
     END LOOP;
     IF NOT ordered THEN
-        EXECUTE format('SELECT id FROM (%s) q OFFSET %s LIMIT 1', best, passed / 2) INTO middle;
+        -- One walk of ids comes in their order.
+        EXECUTE format('SELECT id FROM (%s) q %s OFFSET %s LIMIT 1', best,
+                       CASE WHEN walks_of_best > 1 OR way = 'name_prefix' THEN 'ORDER BY id' END, passed / 2) INTO middle;
     END IF;
     RETURN NEXT;
 END
@@ -195,6 +216,7 @@ DECLARE
     goes_by text := CASE WHEN way IS NOT NULL THEN way
                          WHEN wanted ->> 'key' IS NOT NULL THEN 'key'
                          WHEN wanted ->> 'platform_id' IS NOT NULL THEN 'platform_id'
+                         WHEN wanted -> 'scope' IS NOT NULL THEN 'scope'
                          WHEN wanted ->> 'type' IS NOT NULL THEN 'type' ELSE 'statuses' END;
     pages text[];
     walk text;
@@ -243,6 +265,8 @@ CREATE TABLE carillon.job_revisions (
     created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- When the next one took its place.
     superseded_at timestamptz,
+    -- The columns, and members of `timetable`, in which it differs from the one before it.
+    changed       text[] NOT NULL DEFAULT '{}',
     PRIMARY KEY (job_id, revision)
 );
 CREATE INDEX job_revisions_superseded ON carillon.job_revisions (superseded_at, job_id, revision) WHERE superseded_at IS NOT NULL;

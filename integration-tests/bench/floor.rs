@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use carillon_core::ids;
+use carillon_core::retry::Growth;
 use carillon_stream::Entry;
 use carillon_stream::entry::VERSION;
 use carillon_stream::keys::{GROUP, Keys};
@@ -302,6 +303,7 @@ fn entry(execution: Uuid, job: Uuid, claim: i64, at: DateTime<Utc>) -> Result<By
         timeout_ms: 300_000,
         max_retries: 3,
         retry_delay_ms: 60_000,
+        retry_growth: Growth::default(),
         last: false,
         payload: Some(RawValue::from_string(PAYLOAD.to_owned())?),
         traceparent: None,

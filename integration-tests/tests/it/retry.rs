@@ -67,6 +67,43 @@ async fn a_failed_attempt_is_tried_again_with_growing_delays_until_it_succeeds()
     assert_eq!(counts, [&json!(1), &json!(1), &json!(0)], "one execution, through all its attempts");
 }
 
+/// An execution that waits for the attempt that follows at least `attempts` failed ones: how many have failed, and how long the last
+/// of them is followed by nothing, in milliseconds.
+async fn waits_after(api: &Api, execution: Uuid, attempts: usize) -> (i64, i64) {
+    let row = soon("it to wait", || async {
+        let row = api.execution(execution).await;
+        let failed = row["attempts"].as_array().map_or(0, Vec::len);
+        ensure!(row["status"] == "RETRYING" && failed >= attempts, "{row}");
+        anyhow::Ok(row)
+    });
+    let row = row.await;
+    let failed = row["attempts"].as_array().expect("a list");
+    let ended = instant(&failed.last().expect("it has failed")["ended_at"]);
+    (i64::try_from(failed.len()).expect("few"), (instant(&row["next_retry_at"]) - ended).num_milliseconds())
+}
+
+/// Without jitter a delay is what it says, to the millisecond.
+#[tokio::test]
+async fn a_job_says_how_its_delays_grow_and_a_handler_may_say_when_or_never() {
+    let mut world = World::start("backoff", one_of_each()).await;
+    let api = world.api();
+    let linear = json!({
+        "max_retries": 100, "retry_delay_ms": 300, "retry_backoff": "LINEAR", "retry_delay_cap_ms": 700, "retry_jitter_percent": 0,
+    });
+    let linear = fire(&mut world, &api, "test:fail", json!({}), linear).await;
+    let fixed = json!({"max_retries": 100, "retry_delay_ms": 500, "retry_backoff": "fixed", "retry_jitter_percent": 0});
+    let fixed = fire(&mut world, &api, "test:fail", json!({}), fixed).await;
+    let asked = fire(&mut world, &api, "test:fail", json!({"retry_after_ms": 7_200_000}), json!({})).await;
+    let never = fire(&mut world, &api, "test:fail", json!({"for_good": true}), json!({})).await;
+
+    let (failed, delay) = waits_after(&api, linear, 2).await;
+    assert_eq!(delay, (300 * failed).min(700), "after {failed}");
+    assert_eq!(waits_after(&api, fixed, 2).await.1, 500);
+    assert_eq!(waits_after(&api, asked, 1).await, (1, 7_200_000));
+    let row = api.execution_in(never, &FINAL).await;
+    assert_eq!((&row["status"], &row["attempt"]), (&json!("FAILED"), &json!(1)), "{row}");
+}
+
 #[tokio::test]
 async fn out_of_attempts_is_failed_with_the_last_error() {
     let mut world = World::start("given_up", one_of_each()).await;

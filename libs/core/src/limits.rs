@@ -67,6 +67,12 @@ pub const MAX_RETRIES_MAX: u32 = 100;
 pub const RETRY_DELAY_MS_DEFAULT: u32 = 60_000;
 /// Delay before the first retry, at most (a day).
 pub const RETRY_DELAY_MS_MAX: u32 = 24 * 60 * 60 * 1_000;
+/// What no delay of a retry grows beyond, when the client does not say (an hour).
+pub const RETRY_DELAY_CAP_MS_DEFAULT: u32 = 60 * 60 * 1_000;
+/// What may be said of that, at most (a week).
+pub const RETRY_DELAY_CAP_MS_MAX: u32 = 7 * 24 * 60 * 60 * 1_000;
+/// By how much of it chance changes such a delay, when the client does not say.
+pub const RETRY_JITTER_PERCENT_DEFAULT: u32 = 10;
 /// Time an attempt may take, when the client does not say.
 pub const TIMEOUT_MS_DEFAULT: u32 = 300_000;
 /// Time an attempt may take, at most (a week).

@@ -5,6 +5,7 @@ use carillon_core::gate::Gate;
 use carillon_core::job::Priority;
 use carillon_core::limits::PAYLOAD_BYTES_IN_ENTRY;
 use carillon_core::line::Line;
+use carillon_core::retry::{Growth, Policy};
 use carillon_core::schedule::TimetableSpec;
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
@@ -36,8 +37,8 @@ pub struct Definition {
     pub timetable: Option<TimetableSpec>,
     /// Retries after the first attempt.
     pub max_retries: i32,
-    /// Milliseconds before the first retry.
-    pub retry_delay_ms: i32,
+    /// When they follow.
+    pub retry: Policy,
     /// Milliseconds that an attempt may take.
     pub timeout_ms: i32,
     /// R20: what it lets through.
@@ -53,7 +54,8 @@ macro_rules! definitions_of {
     ($wanted:literal) => {
         concat!(
             "
-SELECT r.job_id, r.revision, d.queue, d.priority, d.platform_id, d.handler_name, d.max_retries, d.retry_delay_ms, d.timeout_ms,
+SELECT r.job_id, r.revision, d.queue, d.priority, d.platform_id, d.handler_name, d.max_retries, d.timeout_ms,
+       d.retry_delay_ms, d.retry_backoff, d.retry_delay_cap_ms, d.retry_jitter_percent,
        CASE WHEN pg_column_size(d.timetable) <= $2 THEN d.timetable END AS timetable,
        d.concurrency, d.allow_overlap, d.max_executions,
        CASE WHEN octet_length(d.payload::text) <= $1 THEN d.payload::text END AS payload
@@ -63,23 +65,23 @@ FROM ",
 JOIN carillon.job_revisions r ON r.job_id = w.job_id AND r.revision = w.revision
 CROSS JOIN LATERAL jsonb_to_record(CASE jsonb_typeof(r.definition) WHEN 'object' THEN r.definition ELSE '{}' END) AS d(
     queue jsonb, priority jsonb, platform_id jsonb, handler_name jsonb, timetable jsonb, max_retries jsonb,
-    retry_delay_ms jsonb, timeout_ms jsonb, concurrency jsonb, allow_overlap jsonb, max_executions jsonb, payload jsonb)"
+    retry_delay_ms jsonb, retry_backoff jsonb, retry_delay_cap_ms jsonb, retry_jitter_percent jsonb, timeout_ms jsonb, concurrency jsonb, allow_overlap jsonb, max_executions jsonb, payload jsonb)"
         )
     };
 }
 
 const DEFINITIONS_BY_REVISION: &str = definitions_of!("UNNEST($3::uuid[], $4::bigint[])");
 
-/// Of the jobs that fire for the first time behind `$6`, until `$7`, in some lines; `$8` of each line, and of all of them, at most.
+/// Of the jobs that fire for the first time behind `$6`, until `$7`, in some lines. `$8` timers of each line are looked at, and
+/// definitions of as many are read, at most: however many others fire at the same time.
 const DEFINITIONS_OF_FIRST_FIRES: &str = definitions_of!(
     "(SELECT t.job_id, t.revision
       FROM UNNEST($4::text[], $5::smallint[]) AS l(queue, priority)
       CROSS JOIN LATERAL (
-          SELECT t.job_id, t.revision FROM carillon.job_timers t
+          SELECT t.job_id, t.revision, t.claimed_count FROM carillon.job_timers t
           WHERE t.shard = $3 AND t.queue = l.queue AND t.priority = l.priority AND t.fire_at > $6 AND t.fire_at <= $7
-            AND t.claimed_count = 0
           ORDER BY t.fire_at LIMIT $8) t
-      LIMIT $8)"
+      WHERE t.claimed_count = 0 LIMIT $8)"
 );
 
 /// Reads the definitions that `wanted` names by job and revision. One that does not exist, or that this version cannot read,
@@ -186,6 +188,17 @@ fn optional<T: DeserializeOwned + 'static>(row: &PgRow, column: &'static str) ->
     Ok(value.and_then(|Json(value)| value))
 }
 
+/// When retries follow, by the columns of a definition that say it. What an older version did not write is as it was then.
+pub(crate) fn retry_of(row: &PgRow) -> Result<Policy> {
+    let usual = Growth::default();
+    let growth = Growth {
+        backoff: optional(row, "retry_backoff")?.unwrap_or(usual.backoff),
+        cap_ms: optional(row, "retry_delay_cap_ms")?.unwrap_or(usual.cap_ms),
+        jitter_percent: optional(row, "retry_jitter_percent")?.unwrap_or(usual.jitter_percent),
+    };
+    Ok(Policy { delay_ms: field(row, "retry_delay_ms")?, growth })
+}
+
 fn read(row: &PgRow) -> Result<Definition> {
     let concurrency: i32 = field(row, "concurrency")?;
     let allow_overlap: bool = field(row, "allow_overlap")?;
@@ -199,7 +212,7 @@ fn read(row: &PgRow) -> Result<Definition> {
         payload: row.try_get("payload")?,
         timetable: timetable.map(|Json(timetable)| timetable),
         max_retries: field(row, "max_retries")?,
-        retry_delay_ms: field(row, "retry_delay_ms")?,
+        retry: retry_of(row)?,
         timeout_ms: field(row, "timeout_ms")?,
         gate: Gate::new(allow_overlap, concurrency, optional(row, "max_executions")?),
     })

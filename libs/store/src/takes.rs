@@ -8,13 +8,14 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use carillon_core::execution::Status;
+use carillon_core::retry::Policy;
 use carillon_core::take::Seen;
 use serde_json::Value;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use crate::definitions::field;
+use crate::definitions::{field, retry_of};
 use crate::document::Document;
 use crate::recorder::{Held, read_status};
 use crate::{Error, Result, Store, days};
@@ -85,7 +86,8 @@ const EXECUTIONS_ADOPT: &str = "
 SELECT e.id, e.job_id, e.revision, d.definition->'handler_name' AS handler,
        COALESCE(e.payload, d.definition->'payload')::text AS payload,
        d.definition->'timeout_ms' AS timeout_ms, d.definition->'max_retries' AS max_retries,
-       d.definition->'retry_delay_ms' AS retry_delay_ms
+       d.definition->'retry_delay_ms' AS retry_delay_ms, d.definition->'retry_backoff' AS retry_backoff,
+       d.definition->'retry_delay_cap_ms' AS retry_delay_cap_ms, d.definition->'retry_jitter_percent' AS retry_jitter_percent
 FROM UNNEST($1::uuid[]) AS i(id)
 JOIN carillon.job_executions e ON e.id = i.id
 JOIN carillon.job_revisions d ON d.job_id = e.job_id AND d.revision = e.revision
@@ -115,8 +117,8 @@ pub struct Adopted {
     pub timeout_ms: i64,
     /// Retries after the first attempt.
     pub max_retries: i64,
-    /// Milliseconds before the first retry.
-    pub retry_delay_ms: i64,
+    /// When they follow.
+    pub retry: Policy,
 }
 
 /// A payload that did not travel in its entry.
@@ -339,7 +341,7 @@ fn read_adopted(row: &PgRow) -> Result<Adopted> {
         payload: payload.ok_or_else(missing)?,
         timeout_ms: field(row, "timeout_ms")?,
         max_retries: field(row, "max_retries")?,
-        retry_delay_ms: field(row, "retry_delay_ms")?,
+        retry: retry_of(row)?,
     })
 }
 

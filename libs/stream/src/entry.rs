@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 use carillon_core::limits::PAYLOAD_BYTES_IN_ENTRY;
+use carillon_core::retry::{Growth, Policy};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -66,6 +67,9 @@ pub struct Entry {
     /// Milliseconds before the first retry.
     #[serde(rename = "d")]
     pub retry_delay_ms: u32,
+    /// How that grows with each further one.
+    #[serde(rename = "g", default, skip_serializing_if = "Growth::is_usual")]
+    pub retry_growth: Growth,
     /// The job has no instant after this one: whoever finishes it looks whether the job is complete.
     #[serde(rename = "l", default, skip_serializing_if = "is_false")]
     pub last: bool,
@@ -94,6 +98,11 @@ pub enum UnreadableEntry {
 }
 
 impl Entry {
+    /// When retries follow.
+    pub const fn retry(&self) -> Policy {
+        Policy { delay_ms: self.retry_delay_ms, growth: self.retry_growth }
+    }
+
     /// As it stands in the stream. What an entry does not carry is left out of it: a payload that is too large, which whoever
     /// runs it fetches from Postgres, and a trace context of no W3C form.
     ///
@@ -157,6 +166,8 @@ impl FromStr for EntryId {
 
 #[cfg(test)]
 mod tests {
+    use carillon_core::retry::Backoff;
+
     use super::*;
 
     fn entry() -> Entry {
@@ -174,6 +185,7 @@ mod tests {
             timeout_ms: 300_000,
             max_retries: 3,
             retry_delay_ms: 60_000,
+            retry_growth: Growth::default(),
             last: false,
             payload: Some(RawValue::from_string("{\"a\":[1,2.50]}".into()).unwrap()),
             traceparent: None,
@@ -209,6 +221,7 @@ mod tests {
             timeout_ms: u32::MAX,
             max_retries: u32::MAX,
             retry_delay_ms: u32::MAX,
+            retry_growth: Growth { backoff: Backoff::Exponential, cap_ms: u32::MAX, jitter_percent: u32::MAX },
             last: true,
             payload: text(PAYLOAD_BYTES_IN_ENTRY),
             traceparent: Some("\u{1}".repeat(TRACEPARENT_BYTES_MAX)),
@@ -220,6 +233,16 @@ mod tests {
         let larger = Entry { payload: text(PAYLOAD_BYTES_IN_ENTRY + 1), traceparent: Some("0".repeat(257)), ..largest };
         let read = Entry::decode(&larger.encode().unwrap()).unwrap();
         assert!(read.payload.is_none() && read.traceparent.is_none() && read.handler == larger.handler);
+    }
+
+    #[test]
+    fn how_retries_follow_travels_where_it_is_not_the_usual() {
+        let retry_growth = Growth { backoff: Backoff::Linear, cap_ms: 70, jitter_percent: 0 };
+        let text = Entry { retry_growth, ..entry() }.encode().unwrap();
+        let golden = GOLDEN.replace(",\"p\"", r#","g":{"backoff":"LINEAR","cap_ms":70,"jitter_percent":0},"p""#);
+        assert_eq!(text, golden);
+        assert_eq!(Entry::decode(&text).unwrap().retry(), Policy { delay_ms: 60_000, growth: retry_growth });
+        assert!(Entry::decode(GOLDEN.as_bytes()).unwrap().retry_growth.is_usual());
     }
 
     #[test]

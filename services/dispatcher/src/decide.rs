@@ -246,6 +246,7 @@ mod tests {
     use carillon_core::gate::Gate;
     use carillon_core::job::Priority;
     use carillon_core::misfire;
+    use carillon_core::retry::{Growth, Policy};
     use carillon_core::schedule::{Exclusion, TimetableSpec};
     use carillon_store::definitions::Definition;
 
@@ -272,7 +273,7 @@ mod tests {
             payload: None,
             timetable: Some(timetable),
             max_retries: 3,
-            retry_delay_ms: 1_000,
+            retry: Policy { delay_ms: 1_000, growth: Growth::default() },
             timeout_ms: 1_000,
             gate: Gate { open_max, max_executions },
         }]);

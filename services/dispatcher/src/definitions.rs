@@ -178,6 +178,7 @@ mod tests {
     use carillon_core::gate::Gate;
     use carillon_core::job::Priority;
     use carillon_core::line::Line;
+    use carillon_core::retry::{Growth, Policy};
 
     use super::*;
 
@@ -191,7 +192,7 @@ mod tests {
             payload: None,
             timetable: Some(TimetableSpec::never()),
             max_retries: 0,
-            retry_delay_ms: 0,
+            retry: Policy { delay_ms: 1_000, growth: Growth::default() },
             timeout_ms: 1,
             gate: Gate::new(false, 1, None),
         }

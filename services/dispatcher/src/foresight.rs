@@ -275,6 +275,7 @@ mod tests {
     use carillon_core::gate::Gate;
     use carillon_core::job::Priority;
     use carillon_core::line::Line;
+    use carillon_core::retry::{Growth, Policy};
     use carillon_core::schedule::{Exclusion, LOOKS_MAX, TimetableSpec};
     use carillon_store::StoreOptions;
     use carillon_store::definitions::Definition;
@@ -295,7 +296,7 @@ mod tests {
             payload: None,
             timetable: Some(timetable),
             max_retries: 0,
-            retry_delay_ms: 0,
+            retry: Policy { delay_ms: 1_000, growth: Growth::default() },
             timeout_ms: 1,
             gate: Gate::default(),
         };

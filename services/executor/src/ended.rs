@@ -1,6 +1,7 @@
 //! What came of an attempt, before the recorder has it.
 
 use carillon_core::execution::AttemptEnd;
+use carillon_core::retry::Again;
 use carillon_store::recorder::LogLine;
 use chrono::{DateTime, Utc};
 
@@ -8,6 +9,8 @@ use chrono::{DateTime, Utc};
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub end: AttemptEnd,
+    /// When another attempt follows, if one does.
+    pub again: Again,
     pub started_at: Option<DateTime<Utc>>,
     pub ended_at: DateTime<Utc>,
     /// JSON text.
@@ -25,6 +28,7 @@ impl Ended {
     pub(crate) fn without_run(end: AttemptEnd, ended_at: DateTime<Utc>) -> Self {
         Self {
             end,
+            again: Again::ByPolicy,
             started_at: None,
             ended_at,
             result: None,

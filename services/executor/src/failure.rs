@@ -1,5 +1,9 @@
 //! Why a handler has failed.
 
+use std::time::Duration;
+
+use carillon_core::retry::Again;
+
 /// Why an attempt failed.
 #[derive(Debug)]
 pub struct Failure {
@@ -7,19 +11,25 @@ pub struct Failure {
     pub message: String,
     /// Where, as far as that is known.
     pub stack: Option<String>,
-    /// Whether trying again may help.
-    pub retry: bool,
+    /// Whether, and when, it is tried again.
+    pub again: Again,
 }
 
 impl Failure {
-    /// A failure that is tried again while attempts are left.
+    /// A failure that is tried again while attempts are left, when the job says.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), stack: None, retry: true }
+        Self { message: message.into(), stack: None, again: Again::ByPolicy }
     }
 
     /// A failure that no further attempt will mend.
     pub fn for_good(message: impl Into<String>) -> Self {
-        Self { retry: false, ..Self::new(message) }
+        Self { again: Again::Never, ..Self::new(message) }
+    }
+
+    /// A failure that is tried again after `delay` while attempts are left, whatever the job says: the handler knows when it is worth
+    /// it (another service has said so). Not later than a week.
+    pub fn retry_after(message: impl Into<String>, delay: Duration) -> Self {
+        Self { again: Again::After(delay), ..Self::new(message) }
     }
 }
 
@@ -28,6 +38,6 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
         let error = error.into();
         let backtrace = error.backtrace().to_string();
         let stack = (error.backtrace().status() == std::backtrace::BacktraceStatus::Captured).then_some(backtrace);
-        Self { message: format!("{error:#}"), stack, retry: true }
+        Self { message: format!("{error:#}"), stack, again: Again::ByPolicy }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use carillon_core::execution::AttemptEnd;
 use carillon_core::json;
 use carillon_core::limits::{ERROR_BYTES_MAX, ERROR_CHARS_MAX, RESULT_BYTES_MAX, VALUE_DEPTH_MAX};
+use carillon_core::retry::Again;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use serde_json::Value;
@@ -66,7 +67,8 @@ fn failed(failure: Failure, now: DateTime<Utc>) -> Ended {
     Ended {
         error: Some(clean(failure.message, ERROR_CHARS_MAX, ERROR_BYTES_MAX)),
         error_stack: failure.stack.map(|stack| clean(stack, ERROR_CHARS_MAX, ERROR_BYTES_MAX)),
-        ..Ended::without_run(AttemptEnd::Failed { retry: failure.retry }, now)
+        again: failure.again,
+        ..Ended::without_run(AttemptEnd::Failed { retry: failure.again != Again::Never }, now)
     }
 }
 
@@ -78,7 +80,7 @@ fn panicked(panic: &(dyn Any + Send)) -> Failure {
         .unwrap_or_else(|| "a value that is no text".into());
     let place = PANIC_PLACE.with(|kept| kept.borrow_mut().take());
     let at = place.as_deref().map(|place| format!(" at {place}")).unwrap_or_default();
-    Failure { message: format!("the handler panicked: {message}{at}"), stack: place, retry: true }
+    Failure { message: format!("the handler panicked: {message}{at}"), stack: place, again: Again::ByPolicy }
 }
 
 #[cfg(test)]
@@ -116,7 +118,7 @@ mod tests {
     fn errors_are_bounded_in_characters_and_bytes() {
         for text in ["x", "ä", "\u{1f514}"] {
             let long = text.repeat(100_000);
-            let ended = failed(Failure { message: long.clone(), stack: Some(long), retry: true }, DateTime::UNIX_EPOCH);
+            let ended = failed(Failure { message: long.clone(), stack: Some(long), again: Again::ByPolicy }, DateTime::UNIX_EPOCH);
             for kept in [ended.error.unwrap(), ended.error_stack.unwrap()] {
                 assert!(kept.len() <= ERROR_BYTES_MAX + '…'.len_utf8(), "{}", kept.len());
                 assert!(kept.chars().count() <= ERROR_CHARS_MAX + 1 && kept.ends_with('…'));

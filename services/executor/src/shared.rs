@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use carillon_core::execution::{AttemptEnd, Status, after_attempt};
 use carillon_core::line::Line;
-use carillon_core::retry;
 use carillon_store::Store;
 use carillon_store::recorder::Finished;
 use carillon_stream::{Entry, Redis};
@@ -69,8 +68,7 @@ impl Shared {
         let entry = &item.entry;
         let status = after_attempt(ended.end, entry.attempt, entry.max_retries, false);
         let next_retry_at = (status == Status::Retrying).then(|| {
-            let first = Duration::from_millis(u64::from(entry.retry_delay_ms));
-            let delay = retry::delay(first, entry.attempt, rand::random());
+            let delay = ended.again.delay(entry.retry(), entry.attempt, rand::random());
             ended.ended_at + TimeDelta::from_std(delay).unwrap_or(TimeDelta::MAX)
         });
         let line = &self.lines[item.line];

@@ -1,6 +1,7 @@
 //! A job as it is written and as it is read.
 
 use carillon_core::job::{HandlerType, JobStatus, JobType, Priority};
+use carillon_core::retry::Backoff;
 use carillon_core::schedule::{DstGap, DstOverlap, Exclusion, TimetableSpec};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -67,6 +68,12 @@ pub struct Definition {
     pub max_retries: i32,
     /// Delay before the first retry.
     pub retry_delay_ms: i32,
+    /// How that grows with each further one,
+    pub retry_backoff: Backoff,
+    /// how far,
+    pub retry_delay_cap_ms: i32,
+    /// and by how much chance changes it, in percent.
+    pub retry_jitter_percent: i32,
     /// Time for one attempt.
     pub timeout_ms: i32,
     /// Open executions at once; 0 = no bound.
@@ -264,9 +271,10 @@ struct State {
     cancelled_at: Option<DateTime<Utc>>,
 }
 
-/// What [`JobRow`] is read from; a `WHERE` follows. Three primary keys, no aggregate.
+/// What [`JobRow`] is read from; a `WHERE` follows. Three primary keys, no aggregate. The documents are nulled before the row is made
+/// JSON: they are not taken apart for nothing.
 pub(super) const JOBS_SELECT: &str = "
-    SELECT to_jsonb(j) - '{payload,metadata}'::text[] AS job, j.payload, j.metadata,
+    SELECT to_jsonb(jsonb_populate_record(j, '{\"payload\": null, \"metadata\": null}')) AS job, j.payload, j.metadata,
            t.fire_at AS next_run, COALESCE(t.claimed_count, 0) AS executions_count, s.last_run_at AS last_run,
            COALESCE(s.success_count, 0) AS success_count, COALESCE(s.failure_count, 0) AS failure_count,
            COALESCE(s.total_duration_ms, 0) AS total_duration_ms

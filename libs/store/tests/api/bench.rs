@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use carillon_core::ids;
 use carillon_core::job::{HandlerType, JobType, Priority};
+use carillon_core::retry::Backoff;
 use carillon_core::schedule::TimetableSpec;
 use carillon_store::idempotency::{self, Key};
 use carillon_store::jobs::{self, Definition, Job, NewJob};
@@ -156,6 +157,9 @@ fn definition() -> Definition {
         priority: Priority::High,
         max_retries: 2,
         retry_delay_ms: 1_000,
+        retry_backoff: Backoff::Exponential,
+        retry_delay_cap_ms: 3_600_000,
+        retry_jitter_percent: 10,
         timeout_ms: 5_000,
         concurrency: 1,
         allow_overlap: false,

@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 use carillon_core::execution::Status;
+use carillon_core::retry::{Growth, Policy};
 use carillon_core::take::{Decider, Reread, Then, Verdict, decide, reread};
 use carillon_store::recorder::{Held, Verdict as Written};
 use carillon_store::takes::Release;
@@ -243,7 +244,8 @@ async fn r23a_what_is_adopted_is_the_definition_of_the_rows_revision() -> Result
     let readable = |id| adopted[&id].as_ref().expect("it can be read");
     let first = readable(ids[0]);
     assert_eq!((first.revision, first.handler.as_str(), first.payload.as_str()), (2, "test:other", "{\"n\": 2}"));
-    assert_eq!((first.timeout_ms, first.max_retries, first.retry_delay_ms), (1_500, 7, 250));
+    let usual = Policy { delay_ms: 250, growth: Growth::default() };
+    assert_eq!((first.timeout_ms, first.max_retries, first.retry), (1_500, 7, usual), "as an older version wrote it");
     assert_eq!(readable(ids[1]).payload, "{\"of\": \"trigger\"}", "a trigger's own");
     Ok(())
 }

@@ -9,6 +9,7 @@ use carillon_core::execution::Status;
 use carillon_core::ids;
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
+use carillon_core::retry::{Backoff, Growth, Policy};
 use carillon_store::claim::{Decisions, NewExecution};
 use carillon_store::{Error, revisions};
 use chrono::TimeDelta;
@@ -119,7 +120,8 @@ async fn a_definition_is_read_in_the_revision_that_is_asked_for() -> Result<()> 
     let now = bench.now().await?;
     let job = bench.job_at(&medium(), Some(now)).await?;
     let set = "queue = 'reports', priority = 3, handler_name = 'new', timeout_ms = 5, platform_id = 'acme', \
-               allow_overlap = true, concurrency = 4, max_executions = 12";
+               allow_overlap = true, concurrency = 4, max_executions = 12, \
+               retry_delay_ms = 7, retry_backoff = 'LINEAR', retry_delay_cap_ms = 70, retry_jitter_percent = 0";
     assert_eq!(revise(&bench, job, set).await?, 2);
     let mut leader = bench.leader().await?;
     let mut both = leader.definitions(&[(job, 2), (job, 1), (job, 3), (Uuid::nil(), 1)]).await?;
@@ -134,6 +136,9 @@ async fn a_definition_is_read_in_the_revision_that_is_asked_for() -> Result<()> 
         (new.gate.open_max, new.gate.max_executions, new.platform_id.as_deref()),
         (Some(4), Some(12), Some("acme"))
     );
+    let linear = Growth { backoff: Backoff::Linear, cap_ms: 70, jitter_percent: 0 };
+    assert_eq!(new.retry, Policy { delay_ms: 7, growth: linear });
+    assert!(old.retry.growth.is_usual());
     // The claim hears of the new one in the timer's row, which waits in the new line.
     let line = Line::new("reports", Priority::Critical);
     let claim = leader.claim(&[room(Source::Timer, &line, 1)], now, &[]).await?;

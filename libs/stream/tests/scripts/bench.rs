@@ -7,6 +7,7 @@ use bytes::Bytes;
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
 use carillon_core::read_plan::Plan;
+use carillon_core::retry::Growth;
 use carillon_stream::entry::VERSION;
 use carillon_stream::keys::{GROUP, Keys};
 use carillon_stream::leader::{Announced, Certified, Outgoing, Published, Standing};
@@ -188,6 +189,7 @@ pub(crate) fn entry(number: i64, seq: u128) -> Entry {
         timeout_ms: 1_000,
         max_retries: 3,
         retry_delay_ms: 1_000,
+        retry_growth: Growth::default(),
         last: false,
         payload: None,
         traceparent: None,

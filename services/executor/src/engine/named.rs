@@ -196,7 +196,7 @@ impl Engine {
 impl Item {
     /// R23a: it runs with its row's revision.
     fn adopt(&mut self, definition: Adopted) {
-        let Adopted { revision, handler, payload, timeout_ms, max_retries, retry_delay_ms } = definition;
+        let Adopted { revision, handler, payload, timeout_ms, max_retries, retry } = definition;
         let Ok(payload) = RawValue::from_string(payload) else {
             error!(execution.id = %self.entry.execution, revision, "a payload in postgres is no JSON");
             return;
@@ -206,6 +206,7 @@ impl Item {
         let entry = &mut self.entry;
         (entry.revision, entry.handler) = (revision, handler);
         entry.timeout_ms = bounded(timeout_ms);
-        (entry.max_retries, entry.retry_delay_ms) = (bounded(max_retries), bounded(retry_delay_ms));
+        entry.max_retries = bounded(max_retries);
+        (entry.retry_delay_ms, entry.retry_growth) = (retry.delay_ms, retry.growth);
     }
 }

@@ -88,6 +88,7 @@ impl Bench {
             timeout_ms: u32::try_from(TIMEOUT.as_millis()).unwrap(),
             max_retries: 3,
             retry_delay_ms: 1,
+            retry_growth: carillon_core::retry::Growth::default(),
             last: false,
             payload: None,
             traceparent: None,

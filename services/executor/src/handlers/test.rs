@@ -51,13 +51,17 @@ struct FailHow {
     times: Option<u32>,
     #[serde(default = "some_message")]
     message: String,
+    retry_after_ms: Option<u64>,
+    #[serde(default)]
+    for_good: bool,
 }
 
 fn some_message() -> String {
     "asked to fail".into()
 }
 
-/// `test:fail {"times", "message"}` fails the first `times` attempts, or all.
+/// `test:fail {"times", "message", "retry_after_ms", "for_good"}` fails the first `times` attempts, or all, and says when to try
+/// again, or that nothing will help.
 pub(super) struct Fail;
 
 #[async_trait]
@@ -66,7 +70,13 @@ impl Handler for Fail {
         let how: FailHow = context.payload()?;
         if how.times.is_none_or(|times| context.attempt <= times) {
             context.warn(format!("attempt {} fails as asked", context.attempt));
-            return Err(Failure::new(how.message));
+            return Err(match how {
+                FailHow { for_good: true, message, .. } => Failure::for_good(message),
+                FailHow { retry_after_ms: Some(ms), message, .. } => {
+                    Failure::retry_after(message, Duration::from_millis(ms))
+                }
+                FailHow { message, .. } => Failure::new(message),
+            });
         }
         Ok(json!({ "attempt": context.attempt }))
     }

@@ -2,6 +2,7 @@
 
 use carillon_core::job::{HandlerType, JobType, Priority};
 use carillon_core::limits;
+use carillon_core::retry::Backoff;
 use carillon_proto::v1;
 use carillon_store::jobs::{Definition, Job};
 
@@ -65,6 +66,22 @@ pub(super) fn read(mut job: v1::Job, rules: Rules, checks: &mut Checks) -> (Defi
             0,
             limits::RETRY_DELAY_MS_MAX,
         ),
+        retry_backoff: words::read_retry_backoff(checks, "retry_backoff", job.retry_backoff)
+            .unwrap_or(Backoff::Exponential),
+        retry_delay_cap_ms: checks.count_or(
+            "retry_delay_cap_ms",
+            job.retry_delay_cap_ms,
+            limits::RETRY_DELAY_CAP_MS_DEFAULT,
+            0,
+            limits::RETRY_DELAY_CAP_MS_MAX,
+        ),
+        retry_jitter_percent: checks.count_or(
+            "retry_jitter_percent",
+            job.retry_jitter_percent,
+            limits::RETRY_JITTER_PERCENT_DEFAULT,
+            0,
+            100,
+        ),
         timeout_ms: checks.count_or(
             "timeout_ms",
             job.timeout_ms,
@@ -111,6 +128,9 @@ pub(super) fn show(job: Job) -> v1::Job {
         priority: words::priority(definition.priority).into(),
         max_retries: Some(values::to_count(definition.max_retries.into())),
         retry_delay_ms: Some(values::to_count(definition.retry_delay_ms.into())),
+        retry_backoff: words::retry_backoff(definition.retry_backoff).into(),
+        retry_delay_cap_ms: Some(values::to_count(definition.retry_delay_cap_ms.into())),
+        retry_jitter_percent: Some(values::to_count(definition.retry_jitter_percent.into())),
         timeout_ms: Some(values::to_count(definition.timeout_ms.into())),
         concurrency: Some(values::to_count(definition.concurrency.into())),
         allow_overlap: definition.allow_overlap,

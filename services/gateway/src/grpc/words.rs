@@ -2,6 +2,7 @@
 
 use carillon_core::execution::Status;
 use carillon_core::job::{HandlerType, JobStatus, JobType, Priority};
+use carillon_core::retry::Backoff;
 use carillon_core::schedule::{DstGap, DstOverlap};
 use carillon_proto::v1;
 use carillon_proto::words::allowed;
@@ -41,6 +42,14 @@ pub(super) const fn priority(priority: Priority) -> v1::Priority {
         Priority::Medium => v1::Priority::Medium,
         Priority::High => v1::Priority::High,
         Priority::Critical => v1::Priority::Critical,
+    }
+}
+
+pub(super) const fn retry_backoff(backoff: Backoff) -> v1::RetryBackoff {
+    match backoff {
+        Backoff::Fixed => v1::RetryBackoff::Fixed,
+        Backoff::Linear => v1::RetryBackoff::Linear,
+        Backoff::Exponential => v1::RetryBackoff::Exponential,
     }
 }
 
@@ -110,6 +119,10 @@ pub(super) fn read_handler_type(checks: &mut Checks, field: &str, number: i32) -
 
 pub(super) fn read_priority(checks: &mut Checks, field: &str, number: i32) -> Option<Priority> {
     read(checks, (field, "Priority"), number, Priority::ALL, priority)
+}
+
+pub(super) fn read_retry_backoff(checks: &mut Checks, field: &str, number: i32) -> Option<Backoff> {
+    read(checks, (field, "RetryBackoff"), number, Backoff::ALL, retry_backoff)
 }
 
 pub(super) fn read_execution_status(checks: &mut Checks, field: &str, number: i32) -> Option<Status> {
