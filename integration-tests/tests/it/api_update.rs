@@ -207,6 +207,9 @@ async fn what_cannot_be_changed_so_is_refused_by_name_and_nothing_is_changed() {
     assert_eq!(api.ask(Method::DELETE, &format!("/jobs/{}", id_of(&cron)), None).await.status, 204);
     let deleted = api.try_update(id_of(&cron), &json!({"name": "late"})).await;
     assert_eq!((deleted.status, &deleted.body["code"]), (400, &json!(9)), "{}", deleted.body);
+    // Nor is it answered as if what it asks for had been done.
+    let as_it_was = api.try_update(id_of(&cron), &json!({"name": cron["name"]})).await;
+    assert_eq!((as_it_was.status, &as_it_was.body["code"]), (400, &json!(9)), "{}", as_it_was.body);
 }
 
 #[tokio::test]

@@ -38,47 +38,75 @@ pub struct Page<T> {
     pub has_more: bool,
 }
 
-/// Reads rows until the page is full. `read` also tells by how many bytes a row grows on the wire.
+/// A page that is being filled.
+pub(crate) struct Filling<T> {
+    pub(crate) items: Vec<T>,
+    /// On the wire.
+    pub(crate) bytes: usize,
+    /// There is no room for the row that came next.
+    pub(crate) is_full: bool,
+}
+
+impl<T> Filling<T> {
+    pub(crate) const fn new() -> Self {
+        Self { items: Vec::new(), bytes: 0, is_full: false }
+    }
+}
+
+/// Reads a slice, as far as it fits on a page. `read` also tells by how many bytes a row grows on the wire.
 pub(crate) async fn collect<'q, T>(
     pool: &Pool,
     query: impl Execute<'q, Postgres> + 'q,
     slice: Slice,
     read: impl Fn(&PgRow) -> Result<(usize, T)>,
 ) -> Result<Page<T>> {
+    let mut page = Filling::new();
+    fill(pool, query, slice.limit, &mut page, read).await?;
+    Ok(Page { items: page.items, has_more: page.is_full })
+}
+
+/// Reads rows until the page is full, or has `limit` of them. `read` also tells by how many bytes a row grows on the wire.
+pub(crate) async fn fill<'q, T>(
+    pool: &Pool,
+    query: impl Execute<'q, Postgres> + 'q,
+    limit: u32,
+    page: &mut Filling<T>,
+    read: impl Fn(&PgRow) -> Result<(usize, T)>,
+) -> Result<()> {
+    let rows_max = usize::try_from(limit).unwrap_or(usize::MAX);
     let mut connection = pool.acquire().await?;
     let query = connection.in_schema(query);
     let (inner, limit) = connection.lend().await?;
     // Row by row, so that what does not fit is not read: the driver throws it away on the connection's way back.
-    let outcome = timeout(limit, until_full(inner.fetch(query), slice, read)).await;
+    let outcome = timeout(limit, until_full(inner.fetch(query), rows_max, page, read)).await;
     connection.settle(outcome)?
 }
 
 async fn until_full<T>(
     mut rows: impl Stream<Item = sqlx::Result<PgRow>> + Unpin,
-    slice: Slice,
+    rows_max: usize,
+    page: &mut Filling<T>,
     read: impl Fn(&PgRow) -> Result<(usize, T)>,
-) -> sqlx::Result<Result<Page<T>>> {
-    let limit = usize::try_from(slice.limit).unwrap_or(usize::MAX);
-    let mut page = Page { items: Vec::new(), has_more: false };
-    let mut bytes = 0;
+) -> sqlx::Result<Result<()>> {
     while let Some(row) = rows.next().await {
         let row = row?;
-        if page.items.len() == limit {
-            page.has_more = true;
+        if page.items.len() == rows_max {
+            page.is_full = true;
             break;
         }
         let (growth, item) = match read(&row) {
             Ok(read) => read,
             Err(error) => return Ok(Err(error)),
         };
-        bytes += row_bytes(&row) + growth;
+        let bytes = page.bytes + row_bytes(&row) + growth;
         if bytes > PAGE_BYTES_MAX && !page.items.is_empty() {
-            page.has_more = true;
+            page.is_full = true;
             break;
         }
+        page.bytes = bytes;
         page.items.push(item);
     }
-    Ok(Ok(page))
+    Ok(Ok(()))
 }
 
 fn row_bytes(row: &PgRow) -> usize {

@@ -37,6 +37,20 @@ macro_rules! definition_of {
 }
 pub(crate) use definition_of;
 
+/// What a definition says, by name; of the timetable its members, but for what follows from `schedule` and the like. Nothing of it
+/// is taken apart further: a payload may have 250,000 elements.
+macro_rules! members_of {
+    ($definition:literal) => {
+        concat!(
+            "(SELECT key, value FROM jsonb_each(",
+            $definition,
+            ") WHERE key <> 'timetable' UNION ALL SELECT key, value FROM jsonb_each(",
+            $definition,
+            " -> 'timetable') WHERE key NOT IN ('specs', 'timezone', 'start', 'end'))"
+        )
+    };
+}
+
 const REVISIONS_ADD: &str = concat!(
     "
 WITH job AS (
@@ -47,11 +61,22 @@ WITH job AS (
 ), superseded AS (
     UPDATE carillon.job_revisions r SET superseded_at = job.updated_at FROM job WHERE r.job_id = job.id
         AND r.superseded_at IS NULL
-)
-INSERT INTO carillon.job_revisions (job_id, revision, definition, created_by, created_at)
-SELECT id, revision, ",
+    RETURNING r.definition
+), defined AS MATERIALIZED (
+    SELECT id, revision, updated_at, ",
     definition_of!("job"),
-    ", $2, updated_at FROM job
+    " AS definition FROM job
+)
+INSERT INTO carillon.job_revisions (job_id, revision, definition, created_by, created_at, changed)
+SELECT id, revision, definition, $2, updated_at, ARRAY (
+    SELECT COALESCE(n.key, p.key) FROM ",
+    members_of!("d.definition"),
+    " n FULL JOIN ",
+    members_of!("(SELECT s.definition FROM superseded s)"),
+    " p ON n.key = p.key
+    WHERE n.value IS DISTINCT FROM p.value AND EXISTS (SELECT FROM superseded)
+    ORDER BY 1)
+FROM defined d
 RETURNING revision"
 );
 
@@ -76,22 +101,14 @@ pub struct Revision {
     pub created_by: String,
     /// When the next one took its place.
     pub superseded_at: Option<DateTime<Utc>>,
-    /// The columns of `jobs`, and members of `timetable`, that it changed. None if the one before it is not there.
+    /// The columns of `jobs`, and members of `timetable`, that it changed; none of the first one.
     pub changed: Vec<String>,
 }
 
-/// Each beside the one before it. Of the timetable its members, by name, but for what follows from `schedule` and the like.
 const REVISIONS_LIST: &str = concat!(
     "
-SELECT r.revision, r.created_at, r.created_by, r.superseded_at, ARRAY (
-    SELECT COALESCE(n.key, p.key)
-    FROM jsonb_each((r.definition - 'timetable') || ((r.definition -> 'timetable') - '{specs,timezone,start,end}'::text[])) n
-    FULL JOIN jsonb_each((b.definition - 'timetable') || ((b.definition -> 'timetable') - '{specs,timezone,start,end}'::text[])) p
-    ON n.key = p.key
-    WHERE b.definition IS NOT NULL AND n.value IS DISTINCT FROM p.value
-    ORDER BY 1) AS changed
+SELECT r.revision, r.created_at, r.created_by, r.superseded_at, r.changed
 FROM carillon.jobs j JOIN carillon.job_revisions r ON r.job_id = j.id
-LEFT JOIN carillon.job_revisions b ON b.job_id = r.job_id AND b.revision = r.revision - 1
 WHERE j.id = $1 AND ",
     may_read!("j.platform_id", "$4"),
     " ORDER BY r.revision DESC LIMIT $2 OFFSET $3"

@@ -6,13 +6,13 @@
 
 use std::time::{Duration, Instant};
 
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgRow;
-use sqlx::{Execute, Postgres};
 use uuid::Uuid;
 
 use crate::Result;
 use crate::bounded::Pool;
-use crate::page::{self, Slice};
+use crate::page::{self, Filling, PAGE_BYTES_MAX};
 
 /// Rows looked at by the first statement of a page, or up to four times as many where many are to be skipped; each further one looks
 /// at twice as many, if by the pace of the last one that ends in time, and if by what matched among the last ones so many are
@@ -24,6 +24,8 @@ pub(crate) const LOOKED_AT_MAX: i32 = 8_000;
 pub(crate) const LOOKED_AT_DEAR_MAX: i32 = 1_000;
 /// Fewer are not worth a statement: a page that has no time for more has none.
 const LOOKED_AT_LEAST: i32 = 200;
+/// Rows of a page that are read before it is known what they weigh.
+const READ_FIRST: usize = 8;
 /// A total is counted up to this.
 pub const COUNTED_MAX: u32 = 10_000;
 
@@ -126,20 +128,28 @@ pub(crate) struct Looked {
 }
 
 impl Scanned<Uuid> {
-    /// What was found, read by `query` and put in the order of the list; one that has left meanwhile is left out. `place`:
-    /// where what follows one begins.
-    pub(crate) async fn read<'q, T>(
+    /// What was found, read by the statement that `statement` makes for some ids (`$1`, in whose order it answers); one that has
+    /// left meanwhile is left out. Some are read, then as many as still fit by what those weigh: Postgres makes text of all that it
+    /// is asked for, whether it fits or not. `place`: where what follows one begins.
+    pub(crate) async fn read<T>(
         self,
         pool: &Pool,
-        query: impl Execute<'q, Postgres> + 'q,
+        statement: impl Fn(&[Uuid]) -> AssertSqlSafe<String>,
         read: impl Fn(&PgRow) -> Result<(usize, T)>,
         place: impl Fn(&T) -> Place,
     ) -> Result<Scanned<T>> {
-        let slice = Slice { limit: u32::try_from(self.items.len()).unwrap_or(u32::MAX), offset: 0 };
-        // Boxed: a wide row would make every caller's future large.
-        let page = Box::pin(page::collect(pool, query, slice, read)).await?;
-        // Fewer than were found, since they are large.
-        let cut = page.items.last().filter(|_| page.has_more).map(place);
+        let mut page = Filling::new();
+        let (mut rest, mut at_once) = (self.items.as_slice(), READ_FIRST);
+        while !rest.is_empty() && !page.is_full {
+            let (some, others) = rest.split_at(at_once.min(rest.len()));
+            let query = sqlx::query(statement(some)).bind(some.to_vec());
+            // Boxed: a wide row would make every caller's future large.
+            Box::pin(page::fill(pool, query, u32::MAX, &mut page, &read)).await?;
+            rest = others;
+            let each = page.bytes.div_ceil(page.items.len().max(1)).max(1);
+            at_once = (PAGE_BYTES_MAX.saturating_sub(page.bytes) / each).max(1);
+        }
+        let cut = page.items.last().filter(|_| page.is_full).map(place);
         Ok(Scanned { next: cut.or(self.next), items: page.items })
     }
 }

@@ -201,7 +201,7 @@ pub(crate) fn of_store(failure: &Error) -> Status {
         }
         Error::TooWide { .. } => {
             let rule = format!(
-                "cannot be sorted by this: {failure}; narrow the filter, or choose the order of created_at or scheduled_at"
+                "cannot be sorted by this: {failure}; narrow the filter (executions by scheduled_from and scheduled_before), or choose the order of created_at or scheduled_at"
             );
             let violation = FieldViolation::new("order_by", rule);
             failed(Reason::OrderTooWide, violation.to_string(), named(&[violation], 0))

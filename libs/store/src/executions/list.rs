@@ -291,16 +291,16 @@ async fn read(
         }
         return Ok(Scanned { items: Vec::new(), next: found.next });
     }
-    let statement = format!(
+    let template = format!(
         "SELECT * FROM ({EXECUTIONS_SELECT} WHERE e.id = ANY ($1) AND {{days of e.id}} \
          UNION ALL {TRIGGERS_SELECT} WHERE t.execution_id = ANY ($1)) AS both_kinds ORDER BY array_position($1, id)"
     );
-    let query = sqlx::query(days::of(&statement, found.items.iter().copied())).bind(found.items.clone());
+    let statement = |ids: &[Uuid]| days::of(&template, ids.iter().copied());
     let read = |row: &PgRow| {
         let row: ExecutionRow = sqlx::FromRow::from_row(row)?;
         Ok((row.growth(), Execution::try_from(row)?))
     };
-    found.read(&store.pool, query, read, place).await
+    found.read(&store.pool, statement, read, place).await
 }
 
 /// What a statement has seen.

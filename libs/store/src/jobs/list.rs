@@ -12,7 +12,7 @@ use carillon_core::ids;
 use carillon_core::job::{JobStatus, JobType, Priority};
 use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
-use sqlx::QueryBuilder;
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -143,7 +143,7 @@ impl Wanted<'_> {
 
     /// Whether what leads past the fewest rows is not known beforehand.
     const fn has_ways(&self) -> bool {
-        self.filter.tag.is_some() || self.filter.handler_name.is_some()
+        self.scope.is_some() || self.filter.tag.is_some() || self.filter.handler_name.is_some()
     }
 }
 
@@ -267,14 +267,13 @@ async fn read(store: &Store, found: Scanned<Uuid>, place: impl Fn(&Job) -> Place
     if found.items.is_empty() {
         return Ok(Scanned { items: Vec::new(), next: found.next });
     }
-    let mut query = QueryBuilder::new(JOBS_SELECT);
-    query.push(" WHERE j.id = ANY (").push_bind(found.items.clone());
-    query.push(") ORDER BY array_position(").push_bind(found.items.clone()).push(", j.id)");
+    let statement =
+        |_: &[Uuid]| AssertSqlSafe(format!("{JOBS_SELECT} WHERE j.id = ANY ($1) ORDER BY array_position($1, j.id)"));
     let read = |row: &PgRow| {
         let row: JobRow = sqlx::FromRow::from_row(row)?;
         Ok((row.growth(), Job::try_from(row)?))
     };
-    found.read(&store.pool, query.build(), read, place).await
+    found.read(&store.pool, statement, read, place).await
 }
 
 async fn look(store: &Store, filter: Wanted<'_>, way: Option<&str>, behind: Option<Uuid>, rows: i32) -> Result<Looked> {

@@ -62,6 +62,31 @@ async fn a_page_is_bounded_in_bytes() -> Result<()> {
     Ok(())
 }
 
+/// Rows are read a few at a time, by what those before them weighed.
+#[tokio::test]
+async fn pages_of_light_and_heavy_rows_have_each_once() -> Result<()> {
+    let bench = Bench::new().await?;
+    let now = bench.now().await?;
+    let mut ids = Vec::new();
+    for minutes in 0..40 {
+        let mut new = new_job(now + TimeDelta::minutes(minutes));
+        let bytes = if minutes < 15 || minutes % 5 == 0 { PAGE_BYTES_MAX / 7 } else { 1 };
+        new.definition.payload = json!({"text": "x".repeat(bytes)});
+        ids.push(jobs::create(&bench.store, &Scope::ALL, new, None).await?.id);
+    }
+    ids.reverse();
+    let (mut found, mut at) = (Vec::new(), Some(Place::first(0)));
+    while let Some(place) = at {
+        let page = jobs::list(&bench.store, &Scope::ALL, Filter::default(), window(100, place)).await?;
+        let heavy = page.items.iter().filter(|job| job.definition.payload.to_string().len() > 1_000).count();
+        assert!(!page.items.is_empty() && heavy <= 6, "{heavy}");
+        found.extend(page.items.iter().map(|job| job.id));
+        at = page.next;
+    }
+    assert_eq!(found, ids);
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_execution_reads_back_with_everything_the_recorder_wrote() -> Result<()> {
     let bench = Bench::new().await?;

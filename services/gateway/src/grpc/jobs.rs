@@ -282,7 +282,8 @@ impl Jobs {
             Some(when)
         };
         checks.finish()?;
-        if update::is_unchanged(&current, &definition) {
+        // A deleted one is refused by the store, whatever is asked.
+        if current.status != carillon_core::job::JobStatus::Cancelled && update::is_unchanged(&current, &definition) {
             return Ok(Some(current));
         }
         let timetable = match when {

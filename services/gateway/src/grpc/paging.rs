@@ -131,7 +131,7 @@ mod tests {
             let paging = Paging::read(&asked, "things", b"", is_plain, &mut Checks::default());
             (paging.window.budget.as_millis(), paging.count_for.map(|time| time.as_millis()))
         };
-        assert_eq!((budget(true, false), budget(false, false)), ((15, None), (40, None)));
-        assert_eq!(budget(false, true), (20, Some(20)));
+        assert_eq!((budget(true, false), budget(false, false)), ((15, None), (35, None)));
+        assert_eq!(budget(false, true), (17, Some(17)));
     }
 }
