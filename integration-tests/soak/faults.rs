@@ -37,12 +37,14 @@ pub(crate) enum To {
     Redis,
 }
 
-/// Which row is locked by a stranger.
+/// What is locked by a stranger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lock {
     Stats,
     Job,
     Execution,
+    /// The day of now, as a whole.
+    Day,
     /// Statistics and then executions of the same jobs, which is the other way round than a flush has it: deadlocks.
     Crosswise,
 }
@@ -102,7 +104,7 @@ pub(crate) fn kinds() -> impl Iterator<Item = (Kind, usize)> {
     KINDS.into_iter()
 }
 
-const KINDS: [(Kind, usize); 71] = [
+const KINDS: [(Kind, usize); 72] = [
     (Kind::Kill(Who::Leader), 3),
     (Kind::Kill(Who::Standby), 1),
     (Kind::Kill(Who::Executor), 4),
@@ -172,6 +174,7 @@ const KINDS: [(Kind, usize); 71] = [
     (Kind::Locked(Lock::Stats), 1),
     (Kind::Locked(Lock::Job), 1),
     (Kind::Locked(Lock::Execution), 1),
+    (Kind::Locked(Lock::Day), 1),
     (Kind::Locked(Lock::Crosswise), 1),
     (Kind::Hostile(Who::Gateway), 1),
 ];

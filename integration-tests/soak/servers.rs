@@ -138,6 +138,7 @@ async fn within_postgres(step: &Step<'_>, fault: Fault) -> Result<bool> {
             world.postgres.database().cancel_statements("carillon-%", fault.lasts, CANCELLED_APART).await?;
         }
         Kind::Locked(Lock::Crosswise) => lock_crosswise(step, fault.lasts).await?,
+        Kind::Locked(Lock::Day) => return lock_day(step, fault).await,
         Kind::Locked(lock) => {
             let mut session = admin(world).await?;
             let mut transaction = session.begin().await?;
@@ -149,7 +150,7 @@ async fn within_postgres(step: &Step<'_>, fault: Fault) -> Result<bool> {
                 Lock::Job => {
                     "SELECT 1 FROM jobs j WHERE j.name LIKE 'c%' ORDER BY j.id OFFSET $1 LIMIT 1 FOR UPDATE OF j"
                 }
-                Lock::Execution | Lock::Crosswise => {
+                Lock::Execution | Lock::Day | Lock::Crosswise => {
                     "SELECT 1 FROM job_executions WHERE completed_at IS NULL ORDER BY id OFFSET $1 LIMIT 3
                                     FOR UPDATE SKIP LOCKED"
                 }
@@ -170,6 +171,22 @@ async fn within_postgres(step: &Step<'_>, fault: Fault) -> Result<bool> {
             transaction.rollback().await?;
         }
     }
+    Ok(true)
+}
+
+/// The partition of what is open, as somebody locks it who makes an index there (no writes), or packs it (no reads either).
+async fn lock_day(step: &Step<'_>, fault: Fault) -> Result<bool> {
+    let of_open = "SELECT tableoid::regclass::text FROM job_executions WHERE completed_at IS NULL ORDER BY id DESC LIMIT 1";
+    let mut session = admin(step.world).await?;
+    let partition: Option<String> = sqlx::query_scalar(of_open).fetch_optional(&mut session).await?;
+    let Some(partition) = partition else { return Ok(false) };
+    let mode = if fault.pick.is_multiple_of(2) { "SHARE" } else { "ACCESS EXCLUSIVE" };
+    let mut transaction = session.begin().await?;
+    let lock = sqlx::AssertSqlSafe(format!("LOCK TABLE ONLY {partition} IN {mode} MODE"));
+    sqlx::query(lock).execute(&mut *transaction).await?;
+    step.says(&format!("{partition} in {mode} for {:.1?}", fault.lasts));
+    tokio::time::sleep(fault.lasts).await;
+    transaction.rollback().await?;
     Ok(true)
 }
 

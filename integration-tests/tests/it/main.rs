@@ -49,6 +49,7 @@ mod schedule;
 mod seeds;
 mod slow_redis;
 mod stalls;
+mod stopping;
 mod stops;
 mod successions;
 mod swallowed;

@@ -81,7 +81,7 @@ pub(crate) struct Engine {
     /// R9: the end of the last gap.
     stalled_until: Duration,
     next_check: Instant,
-    drain_until: Option<Instant>,
+    drain: Option<leave::Drain>,
     reading_ended: bool,
 }
 
@@ -117,12 +117,12 @@ impl Engine {
             last_awake: boottime::now(),
             stalled_until: Duration::ZERO,
             next_check: Instant::now(),
-            drain_until: None,
+            drain: None,
             reading_ended: false,
         }
     }
 
-    /// Runs until the process stops and all that runs has ended or is handed back.
+    /// Runs until the process stops and all that runs has ended, and is recorded, or is handed back.
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
         let mut messages = Vec::with_capacity(MESSAGES_MAX);
         let mut contact = self.shared.incarnation.changes();
@@ -131,7 +131,7 @@ impl Engine {
             tokio::select! {
                 biased;
                 count = self.incoming.recv_many(&mut messages, MESSAGES_MAX) => if count == 0 { return Ok(()) },
-                () = self.shutdown.cancelled(), if self.drain_until.is_none() => self.begin_drain(),
+                () = self.shutdown.cancelled(), if self.drain.is_none() => self.begin_drain(),
                 _ = contact.changed() => {}
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -165,7 +165,7 @@ impl Engine {
             if std::mem::take(&mut self.check_soon) {
                 self.check_doubtful(now);
             }
-            if self.drain_until.is_some() && self.is_drained(now) {
+            if self.is_drained(now) {
                 return Ok(());
             }
         }
@@ -184,7 +184,7 @@ impl Engine {
         if let Some((at, _)) = self.to_show.front() {
             wake = wake.min(*at);
         }
-        if let Some(until) = self.drain_until {
+        if let Some(until) = self.drain.and_then(|drain| drain.next(Instant::now())) {
             wake = wake.min(until);
         }
         wake
@@ -271,7 +271,7 @@ impl Engine {
             }
             come.push(key);
         }
-        if self.drain_until.is_some() {
+        if self.drain.is_some() {
             self.hand_over(come);
         }
     }

@@ -5,15 +5,18 @@
 //! some offer goes to one of them. Late, doubled or lost: the row decides, not Redis. Postgres away: nothing is released;
 //! Redis away: it stays pending here. Both ways the others take it once this executor has ended (R15).
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use carillon_core::error::with_causes;
+use carillon_core::ids;
 use carillon_store::recorder::Held;
 use carillon_store::takes::Release;
 use carillon_stream::EntryId;
 use carillon_stream::claims::RELEASED;
+use futures_util::{StreamExt, stream};
 use metrics::counter;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, warn};
@@ -26,8 +29,10 @@ use crate::shared::Shared;
 
 /// Rows released in one statement, entries moved by one command.
 const AT_ONCE_MAX: usize = 1_000;
+/// Days that are handed over side by side: somebody may have locked some of them.
+const DAYS_AT_ONCE: usize = 4;
 /// What Redis may take to move a draining executor's entries.
-const MOVE_MAX: Duration = Duration::from_secs(1);
+pub(crate) const MOVE_MAX: Duration = Duration::from_secs(1);
 
 /// An entry on its way out.
 #[derive(Clone, Copy, Debug)]
@@ -71,8 +76,8 @@ pub(crate) fn find_offer(
     });
 }
 
-/// Hands over in a task of its own, in `limit` where one is given (and Redis' own time); the engine hears
-/// [`Message::HandedOver`] whatever became of it.
+/// Hands over in a task of its own, in `limit` where one is given (and Redis' own time), each day by itself, so that what
+/// keeps one day keeps no other; the engine hears [`Message::HandedOver`] of each whatever became of it.
 pub(crate) fn hand_over(
     shared: &Arc<Shared>,
     leaving: Vec<Leaving>,
@@ -83,17 +88,33 @@ pub(crate) fn hand_over(
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         let until = limit.map(|limit| Instant::now() + limit);
-        let mut going = Vec::with_capacity(leaving.len());
-        for some in leaving.chunks(AT_ONCE_MAX) {
-            going.extend(release(&shared, some, until).await);
-        }
-        match tokio::time::timeout(MOVE_MAX, move_to(&shared, &going, &to)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!("what is handed over stays here for now: {}", with_causes(&error)),
-            Err(_) => warn!("what is handed over stays here for now: redis does not answer"),
-        }
-        let _ = engine.send(Message::HandedOver(leaving.into_iter().map(|leaving| leaving.key).collect()));
+        let hand_over_some = |some: Vec<Leaving>| hand_over_some(&shared, some, &to, until, &engine);
+        stream::iter(apart(leaving)).for_each_concurrent(DAYS_AT_ONCE, hand_over_some).await;
     });
+}
+
+/// First what goes as it is, which waits for nobody, then each day's, today's first.
+fn apart(mut leaving: Vec<Leaving>) -> Vec<Vec<Leaving>> {
+    let day_of = |leaving: &Leaving| leaving.ordinary.map(|held| Reverse(ids::day(held.execution)));
+    leaving.sort_by_key(day_of);
+    let days = leaving.chunk_by(|one, other| day_of(one) == day_of(other));
+    days.flat_map(|day| day.chunks(AT_ONCE_MAX)).map(<[Leaving]>::to_vec).collect()
+}
+
+async fn hand_over_some(
+    shared: &Arc<Shared>,
+    some: Vec<Leaving>,
+    to: &To,
+    until: Option<Instant>,
+    engine: &UnboundedSender<Message>,
+) {
+    let going = release(shared, &some, until).await;
+    match tokio::time::timeout(MOVE_MAX, move_to(shared, &going, to)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!("what is handed over stays here for now: {}", with_causes(&error)),
+        Err(_) => warn!("what is handed over stays here for now: redis does not answer"),
+    }
+    let _ = engine.send(Message::HandedOver(some.into_iter().map(|leaving| leaving.key).collect()));
 }
 
 /// R23a: what belongs into another line goes to the leader: its entry is deleted, so that R19 publishes it there. In a task of its
@@ -193,4 +214,27 @@ pub(crate) fn offer_nothing(shared: &Arc<Shared>) {
             Err(_) => debug!("still said to offer its handlers: postgres does not answer"),
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaving(execution: u128, is_ordinary: bool) -> Leaving {
+        let (execution, claim) = (Uuid::from_u128(execution), 1);
+        let ordinary = is_ordinary.then_some(Held { execution, claim, take: 0 });
+        Leaving { key: Key { execution, claim }, ordinary, line: 0, id: EntryId { number: 1, seq: 1 } }
+    }
+
+    #[test]
+    fn what_waits_for_nobody_goes_first_then_each_day_by_itself_today_first() {
+        const DAY: u128 = 86_400_000 << 80;
+        let all = [(1, true), (DAY + 1, true), (2, false), (DAY + 2, true), (3, true), (DAY + 3, false)];
+        let groups = apart(all.map(|(execution, is_ordinary)| leaving(execution, is_ordinary)).to_vec());
+        let ids = |group: &Vec<Leaving>| group.iter().map(|some| some.key.execution.as_u128()).collect::<Vec<_>>();
+        let groups: Vec<Vec<u128>> = groups.iter().map(ids).collect();
+        assert_eq!(groups, [vec![2, DAY + 3], vec![DAY + 1, DAY + 2], vec![1, 3]]);
+        let many = apart((0..2_500).map(|n| leaving(n, true)).collect());
+        assert_eq!(many.iter().map(Vec::len).collect::<Vec<_>>(), [1_000, 1_000, 500]);
+    }
 }

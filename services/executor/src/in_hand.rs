@@ -90,6 +90,20 @@ pub(crate) enum State {
     },
 }
 
+impl State {
+    pub(crate) const fn is_running(&self) -> bool {
+        matches!(self, Self::Running(_))
+    }
+
+    pub(crate) const fn is_ended(&self) -> bool {
+        matches!(self, Self::Ended { .. })
+    }
+
+    pub(crate) const fn is_leaving(&self) -> bool {
+        matches!(self, Self::GivenUp)
+    }
+}
+
 /// A handler that was spawned.
 #[derive(Debug)]
 pub(crate) struct Running {

@@ -38,6 +38,8 @@ const ADOPT_MAX: Duration = Duration::from_secs(1);
 /// lease, and whoever stops this process waits for it.
 const GOODBYE_POSTGRES_MAX: Duration = Duration::from_secs(2);
 const GOODBYE_REDIS_MAX: Duration = Duration::from_secs(1);
+/// Both.
+pub(crate) const GOODBYE_MAX: Duration = GOODBYE_POSTGRES_MAX.saturating_add(GOODBYE_REDIS_MAX);
 
 /// The loop.
 pub(crate) struct Lease {

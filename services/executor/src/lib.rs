@@ -42,7 +42,6 @@ pub use config::Config;
 pub use handler::{Context, Failure, Handler, Registry};
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use carillon_core::line::Line;
 use carillon_kit::Process;
@@ -66,9 +65,6 @@ use crate::slots::Slots;
 use crate::takeover::Takeover;
 use crate::threads::HandlerThreads;
 use crate::trial::Trial;
-
-/// R18: what a stop waits for the last flush, once all that ran has ended.
-pub(crate) const LAST_FLUSH_MAX: Duration = Duration::from_secs(2);
 
 /// Runs an executor with the built-in handlers and those of `registry` until the process is told to stop.
 ///
@@ -190,8 +186,8 @@ impl Parts {
         })
     }
 
-    /// Runs until the stop, and through the drain: reader and takeover end first, then the engine, then the recorder, and
-    /// last the lease, which hands back what is left (R18).
+    /// Runs until the stop, and through the drain: reader and takeover end first, then the engine, once all that has ended is recorded,
+    /// with it the recorder, and last the lease, which hands back what is left (R18).
     async fn run(self, process: &Process, shared: Arc<Shared>) -> anyhow::Result<()> {
         let Self { reader, engine, recorder, takeover, renewal, lease, progress } = self;
         let done = lease.done.clone();
@@ -200,7 +196,7 @@ impl Parts {
         tasks.spawn("lease", lease.run());
         tasks.spawn("renewal", renewal.run());
         tasks.spawn("progress", progress.show(process.readiness().flag("recorder"), process.shutdown()));
-        let contact = shared.incarnation.clone();
+        let (contact, slots) = (shared.incarnation.clone(), shared.slots.clone());
         tasks.spawn("contact", contact.show(shared.lease, process.readiness().flag("incarnation"), process.shutdown()));
         // Boxed: the future of the whole path is large, and there is one.
         tasks.spawn(
@@ -213,14 +209,15 @@ impl Parts {
                     reading.and(taking).and(running)
                 };
                 let flush = async {
-                    let out_of_time = async {
-                        ended.cancelled().await;
-                        tokio::time::sleep(LAST_FLUSH_MAX).await;
-                    };
                     tokio::select! {
+                        biased;
                         outcome = recorder.run() => outcome,
-                        () = out_of_time => {
-                            warn!("not all that has ended could be recorded: it runs again elsewhere");
+                        // The engine has waited for what has ended, as long as there was time (R18).
+                        () = ended.cancelled() => {
+                            let unrecorded = slots.unrecorded();
+                            if unrecorded > 0 {
+                                warn!(unrecorded, "not all that has ended could be recorded: it runs again elsewhere");
+                            }
                             Ok(())
                         }
                     }

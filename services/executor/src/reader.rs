@@ -30,7 +30,7 @@ use crate::shared::Shared;
 /// How long a read waits for something to come: no longer, since a stop waits for it.
 pub(crate) const BLOCK: Duration = Duration::from_millis(500);
 /// How long a stop waits for the read that is on its way.
-const STOP_PATIENCE: Duration = BLOCK.saturating_add(Duration::from_millis(500));
+pub(crate) const STOP_PATIENCE: Duration = BLOCK.saturating_add(Duration::from_millis(500));
 /// Entries of one read, at most.
 const READ_MAX: usize = 1_000;
 /// After a read that failed.

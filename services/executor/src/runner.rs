@@ -118,7 +118,10 @@ mod tests {
     fn errors_are_bounded_in_characters_and_bytes() {
         for text in ["x", "ä", "\u{1f514}"] {
             let long = text.repeat(100_000);
-            let ended = failed(Failure { message: long.clone(), stack: Some(long), again: Again::ByPolicy }, DateTime::UNIX_EPOCH);
+            let ended = failed(
+                Failure { message: long.clone(), stack: Some(long), again: Again::ByPolicy },
+                DateTime::UNIX_EPOCH,
+            );
             for kept in [ended.error.unwrap(), ended.error_stack.unwrap()] {
                 assert!(kept.len() <= ERROR_BYTES_MAX + '…'.len_utf8(), "{}", kept.len());
                 assert!(kept.chars().count() <= ERROR_CHARS_MAX + 1 && kept.ends_with('…'));

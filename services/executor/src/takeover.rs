@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use carillon_core::line::Line;
 use carillon_store::Error;
 use carillon_stream::EntryId;
-use carillon_stream::claims::{Claimed, RELEASED};
+use carillon_stream::claims::{Claimed, Pending, RELEASED};
 use carillon_stream::notices::{Notice, Notices};
 use metrics::counter;
 use tokio::sync::{Notify, mpsc};
@@ -179,11 +179,21 @@ impl Rounds<'_> {
                 return Ok(false);
             }
             let idle = self.shared.redis.pending_idle(line, self.shared.lease, after, PAGE).await?;
-            let Some(last) = idle.last() else { return Ok(true) };
-            after = Some(last.id);
-            let theirs = idle.iter().filter(|pending| pending.consumer != self.shared.consumer);
-            let dead = theirs.filter(|pending| !live.contains(&pending.consumer));
-            let ids: Vec<EntryId> = dead.map(|pending| pending.id).take(room).collect();
+            if idle.is_empty() {
+                return Ok(true);
+            }
+            let is_left =
+                |pending: &Pending| pending.consumer != self.shared.consumer && !live.contains(&pending.consumer);
+            let mut ids: Vec<EntryId> = Vec::with_capacity(room);
+            for pending in &idle {
+                let is_left = is_left(pending);
+                if is_left && ids.len() == room {
+                    // What there is no room for comes next, should there be some by then.
+                    break;
+                }
+                ids.extend(is_left.then_some(pending.id));
+                after = Some(pending.id);
+            }
             let claimed = self.claim(index, line, self.shared.lease, &ids).await?;
             if claimed > 0 {
                 info!(stream = %line, entries = claimed, "taken over from executors that are not heard of any more");
@@ -228,5 +238,119 @@ fn but_for_missing<T>(outcome: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
     match outcome {
         Err(error) if matches!(error.downcast_ref(), Some(carillon_stream::Error::NoGroup(_))) => Ok(None),
         outcome => outcome.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_core::job::Priority;
+    use carillon_store::{Store, StoreOptions};
+    use carillon_stream::entry::{FIELD, VERSION};
+    use carillon_stream::keys::{GROUP, Keys};
+    use carillon_stream::{Entry, Redis, RedisOptions};
+    use carillon_testkit::{Database, wait_until};
+    use chrono::DateTime;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::handler::Registry;
+    use crate::incarnation::Incarnation;
+    use crate::slots::{Bounds, Slots};
+    use crate::threads::HandlerThreads;
+    use crate::trial::Trial;
+
+    const DEAD: &str = "dead";
+
+    fn entry(n: usize) -> Entry {
+        Entry {
+            version: VERSION,
+            execution: Uuid::from_u128(n as u128),
+            claim: 1,
+            attempt: 1,
+            again: false,
+            job: Uuid::nil(),
+            revision: 1,
+            handler: "test:echo".into(),
+            scheduled_at: DateTime::UNIX_EPOCH,
+            not_before: DateTime::UNIX_EPOCH,
+            timeout_ms: 1_000,
+            max_retries: 0,
+            retry_delay_ms: 1,
+            retry_growth: carillon_core::retry::Growth::default(),
+            last: false,
+            payload: None,
+            traceparent: None,
+        }
+    }
+
+    /// A stream of which one that is dead holds `count` entries, renewed by nobody for a minute.
+    fn held_by_one_that_is_dead(redis: &carillon_testkit::Redis, stream: &str, count: usize) -> anyhow::Result<()> {
+        let mut client = redis.client()?;
+        client.command(&["XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM"])?;
+        for n in 1..=count {
+            let (id, text) = (format!("1-{n}"), entry(n).encode()?);
+            client.command(&["XADD", stream, &id, FIELD, std::str::from_utf8(&text)?])?;
+        }
+        let all = count.to_string();
+        client.command(&["XREADGROUP", "GROUP", GROUP, DEAD, "COUNT", &all, "STREAMS", stream, ">"])?;
+        for n in 1..=count {
+            client.command(&["XCLAIM", stream, GROUP, DEAD, "0", &format!("1-{n}"), "IDLE", "60000", "JUSTID"])?;
+        }
+        Ok(())
+    }
+
+    async fn shared(database: &Database, redis: &carillon_testkit::Redis, slots: usize) -> anyhow::Result<Shared> {
+        let store = Store::connect_lazily(&StoreOptions::new(database.url(), "test"))?;
+        let many = 1 << 20;
+        let bounds = Bounds { slots, unrecorded_max: slots, unrecorded_bytes_max: many, in_hand_bytes_max: many };
+        Ok(Shared {
+            incarnation: Incarnation::begin(Uuid::nil(), store.measure_clock().await?),
+            store,
+            redis: Redis::connect_lazily(RedisOptions::new(redis.url()))?,
+            registry: Registry::new(),
+            lines: vec![Line::new("default", Priority::Medium)],
+            consumer: "test".into(),
+            slots: Slots::new(bounds),
+            threads: HandlerThreads::start(1)?,
+            window: Duration::from_secs(2),
+            lease: Duration::from_secs(20),
+            grace: Duration::from_secs(20),
+            lost_max: 5,
+            trial: Trial::default(),
+            handed_on: Notify::new(),
+        })
+    }
+
+    /// R15: the first page holds more than there is room for, and by the next one there is room for all.
+    #[tokio::test]
+    async fn a_round_that_says_it_is_complete_has_left_nothing_behind() -> anyhow::Result<()> {
+        const ENTRIES: usize = 2 * PAGE + PAGE / 2;
+        const ROOM: usize = 10;
+        let (database, server) = (Database::new().await?, carillon_testkit::Redis::start().await?);
+        let shared = shared(&database, &server, 2 * ENTRIES).await?;
+        let line = &shared.lines[0];
+        let stream = Keys::new(&RedisOptions::new(server.url()).namespace, 0).stream(line);
+        held_by_one_that_is_dead(&server, &stream, ENTRIES)?;
+        shared.slots.fill(2 * ENTRIES - ROOM);
+        let ((engine, _messages), wake) = (mpsc::unbounded_channel(), Notify::new());
+        let rounds = Rounds { shared: &shared, engine: &engine, wake: &wake };
+        // What it has listed it cannot take before what runs has ended.
+        server.command(&["CLIENT", "PAUSE", "60000", "WRITE"])?;
+        let slots_come_free = async {
+            wait_until("the first page to be listed", Duration::from_secs(20), || async {
+                let stats = server.command(&["INFO", "commandstats"])?;
+                anyhow::ensure!(stats.text().is_some_and(|text| text.contains("cmdstat_xpending")), "{stats:?}");
+                anyhow::Ok(())
+            })
+            .await?;
+            shared.slots.release(2 * ENTRIES - ROOM);
+            server.command(&["CLIENT", "UNPAUSE"])
+        };
+        let holders = [DEAD.to_owned()];
+        let (complete, _) = tokio::try_join!(rounds.take_idle(0, line, &holders), slots_come_free)?;
+        let left = shared.redis.pending_of(line, DEAD, None, ENTRIES).await?.len();
+        assert_eq!((complete, left), (true, 0));
+        shared.threads.stop();
+        Ok(())
     }
 }

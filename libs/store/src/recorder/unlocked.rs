@@ -1,10 +1,12 @@
-//! A flush that waits for no row: what somebody else has locked is left out and said so, the rest is written.
+//! A flush that waits for no lock: what somebody else has locked, a row or a whole day, is left out and said so, the rest is
+//! written.
 //!
 //! Everybody locks in one order, executions by id, then statistics by job; whoever skips what is locked can't be part of a
-//! deadlock in any order. Two statements more than the ordinary flush: for when that one has found something locked.
+//! deadlock in any order. Three statements more than the ordinary flush: for when that one has found something locked.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
+use carillon_core::ids;
 use sqlx::Row;
 use uuid::Uuid;
 
@@ -28,11 +30,11 @@ SELECT s.job_id FROM UNNEST($1::uuid[]) AS i(job_id) JOIN carillon.job_stats s O
 WHERE s.job_id NOT IN (SELECT job_id FROM mine)";
 
 impl Store {
-    /// As [`Store::executions_record`], but waits for no row: what somebody else has locked is [`Verdict::Locked`]. Of what ended and
-    /// only its job's statistics are locked, it is recorded that it runs.
+    /// As [`Store::executions_record`], but waits for no row and for no day: what somebody else has locked is [`Verdict::Locked`]. Of
+    /// what ended and only its job's statistics are locked, it is recorded that it runs.
     ///
     /// # Errors
-    /// As [`Store::executions_record`]; [`crate::Error::Busy`] if a whole table is locked.
+    /// As [`Store::executions_record`]; [`crate::Error::Busy`] if a whole table other than that of a day is locked.
     pub async fn executions_record_unlocked(
         &self,
         worker: Uuid,
@@ -62,6 +64,7 @@ impl Store {
             finished.iter().partition(|finished| free.is_whole(finished.held.execution));
         let mut left_out: Vec<Held> = locked.iter().map(|started| started.held).collect();
         left_out.extend(locked_finished.iter().map(|finished| finished.held));
+        left_out.retain(|held| free.may_be_read(held.execution));
         let marked = match worker {
             Some(worker) => {
                 // R10: whoever meets the entry again within the lease must see that it was started, whoever holds the
@@ -83,15 +86,18 @@ impl Store {
         transaction.commit().await?;
 
         let (mut marked, mut recorded, mut left_out) = (marked.into_iter(), recorded.into_iter(), left_out.into_iter());
+        let mut of_left_out = |execution| if free.may_be_read(execution) { left_out.next() } else { None };
         let locked = Verdict::Locked;
         let started = started.iter().map(|started| {
-            let is_free = free.rows.contains(&started.held.execution);
-            if is_free { marked.next() } else { left_out.next() }.unwrap_or(locked)
+            let execution = started.held.execution;
+            let verdict = if free.rows.contains(&execution) { marked.next() } else { of_left_out(execution) };
+            verdict.unwrap_or(locked)
         });
         let started = started.collect();
         let finished = finished.iter().map(|finished| {
-            let is_free = free.is_whole(finished.held.execution);
-            if is_free { recorded.next() } else { left_out.next() }.unwrap_or(locked)
+            let execution = finished.held.execution;
+            let verdict = if free.is_whole(execution) { recorded.next() } else { of_left_out(execution) };
+            verdict.unwrap_or(locked)
         });
         Ok((started, finished.collect()))
     }
@@ -102,24 +108,35 @@ struct Free {
     rows: HashSet<Uuid>,
     /// Of these rows the statistics are locked by somebody else.
     without_stats: HashSet<Uuid>,
+    /// Days that somebody else has locked as a whole: who reads there may have to wait.
+    locked_days: BTreeSet<u64>,
 }
 
 impl Free {
     fn is_whole(&self, execution: Uuid) -> bool {
         self.rows.contains(&execution) && !self.without_stats.contains(&execution)
     }
+
+    fn may_be_read(&self, execution: Uuid) -> bool {
+        !self.locked_days.contains(&ids::day(execution))
+    }
 }
 
 async fn free_on_conn(connection: &mut Connection, started: &[Started], finished: &[Finished]) -> Result<Free> {
     let mut held: Vec<Held> = started.iter().map(|started| started.held).collect();
     held.extend(finished.iter().map(|finished| finished.held));
-    let rows = sqlx::query(days::of(EXECUTIONS_LOCK, ids_of(&held)))
-        .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
-        .fetch_all(&mut *connection)
-        .await?;
-    let mut job_of = HashMap::with_capacity(rows.len());
-    for row in rows {
-        job_of.insert(row.try_get::<Uuid, _>("id")?, row.try_get::<Uuid, _>("job_id")?);
+    let all_days: BTreeSet<u64> = held.iter().map(|held| ids::day(held.execution)).collect();
+    let locked_days = days::locked_on(connection, &all_days).await?;
+    held.retain(|held| !locked_days.contains(&ids::day(held.execution)));
+    let mut job_of = HashMap::with_capacity(held.len());
+    if !held.is_empty() {
+        let rows = sqlx::query(days::of(EXECUTIONS_LOCK, ids_of(&held)))
+            .bind(held.iter().map(|held| held.execution).collect::<Vec<_>>())
+            .fetch_all(&mut *connection)
+            .await?;
+        for row in rows {
+            job_of.insert(row.try_get::<Uuid, _>("id")?, row.try_get::<Uuid, _>("job_id")?);
+        }
     }
     let jobs = finished.iter().filter_map(|finished| job_of.get(&finished.held.execution).copied());
     let jobs: HashSet<Uuid> = jobs.collect();
@@ -130,7 +147,7 @@ async fn free_on_conn(connection: &mut Connection, started: &[Started], finished
         locked.extend(rows);
     }
     let without_stats = job_of.iter().filter(|(_, job)| locked.contains(*job)).map(|(id, _)| *id).collect();
-    Ok(Free { rows: job_of.into_keys().collect(), without_stats })
+    Ok(Free { rows: job_of.into_keys().collect(), without_stats, locked_days })
 }
 
 /// What was not locked may as well be gone or over; what still looks as if it were to be written is locked.

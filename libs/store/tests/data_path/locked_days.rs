@@ -5,7 +5,7 @@ use carillon_core::agenda::Source;
 use carillon_core::execution::Status;
 use carillon_store::days::by_days;
 use carillon_store::jobs::{self, Deleting};
-use carillon_store::recorder::{Held, Started};
+use carillon_store::recorder::{Held, Started, Verdict as Written};
 use carillon_store::retention::drop_days;
 use carillon_store::workers::{Locked, Succession};
 use carillon_store::{Error, Scope};
@@ -96,6 +96,31 @@ async fn what_was_started_there_stays_with_the_earlier_incarnation() -> Result<(
         assert_eq!(bench.store.worker_adopt(&new, &started[..1]).await?, all);
     }
     Ok(())
+}
+
+/// It is waited for neither row by row nor as a whole; what ended on another day is recorded beside it.
+#[tokio::test]
+async fn what_ended_there_keeps_nothing_waiting_for_a_lock() -> Result<()> {
+    let bench = Bench::new().await?;
+    let (days, yesterday, now) = two_days(&bench).await?;
+    let me = bench.live_worker().await?;
+    let held = open_at(&bench, &[yesterday, now, yesterday + TimeDelta::seconds(1)]).await?;
+    for held in &held[..2] {
+        bench.run(me, *held).await?;
+    }
+    let (start, ends) = ([started(held[2])], [finished(held[0], Status::Success), finished(held[1], Status::Success)]);
+    for (mode, today) in
+        [("SHARE", Written::Recorded(Status::Success)), ("ACCESS EXCLUSIVE", Written::Over { unknown: false })]
+    {
+        let foreign = lock(&bench, &days, mode).await?;
+        let (starts, verdicts) = bench.store.executions_record_unlocked(me, &start, &ends, &[]).await?;
+        assert_eq!((starts, verdicts), (vec![Written::Locked], vec![Written::Locked, today]), "{mode}");
+        foreign.rollback().await?;
+    }
+    let (starts, verdicts) = bench.store.executions_record_unlocked(me, &start, &ends[..1], &[]).await?;
+    let running = Written::Running { cancel_requested: false };
+    assert_eq!((starts, verdicts), (vec![running], vec![Written::Recorded(Status::Success)]), "nothing is lost");
+    bench.assert_counters().await
 }
 
 #[tokio::test]

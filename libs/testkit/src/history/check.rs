@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use carillon_core::execution::Status;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::{Bounds, Execution, History, LostWorker, Violation};
+use super::{Bounds, Execution, History, LostWorker, Stop, Violation};
 use crate::journal::{Event, Line};
 
 /// One start of a handler, with its end if it wrote one, and whether Postgres has it.
@@ -16,6 +16,9 @@ struct Run<'a> {
     end: Option<&'a Line>,
     recorded: bool,
 }
+
+/// What a stop keeps of its grace for the last ends and the good-bye: what ends later may be handed back.
+const FOR_RECORDS: TimeDelta = TimeDelta::seconds(5);
 
 /// From, to, and of which execution.
 type Interval = (DateTime<Utc>, DateTime<Utc>, Uuid);
@@ -180,7 +183,16 @@ impl History {
 
     /// Whether another start, at `again`, of what this run was is excused: it was in flight in a process that was lost by then.
     fn is_excused(&self, run: &Run<'_>, again: DateTime<Utc>) -> bool {
-        !run.recorded && self.losses_of(run).any(|lost| lost.from <= again && self.was_long_enough(lost, run, again))
+        let was_lost = |lost: &LostWorker| lost.from <= again && self.was_long_enough(lost, run, again);
+        !run.recorded && (self.losses_of(run).any(was_lost) || self.stops_of(run).any(|stop| stop.at <= again))
+    }
+
+    /// The stops that met a run: it had not ended while there was time to record it.
+    fn stops_of(&self, run: &Run<'_>) -> impl Iterator<Item = &Stop> {
+        let (pid, end) = (run.start.pid, run.end.map(|end| end.at));
+        self.stops
+            .iter()
+            .filter(move |stop| stop.pid == pid && end.is_none_or(|end| end > stop.at + stop.grace - FOR_RECORDS))
     }
 
     /// The losses that met a run.
@@ -201,7 +213,7 @@ impl History {
 
     /// Whether a run may have gone on in a lost worker: promise 5 lets it overlap.
     fn may_run_on(&self, run: &Run<'_>) -> bool {
-        !run.recorded && self.losses_of(run).next().is_some()
+        !run.recorded && (self.losses_of(run).next().is_some() || self.stops_of(run).next().is_some())
     }
 
     fn check_overlap(&self, runs: &Runs<'_>, found: &mut Vec<Violation>) {

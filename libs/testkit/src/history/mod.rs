@@ -4,7 +4,8 @@
 //! What it needs to be told: which fires were expected, which triggers were answered, which workers the test lost (killed,
 //! froze, cut off from Postgres) when, and when Redis lost data. Only a lost worker excuses a second start or an overlap, and
 //! only of the very executions in flight: started there, and not recorded by it. One that was recorded is never excused, and
-//! one that came back is excused only if it was away for a lease, or for W where Redis lost data meanwhile (promise 3).
+//! one that came back is excused only if it was away for a lease, or for W where Redis lost data meanwhile (promise 3). A worker
+//! that was told to stop is lost for what it could not end within its grace, and for nothing that it ended in time (R18).
 
 mod check;
 mod load;
@@ -49,6 +50,8 @@ pub struct History {
     pub triggered: HashSet<Uuid>,
     /// Told by the test: workers that it lost.
     pub lost_workers: Vec<LostWorker>,
+    /// Told by the test: workers that it told to stop, and that could record what they ended until their grace was over.
+    pub stops: Vec<Stop>,
     /// Told by the test: when Redis lost what it held, or some of it.
     pub redis_losses: Vec<DateTime<Utc>>,
     /// Told by the test: how long a worker that came back must have been away. Without, any time will do.
@@ -117,7 +120,7 @@ pub struct Stream {
     pub pending: i64,
 }
 
-/// A worker that the test killed, told to stop, froze, or cut off from Postgres.
+/// A worker that the test killed, froze, or cut off from Postgres; or told to stop, with whatever it had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LostWorker {
     /// Its process.
@@ -140,6 +143,17 @@ impl LostWorker {
         self.until = Some(Utc::now());
         self
     }
+}
+
+/// A worker that was told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stop {
+    /// Its process.
+    pub pid: i32,
+    /// When it was told.
+    pub at: DateTime<Utc>,
+    /// Its `shutdown.grace`.
+    pub grace: TimeDelta,
 }
 
 /// A broken promise. Its text names what one needs to look it up.

@@ -138,6 +138,27 @@ fn a_second_start_needs_a_lost_worker() {
     assert_found(&history, |found| matches!(found, Violation::DoubledEnd(_)));
 }
 
+/// R18: the first run ended at 50 ms, and the second began at 60 ms.
+#[test]
+fn a_stop_excuses_what_it_left_no_time_for() {
+    let told = |ms, grace| Stop { pid: 1, at: at(ms), grace: TimeDelta::seconds(grace) };
+    let mut history = right();
+    run_again(&mut history);
+    history.stops = vec![told(20, 20)];
+    assert_found(&history, |found| matches!(found, Violation::DoubledStart(_)));
+    assert_found(&history, |found| matches!(found, Violation::DoubledEnd(_)));
+    history.stops = vec![told(20, 5)];
+    assert_eq!(history.violations(), [], "it ended after it was told, and all of the grace is for the last ends");
+    for stop in [told(61, 5), Stop { pid: 3, ..told(20, 5) }] {
+        history.stops = vec![stop];
+        assert_found(&history, |found| matches!(found, Violation::DoubledStart(_)));
+    }
+    // Its handler was stopped: no end.
+    history.journal.retain(|line| line.event != Event::End || line.pid != 1 || line.execution != fire(0));
+    history.stops = vec![told(20, 20)];
+    assert_eq!(history.violations(), []);
+}
+
 #[test]
 fn what_was_recorded_is_excused_by_nothing() {
     let mut history = right();

@@ -94,7 +94,7 @@ impl Engine {
             // The beat of the checks, a little early.
             *due = Instant::now() + self.shared.window / 8;
             match outcome {
-                Checked::Wait if self.drain_until.is_some() => self.hand_over(vec![key]),
+                Checked::Wait if self.drain.is_some() => self.hand_over(vec![key]),
                 Checked::Wait => {}
                 Checked::Leave => self.let_go(key),
                 Checked::Over => {

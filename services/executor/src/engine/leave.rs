@@ -7,14 +7,44 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::Engine;
-use crate::hand_over::{self, Leaving, To};
+use crate::hand_over::{self, Leaving, MOVE_MAX, To};
 use crate::in_hand::{Item, Key, State};
+use crate::lease::GOODBYE_MAX;
 use crate::message::Offer;
+use crate::reader::STOP_PATIENCE;
 
-/// What a stop needs once nothing runs any more.
-const AFTER_DRAIN: Duration = Duration::from_secs(5);
+/// What a stop leaves for the last ends to be recorded, once nothing runs any more.
+const LAST_FLUSH_MIN: Duration = Duration::from_secs(2);
 /// What a stop waits for Postgres to release what is held.
 const RELEASE_MAX: Duration = Duration::from_secs(1);
+/// What a stop waits for what leaves: the last read may bring some, which is to be released and moved.
+const LEAVING_MAX: Duration = STOP_PATIENCE.saturating_add(RELEASE_MAX).saturating_add(MOVE_MAX);
+
+/// R18: a stop under way, and how long it waits for what.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drain {
+    /// For what leaves: then it stays pending, and the others take it as soon as this executor has ended.
+    leaves_until: Instant,
+    /// For what runs: then it is stopped and handed back.
+    runs_until: Instant,
+    /// For what has ended to be recorded: then it runs again elsewhere.
+    records_until: Instant,
+}
+
+impl Drain {
+    /// What comes after a drain has a time of its own: the good-bye to Postgres and to Redis.
+    fn begin(now: Instant, grace: Duration) -> Self {
+        let for_runs = grace.saturating_sub(LAST_FLUSH_MIN + GOODBYE_MAX).max(grace / 2);
+        let runs_until = now + for_runs;
+        let leaves_until = now + LEAVING_MAX.min(for_runs);
+        Self { leaves_until, runs_until, records_until: runs_until + LAST_FLUSH_MIN }
+    }
+
+    /// Which of them is over next.
+    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
+        [self.leaves_until, self.runs_until, self.records_until].into_iter().filter(|until| *until > now).min()
+    }
+}
 
 impl Engine {
     /// Forgets an entry: it stays pending where it is, and is looked at again with the others (R8).
@@ -91,45 +121,48 @@ impl Engine {
         }
     }
 
-    /// R18: nothing more starts; what waits is handed over at once, what runs gets the grace.
+    /// R18: nothing more starts; what waits is handed over at once, what runs and what is to be recorded gets the grace.
     pub(super) fn begin_drain(&mut self) {
-        // What comes after it has a time of its own: the last flush, the good-bye to Postgres and to Redis.
-        let grace = self.shared.grace.saturating_sub(AFTER_DRAIN).max(self.shared.grace / 2);
-        self.drain_until = Some(Instant::now() + grace);
+        self.drain = Some(Drain::begin(Instant::now(), self.shared.grace));
         hand_over::offer_nothing(&self.shared);
         let keys: Vec<Key> = self.items.keys().copied().collect();
         self.hand_over(keys);
         let count = |which: fn(&State) -> bool| self.items.values().filter(|item| which(&item.state)).count();
         info!(
-            handed_over = count(|state| matches!(state, State::GivenUp)),
-            running = count(|state| matches!(state, State::Running(_))),
+            handed_over = count(State::is_leaving),
+            running = count(State::is_running),
+            unrecorded = count(State::is_ended),
             "stopping: nothing more starts"
         );
     }
 
+    /// Whether a stop that is under way waits for nothing here any more. The engine stays for what has ended until that is recorded:
+    /// should the contact break meanwhile, the next incarnation asks it for what was started (R21), and records nothing else.
     pub(super) fn is_drained(&mut self, now: Instant) -> bool {
-        let is_leaving = |item: &Item| matches!(item.state, State::GivenUp);
-        if !self.reading_ended || self.items.values().any(is_leaving) {
-            // Both have an end of their own.
+        let Some(drain) = self.drain else { return false };
+        if now >= drain.runs_until {
+            self.hand_back_what_runs();
+        }
+        let any = |which: fn(&State) -> bool| self.items.values().any(|item| which(&item.state));
+        if any(State::is_running) || any(State::is_ended) && now < drain.records_until {
             return false;
         }
-        let running: Vec<Key> =
-            self.items.values().filter(|item| matches!(item.state, State::Running(_))).map(Item::key).collect();
-        if running.is_empty() {
-            return true;
-        }
-        if self.drain_until.is_some_and(|until| now >= until) {
+        // Both have an end of their own, but that a release may be refused for as long as somebody has locked its day.
+        self.reading_ended && (now >= drain.leaves_until || !any(State::is_leaving))
+    }
+
+    fn hand_back_what_runs(&mut self) {
+        let running: Vec<Key> = self.items.values().filter(|item| item.state.is_running()).map(Item::key).collect();
+        if !running.is_empty() {
             warn!(handed_back = running.len(), "the grace is over: what still runs is stopped and handed back");
-            for key in running {
-                if let Some(Item { state: State::Running(running), .. }) = self.items.get(&key) {
-                    running.cancelled.cancel();
-                    running.abort.abort();
-                }
-                self.let_go(key);
-            }
-            return true;
         }
-        false
+        for key in running {
+            if let Some(Item { state: State::Running(running), .. }) = self.items.get(&key) {
+                running.cancelled.cancel();
+                running.abort.abort();
+            }
+            self.let_go(key);
+        }
     }
 }
 

@@ -23,7 +23,7 @@ impl Engine {
     pub(super) fn hold(&mut self, key: Key) {
         let Some(item) = self.items.get_mut(&key) else { return };
         item.state = State::Held;
-        if self.drain_until.is_some() {
+        if self.drain.is_some() {
             return self.hand_over(vec![key]);
         }
         let at = self.shared.incarnation.clock().get().surely_reached(item.entry.not_before);
@@ -134,7 +134,7 @@ impl Engine {
             && running.beginning.is_taken_back()
         {
             item.doubt(Instant::now());
-            if self.drain_until.is_some() {
+            if self.drain.is_some() {
                 self.hand_over(vec![key]);
             }
         }

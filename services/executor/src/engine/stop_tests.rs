@@ -1,4 +1,5 @@
-//! Tests of the deadlines of a handler that is asked to stop. Nothing passes here but what the test says has passed.
+//! Tests of the deadlines of a handler that is asked to stop, and of an executor that is. Nothing passes here but what the test
+//! says has passed.
 
 use std::time::Duration;
 
@@ -20,7 +21,11 @@ use crate::threads::HandlerThreads;
 use crate::trial::Trial;
 
 const TIMEOUT: Duration = Duration::from_millis(400);
+const GRACE: Duration = Duration::from_secs(20);
 const MOMENT: Duration = Duration::from_millis(1);
+
+/// Another entry in hand.
+const OTHER: Key = Key { execution: Uuid::from_u128(4), claim: 1 };
 
 /// Never hears that it is to stop.
 struct Deaf;
@@ -58,7 +63,7 @@ impl Bench {
             threads: HandlerThreads::start(1).unwrap(),
             window: Duration::from_secs(2),
             lease: Duration::from_secs(3_600),
-            grace: Duration::from_secs(20),
+            grace: GRACE,
             lost_max: 5,
             trial: Trial::default(),
             handed_on: Notify::new(),
@@ -68,16 +73,16 @@ impl Bench {
         let engine = Engine::new(Arc::clone(&shared), incoming, own, recorder, CancellationToken::new());
         let key = Key { execution: Uuid::from_u128(2), claim: 1 };
         let mut bench = Self { engine, key, begun: Instant::now(), recorded };
-        bench.run_one(&shared).await;
+        bench.run_one().await;
         bench
     }
 
     /// As it comes out of a stream, due long ago.
-    async fn run_one(&mut self, shared: &Shared) {
+    fn put(&mut self, key: Key, state: State) {
         let entry = Entry {
             version: carillon_stream::entry::VERSION,
-            execution: self.key.execution,
-            claim: self.key.claim,
+            execution: key.execution,
+            claim: key.claim,
             attempt: 1,
             again: false,
             job: Uuid::from_u128(3),
@@ -93,11 +98,16 @@ impl Bench {
             payload: None,
             traceparent: None,
         };
-        let (id, weight) = (EntryId { number: 1, seq: 1 }, shared.slots.weigh(1));
-        let (take, named, waits_for_word, state) = (0, false, false, State::Held);
+        let slots = &self.engine.shared.slots;
+        let (id, weight) = (EntryId { number: 1, seq: 1 }, slots.weigh(1));
+        let (take, named, waits_for_word) = (0, false, false);
         let item = Item { line: 0, id, entry, take, named, waits_for_word, state, weight, newer: None };
-        shared.slots.fill(1);
-        self.engine.items.insert(self.key, item);
+        slots.fill(1);
+        self.engine.items.insert(key, item);
+    }
+
+    async fn run_one(&mut self) {
+        self.put(self.key, State::Held);
         self.engine.start(self.key);
         let beginning = Arc::clone(&self.running().expect("it was spawned").beginning);
         let begun = carillon_testkit::wait_until("the handler to begin", Duration::from_secs(20), || {
@@ -166,5 +176,50 @@ async fn a_cancel_after_the_timeout_gives_no_further_grace() {
     // Whether a cancel was requested its row says (R11).
     assert_eq!((ended.status, ended.timed_out), (Status::Retrying, true));
     assert_eq!(ended.error.as_deref(), Some("timed out after 400 ms"));
+    bench.end();
+}
+
+/// Its release is refused over and over, since somebody has locked its day: a stop waits a moment for it, and what runs is stopped
+/// in time all the same.
+#[tokio::test]
+async fn what_cannot_leave_keeps_no_stop_beyond_the_grace() {
+    let mut bench = Bench::start().await;
+    bench.put(OTHER, State::GivenUp);
+    bench.engine.reading_ended = true;
+    bench.engine.begin_drain();
+    let began = Instant::now();
+    assert!(!bench.engine.is_drained(began), "a handler runs");
+    let cancelled = bench.running().expect("it runs").cancelled.clone();
+    assert!(bench.engine.is_drained(began + GRACE) && cancelled.is_cancelled());
+    assert!(!bench.engine.items.contains_key(&bench.key), "it is handed back");
+    bench.end();
+}
+
+#[tokio::test]
+async fn what_cannot_leave_keeps_a_stop_for_a_moment_only_where_nothing_runs() {
+    let mut bench = Bench::start().await;
+    bench.engine.let_go(bench.key);
+    bench.put(OTHER, State::GivenUp);
+    bench.engine.reading_ended = true;
+    bench.engine.begin_drain();
+    let began = Instant::now();
+    assert!(!bench.engine.is_drained(began), "it may be on its way");
+    assert!(bench.engine.is_drained(began + GRACE / 4));
+    bench.end();
+}
+
+/// R18: the engine stays until its ends are written, since the next incarnation asks it for them (R21).
+#[tokio::test]
+async fn a_stop_waits_for_what_is_not_recorded_as_long_as_the_grace_lets_it() {
+    let mut bench = Bench::start().await;
+    bench.engine.let_go(bench.key);
+    bench.put(OTHER, State::Ended { started_at: None });
+    bench.engine.reading_ended = true;
+    bench.engine.begin_drain();
+    let began = Instant::now();
+    assert!(!bench.engine.is_drained(began + GRACE * 3 / 4), "Postgres may be back by then");
+    assert!(bench.engine.is_drained(began + GRACE), "it runs again elsewhere");
+    bench.engine.recorded(&[], &[(OTHER, Verdict::Recorded(Status::Success))]);
+    assert!(bench.engine.is_drained(began), "it is recorded");
     bench.end();
 }

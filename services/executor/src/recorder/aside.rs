@@ -1,5 +1,6 @@
 //! What could not be written for its own sake (somebody else holds a lock on it, Postgres refuses it), kept apart from what
-//! can, and tried again by itself: after a pause that grows with each try, a few at a time where even those were too many.
+//! can, and tried again by itself: after a pause that grows with each try, a few at a time where even those were too many. Those
+//! of a pause are due at the same instants, however they came, so that many cost no more tries than one.
 //!
 //! Bounded with all that is unrecorded (`Slots`).
 
@@ -19,6 +20,8 @@ const TOGETHER_MAX: usize = 1_000;
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Aside {
+    /// From which the instants of the tries are counted.
+    origin: Instant,
     /// By the instant of the next try, and in the order of their coming.
     waiting: BTreeMap<(Instant, u64), ToRecord>,
     came: u64,
@@ -29,7 +32,8 @@ pub(super) struct Aside {
 
 impl Default for Aside {
     fn default() -> Self {
-        Self { waiting: BTreeMap::new(), came: 0, tries: HashMap::new(), together: TOGETHER_MAX }
+        let (waiting, tries) = (BTreeMap::new(), HashMap::new());
+        Self { origin: Instant::now(), waiting, came: 0, tries, together: TOGETHER_MAX }
     }
 }
 
@@ -44,7 +48,15 @@ impl Aside {
         let pause = PAUSE_MIN.saturating_mul(1 << (*tries).min(16)).min(PAUSE_MAX);
         *tries += 1;
         self.came += 1;
-        self.waiting.insert((now + pause, self.came), item);
+        let due = self.instant_after(now, pause);
+        self.waiting.insert((due, self.came), item);
+    }
+
+    /// The first of the instants that lie `pause` apart after at least half of it.
+    fn instant_after(&self, now: Instant, pause: Duration) -> Instant {
+        let passed = (now + pause / 2).saturating_duration_since(self.origin);
+        let pauses = passed.as_nanos().div_ceil(pause.as_nanos().max(1));
+        self.origin + pause.saturating_mul(u32::try_from(pauses).unwrap_or(u32::MAX))
     }
 
     /// They could not be written together, for whatever reason: fewer at once from now on.
@@ -102,12 +114,14 @@ mod tests {
             pauses.push(due - now);
             assert_eq!(aside.take_due(due).len(), 1);
         }
-        assert!(pauses.is_sorted());
-        assert_eq!((pauses[0], pauses[1], pauses[39]), (PAUSE_MIN, 2 * PAUSE_MIN, PAUSE_MAX));
+        for (pause, about) in pauses.iter().zip([PAUSE_MIN, 2 * PAUSE_MIN, 4 * PAUSE_MIN]) {
+            assert!((about / 2..about * 3 / 2).contains(pause), "{pause:?} for {about:?}");
+        }
+        assert!(pauses[10..].iter().all(|pause| (PAUSE_MAX / 2..PAUSE_MAX * 3 / 2).contains(pause)));
         let Some(ToRecord::Finished(end)) = Some(ended(Uuid::from_u128(1))) else { unreachable!() };
         aside.done(end.entry.key);
         aside.put(ToRecord::Finished(end), now);
-        assert_eq!(aside.next_due(), Some(now + PAUSE_MIN), "from the beginning");
+        assert!(aside.next_due() < Some(now + 2 * PAUSE_MIN), "from the beginning");
     }
 
     #[test]
@@ -117,7 +131,7 @@ mod tests {
             aside.put(ended(Uuid::from_u128(n)), now);
         }
         aside.too_many(16);
-        let later = now + PAUSE_MAX;
+        let later = now + 2 * PAUSE_MAX;
         assert_eq!(aside.take_due(now).len(), 0);
         let some = aside.take_due(later);
         assert_eq!(some.len(), 8);
@@ -129,6 +143,29 @@ mod tests {
         assert_eq!(aside.len(), 4);
     }
 
+    /// Each try keeps what can be written waiting for a moment.
+    #[test]
+    fn those_that_came_apart_are_tried_together() {
+        let (mut aside, began) = (Aside::default(), Instant::now());
+        let in_ms = |ms: u64| began + Duration::from_millis(ms);
+        let mut tries = Vec::new();
+        let mut retry = |aside: &mut Aside, until: Instant| {
+            while let Some(due) = aside.next_due().filter(|due| *due <= until) {
+                tries.push(due);
+                aside.take_due(due).into_iter().for_each(|item| aside.put(item, due));
+            }
+        };
+        for n in 0..200 {
+            retry(&mut aside, in_ms(n * 7));
+            aside.put(ended(Uuid::from_u128(n.into())), in_ms(n * 7));
+        }
+        retry(&mut aside, in_ms(10_000));
+        let between = |from, to| tries.iter().filter(|at| (in_ms(from)..in_ms(to)).contains(at)).count();
+        assert!(between(0, 1_400) < 40, "{} while they came", between(0, 1_400));
+        assert_eq!(between(5_000, 10_000), 5, "all of them once a second");
+        assert_eq!(aside.len(), 200);
+    }
+
     #[test]
     fn a_day_is_tried_by_itself() {
         let (mut aside, now) = (Aside::default(), Instant::now());
@@ -136,8 +173,8 @@ mod tests {
         for id in [Uuid::from_u128(1), Uuid::from_u128(2), other_day] {
             aside.put(ended(id), now);
         }
-        assert_eq!(aside.take_due(now + PAUSE_MAX).len(), 2);
-        assert_eq!(aside.take_due(now + PAUSE_MAX).len(), 1);
+        assert_eq!(aside.take_due(now + 2 * PAUSE_MAX).len(), 2);
+        assert_eq!(aside.take_due(now + 2 * PAUSE_MAX).len(), 1);
     }
 
     #[test]
@@ -148,6 +185,6 @@ mod tests {
         aside.put(start, now);
         aside.put(ended(Uuid::from_u128(1)), now);
         aside.forget_start(key);
-        assert!(matches!(aside.take_due(now + PAUSE_MAX)[..], [ToRecord::Finished(_)]));
+        assert!(matches!(aside.take_due(now + 2 * PAUSE_MAX)[..], [ToRecord::Finished(_)]));
     }
 }
