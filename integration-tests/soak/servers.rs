@@ -176,7 +176,8 @@ async fn within_postgres(step: &Step<'_>, fault: Fault) -> Result<bool> {
 
 /// The partition of what is open, as somebody locks it who makes an index there (no writes), or packs it (no reads either).
 async fn lock_day(step: &Step<'_>, fault: Fault) -> Result<bool> {
-    let of_open = "SELECT tableoid::regclass::text FROM job_executions WHERE completed_at IS NULL ORDER BY id DESC LIMIT 1";
+    let of_open =
+        "SELECT tableoid::regclass::text FROM job_executions WHERE completed_at IS NULL ORDER BY id DESC LIMIT 1";
     let mut session = admin(step.world).await?;
     let partition: Option<String> = sqlx::query_scalar(of_open).fetch_optional(&mut session).await?;
     let Some(partition) = partition else { return Ok(false) };

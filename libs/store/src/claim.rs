@@ -7,10 +7,11 @@
 
 mod due;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use carillon_core::agenda::Source;
+use carillon_core::ids;
 use carillon_core::line::Line;
 use carillon_core::trace::TraceContext;
 use chrono::{DateTime, Utc};
@@ -114,6 +115,10 @@ pub struct Claim<'a> {
     /// Jobs of timers, executions of triggers that are due and left where they are, since somebody has locked the day of their
     /// executions as a whole.
     pub set_aside: Vec<(Source, Line, Uuid)>,
+    /// Retries of such days were put off: they fall due again some seconds later.
+    pub put_off: bool,
+    /// Of what was set aside the timers: which day their executions are of is not certain before they are decided about.
+    standing_there: Vec<DueTimer>,
     /// A retry was put off, since somebody else has locked its execution: that is to be committed.
     passed_over: bool,
 }
@@ -293,6 +298,8 @@ impl LeaderSession {
             triggers: Vec::new(),
             retries: Vec::new(),
             set_aside: Vec::new(),
+            put_off: false,
+            standing_there: Vec::new(),
             passed_over: false,
         };
         claim.take_timers(rooms, due, excluded).await?;
@@ -323,6 +330,33 @@ impl Claim<'_> {
     /// [`crate::Error::Unavailable`]; [`crate::Error::Unreadable`] for a job that this version cannot read.
     pub async fn definitions(&mut self, wanted: &[(Uuid, i64)]) -> Result<Vec<Definition>> {
         definitions_by_revision_on_conn(&mut self.transaction, wanted).await
+    }
+
+    /// Takes back what was set aside of timers that stood before `missed`: what is made up for by one execution is made up for on the
+    /// day of the latest instant. Such a claim asks [`Claim::leave_locked`] once it is decided.
+    pub fn take_missed(&mut self, missed: DateTime<Utc>) {
+        let taken: Vec<DueTimer> = self.standing_there.extract_if(.., |timer| timer.fire_at < missed).collect();
+        self.set_aside.retain(|(source, _, id)| *source != Source::Timer || taken.iter().all(|timer| timer.job != *id));
+        self.timers.extend(taken);
+    }
+
+    /// Leaves the timers that lead to executions of days that somebody has locked as a whole, wherever they stand. Answers whether
+    /// there are any: then all is to be decided anew.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: the session is lost.
+    pub async fn leave_locked(&mut self, decisions: &Decisions) -> Result<bool> {
+        let today = ids::day(ids::first_at(self.now));
+        let triggered: HashSet<Uuid> = self.triggers.iter().map(|trigger| trigger.execution).collect();
+        let of_timers = decisions.executions.iter().filter(|new| !triggered.contains(&new.id));
+        let of_job: HashMap<Uuid, u64> = of_timers.map(|new| (new.job, ids::day(new.id))).collect();
+        let over = of_job.values().copied().filter(|day| *day < today).collect();
+        let locked = days::locked_on(&mut self.transaction, &over).await?;
+        let is_locked = |timer: &mut DueTimer| of_job.get(&timer.job).is_some_and(|day| locked.contains(day));
+        let left = self.timers.extract_if(.., is_locked);
+        let before = self.set_aside.len();
+        self.set_aside.extend(left.map(|timer| (Source::Timer, timer.line, timer.job)));
+        Ok(self.set_aside.len() > before)
     }
 
     /// Writes what was decided, notes the batch under `term`, and marks the batches `settled` (R7), except those that somebody
@@ -377,7 +411,7 @@ impl Claim<'_> {
 
     /// R20: `claimed_count` grows only by what was really born, and open.
     async fn move_timers(&mut self, decisions: &Decisions, born: &[(Uuid, Uuid)]) -> Result<()> {
-        let mut opened = std::collections::HashMap::<Uuid, i64>::new();
+        let mut opened = HashMap::<Uuid, i64>::new();
         for (_, job) in born {
             *opened.entry(*job).or_default() += 1;
         }

@@ -6,6 +6,7 @@
 //! more, and nobody looks further.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use carillon_core::ids;
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
@@ -69,12 +70,11 @@ impl Walk {
         Ok(Self::of(job, stretches(&partitions::days_on(connection, Table::Executions).await?)))
     }
 
-    /// Over all executions of `job`, whatever their state, day by day.
-    ///
-    /// # Errors
-    /// If Postgres is unavailable.
-    pub(crate) async fn over_all(connection: &mut Connection, job: Uuid) -> Result<Self> {
-        Ok(Self { with_final: true, ..Self::over_open(connection, job).await? })
+    /// Over all executions of `job`, whatever their state, that are dated within `span`, day by day; and over all others. `days` are
+    /// those that have a partition.
+    pub(crate) fn over_all(job: Uuid, days: &[NaiveDate], span: Range<DateTime<Utc>>) -> [Self; 2] {
+        let span = ids::first_at(span.start)..ids::first_at(span.end);
+        cut(stretches(days), &span).map(|stretches| Self { with_final: true, ..Self::of(job, stretches) })
     }
 
     /// Over what is open of `job` and was claimed ahead, as seen at `now`.
@@ -138,6 +138,21 @@ fn stretches(days: &[NaiveDate]) -> VecDeque<(Uuid, Uuid)> {
     stretches
 }
 
+/// What of some stretches lies within `span`, and what does not, each in their order.
+fn cut(stretches: VecDeque<(Uuid, Uuid)>, span: &Range<Uuid>) -> [VecDeque<(Uuid, Uuid)>; 2] {
+    let (mut within, mut others) = (VecDeque::new(), VecDeque::new());
+    for (from, below) in stretches {
+        let (first, end) = (span.start.clamp(from, below), span.end.clamp(from, below));
+        let end = end.max(first);
+        for (part, is_within) in [((end, below), false), ((first, end), true), ((from, first), false)] {
+            if part.0 < part.1 {
+                if is_within { &mut within } else { &mut others }.push_back(part);
+            }
+        }
+    }
+    [within, others]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,6 +195,23 @@ mod tests {
             ascending.sort_unstable();
             assert_eq!((ascending[0].0, ascending[ascending.len() - 1].1), (Uuid::nil(), Uuid::max()));
             assert!(ascending.iter().all(|(from, below)| from < below));
+            assert!(ascending.windows(2).all(|pair| pair[0].1 == pair[1].0));
+        }
+    }
+
+    #[test]
+    fn what_lies_within_a_span_and_what_does_not_are_all_of_it() {
+        let day = |n: u64| NaiveDate::from_ymd_opt(2025, 3, 1).unwrap() + Days::new(n);
+        let noon = |n: u64| ids::first_at(day(n).and_hms_opt(12, 0, 0).unwrap().and_utc());
+        let days: Vec<NaiveDate> = [0, 1, 2, 5, 6].map(day).to_vec();
+        let all = stretches(&days);
+        for (from, to, within) in [(1, 5, 4), (1, 1, 0), (2, 1, 0), (10, 20, 1), (3, 4, 1)] {
+            let [inside, outside] = cut(all.clone(), &(noon(from)..noon(to)));
+            assert_eq!(inside.len(), within, "from {from} to {to}");
+            assert!(inside.iter().all(|(first, below)| noon(from) <= *first && *below <= noon(to)));
+            let mut ascending: Vec<(Uuid, Uuid)> = inside.into_iter().chain(outside).collect();
+            ascending.sort_unstable();
+            assert_eq!((ascending[0].0, ascending[ascending.len() - 1].1), (Uuid::nil(), Uuid::max()));
             assert!(ascending.windows(2).all(|pair| pair[0].1 == pair[1].0));
         }
     }

@@ -1,8 +1,10 @@
 //! Executions that a stream entry stands for, as the leader publishes them again: an unsettled batch of an earlier term
 //! (R7), or what Redis has lost (R19).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use carillon_core::ids;
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
 use carillon_core::trace::TraceContext;
@@ -11,6 +13,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
+use crate::clock::DbClock;
 use crate::definitions::{Definition, definitions_by_revision_on_conn};
 use crate::leader_session::LeaderSession;
 use crate::{Result, days};
@@ -84,6 +87,12 @@ pub struct Batch {
     pub number: i64,
     /// What it published, by place.
     pub ids: Vec<Uuid>,
+}
+
+/// The days before today: who has locked today's keeps everybody waiting, and it is not asked about.
+fn days_over(clock: DbClock, executions: impl Iterator<Item = Uuid>) -> BTreeSet<u64> {
+    let today = ids::day(ids::first_at(clock.now()));
+    executions.map(ids::day).filter(|day| *day < today).collect()
 }
 
 fn read_batch(row: &PgRow) -> Result<Batch> {
@@ -284,6 +293,28 @@ impl LeaderSession {
         Ok(exists.bind(self.shard).bind(number).fetch_one(&mut self.connection).await?)
     }
 
+    /// Leaves out of `batches` what belongs to a day before today that somebody has locked as a whole: of a question that waits for
+    /// that table in vain nothing is answered. Answers the numbers of the batches of which something was left out, ascending.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unavailable`]: the session is lost.
+    pub async fn leave_locked_days(&mut self, batches: &mut [Batch]) -> Result<BTreeSet<i64>> {
+        let over = days_over(self.clock(), batches.iter().flat_map(|batch| batch.ids.iter().copied()));
+        let locked = days::locked_on(&mut self.connection, &over).await?;
+        let mut left = BTreeSet::new();
+        if locked.is_empty() {
+            return Ok(left);
+        }
+        for batch in batches {
+            let before = batch.ids.len();
+            batch.ids.retain(|id| !locked.contains(&ids::day(*id)));
+            if batch.ids.len() < before {
+                left.insert(batch.number);
+            }
+        }
+        Ok(left)
+    }
+
     /// The open executions of `batches`, by batch and place, each with whether it runs at a worker that is not to be judged
     /// dead: with `lease` given, one that was seen within it; without, any.
     ///
@@ -306,7 +337,8 @@ impl LeaderSession {
     }
 
     /// R19: makes `lost` entries stand in a new batch `number`, one after the other from place 1, each in the line that it goes to.
-    /// Answers those that were still as seen; the rest has moved on by itself, or is locked and is to be looked at again.
+    /// Answers those that were still as seen; the rest has moved on by itself, or is locked, by itself or with its day, and is to be
+    /// looked at again.
     ///
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
@@ -317,8 +349,12 @@ impl LeaderSession {
         lost: &[Missing],
         lease: Duration,
     ) -> Result<Vec<OpenEntry>> {
-        let seqs: Vec<i32> = (1..).take(lost.len()).collect();
+        let over = days_over(self.clock(), lost.iter().map(|missing| missing.entry.execution));
         let mut transaction = self.connection.begin().await?;
+        let locked = days::locked_on(&mut transaction, &over).await?;
+        let is_free = |missing: &&Missing| !locked.contains(&ids::day(missing.entry.execution));
+        let lost: Vec<&Missing> = lost.iter().filter(is_free).collect();
+        let seqs: Vec<i32> = (1..).take(lost.len()).collect();
         let entries = || lost.iter().map(|missing| &missing.entry);
         let rows = sqlx::query(days::of(EXECUTIONS_REPUBLISH, entries().map(|entry| entry.execution)))
             .bind(self.shard)
@@ -331,7 +367,7 @@ impl LeaderSession {
             .bind(lease)
             .bind(lost.iter().map(|missing| missing.to.queue.clone()).collect::<Vec<_>>())
             .bind(lost.iter().map(|missing| missing.to.priority.rank()).collect::<Vec<_>>())
-            .bind(lost.iter().map(Missing::moves).collect::<Vec<_>>())
+            .bind(lost.iter().map(|missing| missing.moves()).collect::<Vec<_>>())
             .bind(lost.iter().map(|missing| missing.unread && missing.moves()).collect::<Vec<_>>())
             .bind(entries().map(|entry| entry.revision).collect::<Vec<_>>())
             .bind(entries().map(|entry| entry.take).collect::<Vec<_>>())

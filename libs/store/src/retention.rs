@@ -6,13 +6,14 @@
 //!
 //! Each step is complete in itself and found again by whoever comes next, in whatever state a lost process left it.
 
+mod jobs;
+
 use std::time::Duration;
 
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
 use sqlx::Row;
 use uuid::Uuid;
 
-use crate::history::Walk;
 use crate::partitions::{self, Step, Table};
 use crate::{Error, Result, Store, days};
 
@@ -24,8 +25,6 @@ const OPEN_BYTES_MAX: i64 = 1024 * 1024;
 const CROWDED_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 /// Rows in one step.
 const STEP: i64 = 1_000;
-/// Executions of a job that leave together, with all that is theirs.
-const STEP_OF_JOB: usize = 1_000;
 /// Jobs looked at together.
 const JOBS: i64 = 100;
 
@@ -389,88 +388,44 @@ async fn sweep_behind(
     }
 }
 
-const EXECUTIONS_DELETE: &str =
-    "DELETE FROM carillon.job_executions WHERE id = ANY ($1) AND {days of id} AND completed_at IS NOT NULL";
-const ATTEMPTS_DELETE: &str =
-    "DELETE FROM carillon.execution_attempts WHERE execution_id = ANY ($1) AND {days of execution_id}";
-const FAILURES_DELETE: &str =
-    "DELETE FROM carillon.execution_failures WHERE execution_id = ANY ($1) AND {days of execution_id}";
-const LOGS_DELETE: &str =
-    "DELETE FROM carillon.job_execution_logs WHERE execution_id = ANY ($1) AND {days of execution_id}";
-
-/// Jobs that are over for long, with nothing open or to come.
-const JOBS_OVER: &str = "
-SELECT j.id FROM carillon.jobs j JOIN carillon.job_timers t ON t.job_id = j.id JOIN carillon.job_stats s ON s.job_id = j.id
-WHERE j.status = ANY ($1) AND j.id > $2
-  AND CASE j.status WHEN 'CANCELLED' THEN j.cancelled_at ELSE j.completed_at END < now() - $3::interval
-  AND t.claimed_count = s.finished_count AND t.fire_at IS NULL
-  AND NOT EXISTS (SELECT FROM carillon.job_triggers g WHERE g.job_id = j.id)
-ORDER BY j.id LIMIT $4";
-
-/// The job, and by its foreign keys timer, statistics and revisions; if all that [`JOBS_OVER`] saw is still so. Its executions
-/// have gone before, and of a job that is over none is born.
-const JOBS_DELETE: &str = "
-DELETE FROM carillon.jobs j USING carillon.job_timers t, carillon.job_stats s
-WHERE j.id = $1 AND t.job_id = j.id AND s.job_id = j.id AND j.status IN ('COMPLETED', 'CANCELLED')
-  AND CASE j.status WHEN 'CANCELLED' THEN j.cancelled_at ELSE j.completed_at END < now() - $2::interval
-  AND t.claimed_count = s.finished_count AND t.fire_at IS NULL
-  AND NOT EXISTS (SELECT FROM carillon.job_triggers g WHERE g.job_id = j.id)";
-
 /// Deletes jobs that were completed or deleted `kept` ago, first their executions with logs, attempts and failures, a thousand
 /// a step, then the job with all else that is its own.
 ///
 /// # Errors
-/// If Postgres is unavailable; a job that has begun to leave goes on with the next call. What it has against one of them (a foreign
-/// key of somebody else's, say) is none: see [`Swept::refused`].
+/// As of [`forget_jobs_on`].
 pub async fn forget_jobs(store: &Store, kept: Duration) -> Result<Swept> {
     let mut swept = Swept::default();
-    let mut after = Uuid::nil();
+    forget_jobs_on(store, kept, &mut Uuid::nil(), &mut swept).await?;
+    Ok(swept)
+}
+
+/// The same, of the jobs behind `after`: who gives it up in between goes on with the one that it had come to then. Once it has come
+/// to the last one it begins anew.
+///
+/// # Errors
+/// If Postgres is unavailable; a job that has begun to leave goes on with the next call. What it has against one of them (a foreign
+/// key of somebody else's, say) is none: see [`Swept::refused`].
+pub async fn forget_jobs_on(store: &Store, kept: Duration, after: &mut Uuid, swept: &mut Swept) -> Result<()> {
     loop {
-        let jobs: Vec<Uuid> = sqlx::query_scalar(JOBS_OVER)
+        let over: Vec<jobs::Over> = sqlx::query_as(jobs::JOBS_OVER)
             .bind(["COMPLETED", "CANCELLED"])
-            .bind(after)
+            .bind(*after)
             .bind(kept)
             .bind(JOBS)
             .fetch_all(&store.pool)
             .await?;
-        let Some(last) = jobs.last() else { return Ok(swept) };
-        after = *last;
-        for job in jobs {
-            let forgotten = forget_job(store, job, kept).await;
-            let name = format!("job {job}");
+        if over.is_empty() {
+            *after = Uuid::nil();
+            return Ok(());
+        }
+        let days = partitions::days(store, Table::Executions).await?;
+        for job in over {
+            let forgotten = jobs::forget(store, &job, &days, kept).await;
+            let name = format!("job {}", job.id);
             swept.gone += partitions::unless_refused(forgotten, &name, &mut swept.refused)?.unwrap_or(0);
+            *after = job.id;
         }
     }
-}
-
-/// Answers how many have left.
-async fn forget_job(store: &Store, job: Uuid, kept: Duration) -> Result<u64> {
-    // What is left, because somebody else does the same or it is open, is for the next call.
-    if !forget_executions(store, job).await? {
-        return Ok(0);
-    }
-    let gone = sqlx::query(JOBS_DELETE).bind(job).bind(kept).execute(&store.pool).await?;
-    Ok(gone.rows_affected())
-}
-
-/// Answers whether none is left.
-async fn forget_executions(store: &Store, job: Uuid) -> Result<bool> {
-    let mut connection = store.pool.acquire().await?;
-    let mut walk = Walk::over_all(&mut connection, job).await?;
-    let (mut met, mut gone) = (0, 0);
-    while let Some(page) = walk.page(&mut connection).await? {
-        met += page.len() as u64;
-        for day in days::by_day(page.iter().map(|seen| seen.id).collect()) {
-            for some in day.chunks(STEP_OF_JOB) {
-                // The execution last: by it the others are found again if this ends in between.
-                for statement in [LOGS_DELETE, ATTEMPTS_DELETE, FAILURES_DELETE] {
-                    delete(&mut connection, statement, some).await?;
-                }
-                gone += delete(&mut connection, EXECUTIONS_DELETE, some).await?;
-            }
-        }
-    }
-    Ok(met == gone)
 }
 
 async fn delete(executor: impl sqlx::PgExecutor<'_>, statement: &'static str, ids: &[Uuid]) -> Result<u64> {

@@ -42,11 +42,15 @@ pub(crate) use definition_of;
 macro_rules! members_of {
     ($definition:literal) => {
         concat!(
-            "(SELECT key, value FROM jsonb_each(",
+            "(SELECT key, value FROM jsonb_each(CASE jsonb_typeof(",
             $definition,
-            ") WHERE key <> 'timetable' UNION ALL SELECT key, value FROM jsonb_each(",
+            ") WHEN 'object' THEN ",
             $definition,
-            " -> 'timetable') WHERE key NOT IN ('specs', 'timezone', 'start', 'end'))"
+            " ELSE '{}' END) WHERE key <> 'timetable' UNION ALL SELECT key, value FROM jsonb_each(CASE jsonb_typeof(",
+            $definition,
+            " -> 'timetable') WHEN 'object' THEN ",
+            $definition,
+            " -> 'timetable' ELSE '{}' END) WHERE key NOT IN ('specs', 'timezone', 'start', 'end'))"
         )
     };
 }

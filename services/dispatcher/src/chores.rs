@@ -5,10 +5,13 @@
 use std::future::Future;
 use std::time::Duration;
 
+use carillon_core::error::with_causes;
+use carillon_store::days::by_days;
 use carillon_store::{Store, idempotency, queues};
 use carillon_stream::Redis;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+use uuid::Uuid;
 
 const EVERY: Duration = Duration::from_secs(15 * 60);
 /// More often, since each read of an executor looks at them.
@@ -57,17 +60,77 @@ async fn chore(what: &str, work: impl Future<Output = anyhow::Result<()>>) {
 }
 
 /// Whoever records a cancelled execution forgets its cancel. One that dies in between leaves it behind, and so does one that
-/// had recorded the execution before it heard of the cancel.
+/// had recorded the execution before it heard of the cancel. Of a day that tells nothing (somebody has locked it as a whole, say)
+/// they stay until it does.
 async fn forget_cancels(store: &Store, redis: &Redis) -> anyhow::Result<()> {
     loop {
-        let mut over = redis.some_cancelled(CANCELLED_MAX).await?;
+        let some = redis.some_cancelled(CANCELLED_MAX).await?;
         // Whether its holder lives is not asked for.
-        let seen = store.executions_see(&over, Duration::ZERO).await?;
-        over.retain(|execution| seen.get(execution).is_none_or(|seen| seen.status.is_final()));
+        let see = |some: Vec<Uuid>| async move { store.executions_see(&some, Duration::ZERO).await };
+        let asked = by_days(some, |execution| *execution, see).await?;
+        if let Some(why) = &asked.why {
+            warn!("{} cancels stay, as their days tell nothing: {}", asked.refused.len(), with_causes(why));
+        }
+        let mut over = Vec::new();
+        for (some, seen) in asked.answers {
+            let is_over = |execution: &Uuid| seen.get(execution).is_none_or(|seen| seen.status.is_final());
+            over.extend(some.into_iter().filter(is_over));
+        }
         redis.forget_cancelled(&over).await?;
         // As long as most of what it looks at is over there is more of it.
         if over.len() < usize::from(CANCELLED_MAX) / 2 {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_core::ids;
+    use carillon_store::StoreOptions;
+    use carillon_stream::client::RedisOptions;
+    use chrono::{Days, TimeDelta, Utc};
+
+    use super::*;
+
+    /// Somebody packs the executions of yesterday: no cancel was forgotten beside them.
+    #[tokio::test]
+    async fn a_day_that_tells_nothing_keeps_the_cancels_of_no_other() -> anyhow::Result<()> {
+        let (database, server) = (carillon_testkit::Database::new().await?, carillon_testkit::Redis::start().await?);
+        let store = Store::connect_lazily(&StoreOptions::new(database.url(), "chores"))?;
+        let redis = Redis::connect_lazily(RedisOptions::new(server.url()))?;
+        let (pool, today) = (database.pool().await?, Utc::now());
+        let mut cancelled = Vec::new();
+        for (ago, status) in [(0, "SUCCESS"), (0, "RUNNING"), (1, "SUCCESS"), (2, "SUCCESS"), (3, "SUCCESS")] {
+            let (job, at) = (Uuid::now_v7(), today - TimeDelta::days(ago));
+            let id = ids::execution_for_fire(job, at);
+            sqlx::query(
+                "INSERT INTO job_executions (shard, id, job_id, claim, entry, status, scheduled_at, completed_at)
+                 VALUES (0, $1, $2, 1, 1, $3, $4, CASE $3 WHEN 'SUCCESS' THEN now() END)",
+            )
+            .bind(id)
+            .bind(job)
+            .bind(status)
+            .bind(at)
+            .execute(&pool)
+            .await?;
+            cancelled.push(id);
+        }
+        redis.tell_cancelled(&cancelled).await?;
+        let mut foreign = pool.begin().await?;
+        let yesterday = today.date_naive() - Days::new(1);
+        let lock = format!("LOCK TABLE ONLY job_executions_{} IN ACCESS EXCLUSIVE MODE", yesterday.format("%Y_%m_%d"));
+        sqlx::query(sqlx::AssertSqlSafe(lock)).execute(&mut *foreign).await?;
+        let left = async || {
+            let mut left = redis.some_cancelled(CANCELLED_MAX).await?;
+            left.sort_unstable();
+            anyhow::Ok(left)
+        };
+        forget_cancels(&store, &redis).await?;
+        assert_eq!(left().await?, [cancelled[2], cancelled[1]], "what is not over, and what is not known");
+        foreign.rollback().await?;
+        forget_cancels(&store, &redis).await?;
+        assert_eq!(left().await?, [cancelled[1]]);
+        Ok(())
     }
 }

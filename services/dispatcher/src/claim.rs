@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
-use carillon_core::agenda::{Due, Slot, Source};
+use carillon_core::agenda::{Agenda, Due, Slot, Source};
 use carillon_core::limits::PAYLOAD_BYTES_IN_ENTRY;
 use carillon_core::line::Line;
 use carillon_core::misfire;
@@ -52,7 +52,11 @@ const LOOKING_MAX: Duration = Duration::from_millis(20);
 const REFUSED_PAUSE: TimeDelta = TimeDelta::minutes(1);
 /// What belongs to a day that somebody has locked as a whole, after this: such a lock lasts.
 const LOCKED_PAUSE: TimeDelta = TimeDelta::seconds(5);
-/// What could not be claimed for somebody else's lock, or for the server's own trouble, after this.
+/// So many of those refused are remembered.
+const REFUSALS_MAX: usize = 10_000;
+/// What is refused again and again for such a lock, at most after this: it goes on soon after the lock has gone.
+const REFUSED_BUSY_PAUSE_MAX: TimeDelta = TimeDelta::seconds(8);
+/// What could not be claimed for the server's own trouble, or somebody's transaction beside it, after this.
 const BUSY_PAUSE: TimeDelta = TimeDelta::seconds(1);
 
 impl Leader {
@@ -73,14 +77,23 @@ impl Leader {
         self.stumble(error);
         self.claim_max = (self.claim_max / 2).max(1);
         if let [refused] = self.taking[..] {
-            // Somebody else in the way (a lock on a row of its, or on a whole table) is no fault of its own, and soon gone; so is a
-            // server that has no room, which refuses every claim alike.
-            let is_in_the_way = matches!(error, carillon_store::Error::Busy(_) | carillon_store::Error::Conflict(_));
-            let is_soon_gone = is_in_the_way && !error.is_of_closed_day();
-            let pause = if is_soon_gone || error.is_unavailable() { BUSY_PAUSE } else { REFUSED_PAUSE };
+            let pause = match error {
+                // Somebody has locked a whole table: each try is waited for, and several such, tried each second, are all that would
+                // be tried.
+                carillon_store::Error::Busy(_) => self.refusals.pause(refused),
+                // No fault of its own, and soon gone; so is a server that has no room, which refuses every claim alike.
+                carillon_store::Error::Conflict(_) if !error.is_of_closed_day() => BUSY_PAUSE,
+                _ if error.is_unavailable() => BUSY_PAUSE,
+                _ => REFUSED_PAUSE,
+            };
             warn!(id = %refused, "a claim of this alone is refused, it is set aside for {} s", pause.num_seconds());
             counter!("carillon_dispatcher_set_aside_total").increment(1);
-            self.left.insert(refused, self.session.clock().now() + pause);
+            let again = self.session.clock().now() + pause;
+            self.left.insert(refused, again);
+            // Else nobody looks for it before the agenda is read for its own sake.
+            for slot in std::mem::take(&mut self.taking_of) {
+                self.agenda.note_exactly(slot, again);
+            }
         }
     }
 
@@ -97,6 +110,7 @@ impl Leader {
         if rooms.is_empty() {
             return Ok(None);
         }
+        self.taking_of = rooms.iter().map(|room| (room.source, room.line.clone())).collect();
         self.finish_looking(due).await;
         self.read_ahead.keep(&mut self.definitions).await;
         self.left.retain(|_, at| *at > now);
@@ -104,33 +118,38 @@ impl Leader {
         let began = Instant::now();
         failpoint::reach("claim:begin").await;
         let mut claim = self.session.claim(&rooms, due, &excluded).await?;
+        let threshold = delta(self.config.dispatcher.misfire_threshold);
+        claim.take_missed(claim.now.checked_sub_signed(threshold).unwrap_or(DateTime::<Utc>::MIN_UTC));
         self.taking.extend(claim.taken());
         let limited = limited(&rooms, &claim);
         let is_short = limited.is_empty() && (self.taking.len() as u64) < expected;
         self.glance.claimed(began, is_short);
-        for (source, line, id) in std::mem::take(&mut claim.set_aside) {
-            counter!("carillon_dispatcher_set_aside_total").increment(1);
-            self.left.insert(id, now + LOCKED_PAUSE);
-            self.agenda.note_exactly((source, line), now + LOCKED_PAUSE);
-        }
+        set_locked_aside(&mut self.left, &mut self.agenda, &rooms, &mut claim, now);
         if claim.is_empty() {
             return Ok(None);
         }
         let mut left_out = learn(&mut self.definitions, &mut claim).await?;
         left_out.extend(copy_few(&mut claim));
         left_out.extend(fit(&self.definitions, &mut claim));
-        let threshold = delta(self.config.dispatcher.misfire_threshold);
         let foreseen = foresee(&mut self.foresight, &self.definitions, &mut self.left, &mut claim, threshold);
         for (slot, until) in foreseen.later {
             self.agenda.note_exactly(slot, until);
         }
         let foreseen = foreseen.due;
-        let decided = decide(&claim.timers, &claim.triggers, &claim.retries, &self.definitions, &foreseen, claim.now);
+        let decide_all = |claim: &Claim<'_>, known: &Definitions| {
+            decide(&claim.timers, &claim.triggers, &claim.retries, known, &foreseen, claim.now)
+        };
+        let mut decided = decide_all(&claim, &self.definitions);
+        if claim.leave_locked(&decided.decisions).await? {
+            set_locked_aside(&mut self.left, &mut self.agenda, &rooms, &mut claim, now);
+            decided = decide_all(&claim, &self.definitions);
+        }
         let number = claim.number;
         self.read_ahead.begin(&claim.timers, due, GATHER * 2);
         let committed = claim.commit(self.term, &decided.decisions, &self.unsettled).await?;
         failpoint::reach("claim:committed").await;
         self.foresight.look_ahead(decided.next.iter().filter_map(|next| next.question(threshold)));
+        self.refusals.are_over(&self.taking);
         self.marked.append(&mut self.unsettled);
         self.is_busy = !limited.is_empty();
         for slot in limited.into_iter().chain(left_out) {
@@ -251,6 +270,48 @@ impl Leader {
             self.agenda.note_exactly(slot.clone(), now + FULL_PAUSE);
         }
         Ok(rooms)
+    }
+}
+
+/// What was refused by itself for somebody's lock on a whole table, and how long it was left then.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(HashMap<Uuid, TimeDelta>);
+
+impl Refusals {
+    /// How long it is left now: each time twice as long.
+    fn pause(&mut self, id: Uuid) -> TimeDelta {
+        let pause = self.0.remove(&id).map_or(BUSY_PAUSE, |last| (last * 2).min(REFUSED_BUSY_PAUSE_MAX));
+        // Beyond that they begin anew.
+        if self.0.len() >= REFUSALS_MAX {
+            self.0.clear();
+        }
+        self.0.insert(id, pause);
+        pause
+    }
+
+    fn are_over(&mut self, taken: &[Uuid]) {
+        if !self.0.is_empty() {
+            self.0.retain(|id, _| !taken.contains(id));
+        }
+    }
+}
+
+/// What a claim leaves since somebody has locked its day as a whole: looked for again when it may be over.
+fn set_locked_aside(
+    left: &mut HashMap<Uuid, DateTime<Utc>>,
+    agenda: &mut Agenda,
+    rooms: &[Room],
+    claim: &mut Claim<'_>,
+    now: DateTime<Utc>,
+) {
+    // Of which line they are, they do not say.
+    for room in rooms.iter().filter(|room| claim.put_off && room.source == Source::Retry) {
+        agenda.note_exactly((Source::Retry, room.line.clone()), now + LOCKED_PAUSE);
+    }
+    for (source, line, id) in std::mem::take(&mut claim.set_aside) {
+        counter!("carillon_dispatcher_set_aside_total").increment(1);
+        left.insert(id, now + LOCKED_PAUSE);
+        agenda.note_exactly((source, line), now + LOCKED_PAUSE);
     }
 }
 
@@ -462,6 +523,20 @@ mod tests {
             assert_eq!(seen.len(), (turn + 1) * 1_000, "each in its turn");
         }
         assert_eq!(take_turns(slots(3), 1_000, &mut last).0.len(), 3);
+    }
+
+    #[test]
+    fn what_is_refused_again_and_again_is_left_for_longer_each_time() {
+        let (mut refusals, one, other) = (Refusals::default(), Uuid::from_u128(1), Uuid::from_u128(2));
+        let seconds: Vec<i64> = (0..6).map(|_| refusals.pause(one).num_seconds()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 8, 8]);
+        assert_eq!(refusals.pause(other), BUSY_PAUSE);
+        refusals.are_over(&[one]);
+        assert_eq!((refusals.pause(one), refusals.pause(other)), (BUSY_PAUSE, BUSY_PAUSE * 2));
+        for id in 0..20_000 {
+            refusals.pause(Uuid::from_u128(id));
+        }
+        assert!(refusals.0.len() <= REFUSALS_MAX);
     }
 
     #[test]

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::claim::LEARN_AT_ONCE;
+use crate::claim::{LEARN_AT_ONCE, Refusals};
 use crate::definitions::Definitions;
 use crate::foresight::Foresight;
 use crate::glance::Glance;
@@ -93,6 +93,7 @@ pub struct Leader {
     pub(crate) agenda: Agenda,
     /// Jobs whose fire cannot be decided before that instant.
     pub(crate) left: HashMap<Uuid, DateTime<Utc>>,
+    pub(crate) refusals: Refusals,
     pub(crate) streams: Streams,
     pub(crate) foresight: Foresight,
     pub(crate) read_ahead: ReadAhead,
@@ -121,6 +122,8 @@ pub struct Leader {
     pub(crate) last_slot: Option<Slot>,
     /// What the claim under way has taken: jobs of timers, executions of triggers and retries.
     pub(crate) taking: Vec<Uuid>,
+    /// and from where.
+    pub(crate) taking_of: Vec<Slot>,
     /// Until when the agenda is complete.
     pub(crate) horizon: DateTime<Utc>,
     /// How fast herds are claimed.
@@ -157,6 +160,7 @@ impl Leader {
             shutdown,
             agenda: Agenda::default(),
             left: HashMap::new(),
+            refusals: Refusals::default(),
             unsettled: Vec::new(),
             marked: Vec::new(),
             next_tick: now,
@@ -170,6 +174,7 @@ impl Leader {
             is_busy: false,
             last_slot: None,
             taking: Vec::new(),
+            taking_of: Vec::new(),
             rate: Rate::default(),
         }
     }
@@ -250,19 +255,32 @@ impl Leader {
             after = last.number;
             info!(batches = page.len(), "sending what an earlier leader had claimed");
             for batch in page {
-                self.send_unsettled(&batch).await?;
+                self.send_unsettled(batch).await?;
             }
         }
         self.settle_if_allowed().await
     }
 
-    /// R7: under its old number.
-    async fn send_unsettled(&mut self, batch: &carillon_store::open_entries::Batch) -> Result<(), End> {
-        let open = self.insist(|session| {
-            let batch = batch.clone();
-            Box::pin(async move { session.executions_open_of_batches(&[batch], None).await })
+    /// R7: under its old number. What is of a day that somebody has locked, or what the server refuses to tell however often it is
+    /// asked, is left out of it, and to R19: no leader would get beyond it as long as that lasts.
+    async fn send_unsettled(&mut self, batch: carillon_store::open_entries::Batch) -> Result<(), End> {
+        let asked = self.insist(|session| {
+            let mut batch = batch.clone();
+            Box::pin(async move {
+                let left = session.leave_locked_days(std::slice::from_mut(&mut batch)).await?;
+                Ok((session.executions_open_of_batches(&[batch], None).await?, left.is_empty()))
+            })
         });
-        let open = open.await?;
+        let (open, is_whole) = match asked.await {
+            Err(End::SessionLost(error)) if error.is_reported() => {
+                warn!(batch = batch.number, "left to the walk, as postgres does not tell: {}", with_causes(&error));
+                (Vec::new(), false)
+            }
+            outcome => outcome?,
+        };
+        if !is_whole {
+            self.passes.ask_later(batch.number, Instant::now() + LOCKED_PAUSE);
+        }
         self.learn_jobs_of(batch.number, open.iter().map(|(entry, _)| (entry.job, entry.revision))).await?;
         let mut outgoing = Batch::new(batch.number);
         for (entry, _) in &open {

@@ -10,6 +10,9 @@
 //! - otherwise the *young*: each batch once, as soon as it has had time to finish, so that forgetting keeps pace with claiming;
 //! - and the *old*: whatever is still there, oldest first, round and round.
 //!
+//! What belongs to a day that somebody has locked as a whole is not asked about: its batches stay, and the walk over the old comes
+//! back to them.
+//!
 //! All of it is this process's memory: a new leader begins anew.
 
 use std::collections::{HashMap, VecDeque};
@@ -112,7 +115,7 @@ impl Passes {
         self.answers = self.certificate;
     }
 
-    /// A page of the whole pass was refused: what it answers for is not all looked at when it is over, and another one answers.
+    /// A page of the whole pass was refused, or some of it is of a locked day: what it answers for is not all looked at when it is over, and another one answers.
     fn leaves_out(&mut self, now: Instant) {
         self.answers = None;
         self.whole_due.get_or_insert(now + WHOLE_AGAIN);
@@ -218,7 +221,7 @@ impl Leader {
         let asked = self.passes.take_asked();
         if !asked.is_empty() {
             let outcome = self.reconcile_asked(&asked).await;
-            return self.refused(asked, outcome);
+            return self.refused(asked, outcome).map(drop);
         }
         if self.passes.below.is_none() && self.passes.whole_due.is_some_and(|at| at <= began) {
             self.settle().await?;
@@ -230,7 +233,7 @@ impl Leader {
             // Before anything of it can fail: no page holds up the others.
             self.passes.below = page.last().map(|last| last.number);
             let outcome = self.reconcile(&page).await;
-            if matches!(outcome, Err(End::Refused(_))) {
+            if matches!(outcome, Ok(false) | Err(End::Refused(_))) {
                 self.passes.leaves_out(began);
             }
             self.refused(page.iter().map(|batch| batch.number), outcome)?;
@@ -249,7 +252,7 @@ impl Leader {
         Ok(())
     }
 
-    async fn reconcile_asked(&mut self, asked: &[i64]) -> Result<(), End> {
+    async fn reconcile_asked(&mut self, asked: &[i64]) -> Result<bool, End> {
         // R7: looked up once it is marked.
         self.settle().await?;
         let batches = self.session.batches_by_number(asked).await?;
@@ -257,7 +260,7 @@ impl Leader {
     }
 
     /// What the server has refused is looked at again, one by one.
-    fn refused(&mut self, numbers: impl IntoIterator<Item = i64>, outcome: Result<(), End>) -> Result<(), End> {
+    fn refused<T>(&mut self, numbers: impl IntoIterator<Item = i64>, outcome: Result<T, End>) -> Result<T, End> {
         if matches!(outcome, Err(End::Refused(_))) {
             self.passes.refused(numbers);
         }
@@ -282,21 +285,24 @@ impl Leader {
         let outcome = self.refused(page.iter().map(|batch| batch.number), outcome);
         let pause = if self.is_busy { PAUSE_BUSY } else { PAUSE };
         self.passes.next = Instant::now() + if is_over { TICK } else { (began.elapsed() * pause).min(TICK) };
-        outcome
+        outcome.map(drop)
     }
 
-    async fn reconcile(&mut self, batches: &[Batch]) -> Result<(), End> {
+    /// Answers whether it has looked at all of them: what is of a locked day it passes over.
+    async fn reconcile(&mut self, batches: &[Batch]) -> Result<bool, End> {
         if batches.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
+        let mut batches = batches.to_vec();
+        let locked = self.session.leave_locked_days(&mut batches).await?;
         let lease = self.config.protocol.lease;
         // R15: nobody judges another not live before its own contact with Postgres was unbroken for a lease.
         let may_judge = (self.session.age() >= lease).then_some(lease);
-        let open = self.session.executions_open_of_batches(batches, may_judge).await?;
+        let open = self.session.executions_open_of_batches(&batches, may_judge).await?;
         let mut over: Vec<i64> = batches.iter().map(|batch| batch.number).collect();
         let mut still_open: Vec<i64> = open.iter().map(|(entry, _)| entry.entry).collect();
         still_open.dedup();
-        over.retain(|number| still_open.binary_search(number).is_err());
+        over.retain(|number| still_open.binary_search(number).is_err() && !locked.contains(number));
         if !over.is_empty() {
             self.session.batches_forget(&over).await?;
         }
@@ -310,7 +316,7 @@ impl Leader {
         for some in lost.chunks(batch_max.clamp(1, ROWS_OF_ANY_SIZE)) {
             self.publish_again(some).await?;
         }
-        Ok(())
+        Ok(locked.is_empty())
     }
 
     /// Those of `candidates` whose very entry the streams do not hold.

@@ -8,12 +8,13 @@ use std::future::Future;
 use std::time::Duration;
 
 use carillon_core::error::with_causes;
-use carillon_store::retention::{self, Retention};
+use carillon_store::retention::{self, Retention, Swept};
 use carillon_store::{Store, partitions, revisions};
 use metrics::{counter, gauge};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+use uuid::Uuid;
 
 /// As often as a lock may be tried for.
 const EVERY: Duration = Duration::from_secs(60);
@@ -36,6 +37,8 @@ pub(crate) async fn run(store: Store, kept: Retention, shutdown: CancellationTok
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut making, mut dropping) = (Alert::new("make"), Alert::new("drop"));
         let mut swept = None::<Instant>;
+        // Where the last round over jobs was given up, if it was: the next one is due at once, and goes on there.
+        let mut after = Uuid::nil();
         loop {
             tick.tick().await;
             match step("make the partitions of the days to come", partitions::make_ahead(&store)).await {
@@ -60,6 +63,9 @@ pub(crate) async fn run(store: Store, kept: Retention, shutdown: CancellationTok
             if swept.is_none_or(|swept| swept.elapsed() >= SWEEP_EVERY) {
                 swept = Some(Instant::now());
                 sweep(&store, &kept).await;
+                forget_jobs(&store, &kept, &mut after).await;
+            } else if !after.is_nil() {
+                forget_jobs(&store, &kept, &mut after).await;
             }
         }
     };
@@ -78,11 +84,14 @@ async fn sweep(store: &Store, kept: &Retention) {
         counter!("carillon_retention_revisions_total").increment(revisions.gone);
         refused("forget", &revisions.refused);
     }
+}
+
+async fn forget_jobs(store: &Store, kept: &Retention, after: &mut Uuid) {
     let Some(jobs_kept) = kept.jobs else { return };
-    if let Some(jobs) = step("delete jobs that are over", retention::forget_jobs(store, jobs_kept)).await {
-        counter!("carillon_retention_jobs_total").increment(jobs.gone);
-        refused("delete", &jobs.refused);
-    }
+    let mut swept = Swept::default();
+    step("delete jobs that are over", retention::forget_jobs_on(store, jobs_kept, after, &mut swept)).await;
+    counter!("carillon_retention_jobs_total").increment(swept.gone);
+    refused("delete", &swept.refused);
 }
 
 fn refused(work: &str, those: &[String]) {

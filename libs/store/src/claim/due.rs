@@ -157,15 +157,16 @@ impl Claim<'_> {
         if locked.is_empty() {
             return Ok(());
         }
-        for timer in self.timers.extract_if(.., |timer| locked.contains(&day_of(timer.fire_at))) {
-            self.set_aside.push((Source::Timer, timer.line, timer.job));
-        }
+        self.standing_there.extend(self.timers.extract_if(.., |timer| locked.contains(&day_of(timer.fire_at))));
+        let left = self.standing_there.iter().map(|timer| (Source::Timer, timer.line.clone(), timer.job));
+        self.set_aside.extend(left);
         for trigger in self.triggers.extract_if(.., |trigger| locked.contains(&ids::day(trigger.execution))) {
             self.set_aside.push((Source::Trigger, trigger.line, trigger.execution));
         }
         let retries = self.retries.extract_if(.., |retry| locked.contains(&ids::day(retry.execution)));
         let later: Vec<Uuid> = retries.map(|retry| retry.execution).collect();
-        self.passed_over |= !later.is_empty();
+        self.put_off = !later.is_empty();
+        self.passed_over |= self.put_off;
         sqlx::query(RETRIES_LATER).bind(later).execute(&mut *self.transaction).await?;
         Ok(())
     }

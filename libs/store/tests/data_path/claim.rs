@@ -5,11 +5,12 @@ use carillon_core::agenda::Source;
 use carillon_core::execution::Status;
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
-use carillon_store::claim::{Decisions, Moved, MovedTimer, NewExecution};
+use carillon_store::claim::{Decisions, DueTimer, Moved, MovedTimer, NewExecution};
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use crate::bench::{Bench, Timer, finished, fire, medium, one_each, parked, retry_at, room};
+use crate::partitions::today;
 
 fn seconds(seconds: i64) -> TimeDelta {
     TimeDelta::seconds(seconds)
@@ -512,4 +513,44 @@ async fn r5_metadata_of_a_trigger_stays_with_its_execution_whether_it_opens_or_i
         assert_eq!(bench.store.execution_metadata(id).await?, Some(serde_json::json!({"ticket": 7})));
     }
     bench.assert_counters().await
+}
+
+/// What was missed is made up for on another day than that on which the timer stands: the day of the execution is what counts.
+#[tokio::test]
+async fn what_was_missed_is_left_by_the_day_of_its_execution() -> Result<()> {
+    let bench = Bench::new().await?;
+    let days = today(&bench.pool).await?;
+    let (before, yesterday, now) = (days.midnight(-3), days.midnight(-1) + TimeDelta::hours(12), bench.now().await?);
+    let to_yesterday = bench.job_at(&medium(), Some(before)).await?;
+    let to_today = bench.job_at(&medium(), Some(yesterday)).await?;
+    let stays = bench.job_at(&medium(), Some(yesterday)).await?;
+    let decide = |timers: &[DueTimer]| {
+        let at = |job| if job == to_today { now } else { yesterday };
+        let executions = (1..).zip(timers).map(|(seq, timer)| fire(timer.job, at(timer.job), seq)).collect();
+        let timers = timers.iter().map(|timer| parked(timer.job)).collect();
+        Decisions { executions, timers, retries: vec![] }
+    };
+    let mut foreign = bench.pool.begin().await?;
+    let lock = format!("LOCK TABLE ONLY carillon.{} IN SHARE MODE", days.partition("job_executions", -1));
+    sqlx::query(sqlx::AssertSqlSafe(lock)).execute(&mut *foreign).await?;
+    let mut leader = bench.leader().await?;
+    let rooms = [room(Source::Timer, &medium(), 10)];
+    let mut claim = leader.claim(&rooms, now, &[]).await?;
+    assert_eq!(claim.timers.iter().map(|timer| timer.job).collect::<Vec<_>>(), [to_yesterday]);
+    claim.take_missed(before);
+    assert_eq!((claim.timers.len(), claim.set_aside.len()), (1, 2), "none of them was missed by then");
+    claim.take_missed(now);
+    assert_eq!((claim.timers.len(), claim.set_aside.len()), (3, 0));
+    let decisions = decide(&claim.timers);
+    assert!(claim.leave_locked(&decisions).await?);
+    assert_eq!(claim.timers.iter().map(|timer| timer.job).collect::<Vec<_>>(), [to_today]);
+    let left: Vec<Uuid> = claim.set_aside.iter().map(|(_, _, job)| *job).collect();
+    assert_eq!(left, [to_yesterday, stays]);
+    let decisions = decide(&claim.timers);
+    assert!(!claim.leave_locked(&decisions).await?, "all of them may be written");
+    assert_eq!(claim.commit(1, &decisions, &[]).await?.born.len(), 1);
+    foreign.rollback().await?;
+    let claim = leader.claim(&rooms, now, &[]).await?;
+    assert_eq!(claim.timers.len(), 2, "nothing is lost");
+    Ok(())
 }

@@ -2,15 +2,18 @@
 //! has moved on by itself is touched.
 
 use anyhow::Result;
+use carillon_core::agenda::Source;
 use carillon_core::execution::Status;
 use carillon_core::job::Priority;
 use carillon_core::line::Line;
 use carillon_store::leader_session::LeaderSession;
 use carillon_store::open_entries::{Batch, Missing, OpenEntry};
 use carillon_store::recorder::{Held, Verdict};
+use chrono::TimeDelta;
 use uuid::Uuid;
 
-use crate::bench::{Bench, LEASE, all_lost, finished};
+use crate::bench::{Bench, LEASE, all_lost, finished, medium, one_each, room};
+use crate::partitions::today;
 
 async fn batch_of(leader: &mut LeaderSession, number: i64) -> Result<Batch> {
     let all = [leader.batches_unsettled(0).await?, leader.batches_settled(0, i64::MAX).await?].concat();
@@ -333,4 +336,45 @@ async fn r23a_what_is_misplaced_moves_to_the_line_of_the_revision_that_was_seen(
         assert_eq!((&entry.line, entry.is_misplaced, entry.take), (&to, false, i32::from(unread)));
     }
     bench.assert_counters().await
+}
+
+/// Somebody has locked yesterday as a whole: what belongs there is not asked about and not written, all else is.
+#[tokio::test]
+async fn r19_passes_over_what_is_of_a_locked_day() -> Result<()> {
+    let bench = Bench::new().await?;
+    let days = today(&bench.pool).await?;
+    let mut leader = bench.leader().await?;
+    for at in [days.midnight(-1) + TimeDelta::hours(12), bench.now().await?] {
+        bench.job_at(&medium(), Some(at)).await?;
+    }
+    let claim = leader.claim(&[room(Source::Timer, &medium(), 10)], bench.now().await?, &[]).await?;
+    let (decisions, number) = (one_each(&claim.timers), claim.number);
+    let late = decisions.executions[0].id;
+    claim.commit(1, &decisions, &[]).await?;
+    let lost = open_entries(&mut leader, number).await?;
+    assert_eq!(lost.len(), 2);
+    let of = |batch: &Batch| [batch.clone(), Batch { number: number + 1, ids: vec![late] }];
+    for mode in ["SHARE", "ACCESS EXCLUSIVE"] {
+        let mut foreign = bench.pool.begin().await?;
+        let lock = format!("LOCK TABLE ONLY carillon.{} IN {mode} MODE", days.partition("job_executions", -1));
+        sqlx::query(sqlx::AssertSqlSafe(lock)).execute(&mut *foreign).await?;
+        let mut batches = of(&batch_of(&mut leader, number).await?);
+        let left: Vec<i64> = leader.leave_locked_days(&mut batches).await?.into_iter().collect();
+        assert_eq!(left, [number, number + 1], "{mode}");
+        assert_eq!((batches[0].ids.len(), batches[1].ids.len()), (1, 0));
+        let open = leader.executions_open_of_batches(&batches, None).await?;
+        // Once: then it stands in another batch.
+        assert_eq!(open.len(), usize::from(mode == "SHARE"), "{open:?}");
+        assert!(open.iter().all(|(entry, _)| entry.execution != late));
+        let again = leader.draw_number().await?;
+        let republished = leader.executions_republish(again, 1, &all_lost(&lost), LEASE).await?;
+        assert_eq!(republished.len(), usize::from(mode == "SHARE"), "{republished:?}");
+        assert!(republished.iter().all(|entry| entry.execution != late));
+        foreign.rollback().await?;
+    }
+    let mut batches = of(&batch_of(&mut leader, number).await?);
+    assert!(leader.leave_locked_days(&mut batches).await?.is_empty(), "nobody has locked anything");
+    let again = leader.draw_number().await?;
+    assert_eq!(leader.executions_republish(again, 1, &all_lost(&lost), LEASE).await?.len(), 1);
+    Ok(())
 }

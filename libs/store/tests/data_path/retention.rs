@@ -9,6 +9,7 @@ use carillon_store::claim::Decisions;
 use carillon_store::recorder::{Held, Verdict};
 use carillon_store::retention::{self, Dropped, Retention, Swept};
 use carillon_store::{Error, Store};
+use carillon_testkit::wait_until;
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
@@ -442,12 +443,13 @@ async fn rows_of_the_default_partition_leave_by_their_end_in_steps() -> Result<(
 async fn jobs_that_are_over_for_long_leave_with_all_that_is_theirs() -> Result<()> {
     let bench = Bench::new().await?;
     let days = today(&bench.pool).await?;
-    make_day(&bench, &days, -30).await?;
+    make_day(&bench, &days, -32).await?;
     let jobs = bench.jobs(5).await?;
     let [deleted, completed, recent, running, active] = jobs[..] else { anyhow::bail!("five") };
+    sqlx::query("UPDATE jobs SET created_at = $1").bind(days.midnight(-401)).execute(&bench.pool).await?;
     let mut ids = Vec::new();
     for job in &jobs {
-        for day in [-400, -30, 0] {
+        for day in [-400, -33, -32] {
             let at = days.midnight(day) + TimeDelta::hours(1);
             ids.push((*job, history(&bench.pool, *job, at, Some(at)).await?));
         }
@@ -492,5 +494,81 @@ async fn jobs_that_are_over_for_long_leave_with_all_that_is_theirs() -> Result<(
     }
     assert_eq!(bench.stats(active).await?.finished_count, 3);
     assert_eq!(retention::forget_jobs(&bench.store, DAY * 30).await?.gone, 0);
+    Ok(())
+}
+
+/// A one-time job that ended thirty days ago, with its one execution at `at`.
+async fn one_time_job_that_is_over(bench: &Bench, made: DateTime<Utc>, at: DateTime<Utc>) -> Result<(Uuid, Uuid)> {
+    let job = bench.job().await?;
+    let execution = history(&bench.pool, job, at, Some(made)).await?;
+    sqlx::query(
+        "WITH timer AS (UPDATE job_timers SET claimed_count = 1 WHERE job_id = $1),
+              stats AS (UPDATE job_stats SET finished_count = 1, last_run_at = $2 WHERE job_id = $1)
+         UPDATE jobs SET status = 'COMPLETED', created_at = $2, completed_at = $2 WHERE id = $1",
+    )
+    .bind(job)
+    .bind(made)
+    .execute(&bench.pool)
+    .await?;
+    Ok((job, execution))
+}
+
+/// Each day is a statement, and there may be hundreds. Somebody has locked one of which the job can have nothing.
+#[tokio::test]
+async fn what_a_job_had_is_looked_for_on_its_own_days() -> Result<()> {
+    let bench = Bench::new().await?;
+    let days = today(&bench.pool).await?;
+    make_day(&bench, &days, -40).await?;
+    make_day(&bench, &days, -30).await?;
+    let made = days.midnight(-30) + TimeDelta::hours(1);
+    let (_, execution) = one_time_job_that_is_over(&bench, made, made).await?;
+    // By the client's wish, of a day long past, that has no partition.
+    let (_, of_the_past) = one_time_job_that_is_over(&bench, made, days.midnight(-400)).await?;
+    let mut foreign = bench.pool.begin().await?;
+    let lock = format!("LOCK TABLE ONLY carillon.{} IN ACCESS EXCLUSIVE MODE", days.partition(TABLES[0], -1));
+    sqlx::query(sqlx::AssertSqlSafe(lock)).execute(&mut *foreign).await?;
+    let swept = retention::forget_jobs(&bench.store, DAY * 20).await?;
+    assert_eq!((swept.gone, swept.refused.len()), (1, 1), "{swept:?}");
+    foreign.rollback().await?;
+    assert_eq!(rows(&bench.pool, of_the_past).await?, (1, 1, 1), "of that one all days are looked through");
+    assert_eq!(rows(&bench.pool, execution).await?, (0, 0, 0));
+    assert_eq!(retention::forget_jobs(&bench.store, DAY * 20).await?, Swept { gone: 1, refused: vec![] });
+    assert_eq!(rows(&bench.pool, of_the_past).await?, (0, 0, 0));
+    // The days that it had are gone: nothing is looked for elsewhere.
+    one_time_job_that_is_over(&bench, days.midnight(-60), days.midnight(-400)).await?;
+    let mut foreign = bench.pool.begin().await?;
+    let lock = format!("LOCK TABLE ONLY carillon.{} IN ACCESS EXCLUSIVE MODE", days.partition(TABLES[0], -1));
+    sqlx::query(sqlx::AssertSqlSafe(lock)).execute(&mut *foreign).await?;
+    assert_eq!(retention::forget_jobs(&bench.store, DAY * 20).await?, Swept { gone: 1, refused: vec![] });
+    foreign.rollback().await?;
+    Ok(())
+}
+
+/// A round is given up after a while. The next one began anew, and what stood behind was never come to.
+#[tokio::test]
+async fn what_is_given_up_goes_on_where_it_had_come_to() -> Result<()> {
+    let bench = Bench::new().await?;
+    let made = today(&bench.pool).await?.midnight(-1);
+    let (first, _) = one_time_job_that_is_over(&bench, made, made).await?;
+    let (last, _) = one_time_job_that_is_over(&bench, made, made).await?;
+    let mut foreign = bench.pool.begin().await?;
+    sqlx::query("SELECT FROM jobs WHERE id = $1 FOR UPDATE").bind(last).execute(&mut *foreign).await?;
+    let (mut after, mut swept) = (Uuid::nil(), Swept::default());
+    tokio::select! {
+        done = retention::forget_jobs_on(&bench.store, Duration::ZERO, &mut after, &mut swept) => {
+            anyhow::bail!("it waits for the last one: {done:?}")
+        }
+        gone = wait_until("the first to leave", Duration::from_secs(30), || async {
+            anyhow::ensure!(bench.count("jobs").await? == 1, "not yet");
+            // All that comes behind it is to wait for the lock.
+            anyhow::Ok(bench.executor_waits_for_a_lock().await?)
+        }) => gone?,
+    }
+    assert_eq!((after, swept.gone), (first, 1));
+    foreign.rollback().await?;
+    retention::forget_jobs_on(&bench.store, Duration::ZERO, &mut after, &mut swept).await?;
+    assert_eq!((after, swept.refused.len()), (Uuid::nil(), 0), "and the next begins anew");
+    // Who gave up may have deleted it in the end: its statement went on.
+    assert_eq!(bench.count("jobs").await?, 0);
     Ok(())
 }

@@ -4,9 +4,60 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use carillon_core::ids;
-use chrono::{Days, Utc};
+use carillon_core::schedule::TimetableSpec;
+use chrono::{DateTime, Days, NaiveDate, Utc};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use sqlx::{AssertSqlSafe, Postgres, Transaction};
+use uuid::Uuid;
 
-use crate::bench::{Leader, in_ms};
+use crate::bench::{DAY, Leader, in_ms};
+
+fn yesterday() -> NaiveDate {
+    Utc::now().date_naive() - Days::new(1)
+}
+
+fn noon(day: NaiveDate) -> Result<DateTime<Utc>> {
+    Ok(day.and_hms_opt(12, 0, 0).context("noon")?.and_utc())
+}
+
+/// Somebody packs the table of a day's executions, until that ends.
+async fn pack(leader: &Leader, day: NaiveDate) -> Result<Transaction<'static, Postgres>> {
+    let mut foreign = leader.pool.begin().await?;
+    let lock = format!("LOCK TABLE ONLY job_executions_{} IN ACCESS EXCLUSIVE MODE", day.format("%Y_%m_%d"));
+    sqlx::query(AssertSqlSafe(lock)).execute(&mut *foreign).await?;
+    Ok(foreign)
+}
+
+/// Queued by the batch `number`, at that place. The batch itself is not there yet.
+async fn queued(leader: &Leader, number: i64, seq: i32, at: DateTime<Utc>) -> Result<Uuid> {
+    let job = leader.jobs(1, in_ms(86_400_000)).await?;
+    let execution = ids::execution_for_fire(job, at);
+    sqlx::query(
+        "INSERT INTO job_executions (shard, id, job_id, queue, priority, claim, entry, seq, status, scheduled_at)
+         VALUES (0, $1, $2, 'default', 1, $3, $3, $4, 'QUEUED', $5)",
+    )
+    .bind(execution)
+    .bind(job)
+    .bind(number)
+    .bind(seq)
+    .bind(at)
+    .execute(&leader.pool)
+    .await?;
+    Ok(execution)
+}
+
+async fn batch(leader: &Leader, number: i64, executions: &[Uuid], is_settled: bool) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO dispatch_batches (shard, number, term, ids, settled_at)
+         VALUES (0, $1, 1, $2, CASE WHEN $3 THEN now() END)",
+    )
+    .bind(number)
+    .bind(executions)
+    .bind(is_settled)
+    .execute(&leader.pool)
+    .await?;
+    Ok(())
+}
 
 /// S4: the row of an execution is locked by somebody who does not end, and Redis is wiped.
 #[tokio::test]
@@ -53,8 +104,7 @@ async fn what_was_locked_for_a_moment_is_claimed_a_moment_later() -> Result<()> 
 async fn a_locked_day_that_is_over_holds_up_no_claim_of_today() -> Result<()> {
     const JOBS: usize = 20;
     let leader = Leader::start(100, 1_000).await?;
-    let yesterday = Utc::now().date_naive() - Days::new(1);
-    let noon = yesterday.and_hms_opt(12, 0, 0).context("noon")?.and_utc();
+    let noon = noon(yesterday())?;
     let job = leader.jobs(1, in_ms(86_400_000)).await?;
     let retrying = ids::execution_for_fire(job, noon);
     sqlx::query(
@@ -70,9 +120,7 @@ async fn a_locked_day_that_is_over_holds_up_no_claim_of_today() -> Result<()> {
     .bind(noon)
     .execute(&leader.pool)
     .await?;
-    let mut foreign = leader.pool.begin().await?;
-    let lock = format!("LOCK TABLE ONLY job_executions_{} IN ACCESS EXCLUSIVE MODE", yesterday.format("%Y_%m_%d"));
-    sqlx::query(sqlx::AssertSqlSafe(lock)).execute(&mut *foreign).await?;
+    let foreign = pack(&leader, yesterday()).await?;
     let created = Instant::now();
     leader.jobs(JOBS, in_ms(0)).await?;
     leader.wake()?;
@@ -81,6 +129,93 @@ async fn a_locked_day_that_is_over_holds_up_no_claim_of_today() -> Result<()> {
     assert!(took < Duration::from_secs(2), "{took:?} beside a lock on yesterday");
     foreign.rollback().await?;
     leader.until("that of yesterday", || Ok(usize::try_from(leader.length()?)? == JOBS + 1)).await?;
+    leader.end().await
+}
+
+/// R7: what a leader had claimed and not settled holds something of yesterday, which somebody packs. Each new leader waited for it, in
+/// vain, and ended its term; nothing was claimed meanwhile.
+#[tokio::test]
+async fn a_new_leader_leads_beside_a_locked_day_of_an_unsettled_batch() -> Result<()> {
+    let leader = Leader::start(100, 1_000).await?;
+    let before = leader.term()?;
+    let number = Utc::now().timestamp_millis();
+    let of_both = [queued(&leader, number, 1, noon(yesterday())?).await?, queued(&leader, number, 2, in_ms(0)).await?];
+    let foreign = pack(&leader, yesterday()).await?;
+    batch(&leader, number, &of_both, false).await?;
+    sqlx::query(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
+         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+    )
+    .execute(&leader.pool)
+    .await?;
+    leader.until("that of today", || Ok(leader.length()? == 1)).await?;
+    let term = leader.term()?;
+    assert!(term > before, "another term");
+    leader.jobs(1, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("a new one", || Ok(leader.length()? == 2)).await?;
+    leader.until_count("dispatch_batches WHERE settled_at IS NULL", |open| open == 0).await?;
+    foreign.rollback().await?;
+    leader.until("that of yesterday", || Ok(leader.length()? == 3)).await?;
+    assert_eq!(leader.term()?, term, "the term went on");
+    leader.end().await
+}
+
+/// R5, FIRE_ONCE: the dispatchers were down for days, and what was missed is made up for by an execution of yesterday, which somebody
+/// packs. Which day it is of, the timer does not tell: it stands at the first that was missed.
+#[tokio::test]
+async fn a_missed_fire_is_left_by_the_day_that_it_is_made_up_for_on() -> Result<()> {
+    const LATE: usize = 5;
+    const JOBS: usize = 20;
+    let leader = Leader::start(100, 1_000).await?;
+    let foreign = pack(&leader, yesterday()).await?;
+    let first = noon(yesterday() - Days::new(2))?;
+    leader.timetabled_jobs(LATE, first, &TimetableSpec::every(DAY * 2, first)).await?;
+    // The other way about: it stands at the packed day, and fires for an instant of today.
+    let first = noon(yesterday())?;
+    leader.timetabled_jobs(1, first, &TimetableSpec::every(DAY / 2, first)).await?;
+    leader.jobs(JOBS, in_ms(0)).await?;
+    let created = Instant::now();
+    leader.wake()?;
+    let there = leader.until("all of today", || Ok(usize::try_from(leader.length()?)? == JOBS + 1)).await?;
+    let took = there.saturating_duration_since(created);
+    assert!(took < Duration::from_secs(2), "{took:?} beside a lock on yesterday");
+    foreign.rollback().await?;
+    leader.until("those of yesterday", || Ok(usize::try_from(leader.length()?)? == JOBS + 1 + LATE)).await?;
+    leader.end().await
+}
+
+/// R19: what the walk meets of yesterday, which somebody packs, was refused page by page, and then each batch by itself, half a second
+/// each; so was, after a wipe, all that stood on a page with it.
+#[tokio::test]
+async fn the_walk_passes_over_a_locked_day_and_comes_back_to_it() -> Result<()> {
+    const LATE: i64 = 40;
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let leader = Leader::start(100, 1_000).await?;
+    let old = Utc::now().timestamp_millis() - 120_000;
+    let mut late = Vec::new();
+    for number in old..old + LATE {
+        late.push((number, queued(&leader, number, 1, noon(yesterday())?).await?));
+    }
+    let foreign = pack(&leader, yesterday()).await?;
+    for (number, execution) in late {
+        batch(&leader, number, &[execution], true).await?;
+    }
+    leader.jobs(1, in_ms(0)).await?;
+    leader.wake()?;
+    leader.until("that of today", || Ok(leader.length()? == 1)).await?;
+    leader.old_batches(1).await?;
+    // It has met them all when that one is forgotten.
+    leader.until_count("dispatch_batches", |count| count == LATE + 1).await?;
+    leader.redis.flush_all()?;
+    let took = leader.back_after(1).await?;
+    assert!(took < Duration::from_secs(2), "{took:?} after the certificate");
+    let told = recorder.handle().render();
+    let refused = told.lines().find_map(|line| line.strip_prefix("carillon_dispatcher_refused_total "));
+    assert!(refused.is_none_or(|count| count == "0"), "{refused:?} statements were refused");
+    foreign.rollback().await?;
+    leader.until("those of yesterday", || Ok(leader.length()? == LATE + 1)).await?;
     leader.end().await
 }
 
