@@ -115,7 +115,8 @@ impl Passes {
         self.answers = self.certificate;
     }
 
-    /// A page of the whole pass was refused, or some of it is of a locked day: what it answers for is not all looked at when it is over, and another one answers.
+    /// A page of the whole pass was refused, or some of it is of a locked day: what it answers for is not all looked at when it
+    /// is over, and another one answers.
     fn leaves_out(&mut self, now: Instant) {
         self.answers = None;
         self.whole_due.get_or_insert(now + WHOLE_AGAIN);
