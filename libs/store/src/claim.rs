@@ -346,11 +346,10 @@ impl Claim<'_> {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn leave_locked(&mut self, decisions: &Decisions) -> Result<bool> {
-        let today = ids::day(ids::first_at(self.now));
         let triggered: HashSet<Uuid> = self.triggers.iter().map(|trigger| trigger.execution).collect();
         let of_timers = decisions.executions.iter().filter(|new| !triggered.contains(&new.id));
         let of_job: HashMap<Uuid, u64> = of_timers.map(|new| (new.job, ids::day(new.id))).collect();
-        let over = of_job.values().copied().filter(|day| *day < today).collect();
+        let over = days::over(self.now, of_job.values().copied());
         let locked = days::locked_on(&mut self.transaction, &over).await?;
         let is_locked = |timer: &mut DueTimer| of_job.get(&timer.job).is_some_and(|day| locked.contains(day));
         let left = self.timers.extract_if(.., is_locked);

@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::future::Future;
 
-use carillon_core::ids::day;
-use chrono::{Days, NaiveDate};
+use carillon_core::ids::{self, day};
+use chrono::{DateTime, Days, NaiveDate, Utc};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
@@ -115,6 +115,12 @@ where
     Ok(asked)
 }
 
+/// Those among `days` that are over by `now`. The others are not asked about: who has locked today's keeps everybody waiting.
+pub(crate) fn over(now: DateTime<Utc>, days: impl Iterator<Item = u64>) -> BTreeSet<u64> {
+    let today = day(ids::first_at(now));
+    days.filter(|day| *day < today).collect()
+}
+
 /// Those among `days` that somebody has locked as a whole; the executions of the others may be written by this transaction without
 /// waiting for anybody's lock on a table.
 pub(crate) async fn locked_on(connection: &mut Connection, days: &BTreeSet<u64>) -> Result<BTreeSet<u64>> {
@@ -141,8 +147,7 @@ pub(crate) fn by_day(mut ids: Vec<Uuid>) -> Vec<Vec<Uuid>> {
 
 #[cfg(test)]
 mod tests {
-    use carillon_core::ids;
-    use chrono::{DateTime, TimeDelta, Utc};
+    use chrono::TimeDelta;
     use proptest::prelude::*;
 
     use super::*;

@@ -13,7 +13,6 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use crate::clock::DbClock;
 use crate::definitions::{Definition, definitions_by_revision_on_conn};
 use crate::leader_session::LeaderSession;
 use crate::{Result, days};
@@ -87,12 +86,6 @@ pub struct Batch {
     pub number: i64,
     /// What it published, by place.
     pub ids: Vec<Uuid>,
-}
-
-/// The days before today: who has locked today's keeps everybody waiting, and it is not asked about.
-fn days_over(clock: DbClock, executions: impl Iterator<Item = Uuid>) -> BTreeSet<u64> {
-    let today = ids::day(ids::first_at(clock.now()));
-    executions.map(ids::day).filter(|day| *day < today).collect()
 }
 
 fn read_batch(row: &PgRow) -> Result<Batch> {
@@ -299,7 +292,8 @@ impl LeaderSession {
     /// # Errors
     /// [`crate::Error::Unavailable`]: the session is lost.
     pub async fn leave_locked_days(&mut self, batches: &mut [Batch]) -> Result<BTreeSet<i64>> {
-        let over = days_over(self.clock(), batches.iter().flat_map(|batch| batch.ids.iter().copied()));
+        let over =
+            days::over(self.clock().now(), batches.iter().flat_map(|batch| batch.ids.iter().copied().map(ids::day)));
         let locked = days::locked_on(&mut self.connection, &over).await?;
         let mut left = BTreeSet::new();
         if locked.is_empty() {
@@ -349,7 +343,7 @@ impl LeaderSession {
         lost: &[Missing],
         lease: Duration,
     ) -> Result<Vec<OpenEntry>> {
-        let over = days_over(self.clock(), lost.iter().map(|missing| missing.entry.execution));
+        let over = days::over(self.clock().now(), lost.iter().map(|missing| ids::day(missing.entry.execution)));
         let mut transaction = self.connection.begin().await?;
         let locked = days::locked_on(&mut transaction, &over).await?;
         let is_free = |missing: &&Missing| !locked.contains(&ids::day(missing.entry.execution));

@@ -147,12 +147,11 @@ impl Claim<'_> {
     /// left: a statement that waits for that table would be refused in the end, and all of the claim with it. The days of now are
     /// not asked about: whoever locks those keeps everybody waiting.
     pub(super) async fn leave_locked_days(&mut self) -> Result<()> {
-        let today = ids::day(ids::first_at(self.now));
         let day_of = |at: DateTime<Utc>| ids::day(ids::first_at(at));
         let of_timers = self.timers.iter().map(|timer| day_of(timer.fire_at));
         let of_triggers = self.triggers.iter().map(|trigger| ids::day(trigger.execution));
         let of_retries = self.retries.iter().map(|retry| ids::day(retry.execution));
-        let over = of_timers.chain(of_triggers).chain(of_retries).filter(|day| *day < today).collect();
+        let over = days::over(self.now, of_timers.chain(of_triggers).chain(of_retries));
         let locked = days::locked_on(&mut self.transaction, &over).await?;
         if locked.is_empty() {
             return Ok(());
