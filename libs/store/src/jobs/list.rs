@@ -186,9 +186,8 @@ async fn find(store: &Store, filter: Wanted<'_>, window: Window) -> Result<Scann
 /// All that match, with what they are ordered by: two halves of it at once, since each of ten thousand has a row of its own to be read.
 async fn gather(store: &Store, filter: Wanted<'_>) -> Result<Gathered> {
     let mut gathered = Gathered::among(JOBS_LOOKED_AT_MAX);
-    let too_many = i32::try_from(JOBS_LOOKED_AT_MAX).unwrap_or(i32::MAX).saturating_add(1);
     // Counted along an index, before any row is looked at.
-    let Way { way, passed, middle } = way(store, filter, too_many, false).await?;
+    let Way { way, passed, middle } = way(store, filter, too_many(), false).await?;
     gathered.require_among(passed)?;
     let (from, below) = filter.instants();
     let middle = middle.filter(|_| passed >= HALVED_MIN).unwrap_or(below);
@@ -200,6 +199,11 @@ async fn gather(store: &Store, filter: Wanted<'_>) -> Result<Gathered> {
     gathered.more(part.entries, part.looked_at)?;
     gathered.more(rest.entries, rest.looked_at)?;
     Ok(gathered)
+}
+
+/// So many rows are looked at where more are than may be.
+fn too_many() -> i32 {
+    i32::try_from(JOBS_LOOKED_AT_MAX).unwrap_or(i32::MAX).saturating_add(1)
 }
 
 /// Some of what is to be sorted.
@@ -219,7 +223,7 @@ async fn gather_between(store: &Store, filter: Wanted<'_>, way: &str, from: Uuid
     let (looked_at, matching, ids, keys): (i64, i64, Vec<Uuid>, Vec<Option<DateTime<Utc>>>) = sqlx::query_as(statement)
         .bind(from)
         .bind(below)
-        .bind(i32::try_from(JOBS_LOOKED_AT_MAX).unwrap_or(i32::MAX).saturating_add(1))
+        .bind(too_many())
         .bind(filter.order.direction == Direction::Ascending)
         .bind(Json(filter))
         .bind(way)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use carillon_core::error::with_causes;
-use carillon_core::job::JobType;
+use carillon_core::job::{JobStatus, JobType};
 use carillon_core::trace::TraceContext;
 use carillon_core::{ids, limits};
 use carillon_proto::v1;
@@ -283,7 +283,7 @@ impl Jobs {
         };
         checks.finish()?;
         // A deleted one is refused by the store, whatever is asked.
-        if current.status != carillon_core::job::JobStatus::Cancelled && update::is_unchanged(&current, &definition) {
+        if current.status != JobStatus::Cancelled && update::is_unchanged(&current, &definition) {
             return Ok(Some(current));
         }
         let timetable = match when {
